@@ -1,0 +1,209 @@
+"""Owns the bundle: the folder that `export` makes and every job loads, checked before it is used."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batchcap.errors import BundleError
+from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
+from batchcap.records import Float32Array, Int64Array
+
+FORMAT_VERSION = 1
+BUNDLE_FILE = "bundle.json"
+DECODER_FILE = "decoder/model.onnx"
+VISION_FILE = "vision/model.safetensors"
+EMBEDDINGS_FILE = "embeddings.npy"
+TOKENIZER_FILE = "tokenizer.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+_READ_BYTES = 1 << 22
+_EXPORT_AGAIN = "export it again with `batchcap export CHECKPOINT --output BUNDLE`"
+
+
+class EmbeddingTable:
+    """The token embeddings, memory-mapped: one copy in memory for all processes.
+
+    Stored as [V, H]: float32, float16, or the upper 16 bits of float32 (bfloat16) as uint16.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._table = np.load(path, mmap_mode="r")
+
+    def lookup(self, token_ids: Int64Array) -> Float32Array:
+        """Embeddings [..., H] float32 of token ids [...]; the expansion to float32 is exact."""
+        rows = self._table[token_ids]
+        if rows.dtype == np.uint16:
+            expanded: Float32Array = (rows.astype(np.uint32) << 16).view(np.float32)
+            return expanded
+        return np.ascontiguousarray(rows, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A model ready to run.
+
+    Attributes:
+        folder: where it is.
+        id: hex digest of everything that decides its captions.
+        geometry: the model's shape.
+        context: positions the decoder knows: longest prompt and caption together, in tokens.
+        precision: weights of the decoder, as in `int4 block 128 rtn`.
+        source: name of the checkpoint it was made from.
+    """
+
+    folder: Path
+    id: str
+    geometry: Geometry
+    context: int
+    precision: str
+    source: str
+
+    @property
+    def decoder_path(self) -> Path:
+        """The decoder's graph; its weights lie beside it."""
+        return self.folder / DECODER_FILE
+
+    @property
+    def vision_weights_path(self) -> Path:
+        """The vision tower's weights, tensor names without `model.visual.`."""
+        return self.folder / VISION_FILE
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer of the checkpoint."""
+        return self.folder / TOKENIZER_FILE
+
+    @property
+    def chat_template_path(self) -> Path:
+        """The chat template of the checkpoint."""
+        return self.folder / CHAT_TEMPLATE_FILE
+
+    def embeddings(self) -> EmbeddingTable:
+        """The token embeddings."""
+        return EmbeddingTable(self.folder / EMBEDDINGS_FILE)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, verify: bool = True) -> "Bundle":
+        """Read a bundle.
+
+        Args:
+            folder: the bundle.
+            verify: compare every file with its checksum; sizes are compared in any case.
+
+        Raises:
+            BundleError: it is not there, not a bundle, of another format version, or a file is missing or changed.
+        """
+        folder = Path(folder)
+        content = _read_description(folder)
+        try:
+            if content["id"] != bundle_id(content):
+                raise BundleError(f"{folder / BUNDLE_FILE} was changed after the export: {_EXPORT_AGAIN}")
+            for name, expected in content["files"].items():
+                _check_file(folder, name, expected, verify=verify)
+            return cls(
+                folder=folder,
+                id=content["id"],
+                geometry=_geometry(content["geometry"]),
+                context=content["context"],
+                precision=precision_text(content["precision"]),
+                source=content["source"]["name"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{folder / BUNDLE_FILE} is damaged ({error!r}): {_EXPORT_AGAIN}") from None
+
+    @classmethod
+    def load_again(cls, folder: str | Path, expected_id: str) -> "Bundle":
+        """Read a bundle whose files were checked a moment ago.
+
+        Raises:
+            BundleError: as `load`; or another bundle has taken its place since.
+        """
+        bundle = cls.load(folder, verify=False)
+        if bundle.id != expected_id:
+            raise BundleError(f"the bundle {folder} was replaced while the job began: run the same command again")
+        return bundle
+
+
+def bundle_id(content: dict[str, Any]) -> str:
+    """Hex digest of what decides the captions; the name of the source and the library versions do not."""
+    deciding = {key: content[key] for key in ("geometry", "context", "files")}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def precision_text(precision: dict[str, Any]) -> str:
+    """The decoder's precision for a person."""
+    if precision["bits"] == 32:
+        return "fp32"
+    return f"int{precision['bits']} block {precision['block_size']} {precision['algorithm']}"
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / BUNDLE_FILE
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(_not_a_bundle(folder)) from None
+    except NotADirectoryError:
+        raise BundleError(f"{folder} is a file; --model wants a bundle folder made by `batchcap export`") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"can't read {path} ({error}): {_EXPORT_AGAIN}") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format {version}, this batchcap reads {FORMAT_VERSION}: {_EXPORT_AGAIN}"
+        )
+    return content
+
+
+def _not_a_bundle(folder: Path) -> str:
+    if not folder.exists():
+        return f"there is no bundle at {folder}; make one with `batchcap export CHECKPOINT --output {folder}`"
+    if (folder / "config.json").exists():
+        return (
+            f"{folder} is a checkpoint, not a bundle: run `batchcap export {folder} --output BUNDLE` once "
+            "and pass --model BUNDLE"
+        )
+    return f"{folder} is not a bundle (no {BUNDLE_FILE}); make one with `batchcap export CHECKPOINT --output BUNDLE`"
+
+
+def _check_file(folder: Path, name: str, expected: dict[str, Any], *, verify: bool) -> None:
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise BundleError(f"{path} has {size} bytes instead of {expected['bytes']}: {_EXPORT_AGAIN}")
+        if verify and sha256_of(path) != expected["sha256"]:
+            raise BundleError(f"{path} is not what was exported (its checksum differs): {_EXPORT_AGAIN}")
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing: {_EXPORT_AGAIN}") from None
+    except OSError as error:
+        raise BundleError(f"can't read {path}: {error}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def geometry_to_dict(geometry: Geometry) -> dict[str, Any]:
+    """Plain JSON types."""
+    return dataclasses.asdict(geometry)
+
+
+def _geometry(data: dict[str, Any]) -> Geometry:
+    vision = {**data["vision"], "deepstack_levels": tuple(data["vision"]["deepstack_levels"])}
+    image = {**data["image"], "mean": tuple(data["image"]["mean"]), "std": tuple(data["image"]["std"])}
+    tokens = {**data["tokens"], "stop": tuple(data["tokens"]["stop"])}
+    return Geometry(TextGeometry(**data["text"]), VisionGeometry(**vision), ImageSettings(**image), TokenIds(**tokens))

@@ -1,0 +1,165 @@
+"""Owns every setting of a job: frozen dataclasses, validated once, whether typed or read from a job file."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from batchcap.errors import UsageError
+
+DEFAULT_PROMPT = "Describe this image in one sentence."
+
+
+class VisionDtype(StrEnum):
+    """Arithmetic of the vision encoder."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
+    if not condition:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class InputConfig:
+    """What is to be captioned.
+
+    Attributes:
+        inputs: picture files, folders, Parquet files, folders of Parquet files, or glob patterns.
+        image_column: Parquet column with the picture (bytes, Hugging Face `Image` struct, path); None: found by itself.
+        id_column: Parquet column to use as `id`; None: file name and row number.
+        image_root: folder that relative paths of a path column start from; None: the Parquet file's folder.
+        keep_columns: input columns carried into the output; ("*",) carries all but the picture.
+    """
+
+    inputs: tuple[str, ...]
+    image_column: str | None = None
+    id_column: str | None = None
+    image_root: str | None = None
+    keep_columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(len(self.inputs) > 0, "no input was named: give a folder, picture files or Parquet files")
+        _require(all(self.inputs), "an input is an empty text: give a folder, picture files or Parquet files")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """What decides the words of a caption. Temperature 0 is greedy."""
+
+    prompt: str = DEFAULT_PROMPT
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    loop_stop: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, "max_new_tokens must be at least 1")
+        _require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature must be 0 (greedy) or more")
+        _require(0 < self.top_p <= 1, "top_p must be above 0 and at most 1")
+        _require(self.top_k >= 0, "top_k must be 0 (off) or more")
+        _require(
+            math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
+            "repetition_penalty must be above 0 (1 is off)",
+        )
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the arg-max inside the graph is not enough."""
+        return self.temperature > 0 or self.repetition_penalty != 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """What decides a picture's features.
+
+    Attributes:
+        max_visual_tokens: budget a picture; a token covers 32 × 32 pixels (merge² patches) after the resize.
+        dtype: arithmetic of the encoder.
+        max_image_pixels: pictures with more pixels are refused before they are decoded.
+    """
+
+    max_visual_tokens: int = 256
+    dtype: VisionDtype = VisionDtype.AUTO
+    max_image_pixels: int = 256_000_000
+
+    def __post_init__(self) -> None:
+        _require(self.max_visual_tokens >= 4, "max_visual_tokens must be at least 4")
+        _require(self.max_image_pixels >= 1024, "max_image_pixels must be at least 1024")
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementConfig:
+    """Where the stages run and how much they hold; never changes a caption.
+
+    Attributes:
+        decoders: decoder processes.
+        slots: captions a decoder works on at once.
+        decoder_threads: threads of one decoder; 0: the cores divided by the decoders.
+        vision_threads: threads of the vision encoder; 0: all cores.
+        patch_budget: patches encoded in one pass of the vision encoder.
+        queue_mib: bound of the feature queue.
+        rows_per_part: rows of a part file.
+    """
+
+    decoders: int = 1
+    slots: int = 16
+    decoder_threads: int = 0
+    vision_threads: int = 0
+    patch_budget: int = 4096
+    queue_mib: int = 256
+    rows_per_part: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("decoders", "slots", "patch_budget", "queue_mib", "rows_per_part"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        for name in ("decoder_threads", "vision_threads"):
+            _require(getattr(self, name) >= 0, f"{name} must be 0 (automatic) or more")
+
+
+@dataclass(frozen=True, slots=True)
+class LimitConfig:
+    """When a run ends before, or fails at, the end of its work.
+
+    Attributes:
+        limit: caption only the first rows of the inputs; 0: all.
+        max_runtime_s: stop in good order after this time; 0: never.
+        max_error_rate: largest share of failed rows for exit code 0.
+    """
+
+    limit: int = 0
+    max_runtime_s: float = 0.0
+    max_error_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.limit >= 0, "limit must be 0 (all) or more")
+        _require(self.max_runtime_s >= 0, "max_runtime_s must be 0 (no limit) or more")
+        _require(0 <= self.max_error_rate <= 1, "max_error_rate must be between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class JobConfig:
+    """A whole job. `model` is a bundle folder; None is the embedded demo model."""
+
+    input: InputConfig
+    output: str
+    model: str | None = None
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    limits: LimitConfig = field(default_factory=LimitConfig)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.output), "output is an empty text: name the job folder")
+        _require(self.model != "", "model is an empty text: name a bundle, or leave it out for the demo model")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON types."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,1 @@
+"""Features → captions: key-value slots, continuous batching, sampling, what the text looks like."""

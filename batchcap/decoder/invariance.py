@@ -1,0 +1,71 @@
+"""Owns the promise that a caption does not depend on its neighbours: the row tile that decode batches are padded to.
+
+Kernels for few-bit weights work on tiles of rows, and a row left over goes through another kernel whose sums round
+differently. So a row's numbers are the same bit for bit in every batch whose size is a multiple of the tile. The tile
+differs between CPUs and precisions: it is measured at start-up, on the decoder that will be used.
+"""
+
+import logging
+
+import numpy as np
+
+from batchcap.decoder.session import DecoderSession
+from batchcap.decoder.slots import Slots
+from batchcap.geometry import Geometry
+from batchcap.records import Float32Array
+
+log = logging.getLogger(__name__)
+
+TILES = (1, 2, 4, 8, 16)
+# Always measured over the same sizes, whatever the number of slots, so that it never depends on that either.
+LARGEST_BATCH = 16
+PROMPT_TOKENS = 3
+POSITIONS = 8
+SEED = 1
+
+
+def find_row_tile(session: DecoderSession, geometry: Geometry) -> int:
+    """The smallest tile for which one row's logits are bitwise equal in every batch tried.
+
+    A row left over is the last of a batch of a few tiles; the largest batch is tried at both its ends. Each try is one
+    short decode step, and a tile ends with its first difference, so the whole takes about as long as a dozen steps.
+    Where no tile works, the largest is used and a warning logged: then every batch of up to that many slots has the
+    same size, which is the most that can be done.
+    """
+    probe = _Probe(session, geometry)
+    for tile in TILES:
+        sizes = [size for size in (tile, 2 * tile, 3 * tile, 5 * tile, 7 * tile) if size < LARGEST_BATCH]
+        tries = [*[(size, size - 1) for size in sizes], (LARGEST_BATCH, 0), (LARGEST_BATCH, LARGEST_BATCH - 1)]
+        expected = probe.logits(*tries[0])
+        if all(np.array_equal(expected, probe.logits(*one)) for one in tries[1:]):
+            return tile
+    log.warning("on this CPU a caption may depend on the captions decoded beside it: no row tile keeps rows equal")
+    return LARGEST_BATCH
+
+
+class _Probe:
+    """One row decoded among others that are different each time: other tokens, mostly in empty slots."""
+
+    def __init__(self, session: DecoderSession, geometry: Geometry) -> None:
+        self._slots = Slots(session, geometry, LARGEST_BATCH, POSITIONS, with_logits=True)
+        self._random = np.random.default_rng(SEED)
+        hidden = geometry.text.hidden_size
+        self._positions = np.broadcast_to(np.arange(PROMPT_TOKENS), (3, PROMPT_TOKENS)).astype(np.int64)
+        self._levels = np.zeros((len(geometry.vision.deepstack_levels), PROMPT_TOKENS, hidden), np.float32)
+        self._prompt = self._random.standard_normal((PROMPT_TOKENS, hidden), np.float32)
+        self._token = self._random.standard_normal(hidden, np.float32)
+        self._filled: set[int] = set()
+
+    def logits(self, size: int, place: int) -> Float32Array:
+        """Logits [V] of the probe row at `place` of a batch of `size`."""
+        if place not in self._filled:
+            self._slots.prefill(place, self._prompt, self._positions, self._levels)
+            self._filled.add(place)
+        embeds = self._random.standard_normal((size, len(self._token)), np.float32)
+        embeds[place] = self._token
+        lengths = np.zeros(size, np.int64)
+        lengths[[slot for slot in self._filled if slot < size]] = PROMPT_TOKENS
+        outputs = self._slots.step(size, lengths, lengths, embeds)
+        assert outputs.logits is not None  # noqa: S101 - asked for in __init__
+        logits: Float32Array = outputs.logits[place, 0].copy()
+        return logits

@@ -1,0 +1,76 @@
+"""Owns what a place to run must offer: rows go in, exactly one outcome a row comes out."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from batchcap.records import Caption, Failure, ImageRow
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What the picture and vision stages learned about one picture; times in milliseconds."""
+
+    width: int
+    height: int
+    sha256: str
+    read_ms: float
+    vision_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of one row. `facts` is None where the picture could not be read."""
+
+    row: ImageRow
+    result: Caption | Failure
+    facts: PictureFacts | None = None
+
+
+@dataclass(slots=True)
+class EngineLoad:
+    """What the stages are doing now and have done so far in this run.
+
+    Attributes:
+        busy_s: seconds of work by stage, summed over workers: read, vision, prefill, decode.
+        reading_rows: rows given to the vision worker and not back yet.
+        queue_rows: rows whose features wait for a decoder.
+        queue_mib: memory these features hold.
+        decoding_rows: rows given to decoders and not back yet.
+    """
+
+    busy_s: dict[str, float] = field(default_factory=dict)
+    reading_rows: int = 0
+    queue_rows: int = 0
+    queue_mib: float = 0.0
+    decoding_rows: int = 0
+
+
+class Engine(Protocol):
+    """A place where the stages run."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more row may be submitted now."""
+
+    @property
+    def in_flight(self) -> int:
+        """Rows submitted whose outcome has not been returned yet."""
+
+    def submit(self, row: ImageRow) -> None:
+        """Take one row in; never waits."""
+
+    def poll(self, timeout_s: float) -> list[Outcome]:
+        """Outcomes that have arrived, waiting at most `timeout_s` for the first.
+
+        Raises:
+            WorkerError: a worker ended or can't go on; rows in flight have no outcome.
+        """
+
+    def load(self) -> EngineLoad:
+        """What the stages are doing."""
+
+    def process_ids(self) -> list[int]:
+        """Processes whose memory belongs to the job, this one left out."""
+
+    def close(self) -> None:
+        """End at once; rows in flight are given up (they stay undone)."""

@@ -1,0 +1,99 @@
+"""Owns what coordinator and workers say to each other; light to import, no model library."""
+
+import os
+import queue
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from batchcap.config import GenerationConfig, VisionConfig
+from batchcap.errors import ExitCode
+from batchcap.records import Features
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """What the vision worker is built from."""
+
+    bundle_folder: str
+    bundle_id: str
+    vision: VisionConfig
+    threads: int
+    patch_budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """What a decoder worker is built from."""
+
+    bundle_folder: str
+    bundle_id: str
+    generation: GenerationConfig
+    slots: int
+    threads: int
+    max_visual_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker has loaded its model and takes work."""
+
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Seconds of work done in a stage since the last such message."""
+
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fatal:
+    """The worker can't go on; `exit_code` is the one of the error it met."""
+
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeWork:
+    """One row for a decoder."""
+
+    row_id: str
+    features: Features
+
+
+class Inbox:
+    """Takes messages off the socket at once, so that the coordinator's sends never wait for a model step."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._receive, name="inbox", daemon=True).start()
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                self._queue.put(self._connection.recv())
+            except (EOFError, OSError):
+                # The coordinator is gone. Leave at once, also out of the middle of a long native call:
+                # nothing here is worth saving, the rows are still undone in the journal.
+                os._exit(0)
+            except Exception:  # noqa: BLE001 - a thread's edge: without it the worker would wait for ever
+                traceback.print_exc()
+                os._exit(int(ExitCode.UNEXPECTED))
+
+    def get(self) -> Any:  # noqa: ANN401 - the message types differ by worker
+        """The next message; waits for it."""
+        return self._queue.get()
+
+    def get_nowait(self) -> Any | None:  # noqa: ANN401 - the message types differ by worker
+        """The next message, or None."""
+        try:
+            return self._queue.get_nowait()
+        except queue.Empty:
+            return None

@@ -1,0 +1,109 @@
+"""Owns the vision worker: reads pictures on a few threads, packs what is ready, encodes it."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from batchcap.bundle import Bundle
+from batchcap.engines.messages import Busy, Inbox, VisionSpec
+from batchcap.errors import ErrorKind, RowError
+from batchcap.geometry import VisionGeometry
+from batchcap.images import load_patches
+from batchcap.records import Failure, Features, ImageRow, Patches
+from batchcap.vision.encoder import VisionEncoder
+
+READ_THREADS = 2
+
+
+def _blank(geometry: VisionGeometry) -> Patches:
+    """The smallest picture: one visual token."""
+    side = geometry.merge_size
+    values = np.zeros((side**2, geometry.patch_values), np.float32)
+    return Patches(index=-1, values=values, grid=(side, side), width=1, height=1, sha256="", read_ms=0.0)
+
+
+class VisionWorker:
+    """Turns rows into features, several pictures a pass of the encoder."""
+
+    def __init__(self, spec: VisionSpec, connection: Connection) -> None:
+        self._connection = connection
+        self._config = spec.vision
+        self._patch_budget = spec.patch_budget
+        self._bundle = Bundle.load_again(spec.bundle_folder, spec.bundle_id)
+        self._encoder = VisionEncoder(self._bundle, spec.vision, spec.threads)
+        # An encoder that can't work on this machine ends the job here, before it fails row after row.
+        self._encoder.encode([_blank(self._bundle.geometry.vision)])
+        self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
+        self._loaded: queue.SimpleQueue[Patches | Failure] = queue.SimpleQueue()
+        self._carried: Patches | None = None
+
+    def run(self, inbox: Inbox) -> None:
+        """Work until the coordinator goes away (the inbox ends the process then)."""
+        threading.Thread(target=self._dispatch, args=(inbox,), name="dispatch", daemon=True).start()
+        while True:
+            batch = self._next_batch()
+            if batch:
+                self._encode(batch)
+
+    def _dispatch(self, inbox: Inbox) -> None:
+        while True:
+            self._readers.submit(self._read, inbox.get())
+
+    def _read(self, row: ImageRow) -> None:
+        geometry = self._bundle.geometry
+        result: Patches | Failure
+        try:
+            result = load_patches(row, geometry.vision, geometry.image, self._config)
+        except RowError as error:
+            result = Failure(row.index, error.kind, error.message)
+        except Exception as error:  # noqa: BLE001 - a worker's edge: one picture must not end the job
+            result = Failure(row.index, ErrorKind.INTERNAL, f"{type(error).__name__}: {error}")
+        self._loaded.put(result)
+
+    def _next_batch(self) -> list[Patches]:
+        """Pictures ready now, up to the patch budget; waits for the first. Failures are passed on."""
+        batch: list[Patches] = []
+        patches = 0
+        for item in self._ready_items():
+            if isinstance(item, Failure):
+                self._connection.send(item)
+                continue
+            if batch and patches + len(item.values) > self._patch_budget:
+                self._carried = item
+                break
+            batch.append(item)
+            patches += len(item.values)
+        return batch
+
+    def _ready_items(self) -> Iterator[Patches | Failure]:
+        if self._carried is not None:
+            carried, self._carried = self._carried, None
+            yield carried
+        else:
+            yield self._loaded.get()
+        while True:
+            try:
+                yield self._loaded.get_nowait()
+            except queue.Empty:
+                return
+
+    def _encode(self, batch: list[Patches]) -> None:
+        results: list[Features | Failure] = []
+        started = time.perf_counter()
+        try:
+            results.extend(self._encoder.encode(batch))
+        except Exception as error:  # noqa: BLE001 - a worker's edge
+            if len(batch) > 1:  # find the picture that is to blame
+                for patches in batch:
+                    self._encode([patches])
+                return
+            results.append(Failure(batch[0].index, ErrorKind.INTERNAL, f"{type(error).__name__}: {error}"))
+        self._connection.send(Busy("read", sum(patches.read_ms for patches in batch) / 1000))
+        self._connection.send(Busy("vision", time.perf_counter() - started))
+        for result in results:
+            self._connection.send(result)

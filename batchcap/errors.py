@@ -1,0 +1,77 @@
+"""Owns the errors a person can act on: what they are called and which exit code each one ends with."""
+
+from enum import IntEnum, StrEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command; documented in docs/user-guide.md and fixed."""
+
+    COMPLETE = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    TOO_MANY_FAILURES = 3
+    LOCKED = 4
+    NOT_SAME_JOB = 5
+    STOPPED_EARLY = 75
+    INTERRUPTED = 130
+
+
+class BatchcapError(Exception):
+    """An error whose message tells the person what to do; shown as one line, never as a traceback."""
+
+    exit_code: ExitCode = ExitCode.UNEXPECTED
+
+
+class UsageError(BatchcapError):
+    """The command line, a job file or an input does not make sense."""
+
+    exit_code = ExitCode.USAGE
+
+
+class BundleError(UsageError):
+    """A model bundle is missing, broken, or not what `bundle.json` says."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint can't be exported: missing, broken, or not a dense Qwen3-VL."""
+
+
+class StorageError(BatchcapError):
+    """The job folder can't be written or read (full disk, read-only, input/output error)."""
+
+
+class LockedError(BatchcapError):
+    """Another run holds the job folder's lock."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class NotSameJobError(BatchcapError):
+    """The job folder belongs to a job with other inputs, model, prompt or settings."""
+
+    exit_code = ExitCode.NOT_SAME_JOB
+
+
+class WorkerError(BatchcapError):
+    """A worker process ended or reported an error that is not about one picture."""
+
+
+class ErrorKind(StrEnum):
+    """Why one row has no caption; the `error_kind` column."""
+
+    MISSING = "missing"  # no file at that path, or a null cell
+    UNREADABLE = "unreadable"  # the file exists but can't be opened or read
+    NOT_AN_IMAGE = "not_an_image"  # no known picture format, whatever the name says
+    CORRUPT = "corrupt"  # a known format that does not decode (truncated, damaged)
+    TOO_LARGE = "too_large"  # more pixels than the limit (decompression bomb)
+    BAD_SHAPE = "bad_shape"  # an aspect ratio the model can't take
+    INTERNAL = "internal"  # an error of ours while this row was worked on
+
+
+class RowError(Exception):
+    """One row can't be captioned; it becomes a `failed` row and the job goes on."""
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message

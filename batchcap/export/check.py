@@ -1,0 +1,128 @@
+"""Owns the check that every new bundle passes: the graph runs, listens to DeepStack, and agrees with itself."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from batchcap.errors import CheckpointError
+from batchcap.export.options import Precision
+from batchcap.geometry import Geometry
+from batchcap.records import Float32Array, Int64Array
+
+PROMPT_TOKENS = 12
+SEED = 0
+# Largest difference of a logit between one prefill and a prefill with a decode step, as a part of the largest logit.
+# In int4 and int8 activations are rounded too, and one row goes through another kernel than twelve: random weights
+# amplify that to some percent. A cache that is read wrongly gives differences as large as the logits.
+FP32_SPLIT_TOLERANCE = 1e-3
+ROUNDED_SPLIT_TOLERANCE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What the check measured, on seeded random embeddings.
+
+    Attributes:
+        logits_scale: largest magnitude of the last token's logits.
+        deepstack_change: largest change of a logit when the DeepStack features are zeroed.
+        split_difference: largest difference between one prefill and a prefill followed by one decode step.
+    """
+
+    logits_scale: float
+    deepstack_change: float
+    split_difference: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain JSON types, so coarse that the last bits of a kernel do not show."""
+        content = {name: float(f"{value:.2g}") for name, value in asdict(self).items()}
+        return {**content, "split_difference": decade_above(self.split_difference)}
+
+
+def decade_above(value: float) -> float:
+    """The power of ten that a difference stays below."""
+    return float(f"1e{math.floor(math.log10(value)) + 1}") if value else 0.0
+
+
+class DecoderRun:
+    """The decoder's graph, run with plain arrays: for checks, not for speed.
+
+    Args:
+        graph: the ONNX file; its weights lie beside it.
+        geometry: the model's shape.
+    """
+
+    def __init__(self, graph: Path, geometry: Geometry) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        text = geometry.text
+        self._names = [f"{layer}.{kind}" for layer in range(text.layers) for kind in ("key", "value")]
+        self._no_cache = np.zeros((1, text.kv_heads, 0, text.head_dim), np.float32)
+
+    def __call__(
+        self,
+        embeds: Float32Array,
+        levels: list[Float32Array],
+        positions: Int64Array,
+        cache: list[Float32Array] | None = None,
+    ) -> tuple[Float32Array, int, list[Float32Array]]:
+        """Run one prompt, or the tokens after `cache`.
+
+        Args:
+            embeds: [S, H] float32.
+            levels: one [S, H] float32 for each DeepStack level.
+            positions: [3, S] int64.
+            cache: keys and values of each layer in turn, as returned.
+
+        Returns:
+            The last token's logits [V], the graph's `next_token`, and the cache [1, kv_heads, M, head_dim] of each.
+        """
+        past = cache or [self._no_cache for _name in self._names]
+        feed: dict[str, Any] = {
+            "inputs_embeds": np.ascontiguousarray(embeds[None]),
+            "attention_mask": np.ones((1, past[0].shape[2] + len(embeds)), np.int64),
+            "position_ids": np.ascontiguousarray(positions[:, None]),
+        }
+        feed |= {f"deepstack_embeds.{index}": np.ascontiguousarray(level[None]) for index, level in enumerate(levels)}
+        feed |= {f"past_key_values.{name}": value for name, value in zip(self._names, past, strict=True)}
+        outputs = self._session.run(["logits", "next_token", *(f"present.{name}" for name in self._names)], feed)
+        return outputs[0].reshape(-1), int(outputs[1].item()), outputs[2:]
+
+
+def check_decoder(graph: Path, geometry: Geometry, precision: Precision) -> CheckResult:
+    """Run the decoder's graph on random input.
+
+    Raises:
+        CheckpointError: it gives numbers that are not finite, ignores DeepStack, reads its cache wrongly, or its
+            `next_token` is not the arg-max of its logits.
+    """
+    run = DecoderRun(graph, geometry)
+    random = np.random.default_rng(SEED)
+    shape = (PROMPT_TOKENS, geometry.text.hidden_size)
+    embeds = random.standard_normal(shape, np.float32)
+    levels = [random.standard_normal(shape, np.float32) for _level in geometry.vision.deepstack_levels]
+    positions = np.broadcast_to(np.arange(PROMPT_TOKENS), (3, PROMPT_TOKENS)).astype(np.int64)
+    whole, token, _cache = run(embeds, levels, positions)
+    without, _token, _cache = run(embeds, [np.zeros_like(level) for level in levels], positions)
+    head, last = slice(None, -1), slice(-1, None)
+    _logits, _token, cache = run(embeds[head], [level[head] for level in levels], positions[:, head])
+    split, _token, _cache = run(embeds[last], [level[last] for level in levels], positions[:, last], cache)
+    if not (np.isfinite(whole).all() and np.isfinite(split).all()):
+        raise CheckpointError("the exported decoder gives numbers that are not finite: the weights may be damaged")
+    result = CheckResult(
+        logits_scale=float(np.abs(whole).max()),
+        deepstack_change=float(np.abs(whole - without).max()),
+        split_difference=float(np.abs(whole - split).max()),
+    )
+    if levels and result.deepstack_change == 0:
+        raise CheckpointError("the exported decoder ignores its DeepStack inputs")
+    if token != int(whole.argmax()):
+        raise CheckpointError("the exported decoder's next_token is not the arg-max of its logits")
+    tolerance = FP32_SPLIT_TOLERANCE if precision is Precision.FP32 else ROUNDED_SPLIT_TOLERANCE
+    if result.split_difference > tolerance * result.logits_scale:
+        raise CheckpointError("the exported decoder's decode steps disagree with its prefill")
+    return result

@@ -1,0 +1,139 @@
+"""Owns the decoder's graph: built by ONNX Runtime GenAI's model builder, then given what the builder leaves out.
+
+The builder drops DeepStack and reads every logit out. Here one input a DeepStack level is added to the hidden state
+after the decoder's first layers, and the arg-max becomes part of the graph.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from batchcap.errors import BatchcapError, CheckpointError
+from batchcap.export.checkpoint import Checkpoint
+from batchcap.export.options import ExportOptions, Precision
+from batchcap.export.quantize import quantize_matmuls
+
+log = logging.getLogger(__name__)
+
+GRAPH_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+_LOG_LINES = 12
+
+
+def build_decoder(checkpoint: Checkpoint, options: ExportOptions, target: Path) -> None:
+    """Build the decoder of a checkpoint into the folder `target`.
+
+    Raises:
+        CheckpointError: the model builder can't read the checkpoint, or made a graph of another shape.
+    """
+    with tempfile.TemporaryDirectory(prefix="decoder-", dir=target.parent) as scratch:
+        staging, stock = Path(scratch, "checkpoint"), Path(scratch, "stock")
+        _stage(checkpoint, options.context, staging)
+        log.info("building the decoder's graph")
+        _run_builder(staging, stock, Path(scratch, "cache"))
+        model = ir.load(stock / GRAPH_FILE)
+        if options.precision is not Precision.FP32:
+            log.info("rounding its weights to %d bits, block %d", options.precision.bits, options.block_size)
+            quantize_matmuls(model.graph, options)
+        add_deepstack_inputs(model.graph, len(checkpoint.geometry.vision.deepstack_levels))
+        add_argmax(model.graph)
+        target.mkdir()
+        ir.save(model, target / GRAPH_FILE, external_data=WEIGHTS_FILE)
+
+
+def _stage(checkpoint: Checkpoint, context: int, staging: Path) -> None:
+    """A copy of the checkpoint by links, with fewer positions: the rotary caches of the real ones take 134 MB."""
+    staging.mkdir()
+    for path in checkpoint.folder.iterdir():
+        if path.is_file() and path.name != "config.json":
+            (staging / path.name).symlink_to(path.resolve())
+    text = {**checkpoint.config["text_config"], "max_position_embeddings": context}
+    config = {**checkpoint.config, "text_config": text}
+    (staging / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _run_builder(staging: Path, stock: Path, cache: Path) -> None:
+    """Run the builder in a process of its own, so that its memory is given back and its output kept apart.
+
+    It writes float32, matrix by matrix. Its own rounding to few bits would hold the whole model in memory twice.
+    """
+    extra = ["exclude_embeds=true", "prune_lm_head=true"]
+    places = ["-m", str(staging), "-i", str(staging), "-o", str(stock), "-c", str(cache)]
+    command = [sys.executable, "-P", "-m", "batchcap.export.builder_process", str(os.getpid()), *places]
+    command += ["-p", "fp32", "-e", "cpu", "--extra_options", *extra]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode < 0:
+        raise BatchcapError(
+            f"the model builder was killed by signal {-done.returncode}: the system may have run out of memory"
+        )
+    if done.returncode or not (stock / GRAPH_FILE).exists():
+        tail = "\n  ".join(done.stdout.strip().splitlines()[-_LOG_LINES:])
+        raise CheckpointError(f"ONNX Runtime GenAI's model builder could not build the decoder:\n  {tail}")
+
+
+def add_deepstack_inputs(graph: ir.Graph, levels: int) -> None:
+    """Add the inputs `deepstack_embeds.{i}` [batch or 1, sequence or 1, H], one for each level.
+
+    Level i belongs after decoder layer i (transformers, modeling_qwen3_vl.py, `_deepstack_process`). The builder fuses
+    the residual sum of layer i into the norm that opens layer i + 1; adding to the skip input of that norm is the same
+    sum, and the norm passes it on as the new residual.
+
+    Raises:
+        CheckpointError: the graph has no such norm.
+    """
+    nodes = {node.name: node for node in graph}
+    embeds = next((value for value in graph.inputs if value.name == "inputs_embeds"), None)
+    if embeds is None or embeds.shape is None:
+        raise CheckpointError("the model builder made a graph without the input inputs_embeds")
+    hidden_size = embeds.shape[2]
+    dtype = embeds.dtype or ir.DataType.FLOAT
+    for level in range(levels):
+        norm = nodes.get(f"/model/layers.{level + 1}/input_layernorm/SkipLayerNorm") or nodes.get(
+            f"/model/layers.{level + 1}/final_norm_layernorm/SkipLayerNorm"
+        )
+        if norm is None:
+            raise CheckpointError(
+                f"the model builder's graph has no norm after layer {level} to add DeepStack level to"
+            )
+        features = ir.Value(
+            name=f"deepstack_embeds.{level}",
+            shape=ir.Shape(["deepstack_batch", "deepstack_sequence", hidden_size]),
+            type=ir.TensorType(dtype),
+        )
+        graph.inputs.append(features)
+        add = ir.Node("", "Add", [norm.inputs[1], features], name=f"/model/layers.{level}/deepstack/Add")
+        add.outputs[0].name = f"/model/layers.{level}/deepstack/Add/output_0"
+        add.outputs[0].dtype = dtype
+        graph.insert_before(norm, add)
+        norm.replace_input_with(1, add.outputs[0])
+
+
+def add_argmax(graph: ir.Graph) -> None:
+    """Add the output `next_token` [batch, 1] int64: the likeliest token, the first one where several are.
+
+    Greedy decoding then never copies 151,936 logits a row out of the graph.
+    """
+    logits = next(value for value in graph.outputs if value.name == "logits")
+    attributes = [ir.AttrInt64("axis", -1), ir.AttrInt64("keepdims", 0)]
+    argmax = ir.Node("", "ArgMax", [logits], attributes=attributes, name="/next_token/ArgMax")
+    token = argmax.outputs[0]
+    token.name = "next_token"
+    token.dtype = ir.DataType.INT64
+    token.shape = ir.Shape([logits.shape[0], 1]) if logits.shape is not None else None
+    graph.append(argmax)
+    graph.outputs.append(token)

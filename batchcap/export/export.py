@@ -1,0 +1,205 @@
+"""Owns the making of a bundle: every part in turn, checked, described, and moved into place as a whole."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from batchcap import __version__
+from batchcap.bundle import (
+    BUNDLE_FILE,
+    CHAT_TEMPLATE_FILE,
+    DECODER_FILE,
+    EMBEDDINGS_FILE,
+    FORMAT_VERSION,
+    TOKENIZER_FILE,
+    VISION_FILE,
+    Bundle,
+    EmbeddingTable,
+    bundle_id,
+    geometry_to_dict,
+    sha256_of,
+)
+from batchcap.errors import BatchcapError, CheckpointError, UsageError
+from batchcap.export.check import check_decoder, decade_above
+from batchcap.export.checkpoint import Checkpoint, open_checkpoint
+from batchcap.export.decoder import build_decoder
+from batchcap.export.options import ExportOptions, Precision
+from batchcap.export.scratch import require_space, scratch_folder
+from batchcap.export.tensors import embedding_tensor, vision_tensors, write_npy, write_safetensors
+
+log = logging.getLogger(__name__)
+
+# Files of the checkpoint that go into the bundle unchanged, where they are there.
+PROCESSOR_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
+LIBRARIES = ("onnxruntime", "onnxruntime-genai", "transformers", "torch")
+# The comparison with transformers holds the whole checkpoint in float32 once more: only for small ones.
+REFERENCE_MAX_BYTES = 1 << 30
+REFERENCE_TOLERANCE = 1e-3  # as a part of the largest logit; float32 rounding gives about 1e-6
+
+
+def export_bundle(checkpoint: str, output: Path, options: ExportOptions, *, overwrite: bool = False) -> Bundle:
+    """Make a bundle of a checkpoint.
+
+    The bundle appears at `output` when it is whole, or not at all. The same checkpoint with the same options and
+    library versions gives the same bytes.
+
+    Args:
+        checkpoint: folder in Hugging Face layout, or a name on the hub where there is a network.
+        output: folder to make.
+        options: precision, block size, rounding, context.
+        overwrite: replace a bundle that is there.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, broken, or not a dense Qwen3-VL.
+        UsageError: `output` exists and may not be replaced.
+        LockedError: another export to `output` is at work.
+        BatchcapError: the disk is full or can't be written.
+    """
+    _require_free(output, overwrite=overwrite)
+    opened = open_checkpoint(checkpoint)
+    try:
+        with scratch_folder(output) as scratch:
+            require_space(scratch, _working_bytes(opened, options))
+            folder = scratch / "bundle"
+            folder.mkdir()
+            _write_parts(opened, options, folder)
+            _describe(opened, options, folder)
+            _sync(folder)
+            if output.exists():
+                output.rename(scratch / "replaced")
+            folder.rename(output)
+            _sync_folder(output.parent)
+    except OSError as error:
+        raise BatchcapError(
+            f"can't write the bundle at {output} ({error}): free space or choose another --output"
+        ) from None
+    return Bundle.load(output, verify=False)
+
+
+def export_key(checkpoint: Path, options: ExportOptions) -> str:
+    """Digest of all that decides the bytes of a bundle, for a cache of bundles."""
+    opened = open_checkpoint(str(checkpoint))
+    content = [__version__, FORMAT_VERSION, opened.weights_sha256(), opened.config, options.precision_facts()]
+    text = json.dumps([*content, options.context, _library_versions()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _require_free(output: Path, *, overwrite: bool) -> None:
+    if not output.exists():
+        return
+    if not (output / BUNDLE_FILE).exists():
+        raise UsageError(f"{output} exists and is not a bundle: choose another --output")
+    if not overwrite:
+        raise UsageError(f"there is a bundle at {output} already: pass --overwrite to replace it")
+
+
+def _working_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
+    """Room that an export needs on the disk: the decoder as the builder writes it in float32, and the bundle."""
+    decoder_bytes = 4 * sum(
+        math.prod(tensor.shape) for name, tensor in checkpoint.tensors.items() if "visual." not in name
+    )
+    copies = 2 if options.precision is Precision.FP32 else 1
+    return copies * decoder_bytes + checkpoint.nbytes
+
+
+def _write_parts(checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> None:
+    log.info("copying vision weights, token embeddings and processor files of %s", checkpoint.name)
+    _copy_processor_files(checkpoint.folder, folder)
+    (folder / VISION_FILE).parent.mkdir()
+    write_safetensors(folder / VISION_FILE, vision_tensors(checkpoint.tensors))
+    write_npy(folder / EMBEDDINGS_FILE, embedding_tensor(checkpoint.tensors))
+    build_decoder(checkpoint, options, (folder / DECODER_FILE).parent)
+
+
+def _copy_processor_files(source: Path, folder: Path) -> None:
+    if not (source / TOKENIZER_FILE).exists():
+        raise CheckpointError(f"{source / TOKENIZER_FILE} is missing: the checkpoint must have its fast tokenizer")
+    for name in (TOKENIZER_FILE, *PROCESSOR_FILES):
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    (folder / CHAT_TEMPLATE_FILE).write_text(_chat_template(source), encoding="utf-8")
+
+
+def _chat_template(source: Path) -> str:
+    """The chat template from any of the three places that checkpoints keep it in."""
+    if (source / CHAT_TEMPLATE_FILE).exists():
+        return (source / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (source / name).exists():
+            template = json.loads((source / name).read_text(encoding="utf-8")).get("chat_template")
+            if isinstance(template, str):
+                return template
+    raise CheckpointError(f"{source} has no chat template ({CHAT_TEMPLATE_FILE}): take an instruction-tuned checkpoint")
+
+
+def _describe(checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> None:
+    """Check the decoder and write bundle.json."""
+    log.info("checking the decoder and the files")
+    check: dict[str, float] = check_decoder(folder / DECODER_FILE, checkpoint.geometry, options.precision).to_dict()
+    if options.precision is Precision.FP32 and checkpoint.nbytes <= REFERENCE_MAX_BYTES:
+        check["reference_difference"] = _reference_difference(checkpoint, folder)
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    content: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "source": {"name": checkpoint.name, "weights_sha256": checkpoint.weights_sha256()},
+        "geometry": geometry_to_dict(checkpoint.geometry),
+        "context": options.context,
+        "precision": options.precision_facts(),
+        "versions": {"batchcap": __version__, **_library_versions()},
+        "check": check,
+        "files": files,
+    }
+    text = json.dumps({"id": bundle_id(content), **content}, indent=2, ensure_ascii=False)
+    (folder / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _reference_difference(checkpoint: Checkpoint, folder: Path) -> float:
+    """Largest difference of a logit to transformers.
+
+    Raises:
+        CheckpointError: it is more than rounding.
+    """
+    from batchcap.export.parity import compare_with_transformers  # noqa: PLC0415 - loads torch and transformers
+
+    embeddings = EmbeddingTable(folder / EMBEDDINGS_FILE)
+    found = compare_with_transformers(checkpoint.folder, folder / DECODER_FILE, embeddings, checkpoint.geometry)
+    for parity in found:
+        if parity.difference > REFERENCE_TOLERANCE * parity.scale:
+            raise CheckpointError(
+                f"the exported decoder's logits differ from those of transformers by {parity.difference:.2g} "
+                f"(largest logit {parity.scale:.2g}): this kind of checkpoint can't be exported exactly"
+            )
+    return decade_above(max(parity.difference for parity in found))
+
+
+def _library_versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def _sync(folder: Path) -> None:
+    """Force every file and folder to the disk, so that the rename never shows what a power cut would empty."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

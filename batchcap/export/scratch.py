@@ -1,0 +1,59 @@
+"""Owns the hidden folder beside a bundle in which the bundle grows: one export at a time, nothing left behind."""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from batchcap.errors import BatchcapError, LockedError
+
+_LOCK_FILE = "lock"
+_GIB = 1 << 30
+
+
+@contextmanager
+def scratch_folder(output: Path) -> Iterator[Path]:
+    """The empty folder `.NAME.partial` beside `output`, removed at the end whatever happens.
+
+    Only a kill leaves it; the next export to the same place begins by emptying it. It is beside the bundle because a
+    rename must stay on one file system, and because the folder for temporary files is often in memory.
+
+    Raises:
+        LockedError: another export to the same place is at work.
+        OSError: it can't be made.
+    """
+    folder = output.parent / f".{output.name}.partial"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK_FILE).open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel however this process ends
+        except BlockingIOError:
+            raise LockedError(f"another export to {output} is at work: wait for it, or stop it first") from None
+        try:
+            _empty(folder)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK_FILE:
+            path.unlink()
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Make sure that an export will not fill the disk after minutes of work.
+
+    Raises:
+        BatchcapError: less is free.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise BatchcapError(
+            f"the export needs {needed_bytes / _GIB:.1f} GiB at {folder.absolute()} while it works "
+            f"and {free_bytes / _GIB:.1f} GiB are free: free space or choose another --output"
+        )

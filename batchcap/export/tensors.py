@@ -1,0 +1,159 @@
+"""Owns raw access to safetensors: tensors are copied as bytes, so nothing is rounded and memory stays small.
+
+Format: 8 bytes little-endian header length, a JSON header with dtype, shape and byte range of every tensor, then the
+bytes (github.com/huggingface/safetensors, README, "Format").
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from batchcap.errors import CheckpointError
+
+_COPY_BYTES = 1 << 24
+_MAX_HEADER_BYTES = 100_000_000
+# bfloat16 has no numpy type: its bits are kept in 16-bit integers.
+_NUMPY_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor's place in a file; `start` counts from the beginning of the file."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+def read_index(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint, from one file or from the shards that the index names.
+
+    Raises:
+        CheckpointError: weights are missing, cut short, or not safetensors.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in weight_files(folder):
+        tensors.update(_read_header(path))
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a checkpoint, sorted by name.
+
+    Raises:
+        CheckpointError: there are none, or a shard that the index names is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"can't read {index} ({error}): copy the checkpoint again") from None
+    else:
+        names = ["model.safetensors"]
+    paths = [folder / str(name) for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: the checkpoint's weights must be there as safetensors")
+    return paths
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    try:
+        return _parse_header(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): copy the checkpoint again") from None
+
+
+def _parse_header(path: Path) -> dict[str, StoredTensor]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > min(size, _MAX_HEADER_BYTES):
+            raise ValueError(f"its header would have {length} bytes")
+        header: dict[str, Any] = json.loads(file.read(length))
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, end = entry["data_offsets"]
+        first = 8 + length + start
+        if first + end - start > size:
+            raise ValueError(f"it ends inside the tensor {name}")
+        tensors[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), first, end - start)
+    return tensors
+
+
+def _copy(tensor: StoredTensor, target: BinaryIO) -> None:
+    with tensor.path.open("rb") as source:
+        source.seek(tensor.start)
+        left = tensor.nbytes
+        while left:
+            block = source.read(min(left, _COPY_BYTES))
+            if not block:
+                raise CheckpointError(f"{tensor.path} got shorter while it was read: copy the checkpoint again")
+            target.write(block)
+            left -= len(block)
+
+
+def write_safetensors(path: Path, tensors: Iterable[tuple[str, StoredTensor]]) -> None:
+    """Write tensors under new names into one file, in the order given, as they are."""
+    chosen = list(tensors)
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, tensor in chosen:
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _name, tensor in chosen:
+            _copy(tensor, file)
+
+
+def write_npy(path: Path, tensor: StoredTensor) -> None:
+    """Write a tensor as .npy; bfloat16 as the 16-bit integers of its bits.
+
+    Raises:
+        CheckpointError: the tensor is not floating point.
+    """
+    if tensor.dtype not in _NUMPY_TYPES:
+        raise CheckpointError(f"the token embeddings are {tensor.dtype}; only F32, F16 and BF16 can be exported")
+    header = {"descr": _NUMPY_TYPES[tensor.dtype], "fortran_order": False, "shape": tensor.shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        _copy(tensor, file)
+
+
+def vision_tensors(tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
+    """The vision tower's tensors, sorted, their names without what comes before `visual.`."""
+    for name in sorted(tensors):
+        head, found, rest = name.partition("visual.")
+        if found and head in ("", "model."):
+            yield rest, tensors[name]
+
+
+def embedding_tensor(tensors: dict[str, StoredTensor]) -> StoredTensor:
+    """The token embeddings.
+
+    Raises:
+        CheckpointError: the checkpoint has none.
+    """
+    for name in ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"):
+        if name in tensors:
+            return tensors[name]
+    if "model.embed_tokens.weight" in tensors:
+        return tensors["model.embed_tokens.weight"]
+    raise CheckpointError("the checkpoint has no token embeddings (model.language_model.embed_tokens.weight)")

@@ -1,0 +1,61 @@
+"""Owns how a picture's encoded bytes are read: regular files only, never more than a bound, never a hang."""
+
+import errno
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from batchcap.errors import ErrorKind, RowError
+from batchcap.records import ImageRow
+
+# No picture within the pixel limit needs more; what is larger is no picture, and would not fit in memory.
+MAX_ENCODED_MIB = 1024
+_MIB = 1024 * 1024
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR})
+
+
+def digest(encoded: bytes) -> str:
+    """Hex SHA-256 of a picture's encoded bytes."""
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def read_encoded(row: ImageRow) -> bytes:
+    """The encoded bytes of a row's picture.
+
+    Raises:
+        RowError: MISSING (null cell, no such file), UNREADABLE (folder, device, no permission, input/output
+            error), NOT_AN_IMAGE (nothing in it) or TOO_LARGE.
+    """
+    if row.data is not None:
+        encoded = row.data
+    elif row.path is not None:
+        encoded = _read_file(row.path)
+    else:
+        raise RowError(ErrorKind.MISSING, "the picture's cell is null")
+    if not encoded:
+        raise RowError(ErrorKind.NOT_AN_IMAGE, "the picture has no bytes at all")
+    if len(encoded) > MAX_ENCODED_MIB * _MIB:
+        raise RowError(ErrorKind.TOO_LARGE, f"the encoded picture is larger than {MAX_ENCODED_MIB} MiB")
+    return encoded
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        _require_regular(path, Path(path).stat().st_mode)
+        # Should a pipe take the file's place in between: do not wait for its writer.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            _require_regular(path, os.fstat(file.fileno()).st_mode)
+            return file.read(MAX_ENCODED_MIB * _MIB + 1)
+    except OSError as error:
+        kind = ErrorKind.MISSING if error.errno in _NOT_THERE else ErrorKind.UNREADABLE
+        raise RowError(kind, f"{path}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the path
+        raise RowError(ErrorKind.MISSING, f"{path!r}: {error}") from error
+
+
+def _require_regular(path: str, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise RowError(ErrorKind.UNREADABLE, f"{path}: is a folder, not a picture file")
+    if not stat.S_ISREG(mode):
+        raise RowError(ErrorKind.UNREADABLE, f"{path}: is a pipe, socket or device, not a picture file")

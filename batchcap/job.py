@@ -1,0 +1,213 @@
+"""Owns the loop of a job: rows out of the plan, through the engine, into the store, until nothing is left."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+from batchcap import __version__
+from batchcap.bundle import Bundle
+from batchcap.config import JobConfig
+from batchcap.engines.base import Engine
+from batchcap.engines.local import LocalEngine
+from batchcap.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
+from batchcap.manifest.discover import discover
+from batchcap.manifest.plan import Plan
+from batchcap.manifest.source import Source
+from batchcap.model import load_model
+from batchcap.monitor import Monitor
+from batchcap.recorder import Recorder
+from batchcap.report.progress import Progress
+from batchcap.report.summary import JobState, RunFigures, Summary, Tally
+from batchcap.signals import StopRequest, stop_on_signals
+from batchcap.store.atomic import write_atomic
+from batchcap.store.fingerprint import Fingerprint, check_same_job, fingerprint_of
+from batchcap.store.folder import JobFolder
+from batchcap.store.journal import Journal
+from batchcap.store.lock import job_lock
+from batchcap.store.stats import StatsWriter
+from batchcap.vision.dtype import resolve_dtype
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.25
+# After a request to stop: captions that end within this time are kept, the others are given back.
+STOP_GRACE_S = 1.5
+
+ShouldStop = Callable[[], bool]
+EngineFactory = Callable[[Bundle, JobConfig, ShouldStop], Engine]
+
+
+def start_local_engine(bundle: Bundle, config: JobConfig, should_stop: ShouldStop) -> Engine:
+    """Worker processes on this machine, their models loaded unless it was time to stop before that."""
+    engine = LocalEngine(bundle, config)
+    engine.start(should_stop)
+    return engine
+
+
+def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = start_local_engine) -> Summary:
+    """Caption what is left of a job; the same call begins it and resumes it.
+
+    Args:
+        config: the job.
+        progress: told how far it is.
+        make_engine: where the stages run.
+
+    Returns:
+        How the job stands; also written to `summary.json`.
+
+    Raises:
+        BatchcapError: an error that is not about one row. Once the job folder is held, it is in `summary.json` too,
+            unless the folder is another job's: then nothing in it changes.
+    """
+    started_s = time.perf_counter()
+    output = Path(config.output)
+    sources = list(discover(config.input, output))
+    bundle = load_model(config.model)
+    folder = JobFolder.open_or_create(output)
+    with job_lock(folder), stop_on_signals() as stop:
+        run = JobRun(config, folder, bundle, stop, started_s)
+        try:
+            run.work(sources, progress, make_engine)
+        except NotSameJobError:
+            raise  # the folder is another job's, and so is its summary
+        except BatchcapError as error:
+            run.write_failure(error.exit_code, str(error))
+            raise
+        except Exception as error:
+            run.write_failure(ExitCode.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+            raise
+        return run.conclude()
+
+
+class JobRun:
+    """One run of a job whose folder is held."""
+
+    def __init__(
+        self, config: JobConfig, folder: JobFolder, bundle: Bundle, stop: StopRequest, started_s: float
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._bundle = bundle
+        self._stop = stop
+        self._started_s = started_s
+        self._total_rows: int | None = None
+        self._tally = Tally()
+        self._figures: RunFigures | None = None
+
+    def work(self, sources: list[Source], progress: Progress, make_engine: EngineFactory) -> None:
+        """Check that it is the same job, bring the plan up to date, caption what is left."""
+        config, folder = self._config, self._folder
+        fingerprint = fingerprint_of(config, self._bundle.id, resolve_dtype(config.vision.dtype))
+        check_same_job(folder, fingerprint, config)
+        folder.remove_leftovers()
+        with closing(Journal.open(folder.journal_path)) as journal:
+            plan = Plan(journal, config.input)
+            plan.extend(sources, config.placement.rows_per_part, config.limits.limit)
+            recorder = Recorder(folder, plan, journal, part_metadata_of(self._bundle, fingerprint))
+            self._total_rows, self._tally = plan.total_rows, recorder.tally
+            recorder.close_whole_shards()
+            if recorder.tally.rows < plan.total_rows and not self._stop_in_time():
+                self._caption(recorder, progress, make_engine)
+
+    def _caption(self, recorder: Recorder, progress: Progress, make_engine: EngineFactory) -> None:
+        log.info("loading the model")
+        stats = StatsWriter(self._folder.stats_path)
+        monitor = Monitor(stats, self._started_s)
+        with closing(make_engine(self._bundle, self._config, self._stop_in_time)) as engine:
+            progress.start(self._total_rows or 0, recorder.tally.rows)
+            try:
+                caption_rows(recorder, engine, monitor, progress, self._stop_in_time)
+            except BaseException:
+                # A full disk refuses these too; the error that ended the work is the one to tell.
+                with suppress(StorageError):
+                    self._put_away(monitor, stats, progress)
+                raise
+            self._put_away(monitor, stats, progress)
+
+    def _put_away(self, monitor: Monitor, stats: StatsWriter, progress: Progress) -> None:
+        progress.close()
+        self._figures = monitor.end()
+        stats.write()
+
+    def _stop_in_time(self) -> bool:
+        """Whether to stop: somebody asked, or the time is up."""
+        limit_s = self._config.limits.max_runtime_s
+        if limit_s and time.perf_counter() - self._started_s >= limit_s:
+            self._stop.ask(ExitCode.STOPPED_EARLY)
+        return self._stop.requested
+
+    def conclude(self) -> Summary:
+        """The summary of a run that did not fail."""
+        tally, total = self._tally, self._total_rows or 0
+        if tally.rows < total:
+            code = self._stop.exit_code or ExitCode.UNEXPECTED
+            state = JobState.INTERRUPTED if code is ExitCode.INTERRUPTED else JobState.STOPPED
+            return self.write_summary(
+                state, code, f"{tally.rows} of {total} rows are done; run the same command again to go on"
+            )
+        parts = self._folder.part_paths()
+        where = str(parts[0]) if len(parts) == 1 else f"{parts[0].with_name('part-*.parquet')} ({len(parts)} files)"
+        message = f"{tally.ok} captions, {tally.failed} failed: {where}"
+        if tally.error_rate > self._config.limits.max_error_rate:
+            message += f"; more failures than --max-error-rate {self._config.limits.max_error_rate:g} allows"
+            return self.write_summary(JobState.COMPLETE, ExitCode.TOO_MANY_FAILURES, message)
+        return self.write_summary(JobState.COMPLETE, ExitCode.COMPLETE, message)
+
+    def write_failure(self, code: ExitCode, message: str) -> None:
+        """Write `summary.json` of a run that failed, if what made it fail allows that."""
+        with suppress(StorageError):
+            self.write_summary(JobState.FAILED, code, message)
+
+    def write_summary(self, state: JobState, code: ExitCode, message: str) -> Summary:
+        """Write `summary.json`."""
+        bundle = {"id": self._bundle.id, "source": self._bundle.source, "precision": self._bundle.precision}
+        summary = Summary(state, code, message, self._total_rows, self._tally, self._figures, bundle)
+        # A path that is not text becomes a JSON escape.
+        write_atomic(self._folder.summary_path, summary.to_json().encode(errors="backslashreplace"))
+        return summary
+
+
+def part_metadata_of(bundle: Bundle, fingerprint: Fingerprint) -> dict[str, str]:
+    """What every part says of itself: the model, and the settings that decided its captions."""
+    prompt = str(fingerprint["prompt"])
+    return {  # a path, or a prompt still to be refused, may be no text
+        "batchcap.version": __version__,
+        "batchcap.bundle": json.dumps({"id": bundle.id, "source": bundle.source, "precision": bundle.precision}),
+        "batchcap.settings": json.dumps(fingerprint, ensure_ascii=False).encode(errors="backslashreplace").decode(),
+        "batchcap.prompt_sha256": hashlib.sha256(prompt.encode(errors="backslashreplace")).hexdigest(),
+    }
+
+
+def caption_rows(
+    recorder: Recorder, engine: Engine, monitor: Monitor, progress: Progress, should_stop: ShouldStop
+) -> None:
+    """Caption every row that is left, or until it is time to stop.
+
+    The whole way of a row is here: out of the plan, into the engine, out of the engine, into the store.
+    """
+    rows = recorder.rows_to_do()
+    row = next(rows, None)
+    monitor.begin()
+    try:
+        while (row is not None or engine.in_flight) and not should_stop():
+            while row is not None and engine.has_room:
+                engine.submit(row)
+                row = next(rows, None)
+            recorder.record(engine.poll(POLL_S))
+            progress.advance(recorder.tally.rows, recorder.tally.failed, monitor.watch(engine, recorder))
+    except BaseException:
+        # What arrived before the worker went, or the input, or our own mistake, is not lost with it.
+        with suppress(StorageError):
+            recorder.flush()
+        raise
+    if engine.in_flight:
+        log.info("stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S)
+    grace_ends_s = time.perf_counter() + STOP_GRACE_S
+    while engine.in_flight and time.perf_counter() < grace_ends_s:
+        recorder.record(engine.poll(POLL_S))
+    recorder.flush()
+    progress.advance(recorder.tally.rows, recorder.tally.failed, monitor.watch(engine, recorder))

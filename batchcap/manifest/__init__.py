@@ -1,0 +1,1 @@
+"""What is to be captioned: sources found, rows in a stable order, cut into shards."""

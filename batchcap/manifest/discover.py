@@ -1,0 +1,206 @@
+"""Owns the finding of sources: folders, files and glob patterns become files in a stable order."""
+
+import glob
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from batchcap.config import InputConfig
+from batchcap.errors import UsageError
+from batchcap.manifest.parquet import count_rows
+from batchcap.manifest.source import Source, SourceKind, printable_name
+
+log = logging.getLogger(__name__)
+
+PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
+_IMAGE_EXTENSIONS = """
+    apng avif avifs bmp bw cur dds dib gif icns ico im j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm pgm png
+    pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm xpm
+"""
+IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in _IMAGE_EXTENSIONS.split())
+_SHOWN_SUFFIXES = 5
+
+
+def discover(config: InputConfig, exclude: Path) -> Iterator[Source]:
+    """Find the sources of a job.
+
+    In the order of the inputs; inside a folder (searched with all folders below it) by relative path. A file met twice
+    counts once. Hidden files and folders, and `exclude`, are passed over, and files whose extension is neither a
+    picture's nor a Parquet file's; how many those were is logged. A file that is named itself is taken whatever its
+    extension is, also by a pattern that ends with one (`*.dat`). A pattern without `**` that matches folders takes all
+    that is in them.
+
+    Args:
+        config: the inputs.
+        exclude: the job's own output.
+
+    Yields:
+        Sources with unique ids: the path inside the input folder, or the whole path where that is taken already.
+
+    Raises:
+        UsageError: an input does not exist or has no picture, a Parquet file can't be read, or all of them are empty.
+    """
+    search = _Search(os.path.realpath(exclude))
+    rows = 0
+    for name in config.inputs:
+        found = False
+        for source in search.input(name):
+            found = True
+            rows += source.rows
+            yield source
+        if not found and not search.repeated:
+            raise UsageError(search.nothing_found(name))
+        if search.skipped:
+            log.warning("%s: %s", printable_name(name), search.passed_over())
+    if not rows:
+        raise UsageError(f"no Parquet file in {', '.join(map(printable_name, config.inputs))} has a row")
+
+
+@dataclass(slots=True)
+class _Search:
+    """What has been met so far. One set of paths and one of ids: about 200 bytes a file."""
+
+    exclude: str
+    paths: set[str] = field(default_factory=set)
+    ids: set[str] = field(default_factory=set)
+    skipped: Counter[str] = field(default_factory=Counter)
+    repeated: int = 0
+
+    def input(self, name: str) -> Iterator[Source]:
+        """The sources of one input."""
+        self.skipped.clear()
+        self.repeated = 0
+        path = os.path.expanduser(name)
+        if os.path.isdir(path):
+            yield from self._folder(path)
+        elif os.path.lexists(path):
+            yield from self._file(path, os.path.basename(path))
+        elif glob.has_magic(path):
+            yield from self._pattern(path)
+        else:
+            raise UsageError(f"the input {printable_name(name)} does not exist")
+
+    def nothing_found(self, name: str) -> str:
+        """What to say of an input without a picture."""
+        text = f"no picture and no Parquet file in {printable_name(name)}"
+        if self.skipped:
+            text += f"; {self.passed_over()}. Name a file itself to take it as it is"
+        return text
+
+    def passed_over(self) -> str:
+        """How many files of the last input were no pictures by their extension, and which these are."""
+        most = self.skipped.most_common(_SHOWN_SUFFIXES)
+        kinds = ", ".join(f"{suffix or 'no extension'} {count}" for suffix, count in most)
+        if len(self.skipped) > len(most):
+            kinds += ", …"
+        count = self.skipped.total()
+        return f"{count} other file{'' if count == 1 else 's'} passed over ({kinds})"
+
+    def _pattern(self, pattern: str) -> Iterator[Source]:
+        base = _fixed_part(pattern)
+        suffix = os.path.splitext(pattern)[1]
+        names_suffix = bool(suffix) and not glob.has_magic(suffix)
+        for path in _matches(pattern, self.exclude):
+            if os.path.isdir(path):
+                # With `**` the files below are matches themselves.
+                if "**" not in pattern:
+                    yield from self._folder(path, base)
+            elif names_suffix or self._is_wanted(path):
+                yield from self._file(path, os.path.relpath(path, base))
+
+    def _folder(self, folder: str, base: str | None = None) -> Iterator[Source]:
+        """The sources below a folder; their ids are relative to `base`, or to the folder."""
+        above = "" if base is None else os.path.relpath(folder, base)
+        for relative in sorted(_walk(folder, self.exclude), key=os.fsencode):
+            if self._is_wanted(relative):
+                yield from self._file(os.path.join(folder, relative), os.path.join(above, relative))
+
+    def _is_wanted(self, path: str) -> bool:
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix in IMAGE_SUFFIXES or suffix in PARQUET_SUFFIXES:
+            return True
+        self.skipped[printable_name(suffix)] += 1
+        return False
+
+    def _file(self, name: str, relative: str) -> Iterator[Source]:
+        path = os.path.abspath(name)
+        if path in self.paths:
+            self.repeated += 1
+            return
+        self.paths.add(path)
+        try:
+            status = os.stat(path)
+            size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
+        except OSError:  # a link to nowhere: it gets its row, and the row says what is wrong
+            size_bytes = mtime_ns = 0
+        is_parquet = os.path.splitext(path)[1].lower() in PARQUET_SUFFIXES
+        yield Source(
+            id=self._unique_id(relative, path),
+            path=Path(path),
+            kind=SourceKind.PARQUET if is_parquet else SourceKind.IMAGE,
+            rows=count_rows(Path(path)) if is_parquet else 1,
+            size_bytes=size_bytes,
+            mtime_ns=mtime_ns,
+        )
+
+    def _unique_id(self, relative: str, path: str) -> str:
+        name = printable_name(relative)
+        if name in self.ids:
+            name = printable_name(path)
+        self.ids.add(name)
+        return name
+
+
+def _walk(folder: str, exclude: str) -> Iterator[str]:
+    """Relative paths of all files below a folder; links to folders are followed, but never in a circle."""
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_say_unreadable):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) != exclude
+        )
+        below = "" if parent == folder else os.path.relpath(parent, folder)
+        for name in files:
+            if not name.startswith("."):
+                yield os.path.join(below, name)
+
+
+def _say_unreadable(error: OSError) -> None:
+    log.warning(
+        "can't look into the folder %s (%s): what is in it is left out", printable_name(error.filename), error.strerror
+    )
+
+
+def _matches(pattern: str, exclude: str) -> list[str]:
+    """Paths that a pattern matches, in order, without those below `exclude`.
+
+    `**` walks in circles where a link leads back up: of several ways into one folder only the shortest counts.
+    """
+    matches = sorted(glob.glob(pattern, recursive=True), key=os.fsencode)
+    real = {parent: os.path.realpath(parent) for parent in {os.path.dirname(path) for path in matches}}
+    shortest: dict[str, str] = {}
+    for parent in sorted(real, key=lambda name: (len(name), os.fsencode(name))):
+        shortest.setdefault(real[parent], parent)
+    return [
+        path
+        for path in matches
+        if shortest[real[parent := os.path.dirname(path)]] == parent
+        and not f"{real[parent]}{os.sep}".startswith(f"{exclude}{os.sep}")
+        and os.path.join(real[parent], os.path.basename(path)) != exclude
+    ]
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder above the first wildcard: ids are relative to it."""
+    parts = pattern.split(os.sep)
+    fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    return os.sep.join(parts[:fixed]) or (os.sep if pattern.startswith(os.sep) else ".")

@@ -1,0 +1,254 @@
+"""Owns Parquet inputs: which column holds the picture, and streaming its rows."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchcap.config import InputConfig
+from batchcap.errors import UsageError
+from batchcap.manifest.source import printable_name
+from batchcap.records import ImageRow
+from batchcap.store.parts import SCHEMA as OUTPUT_SCHEMA
+
+# Rows decoded at once: pictures may be tens of megabytes each, paths are short.
+_PICTURE_BATCH_ROWS = 16
+_SMALL_BATCH_ROWS = 1024
+PATH_NAMES = ("image", "image_path", "path", "file_name", "filename", "filepath", "file")
+ALL_COLUMNS = "*"
+RENAMED_PREFIX = "input_"
+_IMAGE_STRUCT, _BYTES, _PATH = 3, 2, 1
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetLayout:
+    """Which columns of a Parquet file mean what.
+
+    Attributes:
+        image: column with the picture.
+        id: column with the row's id, or None.
+        kept: the columns to carry, as they are in the file.
+        image_root: folder that relative paths start from.
+        batch_rows: rows to decode at once.
+    """
+
+    image: str
+    id: str | None
+    kept: pa.Schema
+    image_root: Path
+    batch_rows: int
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UsageError(f"the Parquet file {_shown(path)} is missing: put it back to go on") from None
+    except UnicodeEncodeError:
+        raise UsageError(f"the name of the Parquet file {_shown(path)} is not UTF-8: rename it") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"can't read the Parquet file {_shown(path)} ({reason}): mend it or leave it out") from None
+
+
+def _shown(path: Path) -> str:
+    return printable_name(str(path))
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a Parquet file.
+
+    Raises:
+        UsageError: it can't be read.
+    """
+    with _readable(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
+def read_layout(path: Path, config: InputConfig) -> ParquetLayout:
+    """Decide which columns of a file are used.
+
+    Raises:
+        UsageError: no column or several may hold the picture, or a column that was named is missing.
+    """
+    with _readable(path):
+        schema: pa.Schema = pq.read_schema(path)
+    doubles = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if doubles:
+        raise UsageError(f"{_shown(path)} has several columns called {', '.join(doubles)}: rename them")
+    for option, name in (("--image-column", config.image_column), ("--id-column", config.id_column)):
+        if name is not None and name not in schema.names:
+            raise UsageError(f"{_shown(path)} has no column {name!r} ({option}); it has {', '.join(schema.names)}")
+    image = config.image_column or _find_image_column(path, schema)
+    rank = _rank(schema.field(image))
+    if not rank:
+        raise UsageError(
+            f"column {image!r} of {_shown(path)} is {schema.field(image).type}: neither bytes, an Image, nor a path"
+        )
+    return ParquetLayout(
+        image=image,
+        id=config.id_column,
+        kept=_kept_columns(path, schema, image, config.keep_columns),
+        image_root=Path(config.image_root).expanduser().absolute() if config.image_root else path.parent,
+        batch_rows=_SMALL_BATCH_ROWS if rank == _PATH else _PICTURE_BATCH_ROWS,
+    )
+
+
+def _rank(field: pa.Field) -> int:
+    """How surely a column holds pictures: an Image, bytes, a path, or 0 for not at all."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if pa.types.is_struct(kind):
+        parts = {part.name: part for part in kind}
+        fits = ("bytes" in parts and _rank(parts["bytes"]) == _BYTES) or (
+            "path" in parts and _rank(parts["path"]) == _PATH
+        )
+        return _IMAGE_STRUCT if fits else 0
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return _BYTES
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    # Without any value pandas leaves a column without a type.
+    return _PATH if is_text or pa.types.is_null(kind) else 0
+
+
+def _find_image_column(path: Path, schema: pa.Schema) -> str:
+    for rank in (_IMAGE_STRUCT, _BYTES, _PATH):
+        names = [field.name for field in schema if _rank(field) == rank]
+        if rank == _PATH:  # any text may be a path: only the usual names count, the most usual first
+            names = [name for name in PATH_NAMES if name in names][:1]
+        if len(names) == 1:
+            return str(names[0])
+        if names:
+            raise UsageError(
+                f"{_shown(path)} has several columns that may hold the picture ({', '.join(names)}): "
+                "name one with --image-column"
+            )
+    raise UsageError(
+        f"{_shown(path)} has no column with pictures; it has {', '.join(schema.names)}. Name one with "
+        "--image-column: bytes, a Hugging Face Image, or a path"
+    )
+
+
+def _kept_columns(path: Path, schema: pa.Schema, image: str, wanted: tuple[str, ...]) -> pa.Schema:
+    if ALL_COLUMNS in wanted:
+        wanted = tuple(name for name in schema.names if name != image)
+    wanted = tuple(dict.fromkeys(wanted))
+    for name in wanted:
+        if name not in schema.names:
+            raise UsageError(
+                f"{_shown(path)} has no column {name!r} (--keep-columns); it has {', '.join(schema.names)}"
+            )
+        if output_name(name) != name and output_name(name) in wanted:
+            raise UsageError(
+                f"{_shown(path)} has columns {name!r} and {output_name(name)!r}, and the first would get the name of "
+                "the second in the output: rename one, or keep one with --keep-columns"
+            )
+    return pa.schema([schema.field(name) for name in wanted])
+
+
+def output_name(column: str) -> str:
+    """The name of a carried column in the output: `input_` before it where it is called like one of ours."""
+    return RENAMED_PREFIX + column if column in OUTPUT_SCHEMA.names else column
+
+
+def read_rows(path: Path, layout: ParquetLayout, start: int, count: int) -> Iterator[dict[str, Any]]:
+    """Rows `start` to `start + count` of the picture and id columns, a few at a time.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    columns = [layout.image] if layout.id is None else [layout.image, layout.id]
+    for batch in _batches(path, columns, range(start, start + count), layout.batch_rows):
+        try:
+            yield from batch.to_pylist()
+        except UnicodeDecodeError:  # of a million rows one must not end the job
+            yield from _undecoded(batch)
+
+
+def _undecoded(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows of a batch with text that is not UTF-8: it is taken as file names are, byte for byte."""
+    texts = {field.name for field in batch.schema if _rank(field) == _PATH}
+    columns = [column.cast(_bytes_type(column.type)) for column in batch.columns]
+    for values in pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist():
+        for name, value in values.items():
+            if name in texts and value is not None:
+                values[name] = os.fsdecode(value)
+            elif isinstance(value, dict) and value.get("path") is not None:
+                value["path"] = os.fsdecode(value["path"])
+        yield values
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType:
+    """The type with bytes in the place of text."""
+    if pa.types.is_dictionary(kind):
+        return _bytes_type(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([part.with_type(_bytes_type(part.type)) for part in kind])
+    is_text = _rank(pa.field("", kind)) == _PATH and not pa.types.is_null(kind)
+    return pa.large_binary() if is_text else kind
+
+
+def read_columns(path: Path, layout: ParquetLayout, start: int, count: int) -> pa.Table:
+    """The carried columns of rows `start` to `start + count`, under their names in the output.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    names = layout.kept.names
+    batches = list(_batches(path, names, range(start, start + count), _SMALL_BATCH_ROWS))
+    table = pa.Table.from_batches(batches) if batches else layout.kept.empty_table()
+    return table.select(names).rename_columns([output_name(name) for name in names])
+
+
+def _batches(path: Path, columns: list[str], wanted: range, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """Record batches that hold exactly the rows wanted; row groups before and after are not read."""
+    with _readable(path), pq.ParquetFile(path, memory_map=False, buffer_size=1 << 20) as file:
+        first = 0
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            skip, take = max(0, wanted.start - first), min(rows, wanted.stop - first)
+            if skip < take:
+                yield from _cut(file.iter_batches(batch_rows, row_groups=[group], columns=columns), skip, take)
+            first += rows
+
+
+def _cut(batches: Iterator[pa.RecordBatch], skip: int, take: int) -> Iterator[pa.RecordBatch]:
+    """Rows `skip` to `take` of consecutive batches."""
+    first = 0
+    for batch in batches:
+        low, high = max(0, skip - first), min(len(batch), take - first)
+        if low < high:
+            yield batch.slice(low, high - low)
+        first += len(batch)
+        if first >= take:
+            return
+
+
+def image_row(values: dict[str, Any], layout: ParquetLayout, place: tuple[int, str, Path, int]) -> ImageRow:
+    """The `ImageRow` of one row's values.
+
+    A web or store address stays as it is; the picture stage then reports a file that is missing.
+
+    Args:
+        values: picture and id as Python values.
+        layout: the file's columns.
+        place: row index in the job, id of the source, path of the source, row in the source.
+    """
+    index, source_id, path, row = place
+    given = values.get(layout.id) if layout.id is not None else None
+    name = f"{source_id}:{row}" if given is None else printable_name(str(given))
+    cell = values[layout.image]
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        return ImageRow(index, name, _shown(path), row, data=cell)
+    if cell is not None and not _URL.match(cell):
+        cell = str(layout.image_root / cell)
+    return ImageRow(index, name, _shown(path), row, path=cell)

@@ -1,0 +1,218 @@
+"""Owns the plan of a job: which rows there are, in which order and in which shard, kept in the journal's file.
+
+What is planned once never moves: sources that appear later get rows and shards after all others. So a part file that
+is there stays right, whatever is added to the inputs.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from batchcap.config import InputConfig
+from batchcap.errors import NotSameJobError, UsageError
+from batchcap.manifest.parquet import (
+    ParquetLayout,
+    image_row,
+    output_name,
+    read_columns,
+    read_layout,
+    read_rows,
+)
+from batchcap.manifest.shard import Shard
+from batchcap.manifest.source import Source, SourceKind, printable_name
+from batchcap.records import ImageRow
+from batchcap.store.journal import Journal
+
+# A piece of a source: row in the job, source id, path, kind, first row inside the source, rows. Spans lie end to end,
+# so the first one of a shard is the last that begins at or before it: no other span is looked at.
+_PIECES = """
+SELECT spans.first_row, sources.id, sources.path, sources.kind, spans.start, spans.rows
+FROM spans JOIN sources ON sources.seq = spans.source
+WHERE spans.first_row >= (SELECT max(first_row) FROM spans WHERE first_row <= ?) AND spans.first_row < ?
+ORDER BY spans.first_row
+"""
+_Piece = tuple[int, str, bytes, str, int, int]
+
+
+class Plan:
+    """The rows of a job.
+
+    Args:
+        journal: where the plan is kept.
+        config: how the inputs are read.
+    """
+
+    def __init__(self, journal: Journal, config: InputConfig) -> None:
+        self._journal = journal
+        self._config = config
+        self._layouts: dict[Path, ParquetLayout] = {}
+        self._carried: pa.Schema | None = None
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of the job."""
+        return int(next(self._journal.query("SELECT coalesce(sum(rows), 0) FROM shards"))[0])
+
+    def shards(self) -> list[Shard]:
+        """All shards in order."""
+        return self._journal.shards()
+
+    def extend(self, sources: Iterable[Source], rows_per_part: int, limit: int) -> int:
+        """Take in what was found; gives the number of rows that are new.
+
+        Known sources keep their rows; new ones come after all others, in new shards. A picture that has changed or
+        vanished keeps its row. Everything is planned together or not at all.
+
+        Args:
+            sources: the sources found now.
+            rows_per_part: rows of a new shard.
+            limit: plan no more than so many rows in all; 0: no limit.
+
+        Raises:
+            NotSameJobError: a known Parquet file has changed.
+            UsageError: a Parquet file's columns don't fit, or not together with those of another.
+        """
+        with self._journal.transaction() as connection:
+            before = self.total_rows
+            self._take_in(connection, sources)
+            self._carried = self._carried_schema()
+            _plan_spans(connection, before, limit)
+            (after,) = connection.execute("SELECT coalesce(max(first_row + rows), 0) FROM spans").fetchone()
+            (seq,) = connection.execute("SELECT count(*) FROM shards").fetchone()
+            starts = range(before, after, rows_per_part)
+            connection.executemany(
+                "INSERT INTO shards VALUES (?, ?, ?)",
+                ((seq + number, start, min(rows_per_part, after - start)) for number, start in enumerate(starts)),
+            )
+        return int(after - before)
+
+    def _take_in(self, connection: sqlite3.Connection, sources: Iterable[Source]) -> None:
+        (seq,) = connection.execute("SELECT count(*) FROM sources").fetchone()
+        known = "SELECT rows, size_bytes, mtime_ns FROM sources WHERE path = ?"
+        for source in sources:
+            path = os.fsencode(source.path)
+            found = connection.execute(known, (path,)).fetchone()
+            if source.kind is SourceKind.PARQUET:
+                self._layout(source.path)  # columns that don't fit are told before any work
+                if found and found != (source.rows, source.size_bytes, source.mtime_ns):
+                    raise NotSameJobError(
+                        f"{printable_name(str(source.path))} has changed since this job began, and its captions may "
+                        "not fit any more: put the old file back, or use another --output"
+                    )
+            if not found:
+                name = _free_id(connection, source)
+                connection.execute(
+                    "INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (seq, name, path, source.kind, source.rows, source.size_bytes, source.mtime_ns),
+                )
+                seq += 1
+
+    def shard_rows(self, shard: Shard) -> Iterator[ImageRow]:
+        """The rows of a shard, in order.
+
+        Raises:
+            UsageError: a Parquet file can't be read.
+        """
+        for first_row, name, path, kind, start, count in self._pieces(shard):
+            if kind == SourceKind.IMAGE:
+                text = os.fsdecode(path)
+                yield ImageRow(first_row, name, printable_name(text), 0, path=text)
+                continue
+            file = Path(os.fsdecode(path))
+            layout = self._layout(file)
+            for offset, values in enumerate(read_rows(file, layout, start, count)):
+                yield image_row(values, layout, (first_row + offset, name, file, start + offset))
+
+    def shard_columns(self, shard: Shard) -> pa.Table | None:
+        """The carried columns of a shard, one row for each of its rows; None where none are carried.
+
+        Every shard has the same columns: null for a picture file, and where a Parquet file lacks a column that another
+        one has.
+
+        Raises:
+            UsageError: a Parquet file can't be read, or the columns of two files don't fit together.
+        """
+        if self._carried is None:
+            self._carried = self._carried_schema()
+        schema = self._carried
+        if not schema.names:
+            return None
+        tables = []
+        for _first_row, _name, path, kind, start, count in self._pieces(shard):
+            columns = pa.table({})
+            if kind == SourceKind.PARQUET:
+                file = Path(os.fsdecode(path))
+                columns = read_columns(file, self._layout(file), start, count)
+            values = [
+                columns[field.name] if field.name in columns.column_names else pa.nulls(count, field.type)
+                for field in schema
+            ]
+            tables.append(pa.table(values, names=schema.names).cast(schema))
+        return pa.concat_tables(tables)
+
+    def _carried_schema(self) -> pa.Schema:
+        """The carried columns of all Parquet files of the job, in the order they were planned."""
+        carried = pa.schema([])
+        owners: dict[str, Path] = {}
+        if not self._config.keep_columns:
+            return carried
+        files = self._journal.query("SELECT path FROM sources WHERE kind = ? ORDER BY seq", SourceKind.PARQUET)
+        for file in [Path(os.fsdecode(path)) for (path,) in files]:
+            if not file.exists():  # captioned already, or reported when its rows are read
+                continue
+            for kept in self._layout(file).kept:
+                field = pa.field(output_name(kept.name), kept.type)
+                try:
+                    carried = pa.unify_schemas([carried, pa.schema([field])])
+                except pa.ArrowException:
+                    raise UsageError(
+                        f"column {kept.name!r} is {carried.field(field.name).type} in "
+                        f"{printable_name(str(owners[field.name]))} and {kept.type} in {printable_name(str(file))}: "
+                        "leave it out with --keep-columns, or caption these files apart"
+                    ) from None
+                owners.setdefault(field.name, file)
+        return carried
+
+    def _pieces(self, shard: Shard) -> list[_Piece]:
+        """The pieces of sources that make up a shard, cut to it.
+
+        All at once: a SELECT left open while the shard is captioned would keep the write-ahead log from shrinking.
+        """
+        low, high = shard.span
+        pieces = []
+        for first_row, name, path, kind, start, count in self._journal.query(_PIECES, low, high):
+            skip = max(0, low - first_row)
+            take = min(count, high - first_row) - skip
+            pieces.append((first_row + skip, name, path, kind, start + skip, take))
+        return pieces
+
+    def _layout(self, path: Path) -> ParquetLayout:
+        if path not in self._layouts:
+            self._layouts[path] = read_layout(path, self._config)
+        return self._layouts[path]
+
+
+def _free_id(connection: sqlite3.Connection, source: Source) -> str:
+    """The source's id, or its path where an earlier source has that id."""
+    name, path = source.id, printable_name(str(source.path))
+    while connection.execute("SELECT 1 FROM sources WHERE id = ?", (name,)).fetchone():
+        name = path if name == source.id != path else f"{name}#"
+    return name
+
+
+def _plan_spans(connection: sqlite3.Connection, planned: int, limit: int) -> None:
+    """Give rows of the job to source rows that have none yet, as far as the limit allows."""
+    open_sources = """
+        SELECT sources.seq, coalesce(sum(spans.rows), 0) AS done, sources.rows
+        FROM sources LEFT JOIN spans ON spans.source = sources.seq
+        GROUP BY sources.seq HAVING done < sources.rows ORDER BY sources.seq
+    """
+    for seq, done, rows in connection.execute(open_sources).fetchall():
+        count = rows - done if limit == 0 else min(rows - done, limit - planned)
+        if count <= 0:
+            return
+        connection.execute("INSERT INTO spans VALUES (?, ?, ?, ?)", (planned, seq, done, count))
+        planned += count

@@ -1,0 +1,39 @@
+"""Owns the source: one file that rows come from, and how its name becomes text."""
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class SourceKind(StrEnum):
+    """What a source is."""
+
+    IMAGE = "image"
+    PARQUET = "parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of the inputs.
+
+    Attributes:
+        id: its name in the output, unique in a job; valid text whatever the file's name is.
+        path: absolute path.
+        kind: a picture, or a Parquet file of pictures.
+        rows: 1, or the rows of the Parquet file.
+        size_bytes: size when it was found.
+        mtime_ns: time of its last change then.
+    """
+
+    id: str
+    path: Path
+    kind: SourceKind
+    rows: int
+    size_bytes: int
+    mtime_ns: int
+
+
+def printable_name(name: str) -> str:
+    r"""A file name as text: bytes that are not UTF-8 as `\xNN`, so that two names never become one."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,83 @@
+"""Owns which bundle a job loads: the one named, or the embedded demo model, exported once and kept."""
+
+import logging
+import os
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+
+from filelock import FileLock
+
+from batchcap.bundle import Bundle
+from batchcap.errors import BundleError, UsageError
+from batchcap.export.options import ExportOptions
+
+log = logging.getLogger(__name__)
+
+DEMO_NOTE = (
+    "no --model given: using the embedded demo model, which only knows drawn scenes of a few everyday things. For real "
+    "pictures run `batchcap export CHECKPOINT --output BUNDLE` on a Qwen3-VL checkpoint once and pass --model BUNDLE."
+)
+
+
+def cache_folder() -> Path:
+    """Where the demo bundle is kept: $BATCHCAP_CACHE, else $XDG_CACHE_HOME/batchcap, else ~/.cache/batchcap.
+
+    Raises:
+        UsageError: nothing says where.
+    """
+    named = os.environ.get("BATCHCAP_CACHE")
+    if named:
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchcap"
+    except RuntimeError:  # a container's user without a home
+        raise UsageError("this user has no home folder to keep the demo model in: set BATCHCAP_CACHE") from None
+
+
+def demo_checkpoint() -> Path:
+    """Folder of the embedded demo checkpoint (Hugging Face layout)."""
+    return Path(str(resources.files("batchcap"))) / "demo" / "checkpoint"
+
+
+def load_model(model: str | None) -> Bundle:
+    """The bundle at `model`, every file checked against its sum; None is the demo model.
+
+    Raises:
+        BundleError: the folder is not a whole bundle.
+        UsageError: there is no place to keep the demo model in.
+    """
+    if model is not None:
+        return Bundle.load(model)
+    log.warning(DEMO_NOTE)
+    return demo_bundle()
+
+
+def demo_bundle() -> Bundle:
+    """The embedded demo model as a bundle; exported at the first use, which takes about ten seconds.
+
+    Raises:
+        UsageError: there is no place to keep it in.
+    """
+    # The key covers what decides the bundle's bytes, so a new release never meets an old bundle.
+    from batchcap.export.export import export_bundle, export_key  # noqa: PLC0415 - only needed at first use
+
+    options = ExportOptions()
+    folder = cache_folder() / f"demo-{export_key(demo_checkpoint(), options)[:16]}"
+    with suppress(BundleError):  # without the lock: the folder may be one that is only read
+        return Bundle.load(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(folder) + ".lock")
+        held = lock.acquire()
+    except OSError as error:
+        raise UsageError(
+            f"can't keep the demo model in {folder.parent} ({error.strerror}): set BATCHCAP_CACHE to a folder that can "
+            "be written"
+        ) from None
+    with held:
+        try:
+            return Bundle.load(folder)  # another run may have made it meanwhile
+        except BundleError:
+            log.info("exporting the demo model to %s", folder)
+            return export_bundle(str(demo_checkpoint()), folder, options, overwrite=True)

@@ -1,0 +1,85 @@
+"""Owns the measurements of a run: samples over time, peak memory, the figures of the summary."""
+
+import os
+import time
+
+from batchcap.engines.base import Engine, EngineLoad
+from batchcap.machine import memory_mib
+from batchcap.recorder import Recorder
+from batchcap.report.summary import RunFigures
+from batchcap.store.stats import StatsSample, StatsWriter
+
+SAMPLE_INTERVAL_S = 5.0
+MEMORY_INTERVAL_S = 2.0
+
+
+class Monitor:
+    """Watches an engine while rows come out of it."""
+
+    def __init__(self, stats: StatsWriter, started_s: float) -> None:
+        """`started_s` is `time.perf_counter()` at the start of the command."""
+        self._stats = stats
+        self._started_s = started_s
+        self._working_since_s: float | None = None
+        self._last_row_s: float | None = None
+        self._next_sample_s = 0.0
+        self._next_memory_s = 0.0
+        self._peak_memory_mib = 0.0
+        self._load = EngineLoad()
+        self._rows = 0
+        self._new_tokens = 0
+
+    def begin(self) -> None:
+        """The first row is about to be handed out."""
+        self._working_since_s = time.perf_counter()
+
+    def watch(self, engine: Engine, recorder: Recorder) -> EngineLoad:
+        """Look at the engine and at what is recorded; take a sample and the memory when it is time to.
+
+        Returns:
+            The engine's load.
+        """
+        now = time.perf_counter()
+        self._load = engine.load()
+        self._load.busy_s["store"] = recorder.store_s
+        if recorder.run_rows > self._rows:
+            self._rows, self._new_tokens = recorder.run_rows, recorder.run_tokens
+            self._last_row_s = now
+        if now >= self._next_memory_s:
+            self._next_memory_s = now + MEMORY_INTERVAL_S
+            self._peak_memory_mib = max(self._peak_memory_mib, memory_mib([os.getpid(), *engine.process_ids()]))
+        if now >= self._next_sample_s:
+            self._next_sample_s = now + SAMPLE_INTERVAL_S
+            self._sample(now)
+        return self._load
+
+    def _sample(self, now: float) -> None:
+        self._stats.add(
+            StatsSample(
+                elapsed_s=now - self._started_s,
+                rows=self._rows,
+                new_tokens=self._new_tokens,
+                busy_s=dict(self._load.busy_s),
+                reading_rows=self._load.reading_rows,
+                queue_rows=self._load.queue_rows,
+                queue_mib=self._load.queue_mib,
+                decoding_rows=self._load.decoding_rows,
+                memory_mib=self._peak_memory_mib,
+            )
+        )
+
+    def end(self) -> RunFigures:
+        """The last sample is taken and the figures are made."""
+        now = time.perf_counter()
+        self._sample(now)
+        working_s = 0.0
+        if self._working_since_s is not None and self._last_row_s is not None:
+            working_s = self._last_row_s - self._working_since_s
+        return RunFigures(
+            rows=self._rows,
+            new_tokens=self._new_tokens,
+            elapsed_s=now - self._started_s,
+            working_s=working_s,
+            stage_busy_s=dict(self._load.busy_s),
+            peak_memory_mib=self._peak_memory_mib,
+        )

@@ -1,0 +1,119 @@
+"""Owns the prompt: the token ids before and after a picture's visual tokens, and the way back from ids to text."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from batchcap.bundle import Bundle
+from batchcap.errors import BundleError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """One user turn with a picture and a text, rendered by the checkpoint's chat template.
+
+    Attributes:
+        prefix_ids: tokens before the picture's visual tokens.
+        suffix_ids: tokens after them.
+    """
+
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the prompt that are not of the picture."""
+        return len(self.prefix_ids) + len(self.suffix_ids)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, text: str) -> "PromptTemplate":
+        """The template for a prompt text.
+
+        Raises:
+            UsageError: the text holds a special token of the model, or is not valid text.
+            BundleError: the bundle's chat template or tokenizer can't be used.
+        """
+        tokenizer = load_tokenizer(bundle)
+        _refuse_special_tokens(tokenizer, text)
+        try:
+            source = bundle.chat_template_path.read_text(encoding="utf-8")
+            rendered = render_chat(source, text)
+        except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
+            raise BundleError(f"the chat template {bundle.chat_template_path} can't be used: {error}") from None
+        ids = tokenizer.encode(rendered, add_special_tokens=False).ids
+        image_pad = bundle.geometry.tokens.image_pad
+        if ids.count(image_pad) != 1:
+            raise BundleError(
+                f"the chat template {bundle.chat_template_path} gives {ids.count(image_pad)} places for a picture, "
+                "not one: it is not a Qwen3-VL template"
+            )
+        place = ids.index(image_pad)
+        return cls(tuple(ids[:place]), tuple(ids[place + 1 :]))
+
+
+def render_chat(source: str, text: str) -> str:
+    """The chat template's text for one picture and one prompt, up to where the answer begins.
+
+    The environment is the one transformers renders chat templates in (utils/chat_template_utils.py).
+    """
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_template_error
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    messages = [{"role": "user", "content": content}]
+    return environment.from_string(source).render(messages=messages, add_generation_prompt=True)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:  # noqa: ANN401 - whatever a template holds
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_template_error(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _refuse_special_tokens(tokenizer: Tokenizer, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the prompt {text!r} is not valid text ({error.reason}): give it in UTF-8") from None
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if token.content in text:
+            raise UsageError(f"the prompt holds {token.content}, a token with a meaning of its own: leave it out")
+
+
+def load_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The bundle's tokenizer.
+
+    Raises:
+        BundleError: tokenizer.json can't be read.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(bundle.tokenizer_path))
+    except Exception as error:  # noqa: BLE001 - the library raises plain Exception
+        raise BundleError(f"{bundle.tokenizer_path} can't be read: {error}") from None
+    # Left in the file by training; transformers, too, cuts and pads only when asked.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+class Detokenizer:
+    """Turns a caption's token ids into its text."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._tokenizer = load_tokenizer(bundle)
+
+    def text(self, token_ids: list[int]) -> str:
+        """The text, special tokens left out and white space trimmed."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True).strip()
+
+
+def without_cut_character(text: str) -> str:
+    """A text that stops in the middle of a character's bytes, without what the tokenizer puts in its place."""
+    return text.removesuffix("\ufffd").rstrip()

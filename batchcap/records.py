@@ -1,0 +1,179 @@
+"""Owns the records that travel between the stages: row, patches, features, caption, output row.
+
+Letters used for shapes: P patches of a picture, T visual tokens (P / merge²), H hidden size of the decoder,
+D DeepStack levels, C·t·p·p values of a patch (channels × frames × patch height × patch width).
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchcap.errors import ErrorKind
+
+Float32Array = NDArray[np.float32]
+Int64Array = NDArray[np.int64]
+
+
+class Status(StrEnum):
+    """The `status` column."""
+
+    OK = "ok"
+    FAILED = "failed"
+
+
+class FinishReason(StrEnum):
+    """Why decoding of a caption ended; the `finish_reason` column."""
+
+    STOP = "stop"  # a stop token
+    LENGTH = "length"  # --max-new-tokens reached
+    LOOP = "loop"  # endless repetition, stopped early
+
+
+class Verdict(StrEnum):
+    """What a caption's text looks like; the `verdict` column."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"
+    REPEATED = "repeated"
+    DEGENERATE = "degenerate"
+    EMPTY = "empty"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One row of the manifest: a picture to caption.
+
+    Attributes:
+        index: place in the whole job, from 0; the order of the output.
+        id: the name of the row in the output.
+        source: absolute path of the picture file or of the Parquet file.
+        row: row inside the source; 0 for a picture file.
+        path: file that holds the encoded picture, or None where `data` holds it.
+        data: encoded picture bytes from the manifest, or None. Both None: the manifest's cell is null.
+    """
+
+    index: int
+    id: str
+    source: str
+    row: int
+    path: str | None = None
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """A decoded, resized picture cut into patches.
+
+    Attributes:
+        index: the row's `ImageRow.index`.
+        values: [P, C·t·p·p] float32, normalised, in the order of the merge blocks.
+        grid: patches down and across (P = grid[0] · grid[1]), both multiples of the merge size.
+        width: pixels of the picture as a person sees it (orientation applied), before the resize.
+        height: the same, down.
+        sha256: hex digest of the encoded bytes.
+        read_ms: time to read, decode, resize and cut.
+    """
+
+    index: int
+    values: Float32Array
+    grid: tuple[int, int]
+    width: int
+    height: int
+    sha256: str
+    read_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the vision encoder saw in one picture.
+
+    Attributes:
+        index: the row's `ImageRow.index`.
+        embeds: [T, H] float32, takes the place of the picture's token embeddings.
+        deepstack: [D, T, H] float32, added to the decoder's hidden state after its first D layers.
+        grid: visual tokens down and across (T = grid[0] · grid[1]).
+        width: as in `Patches`.
+        height: as in `Patches`.
+        sha256: as in `Patches`.
+        read_ms: as in `Patches`.
+        vision_ms: the picture's share of the encoder's time.
+    """
+
+    index: int
+    embeds: Float32Array
+    deepstack: Float32Array
+    grid: tuple[int, int]
+    width: int
+    height: int
+    sha256: str
+    read_ms: float
+    vision_ms: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the two arrays hold: what the feature queue counts."""
+        return self.embeds.nbytes + self.deepstack.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What the decoder wrote for one picture.
+
+    Attributes:
+        index: the row's `ImageRow.index`.
+        token_ids: new tokens without the stop token.
+        text: the caption, special tokens left out and white space trimmed.
+        finish_reason: why decoding ended.
+        verdict: what the text looks like.
+        prompt_tokens: tokens of the prompt, visual tokens included.
+        visual_tokens: tokens of the picture.
+        prefill_ms: time of this row's prefill.
+        decode_ms: from the end of the prefill to the last token.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    verdict: Verdict
+    prompt_tokens: int
+    visual_tokens: int
+    prefill_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one row has no caption."""
+
+    index: int
+    kind: ErrorKind
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRow:
+    """One output row; the field names are the column names of a part file, in this order."""
+
+    id: str
+    source: str
+    row: int
+    caption: str | None = None
+    status: Status = Status.OK
+    verdict: Verdict | None = None
+    finish_reason: FinishReason | None = None
+    error_kind: ErrorKind | None = None
+    error_message: str | None = None
+    attempts: int = 1
+    prompt_tokens: int | None = None
+    visual_tokens: int | None = None
+    new_tokens: int | None = None
+    width: int | None = None
+    height: int | None = None
+    image_sha256: str | None = None
+    read_ms: float | None = None
+    vision_ms: float | None = None
+    prefill_ms: float | None = None
+    decode_ms: float | None = None

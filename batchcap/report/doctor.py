@@ -1,0 +1,132 @@
+"""Owns `batchcap doctor`: what this machine is, what a job would use on it, and why."""
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import psutil
+
+from batchcap.bundle import Bundle
+from batchcap.config import GenerationConfig, PlacementConfig, VisionConfig
+from batchcap.decoder.slots import kv_bytes_per_slot
+from batchcap.errors import ExitCode, UsageError
+from batchcap.machine import MIB, available_cores, cpu_flags, cpu_name
+from batchcap.model import cache_folder, load_model
+from batchcap.prompt import PromptTemplate
+from batchcap.vision.dtype import resolve_dtype
+
+PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "pillow", "pyarrow", "tokenizers")
+# Flags that decide the speed of the kernels in use, fastest last.
+SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was found: facts by section, and problems a person should mend."""
+
+    sections: dict[str, dict[str, str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Usage error with a problem, else complete."""
+        return ExitCode.USAGE if self.problems else ExitCode.COMPLETE
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        content: dict[str, Any] = {**self.sections, "problems": self.problems}
+        return json.dumps(content, indent=2, ensure_ascii=False)
+
+    def to_text(self) -> str:
+        """Lines for a person."""
+        lines: list[str] = []
+        for title, facts in self.sections.items():
+            width = max(len(name) for name in facts)
+            lines += [title, *(f"  {name:<{width}}  {value}" for name, value in facts.items()), ""]
+        lines += [f"problem: {problem}" for problem in self.problems] or ["no problem found"]
+        return "\n".join(lines)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "batchcap": metadata.version("batchcap")}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def _machine() -> dict[str, str]:
+    flags = cpu_flags()
+    memory = psutil.virtual_memory()
+    cache = cache_folder()
+    disk = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists()))
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": f"{available_cores()} for this process",
+        "features": " ".join(flag for flag in SPEED_FLAGS if flag in flags) or "none of the fast ones",
+        "memory": f"{memory.available / MIB:,.0f} MiB free of {memory.total / MIB:,.0f} MiB",
+        "disk": f"{disk.free / MIB:,.0f} MiB free for the cache in {cache}",
+    }
+
+
+def _model(bundle: Bundle) -> dict[str, str]:
+    text, vision = bundle.geometry.text, bundle.geometry.vision
+    return {
+        "bundle": f"{bundle.folder} (every checksum is right)",
+        "id": bundle.id[:16],
+        "source": bundle.source,
+        "decoder": f"{text.layers} layers of {text.hidden_size}, {bundle.precision}, context {bundle.context} tokens",
+        "vision": f"{vision.depth} blocks of {vision.hidden_size}, DeepStack from {list(vision.deepstack_levels)}",
+    }
+
+
+def _plan(bundle: Bundle) -> tuple[dict[str, str], int]:
+    """What a job with the default options would use, and its KV cache in bytes."""
+    placement, generation, vision = PlacementConfig(), GenerationConfig(), VisionConfig()
+    cores = available_cores()
+    dtype = resolve_dtype(vision.dtype)
+    prompt = PromptTemplate.from_bundle(bundle, generation.prompt)
+    positions = prompt.text_tokens + vision.max_visual_tokens + generation.max_new_tokens
+    kv_bytes = placement.slots * kv_bytes_per_slot(bundle.geometry.text, positions)
+    why = "the CPU has bf16 arithmetic" if dtype == "bf16" else "the CPU has no bf16 arithmetic"
+    facts = {
+        "vision": f"PyTorch {dtype} on {cores} threads ({why})",
+        "visual tokens": f"at most {vision.max_visual_tokens} a picture, {bundle.geometry.vision.token_side_px} x "
+        f"{bundle.geometry.vision.token_side_px} pixels each",
+        "decoders": f"{placement.decoders} with {placement.slots} slots and {cores // placement.decoders or 1} threads",
+        "KV cache": f"{kv_bytes / MIB:,.0f} MiB a decoder ({positions} positions a slot)",
+        "feature queue": f"at most {placement.queue_mib} MiB",
+    }
+    return facts, kv_bytes * placement.decoders
+
+
+def examine(model: str | None) -> Findings:
+    """Look at the machine and at the model.
+
+    Args:
+        model: bundle folder; None is the demo model.
+    """
+    findings = Findings({"versions": _versions(), "machine": _machine()})
+    missing = [name for name, version in findings.sections["versions"].items() if version == "missing"]
+    findings.problems += [f"{name} is not installed: run `pip install {name}`" for name in missing]
+    try:
+        bundle = load_model(model)
+    except UsageError as error:
+        findings.problems.append(str(error))
+        return findings
+    findings.sections["model"] = _model(bundle)
+    findings.sections["a job with default options"], kv_bytes = _plan(bundle)
+    weights = sum(path.stat().st_size for path in bundle.folder.rglob("*") if path.is_file())
+    free = psutil.virtual_memory().available
+    if kv_bytes + weights > free:
+        findings.problems.append(
+            f"the model and its KV cache need about {(kv_bytes + weights) / MIB:,.0f} MiB and {free / MIB:,.0f} MiB "
+            "are free: lower --slots, --max-visual-tokens or --max-new-tokens"
+        )
+    return findings

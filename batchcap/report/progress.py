@@ -1,0 +1,135 @@
+"""Owns progress on stderr: a bar with rate and time left on a terminal, a log line now and then elsewhere."""
+
+import logging
+import os
+import sys
+import time
+from collections import deque
+from typing import Protocol
+
+from tqdm import tqdm
+
+from batchcap.engines.base import EngineLoad
+
+log = logging.getLogger(__name__)
+
+LOG_INTERVAL_S = 30.0
+UNKNOWN_COLUMNS = 80
+# The time left follows the recent rate: the first minutes of a job, or the pictures of one folder, mislead.
+RATE_WINDOW_S = 120.0
+
+
+class Progress(Protocol):
+    """Somebody who wants to know how far a job is."""
+
+    def start(self, rows: int, done: int) -> None:
+        """The job has `rows` rows, `done` of them before this run."""
+
+    def advance(self, done: int, failed: int, load: EngineLoad) -> None:
+        """`done` rows are finished by now, `failed` of them without a caption."""
+
+    def close(self) -> None:
+        """No more will come."""
+
+
+class RecentRate:
+    """Rows a second over the last `RATE_WINDOW_S`."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, int]] = deque()
+
+    def update(self, done: int) -> float:
+        """Take in the rows done by now and give the rate."""
+        now = time.monotonic()
+        self._points.append((now, done))
+        while len(self._points) > 2 and self._points[0][0] < now - RATE_WINDOW_S:
+            self._points.popleft()
+        seconds = now - self._points[0][0]
+        return (done - self._points[0][1]) / seconds if seconds > 0 else 0.0
+
+
+class BarProgress:
+    """A tqdm bar."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def start(self, rows: int, done: int) -> None:
+        """Show the bar; rows of earlier runs count as done but not for the rate."""
+        # Terminals of containers and of CI often say that they are 0 columns wide; tqdm would show nothing.
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        self._bar = tqdm(
+            total=rows,
+            initial=done,
+            unit="img",
+            ncols=None if columns else UNKNOWN_COLUMNS,
+            dynamic_ncols=columns > 0,
+            smoothing=0.05,
+            file=sys.stderr,
+        )
+
+    def advance(self, done: int, failed: int, load: EngineLoad) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            return
+        self._bar.set_postfix_str(
+            f"failed {failed}, queue {load.queue_rows}, decoding {load.decoding_rows}", refresh=False
+        )
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the bar on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class LogProgress:
+    """A log line at most every `LOG_INTERVAL_S`: what cron mail and journals want."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._rate = RecentRate()
+        self._next_s = 0.0
+
+    def start(self, rows: int, done: int) -> None:
+        """Say what is to be done."""
+        self._rows = rows
+        self._rate.update(done)
+        self._next_s = time.monotonic() + LOG_INTERVAL_S
+        log.info("%d rows, %d done before, %d to do", rows, done, rows - done)
+
+    def advance(self, done: int, failed: int, load: EngineLoad) -> None:
+        """Say how far it is, if the last line is old enough."""
+        now = time.monotonic()
+        if now < self._next_s:
+            return
+        self._next_s = now + LOG_INTERVAL_S
+        rate = self._rate.update(done)
+        left = format_duration((self._rows - done) / rate) if rate > 0 else "unknown"
+        log.info(
+            "%d of %d rows (%.1f %%), %d failed, %.1f images/min, %s left, queue %d rows",
+            done,
+            self._rows,
+            100 * done / max(1, self._rows),
+            failed,
+            60 * rate,
+            left,
+            load.queue_rows,
+        )
+
+    def close(self) -> None:
+        """Nothing to put away."""
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as `1 h 05 min`, `3 min 20 s` or `12 s`."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def progress_for_terminal() -> Progress:
+    """A bar where stderr is a terminal, log lines elsewhere."""
+    return BarProgress() if sys.stderr.isatty() else LogProgress()

@@ -1,0 +1,158 @@
+"""Owns `summary.json`: what a run did and how the job stands, written at every exit."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from batchcap.errors import ExitCode
+from batchcap.records import CaptionRow, Status
+
+SUMMARY_FORMAT_VERSION = 1
+
+
+class JobState(StrEnum):
+    """How a run ended."""
+
+    COMPLETE = "complete"
+    STOPPED = "stopped"  # --max-runtime or SIGTERM, with work left
+    INTERRUPTED = "interrupted"  # Ctrl-C
+    FAILED = "failed"  # an error that is not about one picture
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of output rows; tallies of parts add up to the tally of the job."""
+
+    rows: int = 0
+    ok: int = 0
+    failed: int = 0
+    new_tokens: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    error_kinds: Counter[str] = field(default_factory=Counter)
+
+    def add_row(self, row: CaptionRow) -> None:
+        """Count one output row."""
+        self.rows += 1
+        if row.status is Status.OK:
+            self.ok += 1
+            self.new_tokens += row.new_tokens or 0
+            self.verdicts[str(row.verdict)] += 1
+        else:
+            self.failed += 1
+            self.error_kinds[str(row.error_kind)] += 1
+
+    def add(self, other: "Tally") -> None:
+        """Count all rows of another tally."""
+        self.rows += other.rows
+        self.ok += other.ok
+        self.failed += other.failed
+        self.new_tokens += other.new_tokens
+        self.verdicts.update(other.verdicts)
+        self.error_kinds.update(other.error_kinds)
+
+    @property
+    def error_rate(self) -> float:
+        """Share of failed rows; 0 with no rows."""
+        return self.failed / self.rows if self.rows else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "rows": self.rows,
+            "ok": self.ok,
+            "failed": self.failed,
+            "new_tokens": self.new_tokens,
+            "verdicts": dict(self.verdicts),
+            "error_kinds": dict(self.error_kinds),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Tally":
+        """The tally that `to_dict` gave."""
+        return cls(
+            rows=data["rows"],
+            ok=data["ok"],
+            failed=data["failed"],
+            new_tokens=data["new_tokens"],
+            verdicts=Counter(data["verdicts"]),
+            error_kinds=Counter(data["error_kinds"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """What this run did, from its first to its last row.
+
+    Attributes:
+        rows: rows finished in this run.
+        new_tokens: tokens written in this run.
+        elapsed_s: from the start of the command to the summary.
+        working_s: from the first row handed out to the last one finished: model loading is not in it.
+        stage_busy_s: seconds of work by stage, summed over its workers.
+        peak_memory_mib: most memory of all processes together, shared pages counted once.
+    """
+
+    rows: int
+    new_tokens: int
+    elapsed_s: float
+    working_s: float
+    stage_busy_s: dict[str, float]
+    peak_memory_mib: float
+
+    @property
+    def images_per_min(self) -> float:
+        """Pictures a minute while working."""
+        return 60 * self.rows / self.working_s if self.working_s > 0 else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens a second while working."""
+        return self.new_tokens / self.working_s if self.working_s > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the two rates included, rounded to what was measured."""
+        return {
+            "rows": self.rows,
+            "new_tokens": self.new_tokens,
+            "images_per_min": round(self.images_per_min, 2),
+            "tokens_per_s": round(self.tokens_per_s, 2),
+            "elapsed_s": round(self.elapsed_s, 2),
+            "working_s": round(self.working_s, 2),
+            "stage_busy_s": {stage: round(seconds, 2) for stage, seconds in self.stage_busy_s.items()},
+            "peak_memory_mib": round(self.peak_memory_mib, 1),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How the job stands after a run.
+
+    `total_rows` is None where the run ended before it knew how the job stands; then all counts are null.
+    """
+
+    state: JobState
+    exit_code: ExitCode
+    message: str
+    total_rows: int | None
+    tally: Tally
+    run: RunFigures | None
+    bundle: dict[str, str] | None
+
+    def to_json(self) -> str:
+        """The text of `summary.json`."""
+        counted = self.tally.to_dict() if self.total_rows is not None else dict.fromkeys(Tally().to_dict())
+        content = {
+            "format_version": SUMMARY_FORMAT_VERSION,
+            "state": self.state,
+            "exit_code": int(self.exit_code),
+            "message": self.message,
+            "rows": self.total_rows,
+            "done": counted.pop("rows"),
+            "remaining": None if self.total_rows is None else self.total_rows - self.tally.rows,
+            **counted,
+            "run": self.run.to_dict() if self.run else None,
+            "bundle": self.bundle,
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""The job folder: what is durable, in which order, and who may write it."""

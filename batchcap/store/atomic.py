@@ -1,0 +1,82 @@
+"""Owns files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from batchcap.errors import StorageError
+
+TEMPORARY_SUFFIX = ".batchcap-tmp"
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "your disk quota is used up: free some space",
+    errno.EROFS: "the file system is read-only: choose another --output or mount it writable",
+    errno.EACCES: "you may not write there: change the permissions or choose another --output",
+    errno.EPERM: "you may not write there: change the permissions or choose another --output",
+    errno.EFBIG: "the file would pass a size limit: raise `ulimit -f`, or choose another file system with --output",
+    errno.EIO: "the disk reported an error: check it",
+}
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """What to tell a person whose job folder can't be written."""
+    advice = _ADVICE.get(error.errno or 0, str(error))
+    return StorageError(f"can't write {path}: {advice}. Nothing finished is lost; run the same command again to go on.")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well, its file becomes `path`.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    finally:
+        with suppress(OSError):  # what stopped the writing may stop this too; the next run removes it
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, whole or not at all.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that a killed run left in a folder; call it with the job's lock held.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(path, error) from error

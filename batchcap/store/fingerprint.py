@@ -1,0 +1,122 @@
+"""Owns the question whether a job folder belongs to this job: what decides the captions, stored and compared."""
+
+import json
+from contextlib import closing
+from typing import Any
+
+from batchcap.config import JobConfig
+from batchcap.errors import NotSameJobError, UsageError
+from batchcap.store.atomic import write_atomic
+from batchcap.store.folder import JobFolder
+from batchcap.store.journal import Journal
+
+FORMAT_VERSION = 1
+# Characters of a value that a message shows, and how many of them stand before the first difference.
+SHOWN_LENGTH = 80
+SHOWN_BEFORE = 30
+
+Fingerprint = dict[str, Any]
+
+
+def fingerprint_of(config: JobConfig, bundle_id: str, vision_dtype: str) -> Fingerprint:
+    """Everything that decides the words or the columns of the output, after all defaults are known.
+
+    Args:
+        config: the job.
+        bundle_id: the model.
+        vision_dtype: the encoder's arithmetic, `auto` resolved.
+    """
+    generation, vision, given = config.generation, config.vision, config.input
+    return {
+        "model": bundle_id,
+        "prompt": generation.prompt,
+        "max-new-tokens": generation.max_new_tokens,
+        "temperature": generation.temperature,
+        "top-p": generation.top_p,
+        "top-k": generation.top_k,
+        "repetition-penalty": generation.repetition_penalty,
+        "seed": generation.seed,
+        "loop-stop": generation.loop_stop,
+        "max-visual-tokens": vision.max_visual_tokens,
+        "vision-dtype": vision_dtype,
+        "max-image-pixels": vision.max_image_pixels,
+        "image-column": given.image_column,
+        "id-column": given.id_column,
+        "image-root": given.image_root,
+        "keep-columns": list(given.keep_columns),
+    }
+
+
+def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfig) -> None:
+    """Store the fingerprint in a new job folder; compare it with the stored one in an old folder.
+
+    A job without a finished row is not bound yet: a mistyped column or a setting that the model refuses may be mended.
+
+    Raises:
+        NotSameJobError: something differs; the message names it.
+        UsageError: the folder was written by a later batchcap, or its state has been deleted in part.
+        StorageError: the folder can't be written.
+    """
+    stored = _read(folder)
+    lost = folder.job_path if stored is None else folder.journal_path
+    if not lost.exists() and (folder.part_paths() or (stored is None and folder.journal_path.exists())):
+        # Without them nobody knows which rows the parts hold, and with which settings they were written.
+        raise UsageError(f"{lost} has been deleted, so this job can't go on: put it back, or use another --output")
+    if stored is None or (stored != fingerprint and not _has_results(folder)):
+        content = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint, "configuration": config.to_dict()}
+        # A path that is not text becomes a JSON escape, and reads back as it was.
+        write_atomic(
+            folder.job_path,
+            (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"),
+        )
+        return
+    differing = [name for name in fingerprint if stored.get(name) != fingerprint[name]]
+    if differing:
+        lines = [f"  --{name}: {_difference(stored.get(name), fingerprint[name])}" for name in differing]
+        raise NotSameJobError(
+            f"{folder.path} belongs to another job; these differ:\n" + "\n".join(lines) + "\n"
+            "Use the old settings to go on, or another --output for a new job."
+        )
+
+
+def _has_results(folder: JobFolder) -> bool:
+    """Whether a row is finished: in a part file or in the journal."""
+    if folder.part_paths():
+        return True
+    if not folder.journal_path.exists():
+        return False
+    with closing(Journal.open(folder.journal_path)) as journal:
+        return any(True for _row in journal.query("SELECT 1 FROM rows LIMIT 1"))
+
+
+def _difference(old: object, new: object) -> str:
+    """Both values; of long ones only the neighbourhood of the first difference."""
+    was, now = (json.dumps(value, ensure_ascii=False) for value in (old, new))
+    pairs = enumerate(zip(was, now, strict=False))
+    first = next((place for place, (one, other) in pairs if one != other), min(len(was), len(now)))
+    start = max(0, first - SHOWN_BEFORE)
+    return f"was {_cut(was, start)}, now {_cut(now, start)}"
+
+
+def _cut(text: str, start: int) -> str:
+    if len(text) <= SHOWN_LENGTH:
+        return text
+    shown = text[start : start + SHOWN_LENGTH]
+    return ("…" if start else "") + shown + ("…" if start + SHOWN_LENGTH < len(text) else "")
+
+
+def _read(folder: JobFolder) -> Fingerprint | None:
+    try:
+        content = json.loads(folder.job_path.read_text(encoding="utf-8"))
+        version, stored = content["format_version"], content["fingerprint"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder.job_path} can't be read ({error}): choose another --output") from None
+    if version != FORMAT_VERSION:
+        raise UsageError(
+            f"{folder.path} has format {version}, this batchcap knows {FORMAT_VERSION}: use the batchcap that made it, "
+            "or another --output"
+        )
+    result: Fingerprint = stored
+    return result

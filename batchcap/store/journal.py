@@ -1,0 +1,200 @@
+"""Owns the journal: an SQLite file with the plan of the job and the rows that are not in a part file yet.
+
+One writer, the run that holds the lock. A transaction is durable when it returns (write-ahead log, fsync).
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from batchcap.errors import ErrorKind, StorageError
+from batchcap.manifest.shard import Shard
+from batchcap.records import CaptionRow, FinishReason, Status, Verdict
+from batchcap.store.atomic import storage_error, sync
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS rows (row_index INTEGER PRIMARY KEY, content BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS sources (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path BLOB NOT NULL UNIQUE, kind TEXT NOT NULL,
+    rows INTEGER NOT NULL, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS spans (
+    first_row INTEGER PRIMARY KEY, source INTEGER NOT NULL, start INTEGER NOT NULL, rows INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS shards (seq INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, rows INTEGER NOT NULL);
+"""
+# SQLite makes its index of the write-ahead log in pieces of this size.
+SPACE_NEEDED_BYTES = 32 * 1024
+_COLUMNS = tuple(field.name for field in fields(CaptionRow))
+_ENUMS: dict[str, Any] = {
+    "status": Status,
+    "verdict": Verdict,
+    "finish_reason": FinishReason,
+    "error_kind": ErrorKind,
+}
+
+
+class Journal:
+    """The open journal of a job."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path) -> "Journal":
+        """Open the journal, or make it.
+
+        Raises:
+            StorageError: it is damaged, or can't be written.
+        """
+        with _translated(path), ExitStack() as on_error:
+            connection = sqlite3.connect(path, isolation_level=None)
+            on_error.callback(connection.close)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.executescript(_SCHEMA)
+            try:
+                sync(path.parent)
+            except OSError as error:
+                raise storage_error(path, error) from error
+            on_error.pop_all()
+            return cls(path, connection)
+
+    @classmethod
+    def open_to_read(cls, path: Path) -> "Journal":
+        """Open an existing journal without writing to it, also while a run is at work.
+
+        Raises:
+            StorageError: it is missing or damaged.
+        """
+        options = "mode=ro"
+        log = path.with_name(f"{path.name}-wal")
+        if not os.access(path.parent, os.W_OK) and not log.exists():
+            options += "&immutable=1"  # or SQLite wants to make its log, in another person's job too
+        with _translated(path), ExitStack() as on_error:
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, isolation_level=None)
+            on_error.callback(connection.close)
+            connection.execute("SELECT count(*) FROM shards")
+            on_error.pop_all()
+            return cls(path, connection)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Statements that become durable together, or not at all.
+
+        Raises:
+            StorageError: the journal can't be written; nothing of the transaction is kept.
+        """
+        with _translated(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def query(self, statement: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Rows of a SELECT."""
+        with _translated(self.path):
+            yield from self._connection.execute(statement, values)
+
+    def add(self, records: Sequence[tuple[int, CaptionRow]]) -> int:
+        """Keep finished rows; durable when this returns. A row index that is there already keeps its first content.
+
+        Returns:
+            How many of them are new.
+
+        Raises:
+            StorageError: the journal can't be written.
+        """
+        if not records:
+            return 0
+        with self.transaction() as connection:
+            cursor = connection.executemany(
+                "INSERT OR IGNORE INTO rows VALUES (?, ?)", ((index, _content(row)) for index, row in records)
+            )
+            return int(cursor.rowcount)
+
+    def shards(self) -> list[Shard]:
+        """All shards of the plan, in order."""
+        return [Shard(*row) for row in self.query("SELECT seq, first_row, rows FROM shards ORDER BY seq")]
+
+    def rows(self, shard: Shard) -> list[tuple[int, CaptionRow]]:
+        """Finished rows of a shard with their row index, in order."""
+        found = self.query(
+            "SELECT row_index, content FROM rows WHERE row_index >= ? AND row_index < ? ORDER BY 1", *shard.span
+        )
+        return [(index, _row(content)) for index, content in found]
+
+    def done_indexes(self, shard: Shard) -> set[int]:
+        """Indexes of a shard's finished rows."""
+        found = self.query("SELECT row_index FROM rows WHERE row_index >= ? AND row_index < ?", *shard.span)
+        return {index for (index,) in found}
+
+    def forget(self, shard: Shard) -> None:
+        """Drop a shard's rows: its part file holds them now.
+
+        Raises:
+            StorageError: the journal can't be written.
+        """
+        with self.transaction() as connection:
+            connection.execute("DELETE FROM rows WHERE row_index >= ? AND row_index < ?", shard.span)
+
+
+def _content(row: CaptionRow) -> bytes:
+    r"""A row as JSON. What is not valid text (a file name in a message, say) is kept as `\udcNN`."""
+    values = {name: getattr(row, name) for name in _COLUMNS}
+    try:
+        return json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        for name, value in values.items():
+            if isinstance(value, str):
+                values[name] = value.encode(errors="backslashreplace").decode()
+        return json.dumps(values, ensure_ascii=False).encode()
+
+
+def _row(content: bytes) -> CaptionRow:
+    values = json.loads(content)
+    for name, kind in _ENUMS.items():
+        if values[name] is not None:
+            values[name] = kind(values[name])
+    return CaptionRow(**values)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """SQLite's errors as errors a person can act on."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        if "malformed" in text or "not a database" in text:
+            raise StorageError(
+                f"the journal {path} is damaged ({text}). The part files are whole; caption the rest with another "
+                "--output"
+            ) from error
+        advice = f"{text}. Check the free space, the quota, `ulimit -f` and whether the folder can be written"
+        # SQLite tells a full disk from other errors where it writes its file, but not where it makes its index.
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or _is_disk_full(path):
+            advice = "the disk is full: free some space"
+        raise StorageError(
+            f"can't use the journal {path}: {advice}. Nothing finished is lost; run the same command again to go on."
+        ) from error
+
+
+def _is_disk_full(path: Path) -> bool:
+    try:
+        return shutil.disk_usage(path.parent).free < SPACE_NEEDED_BYTES
+    except OSError:
+        return False

@@ -1,0 +1,76 @@
+"""Owns linear layers whose result for a row never depends on the rows beside it.
+
+A matrix product may add up a row in another order when the number of rows or of threads changes, and GELU rounds
+differently where a thread's share of the numbers ends inside a vector. Measured with `torch.nn.Linear` at 2B width,
+packed pictures that differed from the same picture alone: fp32 (MKL) 12 of 33, bf16 (oneDNN) 10 of 33, with 3 or 5
+threads fp32 41 of 48. A caption must not depend on its neighbours, so every product here has one shape: `ROW_BLOCK`
+rows, the last block filled up with zeros, through one oneDNN kernel with packed weights that applies GELU as well.
+With it none differed: fp32 and bf16, 1 to 48 threads, AVX2, AVX-512 and AVX-512 BF16 kernels, odd widths.
+
+The cost at 2B width on two cores, four layers, milliseconds for 432 (1024) patches:
+bf16 `Linear` 216 (521), blocks of 32: 231 (529), 64: 216 (517), 128: 229 (517), 256: 256 (504);
+fp32 `Linear` 369 (907), 32: 368 (910), 64: 343 (828), 128: 366 (796), 256: 424 (777).
+So blocks of 64 cost nothing, for small pictures and large ones.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+from torch import Tensor, nn
+
+ROW_BLOCK = 64
+
+
+def has_packed_kernels(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has oneDNN kernels of a dtype for this CPU."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
+
+
+class RowBlockLinear(nn.Module):
+    """A linear layer, GELU after it if asked, computed in blocks of `ROW_BLOCK` rows.
+
+    The two oneDNN operators are the ones `torch.compile` emits for a linear layer on a CPU.
+
+    Args:
+        linear: the layer to take over; its weight is packed into oneDNN's own layout.
+        gelu: `approximate` of the GELU that follows ("none" or "tanh"), or None without one.
+    """
+
+    def __init__(self, linear: nn.Linear, gelu: str | None = None) -> None:
+        super().__init__()
+        self.bias = linear.bias.detach()
+        self.packed = has_packed_kernels(linear.weight.dtype)
+        weight = linear.weight.detach()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROW_BLOCK) if self.packed else weight  # noqa: SLF001
+        self.gelu = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in] to [N, out]."""
+        rows = len(x)
+        filled = F.pad(x, (0, 0, 0, -rows % ROW_BLOCK))
+        blocks = [self._block(block) for block in torch.split(filled, ROW_BLOCK)]
+        return torch.cat(blocks)[:rows] if len(blocks) > 1 else blocks[0][:rows]
+
+    def _block(self, block: Tensor) -> Tensor:
+        if self.packed:
+            after, kind = ("none", "") if self.gelu is None else ("gelu", self.gelu)
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(block, self.weight, self.bias, after, [], kind)  # noqa: SLF001
+            return out
+        out = F.linear(block, self.weight, self.bias)
+        return out if self.gelu is None else F.gelu(out, approximate=self.gelu)
+
+
+def pack_linears(module: nn.Module) -> None:
+    """Put a `RowBlockLinear` in the place of every linear layer below a module.
+
+    A GELU named `act` right behind a layer named `linear_fc1` moves into that layer.
+    """
+    for parent in list(module.modules()):
+        act = getattr(parent, "act", None)
+        fused = act.approximate if isinstance(act, nn.GELU) else None
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, RowBlockLinear(child, fused if name == "linear_fc1" else None))
+        if fused is not None:
+            parent.act = nn.Identity()

@@ -1,0 +1,40 @@
+"""Fixtures that several areas share: tiny random checkpoints and their bundles, made once a session."""
+
+from pathlib import Path
+
+import pytest
+
+from batchcap.bundle import Bundle
+from batchcap.export.export import export_bundle
+from batchcap.export.options import ExportOptions, Precision
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Qwen3-VL checkpoint."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+def _export(checkpoint: Path, factory: pytest.TempPathFactory, precision: Precision) -> Bundle:
+    output = factory.mktemp("bundle") / str(precision)
+    options = ExportOptions(precision=precision, block_size=32, context=1024)
+    return export_bundle(str(checkpoint), output, options)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_fp32(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny checkpoint with an fp32 decoder."""
+    return _export(tiny_checkpoint, tmp_path_factory, Precision.FP32)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_int4(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny checkpoint with an INT4 decoder."""
+    return _export(tiny_checkpoint, tmp_path_factory, Precision.INT4)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_int8(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny checkpoint with an INT8 decoder."""
+    return _export(tiny_checkpoint, tmp_path_factory, Precision.INT8)

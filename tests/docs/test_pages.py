@@ -1,0 +1,250 @@
+"""The pages say what the code does: commands, columns, exit codes, dependencies, links, examples."""
+
+import dataclasses
+import json
+import re
+import runpy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import typer
+
+from batchcap import errors
+from batchcap.bundle import BUNDLE_FILE, Bundle
+from batchcap.cli import app
+from batchcap.config import GenerationConfig, JobConfig, LimitConfig, PlacementConfig, VisionConfig
+from batchcap.job import part_metadata_of
+from batchcap.jobfile import load_job_file
+from batchcap.records import FinishReason, Status, Verdict
+from batchcap.report.summary import JobState, RunFigures, Summary, Tally
+from batchcap.store import parts, stats
+from tests.docs.markdown import (
+    PROJECT,
+    anchors,
+    arguments,
+    blocks,
+    command_lines,
+    pages,
+    section,
+    table,
+    text_of,
+    without_blocks,
+)
+
+COMMAND = typer.main.get_command(app)
+# A stand-in for arguments that a page leaves to the reader.
+ELLIPSIS = "…"
+PAGES = [str(path.relative_to(PROJECT)) for path in pages()]
+
+
+def _parse(line: str) -> None:
+    """Parse a command line as the program would, without running it; errors are raised."""
+    given = arguments(line)
+    place = next((number for number, word in enumerate(given) if not word.startswith("-")), len(given))
+    COMMAND.make_context("batchcap", [*given[:place], "status"])
+    name, rest = given[place], given[place + 1 :]
+    command = COMMAND.commands[name]  # type: ignore[attr-defined]
+    if rest and ELLIPSIS not in rest:
+        command.make_context(name, rest)
+
+
+def _line_id(value: object) -> str:
+    return str(value).replace(" ", "_")[:60]
+
+
+def test_the_commands_page_is_what_the_program_prints() -> None:
+    made = runpy.run_path(str(PROJECT / "docs" / "make_commands.py"))
+    assert text_of("docs/commands.md") == made["page"](), "run `make docs`"
+    assert set(made["COMMANDS"]) == {"", *COMMAND.commands}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(text_of(page))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _hash, anchor = target.partition("#")
+        path = (PROJECT / page).parent / name if name else PROJECT / page
+        assert path.exists(), f"{page} links to {target}"
+        if anchor:
+            assert anchor in anchors(path.read_text(encoding="utf-8")), f"{page} links to {target}"
+
+
+def test_every_page_is_read() -> None:
+    assert {"README.md", "docs/user-guide.md", "jobs/README.md", "sample_data/README.md"} <= set(PAGES)
+
+
+def _all_command_lines() -> list[tuple[str, str]]:
+    found = [(page, line) for page in PAGES for line in command_lines(text_of(page))]
+    for path in sorted((PROJECT / "jobs").rglob("*.*")):
+        if path.suffix in (".toml", ".service"):
+            lines = re.findall(
+                r"(?:/usr/local/bin/|\(|`|^# +)?(batchcap [^`;\n]+?)(?: 2>&1|`|$)", path.read_text(), re.M
+            )
+            found += [(path.name, line) for line in lines]
+    return found
+
+
+def test_command_lines_are_found() -> None:
+    found = _all_command_lines()
+    assert len([page for page, _line in found if page == "README.md"]) >= 9
+    assert {path.name for path in (PROJECT / "jobs").glob("*.toml")} <= {page for page, _line in found}
+    assert len([page for page, _line in found if page.endswith(".service")]) == 3
+
+
+@pytest.mark.parametrize(("page", "line"), _all_command_lines(), ids=_line_id)
+def test_every_command_line_parses(page: str, line: str) -> None:
+    _parse(line)
+
+
+def test_a_wrong_command_line_does_not_parse() -> None:
+    for line in ("batchcap caption a --output b --no-such-option", "batchcap caption a", "batchcap frob x"):
+        with pytest.raises(Exception, match=r"option|Missing|frob"):
+            _parse(line)
+
+
+def test_every_option_that_is_named_exists() -> None:
+    commands = [COMMAND, *COMMAND.commands.values()]  # type: ignore[attr-defined]
+    known = {name for one in commands for each in one.params for name in (*each.opts, *each.secondary_opts)}
+    for page in PAGES:
+        named = re.findall(r"`[^`]*?(--[a-z][a-z-]+)", without_blocks(text_of(page)))
+        assert set(named) <= {*known, "--help", "--now"}, page  # --now is systemctl's
+
+
+def _fields(schema: pa.Schema) -> list[list[str]]:
+    return [[f"`{field.name}`", str(field.type), "yes" if field.nullable else "no"] for field in schema]
+
+
+@pytest.mark.parametrize(
+    ("heading", "schema"),
+    [("## Caption parts", parts.SCHEMA), ("## stats.parquet", stats.SCHEMA)],
+    ids=["parts", "stats"],
+)
+def test_every_column_is_described_as_it_is(heading: str, schema: pa.Schema) -> None:
+    rows = table(section(text_of("docs/file-formats.md"), heading))
+    assert [[name, kind.replace("float32", "float"), null] for name, kind, null, _meaning in rows] == _fields(schema)
+
+
+def _names(heading: str) -> list[str]:
+    return [row[0].strip("`") for row in table(section(text_of("docs/file-formats.md"), heading))]
+
+
+def test_every_kind_of_failure_is_described() -> None:
+    assert _names("### Kinds of failures") == [str(kind) for kind in errors.ErrorKind]
+
+
+def test_every_word_in_a_column_is_described() -> None:
+    text = section(text_of("docs/file-formats.md"), "## Caption parts")
+    for words in (Status, Verdict, FinishReason):
+        for word in words:
+            assert f"`{word}`" in text
+
+
+def test_every_field_of_the_summary_is_described() -> None:
+    run = RunFigures(1, 1, 1.0, 1.0, {}, 1.0)
+    content = json.loads(Summary(JobState.COMPLETE, errors.ExitCode.COMPLETE, "", 1, Tally(), run, {}).to_json())
+    assert _names("## summary.json") == list(content)
+    text = section(text_of("docs/file-formats.md"), "## summary.json")
+    for name in [*content["run"], *JobState]:
+        assert f"`{name}`" in text
+
+
+def test_every_part_of_a_bundle_is_described(tiny_bundle_int4: Bundle) -> None:
+    content: dict[str, Any] = json.loads((tiny_bundle_int4.folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+    assert _names("### bundle.json") == list(content)
+    text = section(text_of("docs/file-formats.md"), "## Bundle")
+    for name in [BUNDLE_FILE, *content["files"]]:
+        assert f"`{name}`" in text
+    fields = section(text_of("docs/file-formats.md"), "### bundle.json")
+    for inner in ("source", "geometry", "precision", "check"):
+        for name in content[inner]:
+            assert f"`{name}`" in fields
+
+
+def test_every_metadata_key_is_described(tiny_bundle_int4: Bundle) -> None:
+    keys = {parts.FORMAT_KEY, parts.SPAN_KEY, parts.TALLY_KEY, *part_metadata_of(tiny_bundle_int4, {"prompt": ""})}
+    assert set(_names("### Metadata of a part")) == keys
+
+
+@pytest.mark.parametrize("page", ["docs/user-guide.md", "docs/operations.md"])
+def test_every_exit_code_has_its_row(page: str) -> None:
+    heading = "## Exit codes"
+    assert [int(row[0]) for row in table(section(text_of(page), heading))] == [int(code) for code in errors.ExitCode]
+
+
+def test_every_exit_code_is_in_the_readme() -> None:
+    (paragraph,) = re.findall(r"^Exit codes: .*?\n\n", text_of("README.md"), re.MULTILINE | re.DOTALL)
+    assert [int(code) for code in re.findall(r"`(\d+)`", paragraph)] == [int(code) for code in errors.ExitCode]
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+
+    def names(requirements: list[str]) -> list[str]:
+        return sorted(re.split(r"[<>=!~\[; ]", one)[0] for one in requirements)
+
+    text = section(text_of("docs/architecture.md"), "## Dependencies")
+    assert [row[0].strip("`") for row in table(text)] == names(project["dependencies"])
+    assert all(row[1] for row in table(text))
+    (development,) = re.findall(r"^For development: .*?\n$", text, re.MULTILINE | re.DOTALL)
+    assert sorted(re.findall(r"`([\w-]+)`", development)) == names(project["optional-dependencies"]["dev"])
+
+
+def test_every_name_in_the_architecture_exists() -> None:
+    text = without_blocks(text_of("docs/architecture.md"))
+    modules = {
+        ".".join(path.relative_to(PROJECT / "batchcap").with_suffix("").parts): path
+        for path in (PROJECT / "batchcap").rglob("*.py")
+    }
+    found = 0
+    for name in re.findall(r"`((?:[a-z_]+\.)*[a-z_]+(?:\.[A-Z]\w+)?(?:\.[a-z_]+)?)`", text):
+        module = max((known for known in modules if f"{name}.".startswith(f"{known}.")), key=len, default=None)
+        if module is None or module == name:
+            continue
+        found += 1
+        source = modules[module].read_text(encoding="utf-8")
+        for part in name.removeprefix(f"{module}.").split("."):
+            assert re.search(rf"^\s*(?:def|class) {part}\b|^{part}\b", source, re.MULTILINE), name
+    assert found >= 15
+
+
+def _toml_examples() -> list[tuple[str, str]]:
+    return [(page, block) for page in PAGES for block in blocks(text_of(page), "toml")]
+
+
+@pytest.mark.parametrize(("page", "example"), _toml_examples(), ids=_line_id)
+def test_every_toml_example_loads(page: str, example: str, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(example, encoding="utf-8")
+    load_job_file(job)
+
+
+def test_the_long_example_names_every_key_with_its_default(tmp_path: Path) -> None:
+    (example,) = blocks(section(text_of("docs/user-guide.md"), "## Job files"), "toml")
+    job = tmp_path / "job.toml"
+    job.write_text(example, encoding="utf-8")
+    config = load_job_file(job)
+    defaults = (GenerationConfig(), VisionConfig(), PlacementConfig(), LimitConfig())
+    assert (config.generation, config.vision, config.placement, config.limits) == defaults
+    for kind in (JobConfig, type(config.input), *map(type, defaults)):
+        for field in dataclasses.fields(kind):
+            assert re.search(rf"^(# )?{field.name} = |^\[{field.name}\]$", example, re.MULTILINE), field.name
+
+
+def test_every_message_in_the_trouble_table_is_one_of_ours() -> None:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "batchcap").rglob("*.py"))
+    said = re.sub(r"\{[^{}]*\}|\"\s*f?\"", "", sources)  # text that goes over two lines, values left out
+    quoted = re.findall(r'^\| "(.*?)" \|', section(text_of("docs/user-guide.md"), "## When something is wrong"), re.M)
+    assert len(quoted) >= 8
+    for message in quoted:
+        for piece in filter(None, (part.strip(" ,") for part in message.split(ELLIPSIS))):
+            assert piece in said, message
+
+
+def test_every_job_file_loads() -> None:
+    for path in (PROJECT / "jobs").glob("*.toml"):
+        config = load_job_file(path)
+        assert all(Path(one).exists() for one in config.input.inputs), path

@@ -1,0 +1,129 @@
+"""A job folder takes only its own job: what differs is named, added inputs extend it, one run works on it at a time."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from batchcap.bundle import Bundle
+from batchcap.errors import ExitCode
+from tests.e2e.conftest import Job
+from tests.e2e.inputs import picture, write_parquet, write_pictures
+from tests.e2e.process import Process, captions, read_summary, run, snapshot
+
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def small(job: Job, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path]:
+    """A job that was stopped by its limit, and its folder; copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("small")
+    inputs = (str(write_pictures(folder / "pictures", COUNT)), str(write_parquet(folder / "rows.parquet", 20)))
+    begun = Job(inputs, job.model, job.expected)
+    run(*begun.arguments(folder / "out", "--rows-per-part", "8"))
+    return begun, folder
+
+
+@pytest.fixture
+def copy(small: tuple[Job, Path], tmp_path: Path) -> tuple[Job, Path]:
+    """The small job with inputs and output of its own. Copies keep their times: they are the same files."""
+    begun, _folder = small
+    return begun, Path(shutil.copytree(_folder / "out", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--prompt", "What is this?"), ("--prompt", "Describe this image", "What is this?")),
+        (("--temperature", "0.5", "--max-new-tokens", "47"), ("--temperature", "0.5", "--max-new-tokens", "48", "47")),
+        (
+            ("--keep-columns", "", "--max-visual-tokens", "64"),
+            ("--keep-columns", "label", "--max-visual-tokens", "256"),
+        ),
+    ],
+)
+def test_another_setting_is_refused_and_named(
+    copy: tuple[Job, Path], options: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    job, output = copy
+    before = snapshot(output)
+    process = run(*job.arguments(output, *options), expect=ExitCode.NOT_SAME_JOB)
+    for text in (*named, "another --output"):
+        assert text in process.stderr
+    # Settings that are the same are not named.
+    assert "--top-p" not in process.stderr
+    assert snapshot(output) == before
+
+
+def test_another_model_is_refused_and_named(copy: tuple[Job, Path], tiny_bundle_fp32: Bundle) -> None:
+    job, output = copy
+    before = snapshot(output)
+    process = run(*job.arguments(output, "--model", str(tiny_bundle_fp32.folder)), expect=ExitCode.NOT_SAME_JOB)
+    assert "--model" in process.stderr
+    assert tiny_bundle_fp32.id[:16] in process.stderr
+    assert snapshot(output) == before
+
+
+def test_where_the_job_runs_is_no_difference(copy: tuple[Job, Path]) -> None:
+    job, output = copy
+    before = captions(output)
+    run(*job.arguments(output, "--slots", "2", "--decoders", "2", "--rows-per-part", "5", "--queue-mib", "9"))
+    assert captions(output) == before
+
+
+def test_added_inputs_extend_the_job(small: tuple[Job, Path], tmp_path: Path) -> None:
+    job, _folder = small
+    pictures, output = write_pictures(tmp_path / "pictures", COUNT), tmp_path / "out"
+    more = Job((str(pictures), job.inputs[1]), job.model, job.expected)
+    run(*more.arguments(output, "--rows-per-part", "8"))
+    before, parts = captions(output), snapshot(output / "captions")
+    # Its name sorts before all others, but what is planned never moves: it comes last.
+    (pictures / "0" / "!added.png").write_bytes(picture(999))
+    extra = write_parquet(tmp_path / "extra.parquet", 5)
+    process = run(*Job((*more.inputs, str(extra)), job.model, job.expected).arguments(output, "--rows-per-part", "8"))
+    assert process.done_before == len(before)
+    after = captions(output)
+    assert after.slice(0, len(before)) == before
+    added = after.slice(len(before))["id"].to_pylist()
+    assert added == ["0/!added.png", *[f"extra.parquet:{row}" for row in range(5)]]
+    assert {name: snapshot(output / "captions")[name] for name in parts} == parts
+
+
+def test_removed_and_changed_inputs_keep_their_rows(small: tuple[Job, Path], tmp_path: Path) -> None:
+    job, _folder = small
+    pictures, output = write_pictures(tmp_path / "pictures", COUNT), tmp_path / "out"
+    rows = write_parquet(tmp_path / "rows.parquet", 20)
+    mine = Job((str(pictures), str(rows)), job.model, job.expected)
+    run(*mine.arguments(output, "--limit", "10"))
+    done = captions(output)
+    first, later = done["id"].to_pylist()[0], "2/0029.png"
+    assert later not in done["id"].to_pylist()
+    (pictures / first).unlink()
+    (pictures / later).unlink()
+    run(*mine.arguments(output))
+    found = {row["id"]: row for row in captions(output).to_pylist()}
+    # Captioned before it went: the caption stays. Not captioned yet: its row is there and says what is wrong.
+    assert captions(output).slice(0, 10) == done
+    assert (found[later]["status"], found[later]["error_kind"]) == ("failed", "missing")
+    # A Parquet file whose rows may be others now is refused, and nothing changes.
+    write_parquet(rows, 21)
+    before, summary = snapshot(output / "captions"), read_summary(output)
+    process = run(*mine.arguments(output), expect=ExitCode.NOT_SAME_JOB)
+    assert "rows.parquet has changed since this job began" in process.stderr
+    assert snapshot(output / "captions") == before
+    assert read_summary(output) == summary
+
+
+def test_a_second_run_is_turned_away_and_told_by_whom(job: Job, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    first = Process(*job.arguments(output, "--slots", "1"))
+    assert first.wait_until(lambda: first.done_before is not None)
+    second = run(*job.arguments(output), expect=ExitCode.LOCKED)
+    assert f"process {first.popen.pid} on" in second.stderr
+    assert "wait for it, or stop it first" in second.stderr
+    # The first has not noticed.
+    assert first.popen.poll() is None
+    first.signal_group(signal.SIGINT)
+    assert first.wait() == ExitCode.INTERRUPTED
+    assert read_summary(output)["state"] == "interrupted"

@@ -1,0 +1,54 @@
+"""A worker process without a model that behaves as its two arguments say: as vision worker, as decoder worker."""
+
+import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from batchcap.engines.messages import Busy, Fatal, Ready, VisionSpec
+from batchcap.errors import ErrorKind
+from batchcap.records import Caption, Failure, Features, FinishReason, ImageRow, Verdict
+
+
+def main() -> None:
+    connection = Connection(int(sys.argv[3]))
+    is_vision = isinstance(connection.recv(), VisionSpec)
+    behaviour = sys.argv[1 if is_vision else 2]
+    if behaviour == "never ready":
+        time.sleep(60)
+    if behaviour == "nonsense first":
+        connection.send("hello")
+    if behaviour == "refuse":
+        connection.send(Fatal("the prompt is too long", 2))
+    if behaviour == "exit":
+        sys.exit(7)
+    connection.send(Ready(0.1))
+    while True:
+        _answer(connection, connection.recv(), behaviour)
+
+
+def _answer(connection: Connection, message: Any, behaviour: str) -> None:
+    if behaviour == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "nonsense":
+        connection.send({"odd": 1})
+    elif isinstance(message, ImageRow):
+        if message.id.startswith("bad"):
+            connection.send(Failure(message.index, ErrorKind.CORRUPT, "cut"))
+            return
+        connection.send(Busy("vision", 0.5))
+        embeds = np.zeros((4, 8), np.float32)
+        connection.send(Features(message.index, embeds, np.zeros((1, 4, 8), np.float32), (2, 2), 64, 48, "0", 1.0, 2.0))
+    else:
+        index = message.features.index
+        caption = Caption(index, (1, 2), f"of {message.row_id}", FinishReason.STOP, Verdict.OK, 9, 4, 3.0, 4.0)
+        connection.send(Busy("decode", 0.25))
+        connection.send(caption)
+
+
+if __name__ == "__main__":
+    main()

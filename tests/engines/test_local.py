@@ -1,0 +1,179 @@
+"""The engine of this machine with worker processes that work, fail, die, talk nonsense, or never get ready."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
+from batchcap.engines import local
+from batchcap.engines.base import Outcome
+from batchcap.engines.local import LocalEngine
+from batchcap.engines.messages import DecoderSpec, Fatal
+from batchcap.errors import BatchcapError, ExitCode, WorkerError
+from batchcap.records import Caption, Failure, ImageRow
+
+GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
+BUNDLE: Any = SimpleNamespace(folder=Path("/bundle"), id="0" * 64, geometry=GEOMETRY)
+PATIENCE_S = 30.0
+
+
+@contextmanager
+def engine(
+    monkeypatch: pytest.MonkeyPatch, vision: str = "work", decoder: str = "work", **placement: int
+) -> Iterator[LocalEngine]:
+    """An engine, not started, whose workers behave as told."""
+
+    def popen(_command: list[str], socket_fd: int) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "tests.engines.fake_worker", vision, decoder, str(socket_fd)]
+        return subprocess.Popen(command, pass_fds=[socket_fd], cwd=Path(__file__).parents[2])
+
+    monkeypatch.setattr(local, "_popen", popen)
+    config = JobConfig(InputConfig(("p",)), "o", placement=PlacementConfig(**placement))
+    made = LocalEngine(BUNDLE, config)
+    processes = [worker.process for worker in made._workers]
+    try:
+        yield made
+    finally:
+        made.close()
+        assert all(process.poll() is not None for process in processes), "a worker has outlived its engine"
+
+
+def never() -> bool:
+    return False
+
+
+def row(index: int, name: str = "good") -> ImageRow:
+    return ImageRow(index, f"{name}-{index}", "/in", index, data=b"x" * 1000)
+
+
+def collect(running: LocalEngine, count: int) -> dict[int, Outcome]:
+    found: dict[int, Outcome] = {}
+    ends_s = time.monotonic() + PATIENCE_S
+    while len(found) < count and time.monotonic() < ends_s:
+        for outcome in running.poll(0.1):
+            assert outcome.row.index not in found, "an outcome came twice"
+            found[outcome.row.index] = outcome
+    return found
+
+
+def test_every_row_has_one_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(monkeypatch, decoders=2, slots=2) as running:
+        running.start(never)
+        rows = [row(index, "bad" if index % 3 == 0 else "good") for index in range(20)]
+        for one in rows:
+            running.submit(one)
+        assert running.in_flight == 20
+        found = collect(running, 20)
+        assert running.in_flight == 0
+        load = running.load()
+    assert sorted(found) == list(range(20))
+    for index, outcome in found.items():
+        if index % 3 == 0:
+            assert isinstance(outcome.result, Failure)
+            assert outcome.facts is None
+        else:
+            assert isinstance(outcome.result, Caption)
+            assert outcome.result.text == f"of good-{index}"
+            assert outcome.facts is not None
+            assert (outcome.facts.width, outcome.facts.height, outcome.facts.vision_ms) == (64, 48, 2.0)
+        assert outcome.row.data is None, "pictures must not pile up here"
+    assert load.busy_s == {"read": 0.0, "vision": 13 * 0.5, "prefill": 0.0, "decode": 13 * 0.25}
+    assert (load.reading_rows, load.queue_rows, load.queue_mib, load.decoding_rows) == (0, 0, 0.0, 0)
+
+
+def test_room_is_bounded_by_what_features_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(monkeypatch, vision="never ready", queue_mib=1) as waiting:
+        waiting._largest_bytes = 400 * 1024  # two of them fit into one MiB
+        given = 0
+        while waiting.has_room:
+            waiting.submit(row(given))
+            given += 1
+    assert given == 2
+
+
+def test_a_picture_larger_than_the_queue_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(monkeypatch, vision="never ready", queue_mib=1) as waiting:
+        waiting._largest_bytes = 5 * 1024 * 1024
+        assert waiting.has_room
+        waiting.submit(row(0))
+        assert not waiting.has_room
+
+
+@pytest.mark.parametrize("at_fault", ["vision", "decoder"])
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "code", "message"),
+    [
+        ("exit", WorkerError, ExitCode.UNEXPECTED, "process ended with code 7. No finished caption is lost"),
+        ("nonsense first", WorkerError, ExitCode.UNEXPECTED, "process began with str"),
+        ("refuse", BatchcapError, ExitCode.USAGE, "process can't work: the prompt is too long"),
+    ],
+)
+def test_workers_that_do_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+    at_fault: str,
+    behaviour: str,
+    kind: type[BatchcapError],
+    code: ExitCode,
+    message: str,
+) -> None:
+    with engine(monkeypatch, **{at_fault: behaviour}) as running:  # type: ignore[arg-type]
+        with pytest.raises(kind, match=message) as caught:
+            running.start(never)
+        assert caught.value.exit_code is code
+        assert at_fault in str(caught.value)
+
+
+def test_a_worker_that_never_gets_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "START_TIMEOUT_S", 0.2)
+    message = r"no model loaded in .* s \(.*decoder 0.*\): is the disk"
+    with engine(monkeypatch, decoder="never ready") as running, pytest.raises(WorkerError, match=message):
+        running.start(never)
+
+
+def test_a_stop_does_not_wait_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_s = time.monotonic() + 0.3
+    with engine(monkeypatch, vision="never ready") as running:
+        running.start(lambda: time.monotonic() > asked_s)
+        assert time.monotonic() < asked_s + 5
+
+
+@pytest.mark.parametrize("at_fault", ["vision", "decoder"])
+def test_a_worker_that_is_killed(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
+    with engine(monkeypatch, **{at_fault: "killed"}) as running:  # type: ignore[arg-type]
+        running.start(never)
+        running.submit(row(0))
+        with pytest.raises(WorkerError, match=rf"{at_fault}.* was killed by signal 9.*lower --slots.*same command"):
+            collect(running, 1)
+        with pytest.raises(WorkerError):
+            running.poll(0)
+
+
+@pytest.mark.parametrize("at_fault", ["vision", "decoder"])
+def test_a_worker_that_talks_nonsense(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
+    with engine(monkeypatch, **{at_fault: "nonsense"}) as running:  # type: ignore[arg-type]
+        running.start(never)
+        running.submit(row(0))
+        with pytest.raises(WorkerError, match=rf"{at_fault}.* sent dict, which nobody expects"):
+            collect(running, 1)
+
+
+def test_modules_where_the_command_is_run_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("queue", "socket", "numpy", "onnxruntime"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    worker = local.Worker("decoder 0", DecoderSpec("absent", "0" * 64, GenerationConfig(), 1, 1, 16))
+    try:
+        assert worker.connection.poll(PATIENCE_S), "the worker says nothing"
+        answer = worker.connection.recv()
+    finally:
+        worker.kill()
+        worker.close()
+    assert isinstance(answer, Fatal)
+    assert "there is no bundle at absent" in answer.message

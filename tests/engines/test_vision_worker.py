@@ -1,0 +1,76 @@
+"""The vision worker with a real encoder: what goes into one pass, and a picture that the encoder chokes on."""
+
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+
+import numpy as np
+import pytest
+
+from batchcap.bundle import Bundle
+from batchcap.config import VisionConfig, VisionDtype
+from batchcap.engines.messages import Busy, VisionSpec
+from batchcap.engines.vision_worker import VisionWorker
+from batchcap.errors import ErrorKind
+from batchcap.records import Failure, Features, Patches
+from batchcap.vision.encoder import VisionEncoder
+from tests.vision.towers import picture
+
+SIDES = [(4, 4), (4, 4), (8, 8), (2, 2), (30, 30), (2, 2)]
+
+
+def make_worker(bundle: Bundle, patch_budget: int) -> tuple[VisionWorker, Connection]:
+    """A worker, and the other end of its connection."""
+    ours, theirs = Pipe()
+    config = VisionConfig(dtype=VisionDtype.FP32)
+    return VisionWorker(VisionSpec(str(bundle.folder), bundle.id, config, 1, patch_budget), theirs), ours
+
+
+def pictures(bundle: Bundle) -> list[Patches]:
+    return [picture(bundle.geometry.vision, grid, index) for index, grid in enumerate(SIDES)]
+
+
+@pytest.mark.parametrize(
+    ("patch_budget", "batches"),
+    [(68, [[0, 1], [2, 3], [4], [5]]), (1, [[0], [1], [2], [3], [4], [5]]), (10_000, [[0, 1, 2, 3, 4, 5]])],
+)
+def test_a_pass_keeps_order_and_budget(tiny_bundle_fp32: Bundle, patch_budget: int, batches: list[list[int]]) -> None:
+    worker, _ours = make_worker(tiny_bundle_fp32, patch_budget)
+    for one in pictures(tiny_bundle_fp32):
+        worker._loaded.put(one)
+    assert [[one.index for one in worker._next_batch()] for _batch in batches] == batches
+    assert worker._carried is None
+    assert worker._loaded.empty()
+
+
+def test_failures_pass_by(tiny_bundle_fp32: Bundle) -> None:
+    worker, ours = make_worker(tiny_bundle_fp32, 10_000)
+    failure = Failure(7, ErrorKind.CORRUPT, "cut")
+    for one in (failure, *pictures(tiny_bundle_fp32)[:2]):
+        worker._loaded.put(one)
+    assert [one.index for one in worker._next_batch()] == [0, 1]
+    assert ours.recv() == failure
+
+
+def test_a_picture_that_can_not_be_encoded_fails_alone(tiny_bundle_fp32: Bundle) -> None:
+    worker, ours = make_worker(tiny_bundle_fp32, 10_000)
+    batch = pictures(tiny_bundle_fp32)[:4]
+    batch[1].values[3, 5] = np.nan
+    worker._encode(batch)
+    messages = []
+    while ours.poll():
+        messages.append(ours.recv())
+    found = [message for message in messages if not isinstance(message, Busy)]
+    assert [(type(one), one.index) for one in found] == [(Features, 0), (Failure, 1), (Features, 2), (Features, 3)]
+    assert found[1].kind is ErrorKind.INTERNAL
+    assert "not finite" in found[1].message
+
+
+def test_an_encoder_that_can_not_work_ends_the_job_at_its_start(
+    tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_encoder: VisionEncoder, _batch: list[Patches]) -> list[Features]:
+        raise RuntimeError("no kernel for bf16")
+
+    monkeypatch.setattr(VisionEncoder, "encode", fail)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        make_worker(tiny_bundle_fp32, 10_000)

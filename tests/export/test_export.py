@@ -1,0 +1,193 @@
+"""An export appears whole or not at all, gives the same bytes again, and keeps what was there."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from batchcap.bundle import BUNDLE_FILE, Bundle
+from batchcap.errors import BatchcapError, CheckpointError, UsageError
+from batchcap.export import export
+from batchcap.export.check import DecoderRun
+from batchcap.export.export import export_bundle
+from batchcap.export.options import ExportOptions, RoundingAlgorithm
+from tests.checkpoints import Shape, make_checkpoint
+
+SMALL = Shape(layers=2, levels=(0, 1), vision_depth=2)
+OPTIONS = ExportOptions(block_size=32, context=128)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("export") / "small", SMALL)
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_bundle(str(checkpoint), tmp_path_factory.mktemp("export") / "bundle", OPTIONS)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def description(bundle: Bundle) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((bundle.folder / BUNDLE_FILE).read_text())
+    return content
+
+
+def older_spelling(checkpoint: Path, target: Path) -> Path:
+    """The checkpoint as transformers 4 would have written it: rope_theta beside rope_scaling, template in JSON."""
+    shutil.copytree(checkpoint, target)
+    config = json.loads((target / "config.json").read_text())
+    rope = config["text_config"].pop("rope_parameters")
+    config["text_config"] |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    (target / "config.json").write_text(json.dumps(config))
+    template = target / "chat_template.jinja"
+    (target / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
+    template.unlink()
+    return target
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(checkpoint: Path, bundle: Bundle, tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(checkpoint, tmp_path / "elsewhere" / checkpoint.name)
+    again = export_bundle(str(elsewhere), tmp_path / "again", OPTIONS)
+    assert contents(again.folder) == contents(bundle.folder)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_no_path_of_this_machine_is_in_it(bundle: Bundle) -> None:
+    for name, content in contents(bundle.folder).items():
+        assert str(Path.home()).encode() + b"/" not in content, name
+        assert str(bundle.folder.parent).encode() not in content, name
+
+
+def test_older_spelling_gives_the_same_decoder(checkpoint: Path, bundle: Bundle, tmp_path: Path) -> None:
+    older = export_bundle(str(older_spelling(checkpoint, tmp_path / "older")), tmp_path / "bundle", OPTIONS)
+    mine, theirs = contents(older.folder), contents(bundle.folder)
+    for name in ("decoder/model.onnx", "decoder/model.onnx.data", "chat_template.jinja", "vision/model.safetensors"):
+        assert mine[name] == theirs[name], name
+    assert older.geometry == bundle.geometry
+
+
+def test_the_graph_has_what_the_decoder_needs(bundle: Bundle) -> None:
+    graph = onnx.load(bundle.decoder_path, load_external_data=False).graph
+    shapes = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.output)}
+    assert shapes["position_ids"] == 3
+    assert [name for name in shapes if name.startswith("deepstack_embeds")] == [
+        "deepstack_embeds.0",
+        "deepstack_embeds.1",
+    ]
+    assert "input_ids" not in shapes
+    assert shapes["next_token"] == 2
+    caches = [value for value in graph.initializer if value.name in ("cos_cache", "sin_cache")]
+    assert len(caches) == 2
+    assert all(value.dims[0] == OPTIONS.context for value in caches)
+
+
+def test_next_token_is_the_argmax_also_when_logits_are_not_asked_for(bundle: Bundle) -> None:
+    geometry = bundle.geometry
+    embeds = bundle.embeddings().lookup(np.arange(5, 14))
+    levels = [np.zeros_like(embeds) for _level in geometry.vision.deepstack_levels]
+    positions = np.broadcast_to(np.arange(9), (3, 9)).astype(np.int64)
+    logits, token, _cache = DecoderRun(bundle.decoder_path, geometry)(embeds, levels, positions)
+    assert token == logits.argmax()
+    session = onnxruntime.InferenceSession(str(bundle.decoder_path), providers=["CPUExecutionProvider"])
+    text = geometry.text
+    feed = {"inputs_embeds": embeds[None], "position_ids": positions[:, None], "attention_mask": np.ones((1, 9), int)}
+    feed |= {f"deepstack_embeds.{index}": level[None] for index, level in enumerate(levels)}
+    empty = np.zeros((1, text.kv_heads, 0, text.head_dim), np.float32)
+    feed |= {f"past_key_values.{layer}.{kind}": empty for layer in range(text.layers) for kind in ("key", "value")}
+    assert session.run(["next_token"], feed)[0].tolist() == [[token]]
+
+
+def test_the_check_is_recorded(bundle: Bundle, tiny_bundle_fp32: Bundle) -> None:
+    rounded, exact = description(bundle)["check"], description(tiny_bundle_fp32)["check"]
+    assert rounded["deepstack_change"] > 0
+    assert "reference_difference" not in rounded
+    assert exact["reference_difference"] <= 1e-4
+    assert exact["split_difference"] <= 1e-4
+
+
+def test_options_reach_the_graph(checkpoint: Path, bundle: Bundle, tmp_path: Path) -> None:
+    options = ExportOptions(block_size=64, context=128, algorithm=RoundingAlgorithm.K_QUANT)
+    made = export_bundle(str(checkpoint), tmp_path / "bundle", options)
+    assert made.id != bundle.id
+    assert made.precision == "int4 block 64 k_quant"
+    graph = onnx.load(made.decoder_path, load_external_data=False).graph
+    nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    wanted = ("bits", "block_size", "accuracy_level")
+    facts = {(one.name, one.i) for node in nodes for one in node.attribute if one.name in wanted}
+    assert facts == {("bits", 4), ("block_size", 64), ("accuracy_level", 4)}
+    assert len(nodes) == 7 * SMALL.layers + 1  # q, k, v, o, gate, up, down of each layer, and the head
+
+
+@pytest.fixture
+def built_before(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the decoder from the bundle instead of building it: for tests of what happens around it."""
+
+    def copy(_checkpoint: object, _options: object, target: Path) -> None:
+        shutil.copytree(bundle.decoder_path.parent, target)
+
+    monkeypatch.setattr(export, "build_decoder", copy)
+
+
+@pytest.mark.usefixtures("built_before")
+def test_an_existing_bundle_is_replaced_only_when_asked(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    first = export_bundle(str(checkpoint), output, OPTIONS)
+    with pytest.raises(UsageError, match=r"already: pass --overwrite"):
+        export_bundle(str(checkpoint), output, OPTIONS)
+    second = export_bundle(str(checkpoint), output, ExportOptions(block_size=32, context=64), overwrite=True)
+    assert second.id != first.id
+    assert Bundle.load(output).context == 64  # as the options say; the graph is the same one here
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_another_folder_is_never_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(UsageError, match="exists and is not a bundle"):
+        export_bundle(str(checkpoint), tmp_path, OPTIONS, overwrite=True)
+    assert (tmp_path / "holiday.jpg").exists()
+
+
+@pytest.mark.usefixtures("built_before")
+def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "check_decoder", full)
+    with pytest.raises(BatchcapError, match="No space left on device"):
+        export_bundle(str(checkpoint), tmp_path / "bundle", OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_builders_own_words_are_shown_when_it_fails(checkpoint: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    config["text_config"]["hidden_act"] = "no-such-activation"
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"(?s)model builder could not build the decoder.*no-such-activation"):
+        export_bundle(str(broken), tmp_path / "bundle", OPTIONS)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_files_a_prompt_needs(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    (copy / name).unlink()
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        export_bundle(str(copy), tmp_path / "bundle", OPTIONS)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_unusable_options() -> None:
+    with pytest.raises(UsageError, match="--block-size must be one of 32, 64, 128, 256, not 100"):
+        ExportOptions(block_size=100)
+    with pytest.raises(UsageError, match="--context must be at least"):
+        ExportOptions(context=8)

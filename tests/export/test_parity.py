@@ -1,0 +1,75 @@
+"""The exported fp32 decoder gives transformers' logits, with DeepStack and in unusual shapes."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen3VLForConditionalGeneration
+
+from batchcap.bundle import Bundle
+from batchcap.export.export import export_bundle
+from batchcap.export.options import ExportOptions, Precision
+from batchcap.export.parity import GRIDS, compare_with_transformers
+from tests.checkpoints import Shape, make_checkpoint
+
+TOLERANCE = 1e-4  # largest difference of a logit, as a part of the largest logit
+FAR = 0.05  # without DeepStack at least this part of the largest logit is lost
+ROUNDED_TOLERANCE = {"int4": 0.8, "int8": 0.05}  # random weights amplify rounding
+
+SHAPES = {
+    "two levels, untied head, bfloat16, heads wider together than the hidden state": Shape(
+        layers=3, heads=6, kv_heads=3, levels=(1, 3), tied=False, dtype=torch.bfloat16
+    ),
+    "five levels, the last one after the last layer": Shape(layers=5, vision_depth=6, levels=(0, 1, 2, 4, 5)),
+}
+
+
+def assert_equal_to_transformers(checkpoint: Path, bundle: Bundle) -> None:
+    found = compare_with_transformers(checkpoint, bundle.decoder_path, bundle.embeddings(), bundle.geometry)
+    assert len(found) == len(GRIDS)
+    for parity in found:
+        assert parity.difference < TOLERANCE * parity.scale
+        assert parity.difference_without_deepstack > FAR * parity.scale
+
+
+def test_everyday_shape(tiny_checkpoint: Path, tiny_bundle_fp32: Bundle) -> None:
+    assert_equal_to_transformers(tiny_checkpoint, tiny_bundle_fp32)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_unusual_shapes(name: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", SHAPES[name], seed=1)
+    options = ExportOptions(precision=Precision.FP32, context=256)
+    bundle = export_bundle(str(checkpoint), tmp_path / "bundle", options)
+    assert len(bundle.geometry.vision.deepstack_levels) == len(SHAPES[name].levels)
+    assert_equal_to_transformers(checkpoint, bundle)
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_rounded_decoders_stay_near(precision: str, tiny_checkpoint: Path, request: pytest.FixtureRequest) -> None:
+    bundle: Bundle = request.getfixturevalue(f"tiny_bundle_{precision}")
+    bits = {
+        attribute.i
+        for node in onnx.load(bundle.decoder_path, load_external_data=False).graph.node
+        if node.op_type == "MatMulNBits"
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    }
+    assert bits == {int(precision.removeprefix("int"))}
+    found = compare_with_transformers(tiny_checkpoint, bundle.decoder_path, bundle.embeddings(), bundle.geometry)
+    assert all(parity.difference < ROUNDED_TOLERANCE[precision] * parity.scale for parity in found)
+
+
+def test_vision_weights_and_embeddings_are_those_of_the_checkpoint(
+    tiny_checkpoint: Path, tiny_bundle_int4: Bundle
+) -> None:
+    model = Qwen3VLForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    expected = model.model.visual.state_dict()
+    found = load_file(tiny_bundle_int4.vision_weights_path)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    table = model.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(tiny_bundle_int4.embeddings().lookup(np.arange(len(table))), table)

@@ -1,0 +1,121 @@
+"""An export that ends early, even by a kill, leaves nothing that looks like a bundle and nothing that stays."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from batchcap.bundle import BUNDLE_FILE
+from batchcap.errors import BatchcapError, LockedError
+from batchcap.export import scratch
+from batchcap.export.export import export_bundle
+from batchcap.export.options import ExportOptions
+from batchcap.export.scratch import require_space, scratch_folder
+from tests.checkpoints import Shape, make_checkpoint
+
+OPTIONS = ExportOptions(block_size=32, context=64)
+EXPORT = "import sys; from batchcap.cli import main; sys.argv[0] = 'batchcap'; main()"
+WAIT_S = 60.0
+
+
+class DiskUsage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("scratch") / "small", Shape(layers=2, levels=(0, 1), vision_depth=2))
+
+
+def start_export(checkpoint: Path, output: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", EXPORT, "export", str(checkpoint), "--output", str(output), "--block-size", "32"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE)
+
+
+def builder_of(process: subprocess.Popen[bytes]) -> psutil.Process:
+    """The model builder that the export has started; waits for it."""
+    end_s = time.monotonic() + WAIT_S
+    while time.monotonic() < end_s:
+        for child in psutil.Process(process.pid).children():
+            if "batchcap.export.builder_process" in child.cmdline():
+                return child
+        time.sleep(0.02)
+    raise AssertionError("no model builder was started")
+
+
+def wait_gone(process: psutil.Process) -> None:
+    psutil.wait_procs([process], timeout=WAIT_S)
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_killed_export_is_cleaned_up_by_the_next(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    process = start_export(checkpoint, output)
+    builder = builder_of(process)
+    process.kill()
+    process.wait()
+    wait_gone(builder)  # it does not live on without the export
+    assert [path.name for path in tmp_path.iterdir()] == [".bundle.partial"]
+    assert not list(tmp_path.rglob(BUNDLE_FILE))
+    export_bundle(str(checkpoint), output, OPTIONS)
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_stopped_export_leaves_nothing(
+    number: signal.Signals, exit_code: int, checkpoint: Path, tmp_path: Path
+) -> None:
+    process = start_export(checkpoint, tmp_path / "bundle")
+    builder = builder_of(process)
+    process.send_signal(number)
+    _output, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == exit_code
+    assert b"Traceback" not in errors
+    wait_gone(builder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_exports_to_one_place(tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    with scratch_folder(output) as folder:
+        (folder / "work").touch()
+        with (
+            pytest.raises(LockedError, match=r"another export to .*bundle is at work"),
+            scratch_folder(output),
+        ):
+            pass
+        assert (folder / "work").exists()
+        with scratch_folder(tmp_path / "bundle2") as other:
+            assert other != folder
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_go_whatever_they_are(tmp_path: Path) -> None:
+    leftover = tmp_path / ".bundle.partial" / "bundle" / "decoder"
+    leftover.mkdir(parents=True)
+    (leftover / "model.onnx.data").touch()
+    (leftover.parent.parent / "file").touch()
+    with scratch_folder(tmp_path / "bundle") as folder:
+        assert [path.name for path in folder.iterdir()] == ["lock"]
+
+
+def test_a_full_disk_is_noticed_before_the_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda _folder: DiskUsage(1 << 30, 1 << 30, 1000))
+    with pytest.raises(BatchcapError, match=r"needs .* GiB at .* 0\.0 GiB are free: free space or choose"):
+        export_bundle(str(checkpoint), tmp_path / "bundle", OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_that_is_there_is_enough(tmp_path: Path) -> None:
+    stat = os.statvfs(tmp_path)
+    require_space(tmp_path, stat.f_bavail * stat.f_frsize // 2)

@@ -1,0 +1,229 @@
+"""The job folder: whole files, its names, its lock, and whose job it is."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from batchcap.config import GenerationConfig, InputConfig, JobConfig
+from batchcap.errors import LockedError, NotSameJobError, StorageError, UsageError
+from batchcap.records import CaptionRow
+from batchcap.store import atomic
+from batchcap.store.atomic import atomic_file, write_atomic
+from batchcap.store.fingerprint import check_same_job, fingerprint_of
+from batchcap.store.folder import JobFolder
+from batchcap.store.journal import Journal
+from batchcap.store.lock import job_lock, read_holder
+
+CONFIG = JobConfig(InputConfig(("pictures",)), "out")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> JobFolder:
+    return JobFolder.open_or_create(tmp_path / "out")
+
+
+def check(folder: JobFolder, config: JobConfig = CONFIG, bundle_id: str = "m", dtype: str = "bf16") -> None:
+    check_same_job(folder, fingerprint_of(config, bundle_id, dtype), config)
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_atomic(path, b"old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as temporary:
+        temporary.write_bytes(b"n" * (1 // 0))
+    assert path.read_bytes() == b"old"
+    write_atomic(path, b"new")
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("x", b"new")]
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "disk is full: free some space"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "change the permissions"),
+        (errno.EIO, "check it"),
+    ],
+)
+def test_what_the_file_system_refuses_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
+) -> None:
+    def refuse(_path: Path) -> None:
+        raise OSError(code, os.strerror(code))
+
+    write_atomic(tmp_path / "x", b"old")
+    monkeypatch.setattr(atomic, "sync", refuse)
+    with pytest.raises(StorageError, match=rf"{advice}.*run the same command again"):
+        write_atomic(tmp_path / "x", b"new")
+    assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("x", b"old")]
+
+
+def test_leftovers_of_a_killed_run_go_and_nothing_else(folder: JobFolder) -> None:
+    part = folder.part_path(0)
+    with atomic_file(part) as temporary:
+        temporary.write_bytes(b"whole")
+        name = temporary.name
+    for parent in (folder.path, part.parent, folder.job_path.parent):
+        (parent / name).write_bytes(b"torn")
+    (part.parent / ".mine").write_bytes(b"")
+    folder.remove_leftovers()
+    assert {path.name for path in part.parent.iterdir()} == {part.name, ".mine"}
+    assert {path.name for path in folder.path.iterdir()} == {"captions", "_batchcap"}
+
+
+def test_a_folder_is_made_and_found_again(tmp_path: Path) -> None:
+    made = JobFolder.open_or_create(tmp_path / "a/b/out")
+    assert JobFolder.open_or_create(made.path) == made == JobFolder.open_existing(made.path)
+
+
+def test_other_peoples_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("x")
+    with pytest.raises(UsageError, match="holds other files"):
+        JobFolder.open_or_create(tmp_path)
+    with pytest.raises(UsageError, match="is a file"):
+        JobFolder.open_or_create(tmp_path / "diary.txt")
+    with pytest.raises(UsageError, match="not a job folder"):
+        JobFolder.open_existing(tmp_path)
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Arrow and SQLite take names in UTF-8 only."""
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        JobFolder.open_or_create(tmp_path / os.fsdecode(b"gr\xf6\xdfe"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_are_in_order_beyond_the_width_of_their_number(folder: JobFolder) -> None:
+    for seq in (100000, 2, 99999):
+        folder.part_path(seq).touch()
+    assert folder.part_paths() == [folder.part_path(seq) for seq in (2, 99999, 100000)]
+
+
+HOLD = """
+import subprocess, sys
+from pathlib import Path
+from batchcap.store.folder import JobFolder
+from batchcap.store.journal import Journal
+from batchcap.store.lock import job_lock
+with job_lock(JobFolder(Path(sys.argv[1]))):
+    worker = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)  # outlives the run, as a worker may
+    print(worker.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_lock_names_its_holder_and_goes_with_it(folder: JobFolder) -> None:
+    assert read_holder(folder) is None
+    command = [sys.executable, "-c", HOLD, str(folder.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        worker = int(run.stdout.readline())
+        try:
+            holder = read_holder(folder)
+            assert holder is not None
+            assert holder.pid == run.pid
+            with pytest.raises(LockedError, match=rf"process {run.pid} on .*wait for it"), job_lock(folder):
+                pass
+            run.kill()
+            run.wait()
+            assert read_holder(folder) is None
+            with job_lock(folder):
+                assert read_holder(folder) is not None
+        finally:
+            os.kill(worker, 9)
+    assert read_holder(folder) is None
+
+
+def test_an_error_of_the_job_is_not_taken_for_one_of_the_lock(folder: JobFolder) -> None:
+    with pytest.raises(FileNotFoundError), job_lock(folder):
+        Path(folder.path / "nothing").read_bytes()
+
+
+def test_the_same_job_goes_on(folder: JobFolder) -> None:
+    check(folder)
+    before = folder.job_path.read_bytes()
+    check(folder)
+    check(folder, replace(CONFIG, placement=replace(CONFIG.placement, slots=3)))
+    assert folder.job_path.read_bytes() == before
+    assert json.loads(before)["configuration"] == json.loads(json.dumps(CONFIG.to_dict()))
+
+
+def finish_a_row(folder: JobFolder) -> None:
+    with closing(Journal.open(folder.journal_path)) as journal:
+        journal.add([(0, CaptionRow(id="a", source="a", row=0))])
+
+
+def test_a_job_without_a_finished_row_may_still_be_mended(folder: JobFolder) -> None:
+    check(folder, replace(CONFIG, input=InputConfig(("pictures",), image_column="imgae")))
+    check(folder)
+    with closing(Journal.open(folder.journal_path)):
+        check(folder, replace(CONFIG, generation=GenerationConfig(seed=7)))
+    check(folder)
+    finish_a_row(folder)
+    with pytest.raises(NotSameJobError, match="--seed: was 0, now 7"):
+        check(folder, replace(CONFIG, generation=GenerationConfig(seed=7)))
+    check(folder)
+
+
+def test_another_job_is_told_what_differs(folder: JobFolder) -> None:
+    check(folder)
+    finish_a_row(folder)
+    other = replace(CONFIG, generation=GenerationConfig(prompt="Say it.", seed=7))
+    with pytest.raises(NotSameJobError) as caught:
+        check(folder, other, bundle_id="n")
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0].strip() for line in lines[1:-1]] == ["--model", "--prompt", "--seed"]
+    assert lines[-2].strip() == "--seed: was 0, now 7"
+    assert "another --output" in lines[-1]
+
+
+def test_of_long_values_the_difference_is_shown(folder: JobFolder) -> None:
+    long = "Describe everything. " * 30
+    check(folder, replace(CONFIG, generation=GenerationConfig(prompt=long + "In German.")))
+    finish_a_row(folder)
+    with pytest.raises(NotSameJobError, match=r"was ….*In German\..*now ….*In French\."):
+        check(folder, replace(CONFIG, generation=GenerationConfig(prompt=long + "In French.")))
+
+
+def test_every_setting_that_decides_captions_is_in_the_fingerprint() -> None:
+    names = set(fingerprint_of(CONFIG, "m", "fp32"))
+    decides = {name.replace("_", "-") for name in (*CONFIG.to_dict()["generation"], *CONFIG.to_dict()["input"])}
+    assert decides - {"inputs"} <= names
+
+
+def test_a_later_format_is_refused(folder: JobFolder) -> None:
+    check(folder)
+    content = json.loads(folder.job_path.read_text())
+    folder.job_path.write_text(json.dumps({**content, "format_version": 99}))
+    with pytest.raises(UsageError, match="has format 99"):
+        check(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"format_version": 1}'])
+def test_a_damaged_job_file_is_named(folder: JobFolder, content: str) -> None:
+    folder.job_path.write_text(content)
+    with pytest.raises(UsageError, match=r"job\.json can't be read"):
+        check(folder)
+
+
+def test_deleted_state_is_not_made_anew_under_old_parts(folder: JobFolder) -> None:
+    check(folder)
+    folder.part_path(0).touch()
+    with pytest.raises(UsageError, match=r"journal\.sqlite has been deleted"):
+        check(folder)
+    folder.job_path.unlink()
+    with pytest.raises(UsageError, match=r"job\.json has been deleted"):
+        check(folder)
+
+
+def test_a_path_that_is_not_text_is_the_same_next_time(folder: JobFolder) -> None:
+    config = replace(CONFIG, input=InputConfig(("caf\udce9",), image_root="/caf\udce9"))
+    check(folder, config)
+    check(folder, config)

@@ -1,0 +1,123 @@
+"""Part files: whole or not there, and readable by the tools people use."""
+
+import dataclasses
+import logging
+import typing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchcap.errors import ErrorKind, StorageError
+from batchcap.manifest.shard import Shard
+from batchcap.records import CaptionRow, Status
+from batchcap.store import parts
+from batchcap.store.parts import SCHEMA, part_is_complete, part_metadata, write_part
+from tests.store.records import caption_row
+
+SHARD = Shard(2, 20, 4)
+FAILED = CaptionRow("x", "/x.png", 0, status=Status.FAILED, error_kind=ErrorKind.CORRUPT, error_message="torn")
+ROWS = [caption_row(20), caption_row(21, "naïve 猫 🐈\n\x00"), FAILED, caption_row(23, "")]
+COLUMNS = pa.table({"label": [1, None, 3, 4], "tags": [["a"], [], None, ["b", "c"]]})
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    path = tmp_path / "captions" / "part-00002.parquet"
+    path.parent.mkdir()
+    write_part(path, SHARD, ROWS, COLUMNS, {"batchcap.bundle": "ünï"})
+    return path
+
+
+def test_the_columns_are_those_of_a_caption_row() -> None:
+    assert [field.name for field in dataclasses.fields(CaptionRow)] == SCHEMA.names
+    hints = typing.get_type_hints(CaptionRow)
+    optional = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
+    assert {field.name for field in SCHEMA if field.nullable} == optional
+
+
+def test_rows_and_carried_columns_come_back(part: Path) -> None:
+    table = pq.read_table(part)
+    expected = [dataclasses.asdict(row) for row in ROWS]
+    assert table.select(SCHEMA.names).to_pylist() == expected
+    assert table.select(COLUMNS.column_names).equals(COLUMNS)
+    assert table.column_names == [*SCHEMA.names, "label", "tags"]
+
+
+def test_metadata_comes_back(part: Path) -> None:
+    assert part_metadata(part) == {
+        "batchcap.bundle": "ünï",
+        "batchcap.format_version": "1",
+        "batchcap.rows": "20+4",
+    }
+
+
+def test_only_the_whole_part_of_this_shard_is_complete(part: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert part_is_complete(part, SHARD)
+    assert not part_is_complete(part, Shard(2, 20, 5))
+    assert not part_is_complete(part, Shard(2, 24, 4))
+    assert not part_is_complete(part.with_name("part-00003.parquet"), SHARD)
+    content = part.read_bytes()
+    for cut in (0, 3, len(content) // 2, len(content) - 1):
+        part.write_bytes(content[:cut])
+        with caplog.at_level(logging.WARNING):
+            caplog.clear()
+            assert not part_is_complete(part, SHARD)
+            assert "captioned again" in caplog.text
+
+
+def test_a_part_wants_all_its_rows(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wants 4 rows, not 3"):
+        write_part(tmp_path / "p", SHARD, ROWS[:3], None, {})
+    with pytest.raises(ValueError, match="wants 4 rows of carried columns, not 2"):
+        write_part(tmp_path / "p", SHARD, ROWS, COLUMNS.slice(0, 2), {})
+
+
+def test_a_full_disk_leaves_no_part(part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = part.read_bytes()
+
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(parts.pq, "write_table", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        write_part(part, SHARD, ROWS, None, {})
+    assert part.read_bytes() == before
+    assert [path.name for path in part.parent.iterdir()] == [part.name]
+
+
+@pytest.fixture
+def captions(part: Path) -> Path:
+    """A folder of two parts, the second of failures only."""
+    other = Shard(3, 24, 2)
+    columns = pa.table({"label": pa.nulls(2, pa.int64()), "tags": pa.nulls(2, COLUMNS["tags"].type)})
+    write_part(part.with_name("part-00003.parquet"), other, [FAILED, FAILED], columns, {})
+    return part.parent
+
+
+TEXTS = [*(row.caption for row in ROWS), None, None]
+
+
+def test_pandas_reads_the_parts(captions: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.read_parquet(captions)
+    assert [None if pd.isna(text) else text for text in frame["caption"]] == TEXTS
+
+
+def test_duckdb_reads_the_parts(captions: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    query = f"SELECT caption, status FROM read_parquet('{captions}/*.parquet') ORDER BY filename, file_row_number"
+    assert [text for text, _status in duckdb.sql(query).fetchall()] == TEXTS
+
+
+def test_polars_reads_the_parts(captions: Path) -> None:
+    pl = pytest.importorskip("polars")
+    assert pl.read_parquet(captions / "*.parquet")["caption"].to_list() == TEXTS
+
+
+def test_datasets_reads_the_parts(captions: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = sorted(str(path) for path in captions.iterdir())
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert list(loaded["caption"]) == TEXTS

@@ -1,0 +1,42 @@
+"""Statistics over time: runs stay apart, and damage never ends a job."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from batchcap.store.stats import SCHEMA, StatsSample, StatsWriter, recent_rate_per_s
+
+
+def run(path: Path, *samples: StatsSample) -> None:
+    writer = StatsWriter(path)
+    for sample in samples:
+        writer.add(sample)
+        writer.write()
+
+
+def test_runs_are_numbered_and_samples_kept_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "stats.parquet"
+    run(path, StatsSample(1.0, 0, 0), StatsSample(2.0, 4, 60, {"vision": 1.5, "decode": 0.5}, queue_mib=2.5))
+    run(path, StatsSample(1.5, 2, 30, memory_mib=100.0))
+    table = pq.read_table(path)
+    assert table.schema.equals(SCHEMA)
+    assert table["run"].to_pylist() == [1, 1, 2]
+    assert table["rows"].to_pylist() == [0, 4, 2]
+    assert table["vision_busy_s"].to_pylist() == [0, 1.5, 0]
+    assert table["queue_mib"].to_pylist() == [0, 2.5, 0]
+
+
+def test_the_rate_is_that_of_the_last_run(tmp_path: Path) -> None:
+    path = tmp_path / "stats.parquet"
+    assert recent_rate_per_s(path) is None
+    run(path, StatsSample(0.0, 0, 0), StatsSample(10.0, 1000, 0))
+    run(path, StatsSample(0.0, 0, 0), StatsSample(880.0, 100, 0), StatsSample(1000.0, 160, 0))
+    assert recent_rate_per_s(path) == pytest.approx(0.5)
+
+
+def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "stats.parquet"
+    path.write_bytes(b"PAR1 torn")
+    run(path, StatsSample(1.0, 1, 1))
+    assert pq.read_table(path)["run"].to_pylist() == [1]

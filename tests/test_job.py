@@ -1,0 +1,218 @@
+"""The loop of a job with an engine without a model: every row once, whatever happens to the engine."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchcap import job
+from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
+from batchcap.engines.base import EngineLoad
+from batchcap.errors import ExitCode, NotSameJobError, WorkerError
+from batchcap.job import run_job
+from batchcap.report.summary import Summary
+from batchcap.store.folder import JobFolder
+from batchcap.store.lock import job_lock, read_holder
+from tests.fake_engine import FakeEngine
+
+ROWS = 23
+
+
+class Listener:
+    """A `Progress` that remembers what it was told."""
+
+    def __init__(self, on_advance: Callable[[int], None] = lambda _done: None) -> None:
+        self.started: tuple[int, int] | None = None
+        self.done: list[int] = []
+        self.closed = False
+        self._on_advance = on_advance
+
+    def start(self, rows: int, done: int) -> None:
+        self.started = (rows, done)
+
+    def advance(self, done: int, failed: int, load: EngineLoad) -> None:
+        self.done.append(done)
+        self._on_advance(done)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
+    """A job of 23 rows, every tenth of them bad, in parts of five."""
+    bundle = SimpleNamespace(id="b" * 64, source="none", precision="int4")
+    monkeypatch.setattr(job, "load_model", lambda _model: bundle)
+    monkeypatch.setattr("batchcap.recorder.FLUSH_ROWS", 3)
+    keys = [f"bad-{row}" if row % 10 == 2 else f"row-{row}" for row in range(ROWS)]
+    pq.write_table(pa.table({"path": ["x.png"] * ROWS, "key": keys}), tmp_path / "in.parquet")
+    return JobConfig(
+        InputConfig((str(tmp_path / "in.parquet"),), id_column="key"),
+        str(tmp_path / "out"),
+        placement=PlacementConfig(rows_per_part=5),
+    )
+
+
+def run(config: JobConfig, engine: FakeEngine, listener: Listener | None = None) -> Summary:
+    return run_job(config, listener or Listener(), lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type]
+
+
+def rows_of(config: JobConfig) -> list[dict[str, Any]]:
+    paths = JobFolder(Path(config.output)).part_paths()
+    rows: list[dict[str, Any]] = pa.concat_tables([pq.read_table(path) for path in paths]).to_pylist()
+    return rows
+
+
+def summary_of(config: JobConfig) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((Path(config.output) / "summary.json").read_text())
+    return content
+
+
+def assert_complete(config: JobConfig) -> None:
+    rows = rows_of(config)
+    assert [row["row"] for row in rows] == list(range(ROWS))
+    for number, row in enumerate(rows):
+        if number % 10 == 2:
+            assert (row["status"], row["caption"], row["error_kind"]) == ("failed", None, "corrupt")
+        else:
+            assert (row["status"], row["caption"], row["width"]) == ("ok", f"of row-{number}", 64)
+
+
+def test_rows_come_out_in_order_and_are_counted(config: JobConfig) -> None:
+    engine, listener = FakeEngine(), Listener()
+    summary = run(config, engine, listener)
+    assert_complete(config)
+    assert engine.submitted == list(range(ROWS))
+    assert (summary.exit_code, summary.tally.ok, summary.tally.failed) == (ExitCode.COMPLETE, 20, 3)
+    assert engine.closed
+    assert listener.closed
+    assert listener.started == (ROWS, 0)
+    assert listener.done == sorted(listener.done)
+    assert listener.done[-1] == ROWS
+    content = summary_of(config)
+    assert (content["state"], content["remaining"], content["error_kinds"]) == ("complete", 0, {"corrupt": 3})
+    assert (content["run"]["rows"], content["run"]["new_tokens"]) == (ROWS, 60)
+    assert content["run"]["stage_busy_s"]["vision"] == 0.5 * ROWS
+    assert content["run"]["peak_memory_mib"] > 10
+    assert content["run"]["images_per_min"] > 0
+
+
+def test_nothing_left_to_do_starts_no_engine(config: JobConfig) -> None:
+    run(config, FakeEngine())
+    untouched = FakeEngine()
+    assert run(config, untouched).exit_code is ExitCode.COMPLETE
+    assert not untouched.submitted
+    assert not untouched.closed, "it was never made"
+
+
+def test_what_came_before_a_workers_death_is_kept(config: JobConfig) -> None:
+    dying = FakeEngine(dies_after=8)
+    with pytest.raises(WorkerError):
+        run(config, dying)
+    assert dying.closed
+    content = summary_of(config)
+    assert (content["state"], content["exit_code"], content["done"]) == ("failed", 1, 8)
+    assert "was killed by signal 9" in content["message"]
+    assert read_holder(JobFolder(Path(config.output))) is None
+
+    second, listener = FakeEngine(), Listener()
+    run(config, second, listener)
+    assert_complete(config)
+    assert f"{Path(config.output) / 'captions' / 'part-*.parquet'} (5 files)" in summary_of(config)["message"]
+    assert listener.started == (ROWS, 8)
+    assert len(second.submitted) == ROWS - 8
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "state"),
+    [
+        (signal.SIGTERM, ExitCode.STOPPED_EARLY, "stopped"),
+        (signal.SIGINT, ExitCode.INTERRUPTED, "interrupted"),
+    ],
+)
+def test_a_signal_stops_and_the_next_run_goes_on(
+    config: JobConfig, number: signal.Signals, code: ExitCode, state: str
+) -> None:
+    def ask(done: int) -> None:
+        if done == 6:
+            os.kill(os.getpid(), number)
+
+    first, second = FakeEngine(), FakeEngine()
+    summary = run(config, first, Listener(ask))
+    assert summary.exit_code is code
+    assert summary_of(config)["state"] == state
+    assert "run the same command again to go on" in summary.message
+    done = summary.tally.rows
+    assert 6 <= done < ROWS
+    run(config, second)
+    assert_complete(config)
+    assert len(second.submitted) == ROWS - done
+
+
+def test_the_time_is_up(config: JobConfig) -> None:
+    hurried = JobConfig(config.input, config.output, placement=config.placement, limits=LimitConfig(max_runtime_s=1e-6))
+    assert run(hurried, FakeEngine()).exit_code is ExitCode.STOPPED_EARLY
+    assert run(config, FakeEngine()).exit_code is ExitCode.COMPLETE
+    assert_complete(config)
+
+
+@pytest.mark.parametrize(("allowed", "code"), [(0.1, ExitCode.TOO_MANY_FAILURES), (3 / ROWS, ExitCode.COMPLETE)])
+def test_failures_beyond_the_share_allowed(config: JobConfig, allowed: float, code: ExitCode) -> None:
+    strict = JobConfig(
+        config.input, config.output, placement=config.placement, limits=LimitConfig(max_error_rate=allowed)
+    )
+    assert run(strict, FakeEngine()).exit_code is code
+    assert summary_of(config)["exit_code"] == code
+    assert_complete(config)
+
+
+def test_an_unexpected_error_is_in_the_summary_and_the_folder_is_free(config: JobConfig) -> None:
+    def fail(done: int) -> None:
+        raise ZeroDivisionError("odd")
+
+    engine = FakeEngine()
+    with pytest.raises(ZeroDivisionError):
+        run(config, engine, Listener(fail))
+    assert engine.closed
+    content = summary_of(config)
+    assert (content["state"], content["exit_code"]) == ("failed", 1)
+    assert content["done"] == 1, "what had come before is kept"
+    assert "unexpected ZeroDivisionError: odd" in content["message"]
+    with job_lock(JobFolder(Path(config.output))):
+        pass
+    run(config, FakeEngine())
+    assert_complete(config)
+
+
+def test_a_path_that_is_not_text_ends_no_job(config: JobConfig) -> None:
+    odd = os.fsdecode(b"gr\xf6\xdfe")
+    given = replace(config.input, image_root=f"/{odd}")
+    there = replace(config, input=given)
+    assert run(there, FakeEngine()).exit_code is ExitCode.COMPLETE
+    assert run(there, FakeEngine()).exit_code is ExitCode.COMPLETE
+
+
+def test_another_prompt_changes_nothing(config: JobConfig) -> None:
+    run(config, FakeEngine())
+    before = (Path(config.output) / "summary.json").read_bytes()
+    other = JobConfig(config.input, config.output, generation=GenerationConfig("Other?"), placement=config.placement)
+    with pytest.raises(NotSameJobError, match="--prompt"):
+        run(other, FakeEngine())
+    assert (Path(config.output) / "summary.json").read_bytes() == before
+
+
+def test_a_part_says_how_it_was_made(config: JobConfig) -> None:
+    run(config, FakeEngine())
+    for path in JobFolder(Path(config.output)).part_paths():
+        metadata = {key.decode(): value.decode() for key, value in pq.read_metadata(path).metadata.items()}
+        assert json.loads(metadata["batchcap.bundle"])["id"] == "b" * 64
+        assert json.loads(metadata["batchcap.settings"])["prompt"] == GenerationConfig().prompt
+        assert len(metadata["batchcap.prompt_sha256"]) == 64

@@ -1,0 +1,132 @@
+"""A job file gives the same configuration as the command line; whatever is misspelt in it is refused by name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from batchcap.config import (
+    GenerationConfig,
+    InputConfig,
+    JobConfig,
+    LimitConfig,
+    PlacementConfig,
+    VisionConfig,
+    VisionDtype,
+)
+from batchcap.errors import UsageError
+from batchcap.jobfile import load_job_file
+
+SMALLEST = 'output = "o"\n[input]\ninputs = ["p"]\n'
+EVERYTHING = """
+output = "out"
+model = "bundle"
+[input]
+inputs = ["pictures", "/abs/more/*.parquet"]
+image_column = "image"
+id_column = "key"
+image_root = "root"
+keep_columns = ["*"]
+[generation]
+prompt = "Say it."
+max_new_tokens = 7
+temperature = 1
+top_p = 0.5
+top_k = 3
+repetition_penalty = 1.5
+seed = 9
+loop_stop = false
+[vision]
+max_visual_tokens = 64
+dtype = "fp32"
+max_image_pixels = 5000
+[placement]
+decoders = 2
+slots = 3
+decoder_threads = 4
+vision_threads = 5
+patch_budget = 6
+queue_mib = 7
+rows_per_part = 8
+[limits]
+limit = 10
+max_runtime_s = 60
+max_error_rate = 0.25
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "job.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_every_setting_is_read(tmp_path: Path) -> None:
+    assert load_job_file(write(tmp_path, EVERYTHING)) == JobConfig(
+        InputConfig(
+            (str(tmp_path / "pictures"), "/abs/more/*.parquet"), "image", "key", str(tmp_path / "root"), ("*",)
+        ),
+        output=str(tmp_path / "out"),
+        model=str(tmp_path / "bundle"),
+        generation=GenerationConfig("Say it.", 7, 1.0, 0.5, 3, 1.5, 9, loop_stop=False),
+        vision=VisionConfig(64, VisionDtype.FP32, 5000),
+        placement=PlacementConfig(2, 3, 4, 5, 6, 7, 8),
+        limits=LimitConfig(10, 60.0, 0.25),
+    )
+
+
+def test_what_is_not_said_has_its_default(tmp_path: Path) -> None:
+    config = load_job_file(write(tmp_path, SMALLEST))
+    assert config == JobConfig(InputConfig((str(tmp_path / "p"),)), output=str(tmp_path / "o"))
+
+
+def test_paths_start_from_the_file_wherever_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jobs").mkdir()
+    write(tmp_path / "jobs", 'output = "../o"\n[input]\ninputs = ["~/p"]\n')
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.chdir(tmp_path)
+    config = load_job_file(Path("jobs/job.toml"))
+    assert Path(config.output).resolve() == tmp_path / "o"
+    assert config.input.inputs == ("/home/somebody/p",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("output = ", "is not valid TOML"),
+        ('output = "o"', "needs an [input] table with `inputs`, and `output`; see jobs/ for examples"),
+        ('[input]\ninputs = ["p"]', "needs an [input] table with `inputs`, and `output`"),
+        ('output = "o"\n[input]\n', "job.toml: input needs `inputs`"),
+        ('output = "o"\ninput = "p"', "job.toml: input must be a table"),
+        ('output = "o"\n[input]\ninputs = "p"', "job.toml: input: inputs must be a list of strings"),
+        ('output = "o"\n[input]\ninputs = [1]', "job.toml: input: inputs must be a list of strings"),
+        ('output = "o"\n[input]\ninputs = []', "no input was named"),
+        ('outptu = "o"\n' + SMALLEST, "unknown key 'outptu'; known here: input, output, model"),
+        (
+            SMALLEST + "[generation]\nmax_tokens = 3",
+            "job.toml: generation: unknown key 'max_tokens'; known here: prompt",
+        ),
+        (SMALLEST + "[generaton]\nseed = 3", "unknown key 'generaton'"),
+        (SMALLEST + "[generation]\nseed = true", "job.toml: generation: seed must be of type int, not bool"),
+        (SMALLEST + '[generation]\nseed = "3"', "job.toml: generation: seed must be of type int, not str"),
+        (SMALLEST + "[generation]\nloop_stop = 1", "loop_stop must be of type bool, not int"),
+        (SMALLEST + "[generation]\ntop_p = true", "top_p must be of type float, not bool"),
+        (SMALLEST + "[generation]\nprompt = 3", "prompt must be of type str, not int"),
+        (SMALLEST + "[generation]\ntop_p = 2.0", "top_p must be above 0 and at most 1"),
+        (SMALLEST + '[vision]\ndtype = "fp16"', "job.toml: vision: dtype must be one of auto, bf16, fp32"),
+        (SMALLEST + "[vision]\ndtype = 16", "job.toml: vision: dtype must be one of auto, bf16, fp32"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        load_job_file(write(tmp_path, text))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no job file at .*nothing\.toml"):
+        load_job_file(tmp_path / "nothing.toml")
+    with pytest.raises(UsageError, match="can't read the job file"):
+        load_job_file(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'output = "\xe4"')
+    with pytest.raises(UsageError, match="can't read the job file"):
+        load_job_file(tmp_path / "latin.toml")

@@ -1,0 +1,135 @@
+"""A row's way to disk: out of order in, whole parts out, durable before it is counted."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchcap import recorder as recorder_module
+from batchcap.config import InputConfig
+from batchcap.manifest.discover import discover
+from batchcap.manifest.plan import Plan
+from batchcap.manifest.shard import Shard
+from batchcap.recorder import Recorder, caption_row
+from batchcap.records import Status, Verdict
+from batchcap.store.folder import JobFolder
+from batchcap.store.journal import Journal
+from tests.fake_engine import outcome_of
+
+ROWS, ROWS_PER_PART = 10, 4
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> JobFolder:
+    pq.write_table(pa.table({"path": ["x"] * ROWS, "label": list(range(ROWS))}), tmp_path / "in.parquet")
+    return JobFolder.open_or_create(tmp_path / "out")
+
+
+@pytest.fixture
+def journal(folder: JobFolder) -> Iterator[Journal]:
+    with closing(Journal.open(folder.journal_path)) as opened:
+        yield opened
+
+
+def make(folder: JobFolder, journal: Journal) -> Recorder:
+    config = InputConfig((str(folder.path.parent / "in.parquet"),), keep_columns=("label",))
+    plan = Plan(journal, config)
+    plan.extend(discover(config, folder.path), ROWS_PER_PART, 0)
+    return Recorder(folder, plan, journal, {"batchcap.bundle": "b"})
+
+
+def test_the_row_of_a_caption_and_of_a_failure(folder: JobFolder, journal: Journal) -> None:
+    row = next(make(folder, journal).rows_to_do())
+    found = caption_row(outcome_of(row))
+    assert (found.id, found.caption, found.status, found.verdict) == (row.id, f"of {row.id}", Status.OK, Verdict.OK)
+    assert (found.width, found.height, found.read_ms, found.vision_ms) == (64, 48, 1.0, 2.0)
+    assert (found.new_tokens, found.prompt_tokens, found.visual_tokens) == (3, 9, 4)
+    failed = caption_row(outcome_of(type(row)(0, "bad", "s", 0)))
+    assert (failed.status, failed.caption, failed.verdict, failed.error_message) == (Status.FAILED, None, None, "cut")
+    assert failed.width is None
+
+
+def test_a_part_appears_when_its_last_row_is_there(folder: JobFolder, journal: Journal) -> None:
+    recorder = make(folder, journal)
+    rows = list(recorder.rows_to_do())
+    for row in [rows[9], rows[7], rows[2], rows[0], rows[3]]:
+        recorder.record([outcome_of(row)])
+    recorder.flush()
+    assert folder.part_paths() == []
+    assert recorder.tally.rows == 5
+    recorder.record([outcome_of(rows[1])])
+    recorder.flush()
+    assert folder.part_paths() == [folder.part_path(0)]
+    table = pq.read_table(folder.part_path(0))
+    assert table["row"].to_pylist() == table["label"].to_pylist() == [0, 1, 2, 3]
+    assert [index for shard in journal.shards() for index, _row in journal.rows(shard)] == [7, 9]
+
+    again = make(folder, journal)
+    assert again.tally.rows == 6
+    assert [row.index for row in again.rows_to_do()] == [4, 5, 6, 8]
+
+
+def test_rows_count_when_they_are_durable(folder: JobFolder, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "FLUSH_ROWS", 3)
+    monkeypatch.setattr(recorder_module, "FLUSH_INTERVAL_S", 1e9)
+    recorder = make(folder, journal)
+    rows = list(recorder.rows_to_do())
+    counted = []
+    for row in rows[:7]:
+        recorder.record([outcome_of(row)])
+        durable = sum(len(journal.rows(shard)) for shard in journal.shards()) + 4 * len(folder.part_paths())
+        assert recorder.tally.rows == durable
+        counted.append(durable)
+    assert counted == [0, 0, 3, 3, 3, 6, 6]
+    assert (recorder.run_rows, recorder.run_tokens) == (6, 18)
+
+
+def test_rows_that_wait_too_long_are_made_durable(
+    folder: JobFolder, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "FLUSH_INTERVAL_S", 0.0)
+    recorder = make(folder, journal)
+    recorder.record([outcome_of(next(recorder.rows_to_do()))])
+    assert recorder.tally.rows == 1
+
+
+def test_shards_whose_rows_are_all_journalled_become_parts(folder: JobFolder, journal: Journal) -> None:
+    recorder = make(folder, journal)
+    journal.add([(row.index, caption_row(outcome_of(row))) for row in recorder.rows_to_do()])
+    again = make(folder, journal)
+    assert list(again.rows_to_do()) == []
+    again.close_whole_shards()
+    assert [pq.read_metadata(path).num_rows for path in folder.part_paths()] == [4, 4, 2]
+    assert again.tally.rows == ROWS
+
+
+def test_a_kill_between_part_and_journal_doubles_nothing(
+    folder: JobFolder, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Stands for the process's end."""
+
+    def killed(_journal: Journal, _shard: Shard) -> None:
+        raise Killed
+
+    recorder = make(folder, journal)
+    rows = list(recorder.rows_to_do())
+    recorder.record([outcome_of(row) for row in rows[:5]])
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "forget", killed)
+        with pytest.raises(Killed):
+            recorder.flush()
+    assert folder.part_paths() == [folder.part_path(0)]
+    first = journal.shards()[0]
+    assert len(journal.done_indexes(first)) == ROWS_PER_PART  # in both places now
+    written = folder.part_path(0).read_bytes()
+
+    again = make(folder, journal)
+    again.close_whole_shards()
+    assert again.tally.rows == 5
+    assert [row.index for row in again.rows_to_do()] == [5, 6, 7, 8, 9]
+    assert journal.done_indexes(first) == set()
+    assert folder.part_path(0).read_bytes() == written

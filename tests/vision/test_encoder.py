@@ -1,0 +1,217 @@
+"""The encoder against transformers' vision model, and the promise that neighbours change nothing."""
+
+import copy
+import dataclasses
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from batchcap.config import VisionConfig, VisionDtype
+from batchcap.errors import BundleError, UsageError
+from batchcap.geometry import VisionGeometry
+from batchcap.records import Features, Patches
+from batchcap.vision.encoder import VisionEncoder
+from batchcap.vision.linear import ROW_BLOCK, RowBlockLinear, has_packed_kernels
+from batchcap.vision.positions import PositionEmbeddings
+from batchcap.vision.rope import RotaryTable
+from batchcap.vision.tower import VisionTower, load_tower
+from tests.vision.towers import ODD, REAL_WIDTH, SMALL, Towers, bundle_at, make_towers, picture, random_grids
+
+FP32_TOLERANCE = 1e-5  # largest difference by the largest feature of a level
+BF16_TOLERANCE = 0.03  # norm of the difference by the norm of the features
+BF16_AGAINST_THEIRS = 1.5  # our error against fp32 by transformers' own bf16 error
+DTYPES = [VisionDtype.FP32, VisionDtype.BF16]
+GEOMETRIES = {"small": SMALL, "odd": ODD, "real width": REAL_WIDTH}
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES)
+def towers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Towers:
+    return make_towers(tmp_path_factory.mktemp("bundle"), GEOMETRIES[request.param])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Towers:
+    return make_towers(tmp_path_factory.mktemp("bundle"), SMALL)
+
+
+def geometry_of(towers: Towers) -> VisionGeometry:
+    return towers.bundle.geometry.vision
+
+
+@torch.inference_mode()
+def expected(model: torch.nn.Module, patches: Patches, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    """What transformers sees: [1 + L, T, H]."""
+    out = model(torch.from_numpy(patches.values).to(dtype), torch.tensor([[1, *patches.grid]]))
+    return torch.stack([out.pooler_output, *out.deepstack_features]).float().numpy()
+
+
+def levels(features: Features) -> np.ndarray:
+    return np.concatenate([features.embeds[None], features.deepstack])
+
+
+def same(a: Features, b: Features) -> bool:
+    return np.array_equal(a.embeds, b.embeds) and np.array_equal(a.deepstack, b.deepstack)
+
+
+def test_features_equal_transformers_in_fp32(towers: Towers) -> None:
+    encoder = towers.encoder(threads=2)
+    count, longest = (20, 40) if geometry_of(towers).hidden_size < 1024 else (4, 24)
+    for number, grid in enumerate(random_grids(count, longest)):
+        patches = picture(geometry_of(towers), grid, seed=number)
+        found, wanted = levels(encoder.encode([patches])[0]), expected(towers.reference, patches)
+        assert found.shape == wanted.shape
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert np.abs(ours - theirs).max() <= FP32_TOLERANCE * np.abs(theirs).max()
+
+
+def test_bf16_is_as_close_to_fp32_as_transformers_bf16(towers: Towers) -> None:
+    patches = picture(geometry_of(towers), (12, 18))
+    wanted = expected(towers.reference, patches)
+    ours = levels(towers.encoder(VisionDtype.BF16).encode([patches])[0])
+    theirs = expected(copy.deepcopy(towers.reference).to(torch.bfloat16), patches, torch.bfloat16)
+    for level in range(len(wanted)):
+        norm = np.linalg.norm(wanted[level])
+        our_error = np.linalg.norm(ours[level] - wanted[level]) / norm
+        assert our_error <= BF16_TOLERANCE
+        assert our_error <= BF16_AGAINST_THEIRS * np.linalg.norm(theirs[level] - wanted[level]) / norm
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_picture_alone_and_packed_is_the_same_bit_for_bit(towers: Towers, dtype: VisionDtype) -> None:
+    wide = geometry_of(towers).hidden_size >= 1024
+    grids = [*random_grids(6 if wide else 10, 16 if wide else 30, seed=1), (2, 2), (2, 2), (2, 4)]
+    pictures = [picture(geometry_of(towers), grid, seed=number) for number, grid in enumerate(grids)]
+    encoder = towers.encoder(dtype)
+    alone = [encoder.encode([each])[0] for each in pictures]
+    chooser = random.Random(3)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for _ in range(3 if wide else 10):
+            chosen = [chooser.randrange(len(pictures)) for _ in range(chooser.randint(1, 6))]
+            packed = encoder.encode([pictures[number] for number in chosen])
+            for number, features in zip(chosen, packed, strict=True):
+                assert same(features, alone[number]), (threads, [grids[n] for n in chosen])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "out"), [(1152, 4304), (4304, 1152), (1024, 4096), (30, 70), (1, 1)])
+def test_a_row_of_a_linear_layer_does_not_depend_on_its_place(width: int, out: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = RowBlockLinear(torch.nn.Linear(width, out).to(dtype), "tanh")
+    rows = torch.randn(3 * ROW_BLOCK + 5, width).to(dtype)
+    with torch.inference_mode():
+        together = layer(rows)
+        assert together.shape == (len(rows), out)
+        for start, end in ((0, 1), (1, 70), (63, 66), (100, 197), (7, 8)):
+            assert torch.equal(layer(rows[start:end]), together[start:end])
+
+
+@pytest.mark.parametrize("gelu", [None, "none", "tanh"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_row_blocks_compute_the_linear_layer(gelu: str | None, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not packed:
+        monkeypatch.setattr("batchcap.vision.linear.has_packed_kernels", lambda dtype: False)
+    torch.manual_seed(1)
+    linear = torch.nn.Linear(50, 30)
+    layer = RowBlockLinear(linear, gelu)
+    assert layer.packed is (packed and has_packed_kernels(torch.float32))
+    rows = torch.randn(130, 50)
+    wanted = linear(rows) if gelu is None else torch.nn.functional.gelu(linear(rows), approximate=gelu)
+    assert torch.allclose(layer(rows), wanted, atol=1e-6)
+
+
+def test_features_carry_the_record(small: Towers) -> None:
+    batch = [picture(SMALL, (4, 6), seed=7), picture(SMALL, (8, 6), seed=8)]
+    first, second = small.encoder().encode(batch)
+    assert (first.index, second.index) == (7, 8)
+    assert first.grid == (2, 3)
+    assert first.embeds.shape == (6, 96)
+    assert first.deepstack.shape == (3, 6, 96)
+    assert first.embeds.dtype == first.deepstack.dtype == np.float32
+    assert first.nbytes == 4 * 6 * 96 * 4
+    assert (first.width, first.height, first.sha256, first.read_ms) == (96, 64, "0" * 64, 1.0)
+    assert second.vision_ms == pytest.approx(2 * first.vision_ms)
+    assert first.vision_ms > 0
+
+
+def test_a_feature_does_not_hold_its_neighbours_memory(small: Towers) -> None:
+    first, _ = small.encoder().encode([picture(SMALL, (2, 2)), picture(SMALL, (30, 30))])
+    base = first.embeds.base if first.embeds.base is not None else first.embeds
+    assert base.nbytes == first.nbytes
+
+
+def test_a_tower_without_deepstack_gives_no_levels(tmp_path: Path) -> None:
+    plain = make_towers(tmp_path, dataclasses.replace(SMALL, deepstack_levels=()))
+    features = plain.encoder().encode([picture(SMALL, (4, 4))])[0]
+    assert features.deepstack.shape == (0, 4, 96)
+
+
+def test_numbers_that_are_not_finite_are_an_error(small: Towers) -> None:
+    """A caption of them would be garbage that looks like a caption."""
+    sound = picture(geometry_of(small), (4, 4), 0)
+    values = sound.values.copy()
+    values[3, 5] = np.nan
+    encoder = small.encoder(VisionDtype.FP32)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        encoder.encode([sound, dataclasses.replace(sound, values=values)])
+    assert len(encoder.encode([sound])) == 1
+
+
+def test_broken_bundles_are_named(small: Towers, tmp_path: Path) -> None:
+    config = VisionConfig()
+    with pytest.raises(BundleError, match="can't be read"):
+        VisionEncoder(bundle_at(tmp_path / "absent", SMALL), config, 1)
+    deeper = dataclasses.replace(SMALL, depth=6)
+    with pytest.raises(BundleError, match="does not fit"):
+        VisionEncoder(bundle_at(small.bundle.folder, deeper), config, 1)
+    with pytest.raises(BundleError, match="pos_embed"):
+        VisionEncoder(bundle_at(small.bundle.folder, dataclasses.replace(SMALL, position_side=9)), config, 1)
+    with pytest.raises(BundleError, match="activation"):
+        VisionEncoder(bundle_at(small.bundle.folder, dataclasses.replace(SMALL, hidden_act="mish")), config, 1)
+    shutil.copytree(small.bundle.folder, tmp_path / "cut")
+    path = tmp_path / "cut" / "vision" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BundleError, match="can't be read"):
+        VisionEncoder(bundle_at(tmp_path / "cut", SMALL), config, 1)
+    with pytest.raises(UsageError, match="thread"):
+        VisionEncoder(small.bundle, config, 0)
+
+
+class OnePicture(torch.nn.Module):
+    """The tower as it is traced: one picture of any number of patches."""
+
+    def __init__(self, tower: VisionTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(
+        self, patches: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        out: tuple[torch.Tensor, ...] = self.tower(patches, positions, cos, sin, [patches.shape[0]])
+        return out
+
+
+def test_the_tower_can_be_traced_for_any_number_of_patches(small: Towers) -> None:
+    tower, table = load_tower(SMALL, small.bundle.vision_weights_path, torch.float32)
+    rotary, positions = RotaryTable(SMALL.head_dim, 2), PositionEmbeddings(table, 2)
+
+    def inputs(grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        patches = torch.from_numpy(picture(SMALL, grid).values)
+        return patches, positions.for_grid(grid), *rotary.for_grid(grid)
+
+    tokens = torch.export.Dim("tokens", min=1, max=4096)
+    traced = torch.export.export(OnePicture(tower), inputs((4, 6)), dynamic_shapes=({0: 4 * tokens},) * 4).module()
+    for ours, theirs in zip(traced(*inputs((10, 8))), OnePicture(tower)(*inputs((10, 8))), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
