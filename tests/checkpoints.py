@@ -1,6 +1,8 @@
 """Tiny random Qwen3-VL checkpoints in Hugging Face layout, with a small tokenizer in Qwen's format."""
 
 import json
+import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,19 @@ def make_checkpoint(folder: Path, shape: Shape | None = None, seed: int = 0, **s
     model.to(shape.dtype).save_pretrained(folder, **save_options)
     _write_processor_files(folder, tokenizer, ids, shape)
     return folder
+
+
+def write_hollow_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """One safetensors file of bfloat16 zeros that takes no room on the disk, for tests that read only its header."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
 
 
 def _config(shape: Shape, ids: dict[str, int], vocabulary: int) -> Qwen3VLConfig:

@@ -10,7 +10,8 @@ from typing import Any
 
 from batchcap.bundle import sha256_of
 from batchcap.errors import CheckpointError
-from batchcap.export.tensors import StoredTensor, embedding_tensor, read_index, vision_tensors, weight_files
+from batchcap.export.inventory import require_tensors
+from batchcap.export.tensors import StoredTensor, read_index, weight_files
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 
 MODEL_TYPE = "qwen3_vl"
@@ -61,12 +62,11 @@ def open_checkpoint(checkpoint: str) -> Checkpoint:
     config = _read_json(folder / "config.json")
     _require_dense_qwen3_vl(config, checkpoint)
     tensors = read_index(folder)
-    embedding_tensor(tensors)
-    if not any(True for _one in vision_tensors(tensors)):
-        raise CheckpointError(f"{checkpoint} has no vision weights (model.visual.…): it is not a whole Qwen3-VL")
     try:
         geometry = _geometry(folder, config)
-    except (KeyError, TypeError, ValueError) as error:
+        _require_sound(geometry, config)
+        require_tensors(tensors, geometry, config)
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks or mistypes {error}") from None
     name = checkpoint if not Path(checkpoint).is_dir() else folder.resolve().name
     return Checkpoint(folder, name, config, geometry, tensors)
@@ -110,13 +110,18 @@ def _require_dense_qwen3_vl(config: dict[str, Any], checkpoint: str) -> None:
     if model_type != MODEL_TYPE or "text_config" not in config or "vision_config" not in config:
         raise CheckpointError(f"{checkpoint} is of type {model_type!r}; batchcap exports dense Qwen3-VL ({MODEL_TYPE})")
     text = config["text_config"]
-    # transformers 4 writes rope_scaling, transformers 5 rope_parameters; the model builder reads both.
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = _rope(text)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "mrope"):
         raise CheckpointError(f"{checkpoint} stretches its positions ({rope_type}); batchcap exports plain mRoPE only")
     if "mrope_section" not in rope:
         raise CheckpointError(f"the config.json of {checkpoint} has no mrope_section: it is not a whole Qwen3-VL")
+
+
+def _rope(text: dict[str, Any]) -> dict[str, Any]:
+    """As `rope_scaling` (transformers 4) or `rope_parameters` (5); the model builder reads both."""
+    rope: dict[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    return rope
 
 
 def _geometry(folder: Path, config: dict[str, Any]) -> Geometry:
@@ -154,6 +159,27 @@ def _geometry(folder: Path, config: dict[str, Any]) -> Geometry:
             stop=_stop_tokens(folder, text),
         ),
     )
+
+
+def _require_sound(geometry: Geometry, config: dict[str, Any]) -> None:
+    """Numbers that must fit each other; a graph made of others fails late or computes something else."""
+    text, vision = geometry.text, geometry.vision
+    levels, sections = vision.deepstack_levels, _rope(config["text_config"])["mrope_section"]
+    unsound = {
+        "num_position_embeddings must be a square": vision.position_side**2
+        == int(config["vision_config"]["num_position_embeddings"]),
+        "out_hidden_size must be the language model's hidden_size": vision.out_hidden_size == text.hidden_size,
+        "the vision tower's num_heads must divide its hidden_size": vision.hidden_size % vision.heads == 0,
+        "the vision tower's head size must be a multiple of 4": vision.head_dim % 4 == 0,
+        "num_key_value_heads must divide num_attention_heads": text.heads % text.kv_heads == 0,
+        "mrope_section must add up to half of head_dim": 2 * sum(sections) == text.head_dim,
+        "deepstack_visual_indexes must name different blocks in rising order": list(levels) == sorted(set(levels))
+        and all(0 <= level < vision.depth for level in levels),
+        "there must be a decoder layer for each of deepstack_visual_indexes": len(levels) <= text.layers,
+    }
+    for rule, kept in unsound.items():
+        if not kept:
+            raise CheckpointError(f"config.json contradicts itself: {rule}")
 
 
 def _image_settings(images: dict[str, Any]) -> ImageSettings:

@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from batchcap.errors import BatchcapError, CheckpointError
 from batchcap.export.checkpoint import Checkpoint
-from batchcap.export.options import ExportOptions, Precision
-from batchcap.export.quantize import quantize_matmuls
+from batchcap.export.options import ExportOptions
+from batchcap.export.tensors import canonical_name
+from batchcap.export.weights import Source, WeightFile, fill_weights
 
 log = logging.getLogger(__name__)
 
@@ -33,40 +34,57 @@ def build_decoder(checkpoint: Checkpoint, options: ExportOptions, target: Path) 
         CheckpointError: the model builder can't read the checkpoint, or made a graph of another shape.
     """
     with tempfile.TemporaryDirectory(prefix="decoder-", dir=target.parent) as scratch:
-        staging, stock = Path(scratch, "checkpoint"), Path(scratch, "stock")
-        _stage(checkpoint, options.context, staging)
-        log.info("building the decoder's graph")
-        _run_builder(staging, stock, Path(scratch, "cache"))
-        model = ir.load(stock / GRAPH_FILE)
-        if options.precision is not Precision.FP32:
-            log.info("rounding its weights to %d bits, block %d", options.precision.bits, options.block_size)
-            quantize_matmuls(model.graph, options)
-        add_deepstack_inputs(model.graph, len(checkpoint.geometry.vision.deepstack_levels))
-        add_argmax(model.graph)
-        target.mkdir()
-        ir.save(model, target / GRAPH_FILE, external_data=WEIGHTS_FILE)
+        model, sources = draw_graph(checkpoint, options.context, Path(scratch))
+    target.mkdir()
+    with WeightFile(target / WEIGHTS_FILE) as file:
+        fill_weights(model.graph, sources, checkpoint.tensors, options, file)
+    add_deepstack_inputs(model.graph, len(checkpoint.geometry.vision.deepstack_levels))
+    add_argmax(model.graph)
+    ir.save(model, target / GRAPH_FILE)
+
+
+def draw_graph(checkpoint: Checkpoint, context: int, scratch: Path) -> tuple[ir.Model, dict[str, Source]]:
+    """The model builder's graph of a checkpoint, its weights not filled in.
+
+    Args:
+        checkpoint: what to draw.
+        context: positions of the rotary tables.
+        scratch: an empty folder; nothing in it is needed afterwards.
+
+    Returns:
+        The graph, and for each initializer without values the tensor of the checkpoint that it is made of.
+
+    Raises:
+        CheckpointError: the model builder can't read the checkpoint.
+    """
+    staging = scratch / "checkpoint"
+    graph, sources = scratch / GRAPH_FILE, scratch / "sources.json"
+    _stage(checkpoint, context, staging)
+    log.info("drawing the decoder's graph")
+    output = _run_builder([staging, graph, sources, scratch / "cache"])
+    if not graph.exists():
+        raise CheckpointError(f"ONNX Runtime GenAI's model builder wrote no decoder:\n  {output}")
+    found: dict[str, Source] = {
+        name: Source(canonical_name(source["parameter"]), turned=source["turned"])
+        for name, source in json.loads(sources.read_text(encoding="utf-8")).items()
+    }
+    return ir.load(graph), found
 
 
 def _stage(checkpoint: Checkpoint, context: int, staging: Path) -> None:
-    """A copy of the checkpoint by links, with fewer positions: the rotary caches of the real ones take 134 MB."""
+    """The checkpoint's configuration with fewer positions: the rotary tables of the real ones take 134 MB."""
     staging.mkdir()
     for path in checkpoint.folder.iterdir():
-        if path.is_file() and path.name != "config.json":
+        if path.is_file() and path.suffix != ".safetensors" and path.name != "config.json":
             (staging / path.name).symlink_to(path.resolve())
     text = {**checkpoint.config["text_config"], "max_position_embeddings": context}
     config = {**checkpoint.config, "text_config": text}
     (staging / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def _run_builder(staging: Path, stock: Path, cache: Path) -> None:
-    """Run the builder in a process of its own, so that its memory is given back and its output kept apart.
-
-    It writes float32, matrix by matrix. Its own rounding to few bits would hold the whole model in memory twice.
-    """
-    extra = ["exclude_embeds=true", "prune_lm_head=true"]
-    places = ["-m", str(staging), "-i", str(staging), "-o", str(stock), "-c", str(cache)]
-    command = [sys.executable, "-P", "-m", "batchcap.export.builder_process", str(os.getpid()), *places]
-    command += ["-p", "fp32", "-e", "cpu", "--extra_options", *extra]
+def _run_builder(places: list[Path]) -> str:
+    """Run the builder in a process of its own, so that its memory is given back; returns the end of its output."""
+    command = [sys.executable, "-P", "-m", "batchcap.export.builder_process", str(os.getpid()), *map(str, places)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     done = subprocess.run(
         command,
@@ -81,9 +99,10 @@ def _run_builder(staging: Path, stock: Path, cache: Path) -> None:
         raise BatchcapError(
             f"the model builder was killed by signal {-done.returncode}: the system may have run out of memory"
         )
-    if done.returncode or not (stock / GRAPH_FILE).exists():
-        tail = "\n  ".join(done.stdout.strip().splitlines()[-_LOG_LINES:])
+    tail = "\n  ".join(done.stdout.strip().splitlines()[-_LOG_LINES:])
+    if done.returncode:
         raise CheckpointError(f"ONNX Runtime GenAI's model builder could not build the decoder:\n  {tail}")
+    return tail
 
 
 def add_deepstack_inputs(graph: ir.Graph, levels: int) -> None:

@@ -31,7 +31,7 @@ from batchcap.export.checkpoint import Checkpoint, open_checkpoint
 from batchcap.export.decoder import build_decoder
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.scratch import require_space, scratch_folder
-from batchcap.export.tensors import embedding_tensor, vision_tensors, write_npy, write_safetensors
+from batchcap.export.tensors import VISION, embedding_tensor, vision_tensors, write_npy, write_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ PROCESSOR_FILES = ("config.json", "generation_config.json", "preprocessor_config
 LIBRARIES = ("onnxruntime", "onnxruntime-genai", "transformers", "torch")
 # The comparison with transformers holds the whole checkpoint in float32 once more: only for small ones.
 REFERENCE_MAX_BYTES = 1 << 30
+_SMALL_FILES_BYTES = 64 << 20
 REFERENCE_TOLERANCE = 1e-3  # as a part of the largest logit; float32 rounding gives about 1e-6
 
 
@@ -100,12 +101,13 @@ def _require_free(output: Path, *, overwrite: bool) -> None:
 
 
 def _working_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
-    """Room that an export needs on the disk: the decoder as the builder writes it in float32, and the bundle."""
-    decoder_bytes = 4 * sum(
-        math.prod(tensor.shape) for name, tensor in checkpoint.tensors.items() if "visual." not in name
+    """Room that an export needs on the disk: the bundle."""
+    copied = [tensor for _name, tensor in vision_tensors(checkpoint.tensors)] + [embedding_tensor(checkpoint.tensors)]
+    decoder_values = sum(
+        math.prod(tensor.shape) for name, tensor in checkpoint.tensors.items() if not name.startswith(VISION)
     )
-    copies = 2 if options.precision is Precision.FP32 else 1
-    return copies * decoder_bytes + checkpoint.nbytes
+    bits = options.precision.bits + 2  # a scale and a zero point for each block of 32
+    return decoder_values * bits // 8 + sum(tensor.nbytes for tensor in copied) + _SMALL_FILES_BYTES
 
 
 def _write_parts(checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> None:

@@ -1,22 +1,20 @@
 """Owns the rounding of the decoder's weights to few bits: the model builder's own rounding, one matrix at a time.
 
 The builder rounds the whole model at once, which holds it in memory twice. Here ONNX Runtime's functions get a few
-columns of one matrix at a time: a block of weights lies inside one column, so the numbers are the same to the last
+outputs of one matrix at a time: a block of weights belongs to one output, so the numbers are the same to the last
 bit, and what a slice needs stays in the CPU's cache.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor, quant_tensor_k_quant_cpu
 
-from batchcap.export.options import ACCURACY_LEVEL, ExportOptions, RoundingAlgorithm
+from batchcap.export.options import ExportOptions, RoundingAlgorithm
 from batchcap.machine import available_cores
 from batchcap.records import Float32Array
 
@@ -27,7 +25,7 @@ UInt8Array = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class QuantizedMatrix:
-    """A matrix [K, N] as MatMulNBits reads it; its blocks lie along K, the last one filled up with zeros.
+    """A matrix [N, K] as MatMulNBits reads it; its blocks lie along K, the last one filled up with zeros.
 
     Attributes:
         packed: [N, blocks, block_size · bits / 8], of two values in a byte the first one in the lower half.
@@ -46,53 +44,27 @@ class QuantizedMatrix:
         return inputs if self.zero_points is None else {**inputs, "zero_points": self.zero_points}
 
 
-def quantize_matmuls(graph: ir.Graph, options: ExportOptions) -> int:
-    """Replace every MatMul by a constant matrix with a MatMulNBits; the constants may lie in an external file.
+class Rows(Protocol):
+    """A matrix as checkpoints keep it: a row for each output, read in pieces."""
 
-    Returns:
-        How many were replaced.
-    """
-    replaced = 0
-    for node in list(graph):
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
-        if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
-            continue
-        _replace(graph, node, weight, options)
-        replaced += 1
-    return replaced
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, K]."""
+
+    def rows(self, start: int, stop: int) -> Float32Array:
+        """Rows `start` to `stop`, [n, K] float32."""
 
 
-def _replace(graph: ir.Graph, node: ir.Node, weight: ir.Value, options: ExportOptions) -> None:
-    stored = weight.const_value
-    assert stored is not None, "the caller looked"  # noqa: S101 - for the type checker
-    rows, columns = stored.shape.numpy()
-    quantized = quantize_matrix(stored.numpy(), options)
-    if isinstance(stored, ir.ExternalTensor):
-        stored.release()  # or the mapped file would count as memory until the end
-    values = []
-    for kind, array in quantized.inputs.items():
-        name = f"{weight.name}.{kind}"
-        values.append(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
-        graph.register_initializer(values[-1])
-    bits = options.precision.bits
-    product = ir.node(
-        "MatMulNBits",
-        [node.inputs[0], *values],
-        {"K": rows, "N": columns, "bits": bits, "block_size": options.block_size, "accuracy_level": ACCURACY_LEVEL},
-        domain="com.microsoft",
-        name=f"{node.name}_Q{bits}",
-    )
-    old, new = node.outputs[0], product.outputs[0]
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [product], [old], [new])
-    if not weight.uses():
-        graph.initializers.pop(str(weight.name))
+def quantize_matrix(matrix: Rows, options: ExportOptions) -> QuantizedMatrix:
+    """Round a matrix [N, K] as the model builder does with these options, a few rows at a time."""
+    outputs, inputs = matrix.shape
+    height = max(1, SLICE_VALUES // inputs)
 
+    def quantized(start: int) -> QuantizedMatrix:
+        return _quantize(matrix.rows(start, min(start + height, outputs)), options)
 
-def quantize_matrix(weight: Float32Array, options: ExportOptions) -> QuantizedMatrix:
-    """Round a matrix [K, N] as the model builder does with these options."""
     with ThreadPoolExecutor(available_cores()) as threads:
-        parts = list(threads.map(lambda columns: _quantize(columns, options), _slices(weight)))
+        parts = list(threads.map(quantized, range(0, outputs, height)))
     zero_points = [part.zero_points for part in parts if part.zero_points is not None]
     return QuantizedMatrix(
         packed=np.concatenate([part.packed for part in parts]),
@@ -101,22 +73,17 @@ def quantize_matrix(weight: Float32Array, options: ExportOptions) -> QuantizedMa
     )
 
 
-def _slices(weight: Float32Array) -> Iterator[Float32Array]:
-    rows, columns = weight.shape
-    width = max(1, SLICE_VALUES // rows)
-    for start in range(0, columns, width):
-        yield weight[:, start : start + width]
-
-
 def _quantize(weight: Float32Array, options: ExportOptions) -> QuantizedMatrix:
+    """Round some rows [n, K]."""
     bits, block_size = options.precision.bits, options.block_size
     if options.algorithm is RoundingAlgorithm.DEFAULT:
         config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, bits=bits)
-        packed, scales, _middle = DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(weight))
+        turned = np.ascontiguousarray(weight.T)
+        packed, scales, _middle = DefaultWeightOnlyQuantizer(config).qbits_block_quant(turned)
         return QuantizedMatrix(packed, scales, None)
-    rows, columns = weight.shape
-    blocks = -(-rows // block_size)
-    padded = np.pad(weight, ((0, blocks * block_size - rows), (0, 0))).T
+    rows, width = weight.shape
+    blocks = -(-width // block_size)
+    padded = np.pad(weight, ((0, 0), (0, blocks * block_size - width)))
     zero_points: UInt8Array | None = None
     if options.algorithm is RoundingAlgorithm.K_QUANT:
         with np.errstate(divide="ignore", invalid="ignore"):  # blocks of equal values: it keeps its first scale then
@@ -124,10 +91,10 @@ def _quantize(weight: Float32Array, options: ExportOptions) -> QuantizedMatrix:
     else:
         values, scales, _middle = quant_tensor(padded, bits, block_size, "sym", "uint")
     return QuantizedMatrix(
-        packed=_pack(values.astype(np.uint8).reshape(columns, blocks, block_size), bits),
-        scales=scales.astype(np.float32).reshape(columns, blocks),
+        packed=_pack(values.astype(np.uint8).reshape(rows, blocks, block_size), bits),
+        scales=scales.astype(np.float32).reshape(rows, blocks),
         # The builder packs zero points across columns, so it fails where a column has an odd number of blocks.
-        zero_points=None if zero_points is None else _pack(zero_points.reshape(columns, blocks), bits),
+        zero_points=None if zero_points is None else _pack(zero_points.reshape(rows, blocks), bits),
     )
 
 

@@ -5,6 +5,7 @@ bytes (github.com/huggingface/safetensors, README, "Format").
 """
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,11 +15,23 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from batchcap.errors import CheckpointError
+from batchcap.records import Float32Array
 
 _COPY_BYTES = 1 << 24
 _MAX_HEADER_BYTES = 100_000_000
 # bfloat16 has no numpy type: its bits are kept in 16-bit integers.
 _NUMPY_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+FLOAT_TYPES = frozenset(_NUMPY_TYPES)
+VISION = "visual."
+EMBEDDINGS = "language_model.embed_tokens.weight"
+# The first that fits: transformers 4 and 5, whole models and language models alone.
+_NAME_HEADS = (
+    ("model.language_model.", "language_model."),
+    ("language_model.model.", "language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.visual.", VISION),
+    ("model.", "language_model."),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +44,31 @@ class StoredTensor:
     start: int
     nbytes: int
 
+    def rows(self, start: int, stop: int) -> Float32Array:
+        """Rows `start` to `stop` along the first axis, as float32, which is exact; read from the file, not mapped.
+
+        Raises:
+            CheckpointError: the tensor is not floating point, or the file got shorter.
+        """
+        dtype = np.dtype(_NUMPY_TYPES[self.dtype])
+        row_values = math.prod(self.shape[1:])
+        count = (stop - start) * row_values
+        values = np.fromfile(self.path, dtype, count, offset=self.start + start * row_values * dtype.itemsize)
+        if len(values) != count:
+            raise CheckpointError(f"{self.path} got shorter while it was read: copy the checkpoint again")
+        wide = (values.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else values
+        return wide.astype(np.float32, copy=False).reshape(-1, *self.shape[1:])
+
 
 def read_index(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint, from one file or from the shards that the index names.
+    """Every tensor of a checkpoint by its canonical name, from one file or from the shards that the index names.
 
     Raises:
         CheckpointError: weights are missing, cut short, or not safetensors.
     """
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
-        tensors.update(_read_header(path))
+        tensors |= {canonical_name(name): tensor for name, tensor in _read_header(path).items()}
     return tensors
 
 
@@ -137,12 +165,19 @@ def write_npy(path: Path, tensor: StoredTensor) -> None:
         _copy(tensor, file)
 
 
+def canonical_name(name: str) -> str:
+    """A tensor's name whatever version of transformers wrote it: `visual.…`, `language_model.…` or `lm_head.weight`."""
+    for head, instead in _NAME_HEADS:
+        if name.startswith(head):
+            return instead + name.removeprefix(head)
+    return name
+
+
 def vision_tensors(tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
-    """The vision tower's tensors, sorted, their names without what comes before `visual.`."""
+    """The vision tower's tensors, sorted, their names without `visual.`."""
     for name in sorted(tensors):
-        head, found, rest = name.partition("visual.")
-        if found and head in ("", "model."):
-            yield rest, tensors[name]
+        if name.startswith(VISION):
+            yield name.removeprefix(VISION), tensors[name]
 
 
 def embedding_tensor(tensors: dict[str, StoredTensor]) -> StoredTensor:
@@ -151,9 +186,6 @@ def embedding_tensor(tensors: dict[str, StoredTensor]) -> StoredTensor:
     Raises:
         CheckpointError: the checkpoint has none.
     """
-    for name in ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"):
-        if name in tensors:
-            return tensors[name]
-    if "model.embed_tokens.weight" in tensors:
-        return tensors["model.embed_tokens.weight"]
-    raise CheckpointError("the checkpoint has no token embeddings (model.language_model.embed_tokens.weight)")
+    if EMBEDDINGS not in tensors:
+        raise CheckpointError(f"the checkpoint has no token embeddings (model.{EMBEDDINGS})")
+    return tensors[EMBEDDINGS]

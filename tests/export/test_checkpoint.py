@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from batchcap.errors import CheckpointError
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.geometry import Geometry
-from tests.checkpoints import DATA, Shape, make_checkpoint
+from tests.checkpoints import DATA, Shape, make_checkpoint, write_hollow_weights
 
 Config = dict[str, Any]
 
@@ -143,6 +145,10 @@ def test_the_real_files_of_2b(copy: Path) -> None:
     for name in ("generation_config.json", "preprocessor_config.json"):
         shutil.copyfile(DATA / name, copy / name)
     shutil.copyfile(DATA / "config-2B.json", copy / "config.json")
+    config = Qwen3VLConfig.from_pretrained(copy)
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(config)
+    write_hollow_weights(copy, {name: tuple(tensor.shape) for name, tensor in model.named_parameters()})
     geometry: Geometry = open_checkpoint(str(copy)).geometry
     assert (geometry.text.layers, geometry.text.hidden_size, geometry.text.head_dim) == (28, 2048, 128)
     assert geometry.vision.deepstack_levels == (5, 11, 17)

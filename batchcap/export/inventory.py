@@ -1,0 +1,99 @@
+"""Owns the list of tensors that a dense Qwen3-VL has: a checkpoint that lacks one is refused before any work.
+
+Names and shapes follow `Qwen3VLForConditionalGeneration` of transformers, in `canonical_name`'s spelling.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from batchcap.errors import CheckpointError
+from batchcap.export.tensors import FLOAT_TYPES, StoredTensor
+from batchcap.geometry import Geometry, TextGeometry, VisionGeometry
+
+Shape = tuple[int, ...]
+
+
+def require_tensors(tensors: dict[str, StoredTensor], geometry: Geometry, config: dict[str, Any]) -> None:
+    """Compare a checkpoint's tensors with what its configuration promises.
+
+    Raises:
+        CheckpointError: one is missing, of another shape, or not floating point.
+    """
+    for name, shape in expected_tensors(geometry, config):
+        stored = tensors.get(name)
+        if stored is None:
+            raise CheckpointError(f"the checkpoint has no tensor {name} {list(shape)}: copy it again")
+        if stored.shape != shape:
+            raise CheckpointError(
+                f"the tensor {name} has the shape {list(stored.shape)}, and config.json promises {list(shape)}: "
+                "config.json and the weights are of different models"
+            )
+        if stored.dtype not in FLOAT_TYPES:
+            raise CheckpointError(
+                f"the tensor {name} is {stored.dtype}; batchcap exports checkpoints in BF16, F16 or F32: "
+                "take the one that was not quantized"
+            )
+
+
+def expected_tensors(geometry: Geometry, config: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
+    """Name and shape of every tensor of a checkpoint."""
+    text, vision = geometry.text, geometry.vision
+    yield "language_model.embed_tokens.weight", (text.vocab_size, text.hidden_size)
+    for layer in range(text.layers):
+        for name, shape in _decoder_layer(text, config["text_config"]):
+            yield f"language_model.layers.{layer}.{name}", shape
+    yield "language_model.norm.weight", (text.hidden_size,)
+    if not head_is_tied(config):
+        yield "lm_head.weight", (text.vocab_size, text.hidden_size)
+    for name, shape in _vision_tower(vision):
+        yield f"visual.{name}", shape
+
+
+def head_is_tied(config: dict[str, Any]) -> bool:
+    """Whether the head reads the token embeddings; transformers looks at the outer configuration alone."""
+    return bool(config.get("tie_word_embeddings", False))
+
+
+def _decoder_layer(text: TextGeometry, config: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
+    hidden, inner = text.hidden_size, int(config["intermediate_size"])
+    queries, keys = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    for name, width in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        yield f"self_attn.{name}.weight", (width, hidden)
+        if config.get("attention_bias"):
+            yield f"self_attn.{name}.bias", (width,)
+    yield "self_attn.o_proj.weight", (hidden, queries)
+    if config.get("attention_bias"):
+        yield "self_attn.o_proj.bias", (hidden,)
+    for name in ("q_norm", "k_norm"):
+        yield f"self_attn.{name}.weight", (text.head_dim,)
+    for name in ("gate_proj", "up_proj"):
+        yield f"mlp.{name}.weight", (inner, hidden)
+    yield "mlp.down_proj.weight", (hidden, inner)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        yield f"{name}.weight", (hidden,)
+
+
+def _vision_tower(vision: VisionGeometry) -> Iterator[tuple[str, Shape]]:
+    hidden, wide = vision.hidden_size, vision.hidden_size * vision.merge_size**2
+    patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    yield from _layer("patch_embed.proj", (hidden, *patch))
+    yield "pos_embed.weight", (vision.position_side**2, hidden)
+    for block in range(vision.depth):
+        yield from _layer(f"blocks.{block}.norm1", (hidden,))
+        yield from _layer(f"blocks.{block}.norm2", (hidden,))
+        yield from _layer(f"blocks.{block}.attn.qkv", (3 * hidden, hidden))
+        yield from _layer(f"blocks.{block}.attn.proj", (hidden, hidden))
+        yield from _layer(f"blocks.{block}.mlp.linear_fc1", (vision.intermediate_size, hidden))
+        yield from _layer(f"blocks.{block}.mlp.linear_fc2", (hidden, vision.intermediate_size))
+    mergers = [("merger", hidden)]
+    mergers += [(f"deepstack_merger_list.{level}", wide) for level in range(len(vision.deepstack_levels))]
+    for name, norm_width in mergers:
+        yield from _layer(f"{name}.norm", (norm_width,))
+        yield from _layer(f"{name}.linear_fc1", (wide, wide))
+        yield from _layer(f"{name}.linear_fc2", (vision.out_hidden_size, wide))
+
+
+def _layer(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
+    """A weight and the bias of its first axis."""
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]

@@ -1,0 +1,151 @@
+"""Owns the decoder's weights on their way from the checkpoint into the graph: read, rounded and written in pieces."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from batchcap.errors import CheckpointError
+from batchcap.export.options import ACCURACY_LEVEL, ExportOptions, Precision
+from batchcap.export.quantize import quantize_matrix
+from batchcap.export.tensors import StoredTensor
+from batchcap.records import Float32Array
+
+ALIGNMENT = 4096  # of a memory page, so that the runtime can map each tensor by itself
+INLINE_BYTES = 1024  # smaller constants stay in the graph
+_PIECE_VALUES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an initializer's values come from: a tensor of the checkpoint, as it is or turned (transposed)."""
+
+    tensor: str
+    turned: bool
+
+
+class WeightFile:
+    """The data file beside a graph, written front to back.
+
+    Args:
+        path: the file to make.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, name: str, pieces: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> ir.ExternalTensor:
+        """Write a tensor, its values in row-major order in pieces of any shape."""
+        self._file.write(bytes(-self._file.tell() % ALIGNMENT))
+        offset = self._file.tell()
+        dtype: np.dtype[Any] | None = None
+        for piece in pieces:
+            dtype = piece.dtype
+            self._file.write(np.ascontiguousarray(piece).data)
+        assert dtype is not None, "a tensor has at least one piece"  # noqa: S101 - for the type checker
+        return ir.ExternalTensor(
+            self._path.name,
+            offset,
+            self._file.tell() - offset,
+            dtype=ir.DataType.from_numpy(dtype),
+            shape=ir.Shape(shape),
+            name=name,
+            base_dir=self._path.parent,
+        )
+
+
+def fill_weights(
+    graph: ir.Graph,
+    sources: dict[str, Source],
+    tensors: dict[str, StoredTensor],
+    options: ExportOptions,
+    file: WeightFile,
+) -> None:
+    """Give every initializer its values; matrix products become MatMulNBits where weights are rounded.
+
+    Args:
+        graph: as the model builder draws it, without weights.
+        sources: of the initializers without values.
+        tensors: the checkpoint's, by canonical name.
+        options: how to round.
+        file: takes the values.
+
+    Raises:
+        CheckpointError: a tensor is missing or the file can't be read.
+    """
+    if options.precision is not Precision.FP32:
+        products = [node for node in graph if _is_product(node, sources)]
+        for node in tqdm(products, desc="rounding", unit="matrix", disable=None, leave=False):
+            _replace(graph, node, _tensor(tensors, sources[str(node.inputs[1].name)]), options, file)
+    for name, value in graph.initializers.items():
+        stored = value.const_value
+        if name in sources:
+            tensor, turned = _tensor(tensors, sources[name]), sources[name].turned
+            shape = tensor.shape[::-1] if turned else tensor.shape
+            value.const_value = file.add(name, _pieces(tensor, turned=turned), shape)
+        elif stored is not None and not isinstance(stored, ir.ExternalTensor) and stored.nbytes >= INLINE_BYTES:
+            value.const_value = file.add(name, [stored.numpy()], tuple(stored.shape.numpy()))
+
+
+def _is_product(node: ir.Node, sources: dict[str, Source]) -> bool:
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    return weight is not None and weight.name in sources and sources[str(weight.name)].turned
+
+
+def _tensor(tensors: dict[str, StoredTensor], source: Source) -> StoredTensor:
+    if source.tensor not in tensors:
+        raise CheckpointError(f"the checkpoint has no tensor {source.tensor}: copy it again")
+    return tensors[source.tensor]
+
+
+def _pieces(tensor: StoredTensor, *, turned: bool) -> Iterator[Float32Array]:
+    """A tensor as float32 in row-major order; of a turned matrix some columns at a time."""
+    step = max(1, _PIECE_VALUES // max(1, math.prod(tensor.shape[1:])))
+    if not turned:
+        for start in range(0, tensor.shape[0], step):
+            yield tensor.rows(start, min(start + step, tensor.shape[0]))
+        return
+    whole = tensor.rows(0, tensor.shape[0])
+    step = max(1, _PIECE_VALUES // tensor.shape[0])
+    for start in range(0, tensor.shape[1], step):
+        yield whole[:, start : start + step].T
+
+
+def _replace(graph: ir.Graph, node: ir.Node, tensor: StoredTensor, options: ExportOptions, file: WeightFile) -> None:
+    """Put a MatMulNBits with rounded weights in the place of a MatMul."""
+    columns, rows = tensor.shape
+    weight = node.inputs[1]
+    assert weight is not None, "the caller looked"  # noqa: S101 - for the type checker
+    values = []
+    for kind, array in quantize_matrix(tensor, options).inputs.items():
+        name = f"{weight.name}.{kind}"
+        values.append(ir.Value(name=name, const_value=file.add(name, [array], array.shape)))
+        graph.register_initializer(values[-1])
+    bits = options.precision.bits
+    product = ir.node(
+        "MatMulNBits",
+        [node.inputs[0], *values],
+        {"K": rows, "N": columns, "bits": bits, "block_size": options.block_size, "accuracy_level": ACCURACY_LEVEL},
+        domain="com.microsoft",
+        name=f"{node.name}_Q{bits}",
+    )
+    old, new = node.outputs[0], product.outputs[0]
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [product], [old], [new])
+    graph.initializers.pop(str(weight.name))
