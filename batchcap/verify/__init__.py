@@ -1,0 +1,1 @@
+"""Comparison of a bundle with the checkpoint it was made from."""

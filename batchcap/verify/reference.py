@@ -1,0 +1,184 @@
+"""Owns the reference: what transformers makes of a picture with a checkpoint's own weights, nothing rounded.
+
+Letters used for shapes: T visual tokens, S tokens of a prompt, n new tokens, H hidden size, D DeepStack levels,
+V vocabulary.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
+
+from batchcap.errors import UsageError
+from batchcap.export.tensors import read_index
+from batchcap.prompt import PromptTemplate
+from batchcap.records import Features, Float32Array, Int64Array, Patches
+
+log = logging.getLogger(__name__)
+
+# Activations, logits and what the caller holds beside the weights.
+SPARE_BYTES = 2 << 30
+
+
+class ReferenceDtype(StrEnum):
+    """Arithmetic of the reference; `auto` is fp32 where the weights fit into free memory, else bf16."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+_TORCH_DTYPES = {ReferenceDtype.FP32: torch.float32, ReferenceDtype.BF16: torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """New tokens after a prompt.
+
+    Attributes:
+        token_ids: [n] the likeliest token each time; they go on after a stop token.
+        logits: [n, V] float32; row i is what `token_ids[i]` was chosen by.
+    """
+
+    token_ids: tuple[int, ...]
+    logits: Float32Array
+
+    def caption_ids(self, stop: tuple[int, ...]) -> tuple[int, ...]:
+        """The ids before the first stop token: what greedy decoding writes."""
+        ends = (place for place, token in enumerate(self.token_ids) if token in stop)
+        return self.token_ids[: next(ends, len(self.token_ids))]
+
+
+class Reference:
+    """A checkpoint in transformers, loaded once. Pictures go through it one at a time.
+
+    Args:
+        checkpoint: folder in Hugging Face layout.
+        dtype: arithmetic; logged where it is not float32.
+
+    Raises:
+        UsageError: the weights do not fit into free memory.
+        CheckpointError: the weights are missing or broken.
+    """
+
+    def __init__(self, checkpoint: Path, dtype: ReferenceDtype = ReferenceDtype.AUTO) -> None:
+        self.dtype = _fitting_dtype(checkpoint, dtype)
+        # Any: transformers' own annotations don't describe what its models take.
+        self._model: Any = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=_TORCH_DTYPES[self.dtype])
+        self._model.eval().requires_grad_(requires_grad=False)
+        self._image_pad: int = self._model.config.image_token_id
+        self._merge: int = self._model.config.vision_config.spatial_merge_size
+
+    @property
+    def model(self) -> Any:  # noqa: ANN401 - as above
+        """The `Qwen3VLForConditionalGeneration` itself."""
+        return self._model
+
+    @torch.inference_mode()
+    def features(self, picture: Patches) -> Features:
+        """What the reference's vision tower sees; `vision_ms` is 0."""
+        out = self._model.model.get_image_features(*self._pixels(picture))
+        levels = [_joined(level) for level in out.deepstack_features]
+        embeds = _joined(out.pooler_output)
+        return Features(
+            index=picture.index,
+            embeds=embeds,
+            deepstack=np.stack(levels) if levels else np.zeros((0, *embeds.shape), np.float32),
+            grid=self._grid(picture),
+            width=picture.width,
+            height=picture.height,
+            sha256=picture.sha256,
+            read_ms=picture.read_ms,
+            vision_ms=0.0,
+        )
+
+    def prompt_ids(self, picture: Patches, prompt: PromptTemplate) -> Int64Array:
+        """[S] ids of the prompt, one image pad for each visual token."""
+        pads = [self._image_pad] * math.prod(self._grid(picture))
+        return np.array([*prompt.prefix_ids, *pads, *prompt.suffix_ids], np.int64)
+
+    @torch.inference_mode()
+    def logits(self, picture: Patches, prompt: PromptTemplate, continuation: tuple[int, ...] = ()) -> Float32Array:
+        """Logits [1 + n, V] float32 after the prompt and after each token of a given continuation.
+
+        Row 0 is the last row of the prefill; row i the one after `continuation[:i]` (teacher forcing, in one pass).
+        """
+        ids = torch.from_numpy(np.concatenate([self.prompt_ids(picture, prompt), np.array(continuation, np.int64)]))
+        inputs = self._inputs(picture, ids[None])
+        kept: Tensor = self._model(**inputs, logits_to_keep=1 + len(continuation), use_cache=False).logits[0]
+        logits: Float32Array = kept.float().numpy()
+        return logits
+
+    @torch.inference_mode()
+    def greedy(self, picture: Patches, prompt: PromptTemplate, steps: int) -> Continuation:
+        """The likeliest tokens after the prompt, `steps` of them, and the logits they were chosen by.
+
+        Stop tokens do not stop it, so that every picture gives the same number of steps to compare.
+        """
+        ids = torch.from_numpy(self.prompt_ids(picture, prompt))[None]
+        config = self._model.generation_config
+        # What a checkpoint's own configuration leaves there (sampling, penalties, stop tokens) must not count.
+        self._model.generation_config = GenerationConfig(pad_token_id=self._image_pad)
+        try:
+            out = self._model.generate(
+                **self._inputs(picture, ids),
+                max_new_tokens=steps,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        finally:
+            self._model.generation_config = config
+        logits = torch.cat(out.logits).float().numpy()  # [n, V], before any processor
+        return Continuation(tuple(out.sequences[0, ids.shape[1] :].tolist()), logits)
+
+    def _grid(self, picture: Patches) -> tuple[int, int]:
+        """Visual tokens down and across."""
+        return picture.grid[0] // self._merge, picture.grid[1] // self._merge
+
+    def _pixels(self, picture: Patches) -> tuple[Tensor, Tensor]:
+        values = torch.from_numpy(picture.values).to(self._model.dtype)
+        return values, torch.tensor([[1, *picture.grid]])
+
+    def _inputs(self, picture: Patches, ids: Tensor) -> dict[str, Tensor]:
+        pixels, grid = self._pixels(picture)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": (ids == self._image_pad).int(),
+            "pixel_values": pixels,
+            "image_grid_thw": grid,
+        }
+
+
+def _fitting_dtype(checkpoint: Path, wanted: ReferenceDtype) -> ReferenceDtype:
+    values = sum(math.prod(tensor.shape) for tensor in read_index(checkpoint).values())
+    free = psutil.virtual_memory().available
+    fits = {dtype: values * torch_dtype.itemsize + SPARE_BYTES <= free for dtype, torch_dtype in _TORCH_DTYPES.items()}
+    chosen = wanted
+    if wanted is ReferenceDtype.AUTO:
+        chosen = ReferenceDtype.FP32 if fits[ReferenceDtype.FP32] else ReferenceDtype.BF16
+    if not fits[chosen]:
+        needed_gib = (values * _TORCH_DTYPES[chosen].itemsize + SPARE_BYTES) / (1 << 30)
+        raise UsageError(
+            f"the reference needs {needed_gib:.0f} GiB of memory in {chosen}, {free / (1 << 30):.0f} GiB are free: "
+            "use a machine with more"
+        )
+    if chosen is ReferenceDtype.BF16:
+        log.warning("the reference runs in bf16, which rounds to 3 digits: in fp32 it would not fit into free memory")
+    return chosen
+
+
+def _joined(values: Any) -> Float32Array:  # noqa: ANN401 - as transformers gives it
+    """One picture's features; transformers gives them as a tensor or as one tensor a picture."""
+    tensor: Tensor = values if isinstance(values, Tensor) else torch.cat(list(values))
+    joined: Float32Array = tensor.float().numpy().copy()
+    return joined
