@@ -138,7 +138,10 @@ def precision_text(precision: dict[str, Any]) -> str:
     """The decoder's precision for a person."""
     if precision["bits"] == 32:
         return "fp32"
-    return f"int{precision['bits']} block {precision['block_size']} {precision['algorithm']}"
+    text = f"int{precision['bits']} block {precision['block_size']} {precision['algorithm']}"
+    if precision.get("int8_matrices", "none") != "none":
+        text += f", int8 {precision['int8_matrices']}"
+    return text + ", awq" if "awq" in precision else text
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

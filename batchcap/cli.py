@@ -24,7 +24,7 @@ from batchcap.config import (
     VisionDtype,
 )
 from batchcap.errors import BatchcapError, ExitCode
-from batchcap.export.options import ExportOptions, Precision, RoundingAlgorithm
+from batchcap.export.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 
 if TYPE_CHECKING:
     from batchcap.report.summary import Summary
@@ -265,11 +265,20 @@ def export(
     """Turn a Qwen3-VL checkpoint into a bundle: INT4 decoder in ONNX, vision weights, tokenizer, checksums."""
     from batchcap.export.export import export_bundle
 
-    options = ExportOptions(precision=precision, block_size=block_size, algorithm=algorithm, context=context)
+    options = ExportOptions(
+        precision=precision, block_size=block_size, algorithm=algorithm, int8_matrices=int8_matrices, context=context
+    )
     bundle = export_bundle(checkpoint, output, options, overwrite=overwrite)
     _print(f"{bundle.folder}  {bundle.precision}  id {bundle.id[:16]}")
 
 
+    int8_matrices: Annotated[
+        Int8Matrices,
+        typer.Option(
+            help="Matrices of an int4 decoder that keep 8 bits: head, the one that gives the words; sensitive, some of "
+            "the layers' too."
+        ),
+    ] = Int8Matrices.NONE,
 @app.command()
 def status(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Job folder.")],

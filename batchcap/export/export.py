@@ -34,6 +34,7 @@ from batchcap.export.scratch import require_space, scratch_folder
 from batchcap.export.tensors import VISION, embedding_tensor, vision_tensors, write_npy, write_safetensors
 
 log = logging.getLogger(__name__)
+from batchcap.export.matrices import matrix_name
 
 # Files of the checkpoint that go into the bundle unchanged, where they are there.
 PROCESSOR_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -103,11 +104,14 @@ def _require_free(output: Path, *, overwrite: bool) -> None:
 def _working_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
     """Room that an export needs on the disk: the bundle."""
     copied = [tensor for _name, tensor in vision_tensors(checkpoint.tensors)] + [embedding_tensor(checkpoint.tensors)]
-    decoder_values = sum(
-        math.prod(tensor.shape) for name, tensor in checkpoint.tensors.items() if not name.startswith(VISION)
+    layers = checkpoint.geometry.text.layers
+    decoder_bits = sum(
+        # Beside the bits themselves a scale and a zero point for each block of 32.
+        math.prod(tensor.shape) * (options.rounding(matrix_name(name), layers).bits + 2)
+        for name, tensor in checkpoint.tensors.items()
+        if not name.startswith(VISION)
     )
-    bits = options.precision.bits + 2  # a scale and a zero point for each block of 32
-    return decoder_values * bits // 8 + sum(tensor.nbytes for tensor in copied) + _SMALL_FILES_BYTES
+    return decoder_bits // 8 + sum(tensor.nbytes for tensor in copied) + _SMALL_FILES_BYTES
 
 
 def _write_parts(checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> None:

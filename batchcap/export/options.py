@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Any
 
 from batchcap.errors import UsageError
+from batchcap.export.matrices import HEAD, in_sensitive_place
 
 
 class Precision(StrEnum):
@@ -32,10 +34,31 @@ class RoundingAlgorithm(StrEnum):
     K_QUANT = "k_quant"
 
 
+class Int8Matrices(StrEnum):
+    """Which matrices of an int4 decoder keep 8 bits.
+
+    `head` is the matrix that gives the logits, `sensitive` the head and those that the model builder's `mixed_layers`
+    names: values and the MLP's last product in the first eighth, the last eighth and every third layer between.
+    """
+
+    NONE = "none"
+    HEAD = "head"
+    SENSITIVE = "sensitive"
+
+
 # Activations are rounded to 8 bits inside the products: the fast integer kernels of ONNX Runtime's CPU provider.
 ACCURACY_LEVEL = 4
 BLOCK_SIZES = (32, 64, 128, 256)
 MIN_CONTEXT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How one matrix is rounded."""
+
+    bits: int
+    block_size: int
+    algorithm: RoundingAlgorithm
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +69,14 @@ class ExportOptions:
         precision: weights of the decoder.
         block_size: weights that share one scale; larger is faster and smaller, less exact.
         algorithm: how weights are rounded.
+        int8_matrices: which matrices of an int4 decoder keep 8 bits.
         context: positions of the decoder: longest prompt and caption together, in tokens.
     """
 
     precision: Precision = Precision.INT4
     block_size: int = 128
     algorithm: RoundingAlgorithm = RoundingAlgorithm.RTN
+    int8_matrices: Int8Matrices = Int8Matrices.NONE
     context: int = 4096
 
     def __post_init__(self) -> None:
@@ -60,13 +85,38 @@ class ExportOptions:
         if self.context < MIN_CONTEXT:
             raise UsageError(f"--context must be at least {MIN_CONTEXT} tokens, not {self.context}")
 
+    def rounding(self, matrix: str, layers: int) -> Rounding:
+        """How a matrix is rounded.
+
+        Args:
+            matrix: its name, as `matrix_name` gives it.
+            layers: decoder layers of the model.
+        """
+        wide = self.precision is Precision.INT4 and keeps_8_bits(matrix, layers, self.int8_matrices)
+        return Rounding(8 if wide else self.precision.bits, self.block_size, self.algorithm)
+
     def precision_facts(self) -> dict[str, Any]:
         """What `bundle.json` says of the decoder's weights."""
         if self.precision is Precision.FP32:
             return {"bits": 32}
+        mixed = {"int8_matrices": str(self.int8_matrices)} if self.precision is Precision.INT4 else {}
         return {
             "bits": self.precision.bits,
             "block_size": self.block_size,
             "algorithm": str(self.algorithm),
+            **mixed,
             "accuracy_level": ACCURACY_LEVEL,
         }
+
+
+def keeps_8_bits(matrix: str, layers: int, int8_matrices: Int8Matrices) -> bool:
+    """Whether a matrix of an int4 decoder has 8 bits."""
+    if int8_matrices is Int8Matrices.NONE:
+        return False
+    return matrix == HEAD or (int8_matrices is Int8Matrices.SENSITIVE and in_sensitive_place(matrix, layers))
+
+
+def missing_packages() -> str:
+    """The packages that an export needs and that are not installed, as text; captioning does without them."""
+    modules = {"torch": "torch", "transformers": "transformers", "onnxruntime_genai": "onnxruntime-genai"}
+    return ", ".join(package for module, package in modules.items() if find_spec(module) is None)

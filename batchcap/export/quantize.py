@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor, quant_tensor_k_quant_cpu
 
-from batchcap.export.options import ExportOptions, RoundingAlgorithm
+from batchcap.export.options import Rounding, RoundingAlgorithm
 from batchcap.machine import available_cores
 from batchcap.records import Float32Array
 
@@ -55,13 +55,13 @@ class Rows(Protocol):
         """Rows `start` to `stop`, [n, K] float32."""
 
 
-def quantize_matrix(matrix: Rows, options: ExportOptions) -> QuantizedMatrix:
-    """Round a matrix [N, K] as the model builder does with these options, a few rows at a time."""
+def quantize_matrix(matrix: Rows, rounding: Rounding) -> QuantizedMatrix:
+    """Round a matrix [N, K] as the model builder does with this rounding, a few rows at a time."""
     outputs, inputs = matrix.shape
     height = max(1, SLICE_VALUES // inputs)
 
     def quantized(start: int) -> QuantizedMatrix:
-        return _quantize(matrix.rows(start, min(start + height, outputs)), options)
+        return _quantize(matrix.rows(start, min(start + height, outputs)), rounding)
 
     with ThreadPoolExecutor(available_cores()) as threads:
         parts = list(threads.map(quantized, range(0, outputs, height)))
@@ -73,10 +73,10 @@ def quantize_matrix(matrix: Rows, options: ExportOptions) -> QuantizedMatrix:
     )
 
 
-def _quantize(weight: Float32Array, options: ExportOptions) -> QuantizedMatrix:
+def _quantize(weight: Float32Array, rounding: Rounding) -> QuantizedMatrix:
     """Round some rows [n, K]."""
-    bits, block_size = options.precision.bits, options.block_size
-    if options.algorithm is RoundingAlgorithm.DEFAULT:
+    bits, block_size = rounding.bits, rounding.block_size
+    if rounding.algorithm is RoundingAlgorithm.DEFAULT:
         config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, bits=bits)
         turned = np.ascontiguousarray(weight.T)
         packed, scales, _middle = DefaultWeightOnlyQuantizer(config).qbits_block_quant(turned)
@@ -85,7 +85,7 @@ def _quantize(weight: Float32Array, options: ExportOptions) -> QuantizedMatrix:
     blocks = -(-width // block_size)
     padded = np.pad(weight, ((0, 0), (0, blocks * block_size - width)))
     zero_points: UInt8Array | None = None
-    if options.algorithm is RoundingAlgorithm.K_QUANT:
+    if rounding.algorithm is RoundingAlgorithm.K_QUANT:
         with np.errstate(divide="ignore", invalid="ignore"):  # blocks of equal values: it keeps its first scale then
             values, scales, zero_points = quant_tensor_k_quant_cpu(padded, bits, block_size)
     else:

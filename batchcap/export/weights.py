@@ -1,7 +1,7 @@
 """Owns the decoder's weights on their way from the checkpoint into the graph: read, rounded and written in pieces."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from batchcap.errors import CheckpointError
-from batchcap.export.options import ACCURACY_LEVEL, ExportOptions, Precision
-from batchcap.export.quantize import quantize_matrix
-from batchcap.export.tensors import StoredTensor
+from batchcap.export.matrices import layer_count, matrix_name
+from batchcap.export.options import ACCURACY_LEVEL, ExportOptions, Precision, Rounding
+from batchcap.export.quantize import Rows, quantize_matrix
 from batchcap.records import Float32Array
 
 ALIGNMENT = 4096  # of a memory page, so that the runtime can map each tensor by itself
@@ -73,7 +73,7 @@ class WeightFile:
 def fill_weights(
     graph: ir.Graph,
     sources: dict[str, Source],
-    tensors: dict[str, StoredTensor],
+    tensors: Mapping[str, Rows],
     options: ExportOptions,
     file: WeightFile,
 ) -> None:
@@ -91,8 +91,11 @@ def fill_weights(
     """
     if options.precision is not Precision.FP32:
         products = [node for node in graph if _is_product(node, sources)]
+        layers = layer_count(source.tensor for source in sources.values())
         for node in tqdm(products, desc="rounding", unit="matrix", disable=None, leave=False):
-            _replace(graph, node, _tensor(tensors, sources[str(node.inputs[1].name)]), options, file)
+            source = sources[str(node.inputs[1].name)]
+            rounding = options.rounding(matrix_name(source.tensor), layers)
+            _replace(graph, node, _tensor(tensors, source), rounding, file)
     for name, value in graph.initializers.items():
         stored = value.const_value
         if name in sources:
@@ -108,13 +111,13 @@ def _is_product(node: ir.Node, sources: dict[str, Source]) -> bool:
     return weight is not None and weight.name in sources and sources[str(weight.name)].turned
 
 
-def _tensor(tensors: dict[str, StoredTensor], source: Source) -> StoredTensor:
+def _tensor(tensors: Mapping[str, Rows], source: Source) -> Rows:
     if source.tensor not in tensors:
         raise CheckpointError(f"the checkpoint has no tensor {source.tensor}: copy it again")
     return tensors[source.tensor]
 
 
-def _pieces(tensor: StoredTensor, *, turned: bool) -> Iterator[Float32Array]:
+def _pieces(tensor: Rows, *, turned: bool) -> Iterator[Float32Array]:
     """A tensor as float32 in row-major order; of a turned matrix some columns at a time."""
     step = max(1, _PIECE_VALUES // max(1, math.prod(tensor.shape[1:])))
     if not turned:
@@ -127,21 +130,21 @@ def _pieces(tensor: StoredTensor, *, turned: bool) -> Iterator[Float32Array]:
         yield whole[:, start : start + step].T
 
 
-def _replace(graph: ir.Graph, node: ir.Node, tensor: StoredTensor, options: ExportOptions, file: WeightFile) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, tensor: Rows, rounding: Rounding, file: WeightFile) -> None:
     """Put a MatMulNBits with rounded weights in the place of a MatMul."""
     columns, rows = tensor.shape
     weight = node.inputs[1]
     assert weight is not None, "the caller looked"  # noqa: S101 - for the type checker
     values = []
-    for kind, array in quantize_matrix(tensor, options).inputs.items():
+    for kind, array in quantize_matrix(tensor, rounding).inputs.items():
         name = f"{weight.name}.{kind}"
         values.append(ir.Value(name=name, const_value=file.add(name, [array], array.shape)))
         graph.register_initializer(values[-1])
-    bits = options.precision.bits
+    bits = rounding.bits
     product = ir.node(
         "MatMulNBits",
         [node.inputs[0], *values],
-        {"K": rows, "N": columns, "bits": bits, "block_size": options.block_size, "accuracy_level": ACCURACY_LEVEL},
+        {"K": rows, "N": columns, "bits": bits, "block_size": rounding.block_size, "accuracy_level": ACCURACY_LEVEL},
         domain="com.microsoft",
         name=f"{node.name}_Q{bits}",
     )

@@ -21,7 +21,15 @@ from onnxruntime_genai.models.builder import create_model, parse_extra_options
 from batchcap.export import quantize
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.decoder import draw_graph
-from batchcap.export.options import ACCURACY_LEVEL, BLOCK_SIZES, ExportOptions, Precision, RoundingAlgorithm
+from batchcap.export.matrices import HEAD
+from batchcap.export.options import (
+    ACCURACY_LEVEL,
+    BLOCK_SIZES,
+    ExportOptions,
+    Int8Matrices,
+    Precision,
+    RoundingAlgorithm,
+)
 from batchcap.export.quantize import QuantizedMatrix, quantize_matrix
 from batchcap.export.weights import WeightFile, fill_weights
 from batchcap.records import Float32Array
@@ -115,7 +123,7 @@ def test_slices_of_a_matrix_give_what_the_whole_gives(
         with pytest.raises(ValueError, match="cannot reshape"):  # it packs zero points across columns
             rounded_at_once(weight, options)
         return
-    found, expected = quantize_matrix(InMemory(weight.T), options), rounded_at_once(weight, options)
+    found, expected = quantize_matrix(InMemory(weight.T), options.rounding(HEAD, 1)), rounded_at_once(weight, options)
     assert len(found.inputs) == len(expected)
     for mine, theirs in zip(found.inputs.values(), expected, strict=True):
         assert mine.dtype == theirs.dtype
@@ -127,7 +135,7 @@ def test_slices_of_a_matrix_give_what_the_whole_gives(
 def test_the_kernel_reads_what_is_written(options: ExportOptions, rows: int) -> None:
     """Products of unit vectors show each weight: odd numbers of blocks and cut blocks included."""
     weight = random_matrix(rows, 24)
-    matrix = quantize_matrix(InMemory(weight.T), options)
+    matrix = quantize_matrix(InMemory(weight.T), options.rounding(HEAD, 1))
     bits = options.precision.bits
     attributes = {"K": rows, "N": 24, "bits": bits, "block_size": options.block_size}
     node = helper.make_node("MatMulNBits", ["x", *matrix.inputs], ["y"], domain="com.microsoft", **attributes)
@@ -151,7 +159,7 @@ def test_blocks_of_equal_values_survive(recwarn: pytest.WarningsRecorder) -> Non
     weight = np.zeros((96, 4), np.float32)
     weight[:, 1] = 0.5
     for options in COMBINATIONS:
-        matrix = quantize_matrix(InMemory(weight.T), options)
+        matrix = quantize_matrix(InMemory(weight.T), options.rounding(HEAD, 1))
         assert np.isfinite(matrix.scales).all()
         found = dequantized(matrix, 96, options.precision.bits)
         assert (found[:, [0, 2, 3]] == 0).all()
@@ -208,6 +216,43 @@ def test_the_graph_is_the_model_builders_own(options: ExportOptions, checkpoint:
     )
     mine = filled(checkpoint, tmp_path, options)
     assert nodes_with_constants(mine) == nodes_with_constants(theirs)
+
+
+@pytest.fixture(scope="module")
+def deep_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten layers: the first two, the last two, and one of three between are sensitive."""
+    shape = Shape(layers=10, hidden=64, heads=2, kv_heads=1, intermediate=128, levels=(0,), vision_depth=1)
+    return make_checkpoint(tmp_path_factory.mktemp("quantize") / "deep", shape)
+
+
+@pytest.mark.parametrize("algorithm", RoundingAlgorithm)
+def test_mixed_bits_are_the_model_builders_own(
+    algorithm: RoundingAlgorithm, deep_checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ExportOptions(block_size=32, algorithm=algorithm, int8_matrices=Int8Matrices.SENSITIVE)
+    theirs = built(
+        deep_checkpoint,
+        tmp_path,
+        "int4",
+        "block_size=32",
+        f"algo_config={algorithm}",
+        f"accuracy_level={ACCURACY_LEVEL}",
+        "matmul_mixed_precision=last_matmul:int8,mixed_layers:int8",
+    )
+    mine = filled(deep_checkpoint, tmp_path, options)
+    assert nodes_with_constants(mine) == nodes_with_constants(theirs)
+    names = [name for name in nodes_with_constants(mine) if name.endswith("_Q8")]
+    assert "/lm_head/MatMul_Q8" in names
+    assert sum("v_proj" in name for name in names) == sum("down_proj" in name for name in names)
+    assert 4 < sum("v_proj" in name for name in names) < 10
+
+
+def test_the_head_alone_in_8_bits() -> None:
+    options = ExportOptions(int8_matrices=Int8Matrices.HEAD)
+    assert [options.rounding(name, 4).bits for name in (HEAD, "layers.0.mlp.down_proj")] == [8, 4]
+    whole = ExportOptions(precision=Precision.INT8, int8_matrices=Int8Matrices.HEAD)
+    assert whole.rounding("layers.0.mlp.down_proj", 4).bits == 8
+    assert "int8_matrices" not in whole.precision_facts()
 
 
 def test_the_graph_of_fp32_is_the_model_builders_own(checkpoint: Path, tmp_path: Path) -> None:
