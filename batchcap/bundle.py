@@ -13,10 +13,13 @@ from batchcap.errors import BundleError
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 from batchcap.records import Float32Array, Int64Array
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BUNDLE_FILE = "bundle.json"
 DECODER_FILE = "decoder/model.onnx"
 VISION_FILE = "vision/model.safetensors"
+VISION_GRAPH_FILE = "vision/fp32.onnx"
+VISION_INT8_FILE = "vision/int8.onnx"
+ROTARY_FILE = "vision/rotary.npy"
 EMBEDDINGS_FILE = "embeddings.npy"
 TOKENIZER_FILE = "tokenizer.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
@@ -71,6 +74,15 @@ class Bundle:
     def vision_weights_path(self) -> Path:
         """The vision tower's weights, tensor names without `model.visual.`."""
         return self.folder / VISION_FILE
+
+    @property
+    def rotary_table_path(self) -> Path:
+        """The vision tower's rotary table [2, positions, a / 4] float32."""
+        return self.folder / ROTARY_FILE
+
+    def vision_graph_path(self, *, int8: bool) -> Path:
+        """The vision tower's graph for ONNX Runtime."""
+        return self.folder / (VISION_INT8_FILE if int8 else VISION_GRAPH_FILE)
 
     @property
     def tokenizer_path(self) -> Path:

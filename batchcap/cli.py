@@ -20,6 +20,7 @@ from batchcap.config import (
     JobConfig,
     LimitConfig,
     PlacementConfig,
+    VisionBackend,
     VisionConfig,
     VisionDtype,
 )
@@ -129,9 +130,19 @@ def caption(
     vision_dtype: Annotated[
         VisionDtype,
         typer.Option(
-            help="Arithmetic of the vision encoder; auto: bf16 where the CPU has it.", rich_help_panel=_PICTURES
+            help="Arithmetic of the vision encoder: bf16 (torch), fp32, int8 (onnx); auto: bf16 in torch where the CPU "
+            "has it, else fp32.",
+            rich_help_panel=_PICTURES,
         ),
     ] = VisionDtype.AUTO,
+    vision_backend: Annotated[
+        VisionBackend,
+        typer.Option(
+            help="What runs the vision encoder: torch (PyTorch) or onnx (ONNX Runtime, PyTorch need not be installed); "
+            "auto: torch where it is installed.",
+            rich_help_panel=_PICTURES,
+        ),
+    ] = VisionBackend.AUTO,
     max_image_pixels: Annotated[
         int, typer.Option(help="Refuse pictures with more pixels than this.", rich_help_panel=_PICTURES)
     ] = 256_000_000,
@@ -189,7 +200,7 @@ def caption(
             seed=seed,
             loop_stop=loop_stop,
         ),
-        vision=VisionConfig(max_visual_tokens, vision_dtype, max_image_pixels),
+        vision=VisionConfig(max_visual_tokens, vision_dtype, max_image_pixels, vision_backend),
         placement=PlacementConfig(
             decoders=decoders,
             slots=slots,
@@ -259,6 +270,13 @@ def export(
             "k_quant, with the best scale of each block."
         ),
     ] = RoundingAlgorithm.RTN,
+    int8_matrices: Annotated[
+        Int8Matrices,
+        typer.Option(
+            help="Matrices of an int4 decoder that keep 8 bits: head, the one that gives the words; sensitive, some of "
+            "the layers' too."
+        ),
+    ] = Int8Matrices.NONE,
     context: Annotated[int, typer.Option(help="Longest prompt and caption together, in tokens.")] = 4096,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
 ) -> None:
@@ -272,13 +290,6 @@ def export(
     _print(f"{bundle.folder}  {bundle.precision}  id {bundle.id[:16]}")
 
 
-    int8_matrices: Annotated[
-        Int8Matrices,
-        typer.Option(
-            help="Matrices of an int4 decoder that keep 8 bits: head, the one that gives the words; sensitive, some of "
-            "the layers' too."
-        ),
-    ] = Int8Matrices.NONE,
 @app.command()
 def status(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Job folder.")],

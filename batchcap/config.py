@@ -17,6 +17,15 @@ class VisionDtype(StrEnum):
     AUTO = "auto"
     BF16 = "bf16"
     FP32 = "fp32"
+    INT8 = "int8"
+
+
+class VisionBackend(StrEnum):
+    """What runs the vision encoder."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    ONNX = "onnx"
 
 
 def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
@@ -84,11 +93,13 @@ class VisionConfig:
         max_visual_tokens: budget a picture; a token covers 32 × 32 pixels (merge² patches) after the resize.
         dtype: arithmetic of the encoder.
         max_image_pixels: pictures with more pixels are refused before they are decoded.
+        backend: what runs the encoder.
     """
 
     max_visual_tokens: int = 256
     dtype: VisionDtype = VisionDtype.AUTO
     max_image_pixels: int = 256_000_000
+    backend: VisionBackend = VisionBackend.AUTO
 
     def __post_init__(self) -> None:
         _require(self.max_visual_tokens >= 4, "max_visual_tokens must be at least 4")

@@ -19,6 +19,7 @@ from batchcap.manifest.plan import Plan
 from batchcap.manifest.source import Source
 from batchcap.model import load_model
 from batchcap.monitor import Monitor
+from batchcap.prompt import bundle_opens_thinking
 from batchcap.recorder import Recorder
 from batchcap.report.progress import Progress
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
@@ -29,13 +30,15 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
 from batchcap.store.stats import StatsWriter
-from batchcap.vision.dtype import resolve_dtype
+from batchcap.vision.dtype import resolve_backend, resolve_dtype
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
 # After a request to stop: captions that end within this time are kept, the others are given back.
 STOP_GRACE_S = 1.5
+# A model that thinks first seldom comes to its caption in fewer tokens.
+FEW_TOKENS_FOR_THINKING = 1024
 
 ShouldStop = Callable[[], bool]
 EngineFactory = Callable[[Bundle, JobConfig, ShouldStop], Engine]
@@ -101,7 +104,8 @@ class JobRun:
     def work(self, sources: list[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
         config, folder = self._config, self._folder
-        fingerprint = fingerprint_of(config, self._bundle.id, resolve_dtype(config.vision.dtype))
+        encoder = (resolve_backend(config.vision.backend), resolve_dtype(config.vision))
+        fingerprint = fingerprint_of(config, self._bundle.id, encoder)
         check_same_job(folder, fingerprint, config)
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:
@@ -114,6 +118,13 @@ class JobRun:
                 self._caption(recorder, progress, make_engine)
 
     def _caption(self, recorder: Recorder, progress: Progress, make_engine: EngineFactory) -> None:
+        if self._config.generation.max_new_tokens < FEW_TOKENS_FOR_THINKING and bundle_opens_thinking(self._bundle):
+            log.warning(
+                "this model thinks before it captions, and its thoughts count: where they take all of "
+                "--max-new-tokens %d the caption is empty and its verdict `truncated`. Give %d or more.",
+                self._config.generation.max_new_tokens,
+                FEW_TOKENS_FOR_THINKING,
+            )
         log.info("loading the model")
         stats = StatsWriter(self._folder.stats_path)
         monitor = Monitor(stats, self._started_s)

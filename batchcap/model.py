@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from batchcap.bundle import Bundle
 from batchcap.errors import BundleError, UsageError
-from batchcap.export.options import ExportOptions
+from batchcap.export.options import ExportOptions, missing_packages
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,12 @@ def demo_bundle() -> Bundle:
         UsageError: there is no place to keep it in.
     """
     # The key covers what decides the bundle's bytes, so a new release never meets an old bundle.
+    missing = missing_packages()
+    if missing:
+        raise UsageError(
+            f"the demo model is exported at its first use, and {missing} is not installed here: pass --model BUNDLE, "
+            "made by `batchcap export` on a machine that has it"
+        )
     from batchcap.export.export import export_bundle, export_key  # noqa: PLC0415 - only needed at first use
 
     options = ExportOptions()

@@ -15,7 +15,7 @@ from batchcap.errors import ErrorKind, RowError
 from batchcap.geometry import VisionGeometry
 from batchcap.images import load_patches
 from batchcap.records import Failure, Features, ImageRow, Patches
-from batchcap.vision.encoder import VisionEncoder
+from batchcap.vision.backend import load_encoder
 
 READ_THREADS = 2
 
@@ -35,7 +35,7 @@ class VisionWorker:
         self._config = spec.vision
         self._patch_budget = spec.patch_budget
         self._bundle = Bundle.load_again(spec.bundle_folder, spec.bundle_id)
-        self._encoder = VisionEncoder(self._bundle, spec.vision, spec.threads)
+        self._encoder = load_encoder(self._bundle, spec.vision, spec.threads)
         # An encoder that can't work on this machine ends the job here, before it fails row after row.
         self._encoder.encode([_blank(self._bundle.geometry.vision)])
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")

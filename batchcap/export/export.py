@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from batchcap import __version__
 from batchcap.bundle import (
     BUNDLE_FILE,
@@ -17,8 +19,11 @@ from batchcap.bundle import (
     DECODER_FILE,
     EMBEDDINGS_FILE,
     FORMAT_VERSION,
+    ROTARY_FILE,
     TOKENIZER_FILE,
     VISION_FILE,
+    VISION_GRAPH_FILE,
+    VISION_INT8_FILE,
     Bundle,
     EmbeddingTable,
     bundle_id,
@@ -29,12 +34,13 @@ from batchcap.errors import BatchcapError, CheckpointError, UsageError
 from batchcap.export.check import check_decoder, decade_above
 from batchcap.export.checkpoint import Checkpoint, open_checkpoint
 from batchcap.export.decoder import build_decoder
+from batchcap.export.matrices import matrix_name
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.scratch import require_space, scratch_folder
-from batchcap.export.tensors import VISION, embedding_tensor, vision_tensors, write_npy, write_safetensors
+from batchcap.export.tensors import VISION, embedding_tensor, read_file, vision_tensors, write_npy, write_safetensors
+from batchcap.export.vision_graph import write_vision_graph, write_vision_graph_int8
 
 log = logging.getLogger(__name__)
-from batchcap.export.matrices import matrix_name
 
 # Files of the checkpoint that go into the bundle unchanged, where they are there.
 PROCESSOR_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -119,8 +125,21 @@ def _write_parts(checkpoint: Checkpoint, options: ExportOptions, folder: Path) -
     _copy_processor_files(checkpoint.folder, folder)
     (folder / VISION_FILE).parent.mkdir()
     write_safetensors(folder / VISION_FILE, vision_tensors(checkpoint.tensors))
+    _write_vision_graphs(checkpoint, folder)
     write_npy(folder / EMBEDDINGS_FILE, embedding_tensor(checkpoint.tensors))
     build_decoder(checkpoint, options, (folder / DECODER_FILE).parent)
+
+
+def _write_vision_graphs(checkpoint: Checkpoint, folder: Path) -> None:
+    """The tower for ONNX Runtime, and the rotary table that both backends read."""
+    from batchcap.vision.rotary import rotary_table  # noqa: PLC0415 - loads torch
+
+    log.info("drawing the vision graphs")
+    vision = checkpoint.geometry.vision
+    tensors = read_file(folder / VISION_FILE)
+    write_vision_graph(folder / VISION_GRAPH_FILE, vision, tensors)
+    write_vision_graph_int8(folder / VISION_INT8_FILE, vision, tensors)
+    np.save(folder / ROTARY_FILE, rotary_table(vision.head_dim))
 
 
 def _copy_processor_files(source: Path, folder: Path) -> None:

@@ -68,7 +68,7 @@ def read_index(folder: Path) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(folder):
-        tensors |= {canonical_name(name): tensor for name, tensor in _read_header(path).items()}
+        tensors |= {canonical_name(name): tensor for name, tensor in read_file(path).items()}
     return tensors
 
 
@@ -93,7 +93,12 @@ def weight_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
+def read_file(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file, by its name there.
+
+    Raises:
+        CheckpointError: it can't be read, was cut short, or is not safetensors.
+    """
     try:
         return _parse_header(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:

@@ -10,15 +10,16 @@ from typing import Any
 import psutil
 
 from batchcap.bundle import Bundle
-from batchcap.config import GenerationConfig, PlacementConfig, VisionConfig
+from batchcap.config import GenerationConfig, PlacementConfig, VisionBackend, VisionConfig
 from batchcap.decoder.slots import kv_bytes_per_slot
 from batchcap.errors import ExitCode, UsageError
 from batchcap.machine import MIB, available_cores, cpu_flags, cpu_name
 from batchcap.model import cache_folder, load_model
 from batchcap.prompt import PromptTemplate
-from batchcap.vision.dtype import resolve_dtype
+from batchcap.vision.dtype import resolve_backend, resolve_dtype
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "pillow", "pyarrow", "tokenizers")
+EXPORT_PACKAGES = ("torch", "transformers", "onnxruntime-genai")  # captioning with a bundle works without them
 # Flags that decide the speed of the kernels in use, fastest last.
 SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
@@ -90,13 +91,15 @@ def _plan(bundle: Bundle) -> tuple[dict[str, str], int]:
     """What a job with the default options would use, and its KV cache in bytes."""
     placement, generation, vision = PlacementConfig(), GenerationConfig(), VisionConfig()
     cores = available_cores()
-    dtype = resolve_dtype(vision.dtype)
+    backend, dtype = resolve_backend(vision.backend), resolve_dtype(vision)
     prompt = PromptTemplate.from_bundle(bundle, generation.prompt)
     positions = prompt.text_tokens + vision.max_visual_tokens + generation.max_new_tokens
     kv_bytes = placement.slots * kv_bytes_per_slot(bundle.geometry.text, positions)
-    why = "the CPU has bf16 arithmetic" if dtype == "bf16" else "the CPU has no bf16 arithmetic"
+    why = {VisionBackend.TORCH: "PyTorch is installed", VisionBackend.ONNX: "PyTorch is not installed"}[backend]
+    if backend is VisionBackend.TORCH:
+        why += ", the CPU has bf16 arithmetic" if dtype == "bf16" else ", the CPU has no bf16 arithmetic"
     facts = {
-        "vision": f"PyTorch {dtype} on {cores} threads ({why})",
+        "vision": f"{backend} {dtype} on {cores} threads ({why})",
         "visual tokens": f"at most {vision.max_visual_tokens} a picture, {bundle.geometry.vision.token_side_px} x "
         f"{bundle.geometry.vision.token_side_px} pixels each",
         "decoders": f"{placement.decoders} with {placement.slots} slots and {cores // placement.decoders or 1} threads",
@@ -113,7 +116,8 @@ def examine(model: str | None) -> Findings:
         model: bundle folder; None is the demo model.
     """
     findings = Findings({"versions": _versions(), "machine": _machine()})
-    missing = [name for name, version in findings.sections["versions"].items() if version == "missing"]
+    versions = findings.sections["versions"].items()
+    missing = [name for name, version in versions if version == "missing" and name not in EXPORT_PACKAGES]
     findings.problems += [f"{name} is not installed: run `pip install {name}`" for name in missing]
     try:
         bundle = load_model(model)

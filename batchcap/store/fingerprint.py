@@ -18,13 +18,13 @@ SHOWN_BEFORE = 30
 Fingerprint = dict[str, Any]
 
 
-def fingerprint_of(config: JobConfig, bundle_id: str, vision_dtype: str) -> Fingerprint:
+def fingerprint_of(config: JobConfig, bundle_id: str, encoder: tuple[str, str]) -> Fingerprint:
     """Everything that decides the words or the columns of the output, after all defaults are known.
 
     Args:
         config: the job.
         bundle_id: the model.
-        vision_dtype: the encoder's arithmetic, `auto` resolved.
+        encoder: the vision encoder's backend and arithmetic, `auto` resolved.
     """
     generation, vision, given = config.generation, config.vision, config.input
     return {
@@ -38,7 +38,8 @@ def fingerprint_of(config: JobConfig, bundle_id: str, vision_dtype: str) -> Fing
         "seed": generation.seed,
         "loop-stop": generation.loop_stop,
         "max-visual-tokens": vision.max_visual_tokens,
-        "vision-dtype": vision_dtype,
+        "vision-backend": encoder[0],
+        "vision-dtype": encoder[1],
         "max-image-pixels": vision.max_image_pixels,
         "image-column": given.image_column,
         "id-column": given.id_column,

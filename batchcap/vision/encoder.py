@@ -7,14 +7,13 @@ threads: attention stays inside a picture, norms inside a row, and linear layers
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
-from batchcap.errors import UsageError
-from batchcap.records import Features, Float32Array, Patches
+from batchcap.records import Features, Patches
+from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
 from batchcap.vision.linear import pack_linears
 from batchcap.vision.positions import PositionEmbeddings
@@ -25,7 +24,7 @@ TORCH_DTYPES = {VisionDtype.BF16: torch.bfloat16, VisionDtype.FP32: torch.float3
 
 
 class VisionEncoder:
-    """The vision tower of a bundle, ready to run.
+    """The vision tower of a bundle in PyTorch, ready to run; `backend.load_encoder` makes it.
 
     Args:
         bundle: where geometry and weights come from.
@@ -37,16 +36,14 @@ class VisionEncoder:
     """
 
     def __init__(self, bundle: Bundle, config: VisionConfig, threads: int) -> None:
-        if threads < 1:
-            raise UsageError(f"the vision encoder needs at least one thread, not {threads}")
         torch.set_num_threads(threads)
         geometry = bundle.geometry.vision
-        self.dtype = resolve_dtype(config.dtype)
+        self.dtype = resolve_dtype(config)
         self._torch_dtype = TORCH_DTYPES[self.dtype]
         self._tower, table = load_tower(geometry, bundle.vision_weights_path, self._torch_dtype)
         pack_linears(self._tower)
-        self._rotary = RotaryTable(geometry.head_dim, geometry.merge_size)
-        self._positions = PositionEmbeddings(table, geometry.merge_size)
+        self._rotary = RotaryTable(read_rotary_table(bundle), geometry.merge_size)
+        self._positions = PositionEmbeddings(table.float().numpy(), geometry.merge_size)
         self._merge = geometry.merge_size
 
     @torch.inference_mode()
@@ -66,31 +63,18 @@ class VisionEncoder:
         lengths = [len(picture.values) for picture in batch]
         outputs = torch.stack(self._tower(*self._inputs(batch), lengths)).float()  # [1 + L, T of all, H]
         parts = torch.split(outputs, [length // self._merge**2 for length in lengths], dim=1)
-        arrays: list[Float32Array] = [part.numpy().copy() for part in parts]
-        if not all(np.isfinite(array).all() for array in arrays):
-            raise FloatingPointError("the vision encoder gave numbers that are not finite")
         ms_per_patch = (time.perf_counter() - started) * 1000 / sum(lengths)
         return [
-            self._features(picture, array, ms_per_patch * length)
-            for picture, array, length in zip(batch, arrays, lengths, strict=True)
+            features_of(picture, part.numpy().copy(), self._merge, ms_per_patch * length)
+            for picture, part, length in zip(batch, parts, lengths, strict=True)
         ]
 
     def _inputs(self, batch: Sequence[Patches]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Patches [N, K], positions [N, D], cosines and sines [N, a] of all pictures, one after the other."""
         patches = torch.cat([torch.from_numpy(picture.values) for picture in batch]).to(self._torch_dtype)
-        positions = torch.cat([self._positions.for_grid(picture.grid) for picture in batch])
-        cos, sin = zip(*(self._rotary.for_grid(picture.grid) for picture in batch), strict=True)
-        return patches, positions, torch.cat(cos), torch.cat(sin)
-
-    def _features(self, picture: Patches, array: Float32Array, vision_ms: float) -> Features:
-        return Features(
-            index=picture.index,
-            embeds=array[0],
-            deepstack=array[1:],
-            grid=(picture.grid[0] // self._merge, picture.grid[1] // self._merge),
-            width=picture.width,
-            height=picture.height,
-            sha256=picture.sha256,
-            read_ms=picture.read_ms,
-            vision_ms=vision_ms,
+        positions = torch.cat([torch.from_numpy(self._positions.for_grid(picture.grid)) for picture in batch])
+        cos, sin = (
+            torch.cat([torch.from_numpy(half) for half in halves]).repeat(1, 2)
+            for halves in zip(*(self._rotary.for_grid(picture.grid) for picture in batch), strict=True)
         )
+        return patches, positions.to(self._torch_dtype), cos, sin

@@ -1,12 +1,11 @@
-"""Owns the 2-D rotary position table of the vision tower: computed once, indexed for every grid."""
+"""Owns the use of the vision tower's 2-D rotary table: precomputed at export, indexed for every grid."""
 
-import torch
+import numpy as np
 
-ROPE_THETA = 10000.0
-FIRST_SIDE = 128  # positions computed at the start; grids of 256 visual tokens seldom reach it
+from batchcap.records import Float32Array, Int64Array
 
 
-def merge_block_order(grid: tuple[int, int], merge: int) -> tuple[torch.Tensor, torch.Tensor]:
+def merge_block_order(grid: tuple[int, int], merge: int) -> tuple[Int64Array, Int64Array]:
     """Row and column of every patch, in the order the patches have: merge block by merge block.
 
     Args:
@@ -14,11 +13,11 @@ def merge_block_order(grid: tuple[int, int], merge: int) -> tuple[torch.Tensor, 
         merge: side of a merge block in patches.
 
     Returns:
-        Two int64 tensors [P], P = down · across.
+        Two int64 arrays [P], P = down · across.
     """
     down, across = grid
-    place = torch.arange(down * across).view(down // merge, merge, across // merge, merge)
-    place = place.transpose(1, 2).flatten()
+    places = np.arange(down * across).reshape(down // merge, merge, across // merge, merge)
+    place: Int64Array = places.transpose(0, 2, 1, 3).reshape(-1)
     return place // across, place % across
 
 
@@ -26,25 +25,28 @@ class RotaryTable:
     """Cosines and sines for positions 0, 1, 2, … along one axis; grown when a longer grid comes.
 
     Half of a head's frequencies turn with the row, half with the column: the axial rotary embedding of
-    Qwen2-VL (`Qwen3VLVisionRotaryEmbedding` in transformers). The numbers are equal to those, bit for bit.
+    Qwen2-VL (`Qwen3VLVisionRotaryEmbedding` in transformers). The numbers are equal to those, bit for bit: they were
+    computed by PyTorch, whose cosine no other library gives to the last bit.
+
+    Args:
+        table: [2, positions, a / 4] float32, cosines and sines, as `vision.rotary.rotary_table` gives them; a is the
+            head size.
+        merge: side of a merge block in patches.
     """
 
-    def __init__(self, head_dim: int, merge: int) -> None:
-        axis_dim = head_dim // 2
-        exponents = torch.arange(0, axis_dim, 2, dtype=torch.float32) / axis_dim
-        self._inverse_frequencies = 1.0 / (ROPE_THETA**exponents)  # [head_dim / 4]
+    def __init__(self, table: Float32Array, merge: int) -> None:
+        self._table = table
         self._merge = merge
-        self._grow(FIRST_SIDE)
 
-    def _grow(self, side: int) -> None:
-        angles = torch.arange(side, dtype=torch.float32)[:, None] * self._inverse_frequencies
-        self._cos, self._sin = angles.cos(), angles.sin()  # [side, head_dim / 4]
+    def for_grid(self, grid: tuple[int, int]) -> tuple[Float32Array, Float32Array]:
+        """Cosines and sines for every patch of a grid, each [P, a / 2] float32, in merge-block order.
 
-    def for_grid(self, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines for every patch of a grid, each [P, head_dim] float32, in merge-block order."""
-        if max(grid) > len(self._cos):
-            self._grow(max(*grid, 2 * len(self._cos)))
+        They belong to the first half of a head's values, and once more to the second half.
+        """
+        if max(grid) > self._table.shape[1]:
+            from batchcap.vision.rotary import rotary_table  # noqa: PLC0415 - needs PyTorch; no job has such grids
+
+            self._table = rotary_table(4 * self._table.shape[2], max(*grid, 2 * self._table.shape[1]))
         rows, columns = merge_block_order(grid, self._merge)
-        cos = torch.cat((self._cos[rows], self._cos[columns]), dim=-1)
-        sin = torch.cat((self._sin[rows], self._sin[columns]), dim=-1)
-        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+        cos, sin = np.concatenate((self._table[:, rows], self._table[:, columns]), axis=-1)
+        return cos, sin

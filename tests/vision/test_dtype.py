@@ -1,13 +1,25 @@
-"""The encoder's arithmetic follows the CPU, and deciding it loads no model library."""
+"""The encoder's backend and arithmetic follow the machine, and deciding them loads no model library."""
 
 import subprocess
 import sys
 
 import pytest
 
-from batchcap.config import VisionDtype
+from batchcap.config import VisionBackend, VisionConfig, VisionDtype
+from batchcap.errors import UsageError
 from batchcap.vision import dtype as dtype_module
-from batchcap.vision.dtype import cpu_has_bf16, resolve_dtype
+from batchcap.vision.dtype import cpu_has_bf16, resolve_backend, resolve_dtype
+
+TORCH, ONNX = VisionBackend.TORCH, VisionBackend.ONNX
+
+
+def config(backend: VisionBackend, dtype: VisionDtype = VisionDtype.AUTO) -> VisionConfig:
+    return VisionConfig(dtype=dtype, backend=backend)
+
+
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dtype_module, "find_spec", lambda name: None)
 
 
 @pytest.mark.parametrize(
@@ -21,10 +33,31 @@ from batchcap.vision.dtype import cpu_has_bf16, resolve_dtype
 )
 def test_auto_follows_the_cpu(monkeypatch: pytest.MonkeyPatch, flags: set[str], dtype: VisionDtype) -> None:
     monkeypatch.setattr(dtype_module, "cpu_flags", lambda: frozenset(flags))
-    assert resolve_dtype(VisionDtype.AUTO) is dtype
+    assert resolve_dtype(config(TORCH)) is dtype
+    assert resolve_dtype(config(ONNX)) is VisionDtype.FP32
     assert cpu_has_bf16() is (dtype is VisionDtype.BF16)
     for asked in (VisionDtype.BF16, VisionDtype.FP32):
-        assert resolve_dtype(asked) is asked
+        assert resolve_dtype(config(TORCH, asked)) is asked
+    for asked in (VisionDtype.INT8, VisionDtype.FP32):
+        assert resolve_dtype(config(ONNX, asked)) is asked
+
+
+def test_arithmetic_that_a_backend_lacks_is_refused() -> None:
+    with pytest.raises(UsageError, match="--vision-backend torch computes in bf16 or fp32, not in int8"):
+        resolve_dtype(config(TORCH, VisionDtype.INT8))
+    with pytest.raises(UsageError, match="--vision-backend onnx computes in fp32 or int8, not in bf16"):
+        resolve_dtype(config(ONNX, VisionDtype.BF16))
+
+
+def test_auto_is_torch_where_it_is_installed() -> None:
+    assert [resolve_backend(one) for one in VisionBackend] == [TORCH, TORCH, ONNX]
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_auto_is_onnx_elsewhere() -> None:
+    assert resolve_backend(VisionBackend.AUTO) is ONNX
+    with pytest.raises(UsageError, match=r"PyTorch is not installed.*--vision-backend onnx"):
+        resolve_backend(TORCH)
 
 
 def test_the_coordinator_loads_no_model_library() -> None:

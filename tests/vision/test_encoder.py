@@ -15,10 +15,12 @@ from batchcap.config import VisionConfig, VisionDtype
 from batchcap.errors import BundleError, UsageError
 from batchcap.geometry import VisionGeometry
 from batchcap.records import Features, Patches
+from batchcap.vision.backend import load_encoder
 from batchcap.vision.encoder import VisionEncoder
 from batchcap.vision.linear import ROW_BLOCK, RowBlockLinear, has_packed_kernels
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
+from batchcap.vision.rotary import rotary_table
 from batchcap.vision.tower import VisionTower, load_tower
 from tests.vision.towers import ODD, REAL_WIDTH, SMALL, Towers, bundle_at, make_towers, picture, random_grids
 
@@ -186,7 +188,7 @@ def test_broken_bundles_are_named(small: Towers, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="can't be read"):
         VisionEncoder(bundle_at(tmp_path / "cut", SMALL), config, 1)
     with pytest.raises(UsageError, match="thread"):
-        VisionEncoder(small.bundle, config, 0)
+        load_encoder(small.bundle, config, 0)
 
 
 class OnePicture(torch.nn.Module):
@@ -205,11 +207,12 @@ class OnePicture(torch.nn.Module):
 
 def test_the_tower_can_be_traced_for_any_number_of_patches(small: Towers) -> None:
     tower, table = load_tower(SMALL, small.bundle.vision_weights_path, torch.float32)
-    rotary, positions = RotaryTable(SMALL.head_dim, 2), PositionEmbeddings(table, 2)
+    rotary, positions = RotaryTable(rotary_table(SMALL.head_dim), 2), PositionEmbeddings(table.numpy(), 2)
 
     def inputs(grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
         patches = torch.from_numpy(picture(SMALL, grid).values)
-        return patches, positions.for_grid(grid), *rotary.for_grid(grid)
+        halves = (torch.from_numpy(half).repeat(1, 2) for half in rotary.for_grid(grid))
+        return patches, torch.from_numpy(positions.for_grid(grid)), *halves
 
     tokens = torch.export.Dim("tokens", min=1, max=4096)
     traced = torch.export.export(OnePicture(tower), inputs((4, 6)), dynamic_shapes=({0: 4 * tokens},) * 4).module()

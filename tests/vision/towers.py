@@ -5,15 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from batchcap.bundle import Bundle
+from batchcap.bundle import ROTARY_FILE, Bundle
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 from batchcap.records import Patches
 from batchcap.vision.encoder import VisionEncoder
+from batchcap.vision.rotary import rotary_table
 
 # An everyday tower in small, and one where nothing is a power of two.
 SMALL = VisionGeometry(
@@ -72,16 +73,19 @@ class Towers:
         return VisionEncoder(self.bundle, VisionConfig(dtype=dtype), threads)
 
 
-def make_towers(folder: Path, geometry: VisionGeometry, seed: int = 0) -> Towers:
+def make_towers(folder: Path, geometry: VisionGeometry, dtype: torch.dtype = torch.float32) -> Towers:
     """A random tower, every weight of it away from its initial value, and a bundle folder with it."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = Qwen3VLVisionConfig(
         depth=geometry.depth,
         hidden_size=geometry.hidden_size,
         hidden_act=geometry.hidden_act,
         intermediate_size=geometry.intermediate_size,
         num_heads=geometry.heads,
+        in_channels=geometry.in_channels,
         patch_size=geometry.patch_size,
+        temporal_patch_size=geometry.temporal_patch_size,
+        spatial_merge_size=geometry.merge_size,
         out_hidden_size=geometry.out_hidden_size,
         num_position_embeddings=geometry.position_side**2,
         deepstack_visual_indexes=list(geometry.deepstack_levels),
@@ -93,7 +97,9 @@ def make_towers(folder: Path, geometry: VisionGeometry, seed: int = 0) -> Towers
             parameter.add_(torch.randn_like(parameter) * (0.1 if spread == 1.0 else 1 / spread))
     path = folder / "vision" / "model.safetensors"
     path.parent.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    save_file({name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}, path)
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    np.save(folder / ROTARY_FILE, rotary_table(geometry.head_dim, positions=64))
     return Towers(model, bundle_at(folder, geometry))
 
 
@@ -115,7 +121,7 @@ def picture(geometry: VisionGeometry, grid: tuple[int, int], seed: int = 0) -> P
     return Patches(seed, values, grid, grid[1] * 16, grid[0] * 16, "0" * 64, 1.0)
 
 
-def random_grids(count: int, longest: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Grids with even sides from 2 up."""
-    sides = np.random.default_rng(seed).integers(1, longest // 2 + 1, (count, 2)) * 2
+def random_grids(count: int, longest: int, seed: int = 0, merge: int = 2) -> list[tuple[int, int]]:
+    """Grids with sides from one merge block up."""
+    sides = np.random.default_rng(seed).integers(1, longest // merge + 1, (count, 2)) * merge
     return [(int(down), int(across)) for down, across in sides]

@@ -1,0 +1,95 @@
+"""Owns the vision stage without PyTorch: the bundle's vision graph in ONNX Runtime.
+
+Every picture goes through the graph alone, so its features cannot depend on its neighbours.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from batchcap.bundle import Bundle
+from batchcap.config import VisionConfig, VisionDtype
+from batchcap.errors import BundleError, CheckpointError
+from batchcap.export.tensors import read_file
+from batchcap.records import Features, Float32Array, Patches
+from batchcap.vision.backend import features_of, read_rotary_table
+from batchcap.vision.dtype import resolve_dtype
+from batchcap.vision.positions import PositionEmbeddings
+from batchcap.vision.rope import RotaryTable
+
+POSITION_WEIGHT = "pos_embed.weight"
+
+
+class OnnxVisionEncoder:
+    """The vision tower of a bundle in ONNX Runtime, ready to run; `backend.load_encoder` makes it.
+
+    Args:
+        bundle: where geometry, graph and weights come from.
+        config: arithmetic to use.
+        threads: threads of ONNX Runtime in this process; never changes a feature.
+
+    Raises:
+        BundleError: the graph or the weights are missing, broken, or not of the bundle's geometry.
+    """
+
+    def __init__(self, bundle: Bundle, config: VisionConfig, threads: int) -> None:
+        geometry = bundle.geometry.vision
+        self.dtype = resolve_dtype(config)
+        self._session = _session(bundle.vision_graph_path(int8=self.dtype is VisionDtype.INT8), threads)
+        self._outputs = ["embeds", *(f"deepstack.{level}" for level in range(len(geometry.deepstack_levels)))]
+        self._rotary = RotaryTable(read_rotary_table(bundle), geometry.merge_size)
+        self._positions = PositionEmbeddings(_position_table(bundle), geometry.merge_size)
+        self._merge = geometry.merge_size
+
+    def encode(self, batch: Sequence[Patches]) -> list[Features]:
+        """Encode pictures, one after the other.
+
+        Args:
+            batch: one or more pictures of any sizes.
+
+        Returns:
+            Their features, in the same order.
+
+        Raises:
+            FloatingPointError: a feature is not finite: no caption of it would mean anything.
+        """
+        return [self._encode(picture) for picture in batch]
+
+    def _encode(self, picture: Patches) -> Features:
+        started = time.perf_counter()
+        cos, sin = self._rotary.for_grid(picture.grid)
+        positions = self._positions.for_grid(picture.grid)
+        feed = {"patches": picture.values, "positions": positions, "cos": cos, "sin": sin}
+        outputs = self._session.run(self._outputs, {name: array[None] for name, array in feed.items()})
+        array: Float32Array = np.concatenate(outputs)  # [1 + L, T, H]
+        return features_of(picture, array, self._merge, (time.perf_counter() - started) * 1000)
+
+
+def _session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # decoders share the cores
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - the runtime raises its own kinds for every fault of a file
+        raise BundleError(f"the vision graph {graph} can't be loaded ({error}): export the bundle again") from None
+
+
+def _position_table(bundle: Bundle) -> Float32Array:
+    """The learned position embeddings [side², D] as float32."""
+    geometry = bundle.geometry.vision
+    try:
+        tensor = read_file(bundle.vision_weights_path)[POSITION_WEIGHT]
+    except KeyError:
+        tensor = None
+    except CheckpointError as error:
+        raise BundleError(f"the vision weights are damaged: {error}") from None
+    if tensor is None or tensor.shape != (geometry.position_side**2, geometry.hidden_size):
+        raise BundleError(
+            f"{bundle.vision_weights_path} has no {POSITION_WEIGHT} of the bundle's shape: export the bundle again"
+        )
+    return tensor.rows(0, tensor.shape[0])

@@ -1,0 +1,225 @@
+"""The tower in ONNX against transformers' vision model: any grid, any batch, every kind of stored weight."""
+
+import dataclasses
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from batchcap.config import VisionBackend, VisionConfig, VisionDtype
+from batchcap.errors import BundleError, CheckpointError
+from batchcap.export.tensors import read_file
+from batchcap.export.vision_graph import write_vision_graph, write_vision_graph_int8
+from batchcap.geometry import VisionGeometry
+from batchcap.records import Features, Float32Array, Patches
+from batchcap.vision.backend import load_encoder, read_rotary_table
+from batchcap.vision.onnx_encoder import OnnxVisionEncoder
+from batchcap.vision.positions import PositionEmbeddings
+from batchcap.vision.rope import RotaryTable
+from tests.vision.towers import ODD, REAL_WIDTH, SMALL, Towers, bundle_at, make_towers, picture, random_grids
+
+FP32_TOLERANCE = 1e-4  # largest difference of any feature; the features are of scale 1 to 5
+# Norm of the difference by the norm of the features of a level: weights and activations have 8 bits.
+INT8_TOLERANCE = 0.05
+GRIDS = 200
+LARGEST_BATCH = 8
+# Blocks of three, no DeepStack, another activation.
+THREES = dataclasses.replace(SMALL, merge_size=3, patch_size=8, deepstack_levels=(), hidden_act="relu", depth=2)
+GEOMETRIES = {"small": SMALL, "odd": ODD, "threes": THREES, "real width": REAL_WIDTH}
+
+
+def drawn(folder: Path, geometry: VisionGeometry, dtype: torch.dtype = torch.float32) -> Towers:
+    towers = make_towers(folder, geometry, dtype)
+    tensors = read_file(towers.bundle.vision_weights_path)
+    write_vision_graph(towers.bundle.vision_graph_path(int8=False), geometry, tensors)
+    write_vision_graph_int8(towers.bundle.vision_graph_path(int8=True), geometry, tensors)
+    return towers
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES)
+def towers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Towers:
+    return drawn(tmp_path_factory.mktemp("bundle"), GEOMETRIES[request.param])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Towers:
+    return drawn(tmp_path_factory.mktemp("bundle"), SMALL)
+
+
+def encoder(towers: Towers, dtype: VisionDtype = VisionDtype.FP32, threads: int = 1) -> OnnxVisionEncoder:
+    made = load_encoder(towers.bundle, VisionConfig(dtype=dtype, backend=VisionBackend.ONNX), threads)
+    assert isinstance(made, OnnxVisionEncoder)
+    return made
+
+
+@torch.inference_mode()
+def expected(towers: Towers, patches: Patches) -> Float32Array:
+    """What transformers sees: [1 + L, T, H]."""
+    out = towers.reference(torch.from_numpy(patches.values), torch.tensor([[1, *patches.grid]]))
+    found: Float32Array = torch.stack([out.pooler_output, *out.deepstack_features]).numpy()
+    return found
+
+
+def levels(features: Features) -> Float32Array:
+    return np.concatenate([features.embeds[None], features.deepstack])
+
+
+def some_grids(geometry: VisionGeometry, seed: int = 0) -> list[tuple[int, int]]:
+    wide = geometry.hidden_size >= 1024
+    return random_grids(3 if wide else 12, 18 if wide else 30, seed, geometry.merge_size)
+
+
+def batches(seed: int) -> dict[int, list[Patches]]:
+    """200 pictures of random grids by their number of patches; most numbers have several grids."""
+    found: dict[int, list[Patches]] = defaultdict(list)
+    for number, grid in enumerate(random_grids(GRIDS, 24, seed)):
+        found[grid[0] * grid[1]].append(picture(SMALL, grid, seed=number))
+    return found
+
+
+def test_200_random_grids_in_batches_of_1_to_8(small: Towers) -> None:
+    """The graph itself: pictures of different grids and the same number of patches share a batch."""
+    graph = small.bundle.vision_graph_path(int8=False)
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    table = read_file(small.bundle.vision_weights_path)["pos_embed.weight"]
+    positions = PositionEmbeddings(table.rows(0, table.shape[0]), 2)
+    rotary = RotaryTable(read_rotary_table(small.bundle), 2)
+    sizes, differences = set(), []
+    for pictures in batches(seed=5).values():
+        for start in range(0, len(pictures), LARGEST_BATCH):
+            batch = pictures[start : start + LARGEST_BATCH]
+            cos, sin = zip(*(rotary.for_grid(one.grid) for one in batch), strict=True)
+            feed = {
+                "patches": [one.values for one in batch],
+                "positions": [positions.for_grid(one.grid) for one in batch],
+            }
+            outputs = session.run(
+                ["embeds", "deepstack.0", "deepstack.1", "deepstack.2"],
+                {name: np.stack(values) for name, values in {**feed, "cos": cos, "sin": sin}.items()},
+            )
+            sizes.add(len(batch))
+            for place, one in enumerate(batch):
+                found = np.stack([output[place] for output in outputs])
+                differences.append(np.abs(found - expected(small, one)).max())
+    assert len(differences) == GRIDS
+    assert max(differences) <= FP32_TOLERANCE
+    assert sizes == set(range(1, LARGEST_BATCH + 1))
+
+
+def test_features_equal_transformers(towers: Towers) -> None:
+    geometry = towers.bundle.geometry.vision
+    made = encoder(towers, threads=2)
+    for number, grid in enumerate(some_grids(geometry)):
+        patches = picture(geometry, grid, seed=number)
+        found, wanted = levels(made.encode([patches])[0]), expected(towers, patches)
+        assert found.shape == wanted.shape
+        assert np.abs(found - wanted).max() <= FP32_TOLERANCE
+
+
+def test_int8_stays_near(towers: Towers) -> None:
+    geometry = towers.bundle.geometry.vision
+    made = encoder(towers, VisionDtype.INT8)
+    for number, grid in enumerate(some_grids(geometry, seed=1)):
+        patches = picture(geometry, grid, seed=number)
+        found, wanted = levels(made.encode([patches])[0]), expected(towers, patches)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert 0 < np.linalg.norm(ours - theirs) <= INT8_TOLERANCE * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_are_widened_exactly(dtype: torch.dtype, tmp_path: Path) -> None:
+    towers = drawn(tmp_path, SMALL, dtype)
+    patches = picture(SMALL, (6, 10))
+    found = levels(encoder(towers).encode([patches])[0])
+    assert np.abs(found - expected(towers, patches)).max() <= FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [VisionDtype.FP32, VisionDtype.INT8])
+def test_features_do_not_depend_on_neighbours_or_threads(towers: Towers, dtype: VisionDtype) -> None:
+    geometry = towers.bundle.geometry.vision
+    pictures = [picture(geometry, grid, seed=number) for number, grid in enumerate(some_grids(geometry, seed=2)[:5])]
+    alone = [encoder(towers, dtype).encode([one])[0] for one in pictures]
+    for threads in (1, 2, 3):
+        for found, wanted in zip(encoder(towers, dtype, threads).encode(pictures[::-1]), alone[::-1], strict=True):
+            assert found.index == wanted.index
+            assert np.array_equal(levels(found), levels(wanted))
+
+
+def test_features_carry_the_record(small: Towers) -> None:
+    first, second = encoder(small).encode([picture(SMALL, (4, 6), seed=7), picture(SMALL, (8, 6), seed=8)])
+    assert (first.index, second.index) == (7, 8)
+    assert (first.grid, first.embeds.shape, first.deepstack.shape) == ((2, 3), (6, 96), (3, 6, 96))
+    assert first.embeds.dtype == first.deepstack.dtype == np.float32
+    assert (first.width, first.height, first.sha256, first.read_ms) == (96, 64, "0" * 64, 1.0)
+    assert first.vision_ms > 0
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_nothing_of_a_picture_is_frozen_into_the_graph(towers: Towers, int8: bool) -> None:
+    """The ways in which traced towers fail: mixed integer types in Concat, sizes of the sample picture."""
+    path = towers.bundle.vision_graph_path(int8=int8)
+    onnx.checker.check_model(str(path))
+    model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+    assert {one.domain: one.version for one in model.opset_import}[""] >= 23
+    for value in (*model.graph.input, *model.graph.output):
+        batch, length, _width = value.type.tensor_type.shape.dim
+        assert batch.dim_param == "batch"
+        assert length.dim_param in ("patches", "tokens")
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    kinds |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("Concat", "Shape"):
+            assert {kinds[name] for name in (*node.input, *node.output) if name in kinds} <= {onnx.TensorProto.INT64, 1}
+            assert kinds[node.output[0]] == onnx.TensorProto.INT64
+    geometry = towers.bundle.geometry.vision
+    known = {-1, geometry.out_hidden_size, geometry.hidden_size, 3 * geometry.hidden_size, geometry.patch_values}
+    known.add(geometry.hidden_size * geometry.merge_size**2)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT64:
+            assert set(onnx.numpy_helper.to_array(tensor).tolist()) <= known
+
+
+def test_the_fp32_graph_has_no_weights_of_its_own(small: Towers) -> None:
+    folder = small.bundle.folder / "vision"
+    graph = onnx.load(folder / "fp32.onnx", load_external_data=False).graph
+    files = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    assert files == {"model.safetensors"}
+    assert (folder / "fp32.onnx").stat().st_size < (folder / "model.safetensors").stat().st_size / 20
+
+
+def test_numbers_that_are_not_finite_are_an_error(small: Towers) -> None:
+    sound = picture(SMALL, (4, 4), 0)
+    values = sound.values.copy()
+    values[3, 5] = np.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        encoder(small).encode([dataclasses.replace(sound, values=values)])
+
+
+def test_broken_bundles_are_named(small: Towers, tmp_path: Path) -> None:
+    def broken(name: str, change: str) -> Towers:
+        folder = Path(shutil.copytree(small.bundle.folder, tmp_path / name))
+        path = folder / "vision" / change
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        return Towers(small.reference, bundle_at(folder, SMALL))
+
+    with pytest.raises(BundleError, match=r"rotary table .* can't be read"):
+        encoder(broken("rotary", "rotary.npy"))
+    with pytest.raises(BundleError, match=r"vision graph .* can't be loaded"):
+        encoder(broken("graph", "fp32.onnx"))
+    with pytest.raises(BundleError, match=r"can't be loaded|not a whole safetensors"):
+        encoder(broken("weights", "model.safetensors"))
+    with pytest.raises(BundleError, match=r"vision graph .* can't be loaded"):
+        encoder(broken("int8", "int8.onnx.data"), VisionDtype.INT8)
+    with pytest.raises(BundleError, match="of another geometry"):
+        encoder(Towers(small.reference, bundle_at(small.bundle.folder, dataclasses.replace(SMALL, heads=2))))
+
+
+def test_an_unknown_activation_is_refused_before_the_export(small: Towers, tmp_path: Path) -> None:
+    geometry = dataclasses.replace(SMALL, hidden_act="mish")
+    with pytest.raises(CheckpointError, match=r"activation is 'mish'; known are gelu"):
+        write_vision_graph(tmp_path / "fp32.onnx", geometry, read_file(small.bundle.vision_weights_path))
