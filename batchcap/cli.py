@@ -24,8 +24,8 @@ from batchcap.config import (
     VisionConfig,
     VisionDtype,
 )
-from batchcap.errors import BatchcapError, ExitCode
-from batchcap.export.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
+from batchcap.errors import BatchcapError, ExitCode, UsageError
+from batchcap.export.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm, missing_packages
 
 if TYPE_CHECKING:
     from batchcap.report.summary import Summary
@@ -281,6 +281,9 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
 ) -> None:
     """Turn a Qwen3-VL checkpoint into a bundle: INT4 decoder in ONNX, vision weights, tokenizer, checksums."""
+    missing = missing_packages()
+    if missing:
+        raise UsageError(f"an export needs {missing}: install them, or export on a machine that has them")
     from batchcap.export.export import export_bundle
 
     options = ExportOptions(

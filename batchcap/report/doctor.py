@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from batchcap import __version__
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig, PlacementConfig, VisionBackend, VisionConfig
 from batchcap.decoder.slots import kv_bytes_per_slot
@@ -52,7 +53,7 @@ class Findings:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "batchcap": metadata.version("batchcap")}
+    found = {"python": platform.python_version(), "batchcap": __version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
