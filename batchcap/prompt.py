@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from batchcap.bundle import Bundle
 from batchcap.errors import BundleError, UsageError
 
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
@@ -20,10 +22,12 @@ class PromptTemplate:
     Attributes:
         prefix_ids: tokens before the picture's visual tokens.
         suffix_ids: tokens after them.
+        opens_thinking: whether the template opens the model's thoughts, so that the answer begins inside them.
     """
 
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
+    opens_thinking: bool = False
 
     @property
     def text_tokens(self) -> int:
@@ -53,7 +57,19 @@ class PromptTemplate:
                 "not one: it is not a Qwen3-VL template"
             )
         place = ids.index(image_pad)
-        return cls(tuple(ids[:place]), tuple(ids[place + 1 :]))
+        return cls(tuple(ids[:place]), tuple(ids[place + 1 :]), _opens_thinking(rendered))
+
+
+def bundle_opens_thinking(bundle: Bundle) -> bool:
+    """Whether the bundle's chat template opens the model's thoughts; False also where the template can't be used."""
+    try:
+        return _opens_thinking(render_chat(bundle.chat_template_path.read_text(encoding="utf-8"), ""))
+    except Exception:  # noqa: BLE001 - a template is a program; `from_bundle` says what is wrong with it
+        return False
+
+
+def _opens_thinking(rendered: str) -> bool:
+    return rendered.rstrip().endswith(THINK_OPEN)
 
 
 def render_chat(source: str, text: str) -> str:
@@ -104,10 +120,10 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
 
 
 class Detokenizer:
-    """Turns a caption's token ids into its text."""
+    """Turns token ids into their text."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._tokenizer = load_tokenizer(bundle)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
 
     def text(self, token_ids: list[int]) -> str:
         """The text, special tokens left out and white space trimmed."""

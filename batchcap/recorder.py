@@ -38,6 +38,7 @@ def caption_row(outcome: Outcome) -> CaptionRow:
     return replace(
         begun,
         caption=result.text,
+        thinking=result.thinking,
         verdict=result.verdict,
         finish_reason=result.finish_reason,
         prompt_tokens=result.prompt_tokens,

@@ -123,14 +123,15 @@ class Caption:
 
     Attributes:
         index: the row's `ImageRow.index`.
-        token_ids: new tokens without the stop token.
-        text: the caption, special tokens left out and white space trimmed.
+        token_ids: new tokens without the stop token, those of the thinking among them.
+        text: the caption, special tokens and thinking left out and white space trimmed.
         finish_reason: why decoding ended.
         verdict: what the text looks like.
         prompt_tokens: tokens of the prompt, visual tokens included.
         visual_tokens: tokens of the picture.
         prefill_ms: time of this row's prefill.
         decode_ms: from the end of the prefill to the last token.
+        thinking: what the model thought before the caption; None where it did not.
     """
 
     index: int
@@ -142,6 +143,7 @@ class Caption:
     visual_tokens: int
     prefill_ms: float
     decode_ms: float
+    thinking: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class CaptionRow:
     source: str
     row: int
     caption: str | None = None
+    thinking: str | None = None
     status: Status = Status.OK
     verdict: Verdict | None = None
     finish_reason: FinishReason | None = None

@@ -21,6 +21,10 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+THINK_TOKENS = ("<think>", "</think>")  # not special, as in Qwen's tokenizer
+# What the head's row of `</think>` is multiplied with where thoughts are wanted: some answers then come to a caption
+# within a few dozen tokens, others do not.
+LOUDNESS_OF_CLOSING = 2.0
 CORPUS = ("user assistant system Describe this image in one sentence. a cat on a mat, two dogs and three birds " * 8,)
 
 
@@ -40,13 +44,18 @@ class Shape:
     vision_heads: int = 4
     levels: tuple[int, ...] = (0, 1, 2)
     patch_size: int = 16
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    position_side: int = 8
+    attention_bias: bool = False
     tied: bool = True
+    thinks: bool = False
     dtype: torch.dtype = torch.float32
     std: float = 0.08
 
 
-def make_tokenizer() -> Tokenizer:
-    """A byte-level BPE tokenizer with Qwen's special tokens; knows any text."""
+def make_tokenizer(*, thinks: bool = False) -> Tokenizer:
+    """A byte-level BPE tokenizer with Qwen's special tokens, and the tags of thoughts if asked; knows any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -55,6 +64,8 @@ def make_tokenizer() -> Tokenizer:
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    if thinks:
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in THINK_TOKENS])
     return tokenizer
 
 
@@ -62,7 +73,7 @@ def make_checkpoint(folder: Path, shape: Shape | None = None, seed: int = 0, **s
     """Write a checkpoint; the weights are spread wide, so that greedy captions vary and DeepStack matters."""
     shape = shape or Shape()
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(thinks=shape.thinks)
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(_config(shape, ids, tokenizer.get_vocab_size()))
@@ -74,6 +85,8 @@ def make_checkpoint(folder: Path, shape: Shape | None = None, seed: int = 0, **s
                 parameter.uniform_(0.7, 1.3)
             else:
                 parameter.normal_(0, 0.02)
+        if shape.thinks:
+            model.lm_head.weight[tokenizer.token_to_id("</think>")] *= LOUDNESS_OF_CLOSING
     model.to(shape.dtype).save_pretrained(folder, **save_options)
     _write_processor_files(folder, tokenizer, ids, shape)
     return folder
@@ -108,6 +121,7 @@ def _config(shape: Shape, ids: dict[str, int], vocabulary: int) -> Qwen3VLConfig
             "mrope_section": list(shape.mrope_section),
             "mrope_interleaved": True,
         },
+        "attention_bias": shape.attention_bias,
         "tie_word_embeddings": shape.tied,
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
@@ -119,10 +133,10 @@ def _config(shape: Shape, ids: dict[str, int], vocabulary: int) -> Qwen3VLConfig
         "num_heads": shape.vision_heads,
         "out_hidden_size": shape.hidden,
         "deepstack_visual_indexes": list(shape.levels),
-        "num_position_embeddings": 64,
+        "num_position_embeddings": shape.position_side**2,
         "patch_size": shape.patch_size,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
+        "temporal_patch_size": shape.temporal_patch_size,
+        "spatial_merge_size": shape.merge_size,
     }
     return Qwen3VLConfig(
         text_config=text,
@@ -140,10 +154,10 @@ def _write_processor_files(folder: Path, tokenizer: Tokenizer, ids: dict[str, in
     special = {"additional_special_tokens": list(SPECIAL_TOKENS[1:]), "tokenizer_class": "PreTrainedTokenizerFast"}
     special |= {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "clean_up_tokenization_spaces": False}
     images = {
-        "size": {"longest_edge": 16777216, "shortest_edge": (4 * shape.patch_size) ** 2},
+        "size": {"longest_edge": 16777216, "shortest_edge": (2 * shape.merge_size * shape.patch_size) ** 2},
         "patch_size": shape.patch_size,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
+        "temporal_patch_size": shape.temporal_patch_size,
+        "merge_size": shape.merge_size,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "image_processor_type": "Qwen2VLImageProcessorFast",
@@ -156,4 +170,13 @@ def _write_processor_files(folder: Path, tokenizer: Tokenizer, ids: dict[str, in
         ("generation_config.json", generation),
     ):
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text((DATA / "chat_template.jinja").read_text(encoding="utf-8"))
+    (folder / "chat_template.jinja").write_text(_chat_template(thinks=shape.thinks), encoding="utf-8")
+
+
+def _chat_template(*, thinks: bool) -> str:
+    """The real template; that of Qwen3-VL-*-Thinking opens the thoughts where the answer begins."""
+    template = (DATA / "chat_template.jinja").read_text(encoding="utf-8")
+    start = r"<|im_start|>assistant\n"
+    before, place, after = template.rpartition(start)
+    assert place, "the template has changed"
+    return before + place + (r"<think>\n" if thinks else "") + after

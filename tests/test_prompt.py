@@ -15,12 +15,14 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from batchcap.bundle import Bundle
+from batchcap.decoder.answer import Answer, AnswerReader
 from batchcap.errors import BundleError, UsageError
-from batchcap.prompt import Detokenizer, PromptTemplate, load_tokenizer
+from batchcap.prompt import Detokenizer, PromptTemplate, bundle_opens_thinking, load_tokenizer
 from tests.checkpoints import DATA
 
 GOLDEN = json.loads((DATA.parent / "golden" / "qwen3-vl-2b.json").read_text(encoding="utf-8"))
 IMAGE_PAD = 151655
+THINK_ID, CLOSE_ID = 151667, 151668
 PROMPTS = [
     "Describe this image in detail.",
     "",
@@ -79,7 +81,33 @@ def test_equals_the_golden_run(bundle: Bundle) -> None:
 
 
 def test_golden_text(bundle: Bundle) -> None:
-    assert Detokenizer(bundle).text(GOLDEN["generated_ids"]) == GOLDEN["generated_text"]
+    assert Detokenizer(load_tokenizer(bundle)).text(GOLDEN["generated_ids"]) == GOLDEN["generated_text"]
+
+
+@pytest.mark.parametrize(("ending", "opened"), [("", False), ("<think>\n", True), ("<think>\n\n</think>\n\n", False)])
+def test_a_template_that_opens_the_thoughts(bundle: Bundle, tmp_path: Path, ending: str, opened: bool) -> None:
+    """The template of Qwen3-VL-*-Thinking ends with the tag; one that closes it again asks for no thoughts."""
+    shutil.copy(bundle.tokenizer_path, tmp_path)
+    template = bundle.chat_template_path.read_text() + ending
+    (tmp_path / "chat_template.jinja").write_text(template)
+    thinking = dataclasses.replace(bundle, folder=tmp_path)
+    plain = PromptTemplate.from_bundle(bundle, "Describe.")
+    found = PromptTemplate.from_bundle(thinking, "Describe.")
+    assert (found.opens_thinking, bundle_opens_thinking(thinking)) == (opened, opened)
+    assert not plain.opens_thinking
+    added = found.suffix_ids[len(plain.suffix_ids) :]
+    assert (THINK_ID in added, CLOSE_ID in added) == (bool(ending), "</think>" in ending)
+
+
+def test_thoughts_in_the_real_tokenizer(bundle: Bundle) -> None:
+    tokenizer = loaded(bundle)
+    ids = [THINK_ID, *tokenizer.encode("\nA cat?\n").ids, CLOSE_ID, *tokenizer.encode("\n\nA cat.").ids]
+    assert AnswerReader(tokenizer, opened=False).read(ids, cut=False) == Answer("A cat?", "A cat.")
+    assert AnswerReader(tokenizer, opened=True).read(ids[1:], cut=False) == Answer("A cat?", "A cat.")
+
+
+def test_a_bundle_without_a_template_opens_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    assert not bundle_opens_thinking(dataclasses.replace(bundle, folder=tmp_path))
 
 
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|im_end|>", "<|vision_end|>", "<|endoftext|>", "<think>"])
@@ -125,8 +153,8 @@ def test_tokenizer_settings_that_cut_are_ignored(bundle: Bundle, tmp_path: Path)
 
 def test_text_leaves_special_tokens_and_white_space_out(bundle: Bundle) -> None:
     word = PromptTemplate.from_bundle(bundle, "cat").suffix_ids[1]
-    assert Detokenizer(bundle).text([198, word, 198, 151645, 151643]) == "cat"
-    assert Detokenizer(bundle).text([]) == ""
+    assert Detokenizer(load_tokenizer(bundle)).text([198, word, 198, 151645, 151643]) == "cat"
+    assert Detokenizer(load_tokenizer(bundle)).text([]) == ""
 
 
 @pytest.mark.parametrize(
@@ -151,4 +179,4 @@ def test_a_template_that_does_not_fit(bundle: Bundle, tmp_path: Path, template: 
 def test_a_broken_tokenizer(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="can't be read"):
-        Detokenizer(dataclasses.replace(bundle, folder=tmp_path))
+        load_tokenizer(dataclasses.replace(bundle, folder=tmp_path))

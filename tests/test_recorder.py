@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.recorder import Recorder, caption_row
-from batchcap.records import Status, Verdict
+from batchcap.records import Caption, Status, Verdict
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from tests.fake_engine import outcome_of
@@ -50,6 +51,22 @@ def test_the_row_of_a_caption_and_of_a_failure(folder: JobFolder, journal: Journ
     failed = caption_row(outcome_of(type(row)(0, "bad", "s", 0)))
     assert (failed.status, failed.caption, failed.verdict, failed.error_message) == (Status.FAILED, None, None, "cut")
     assert failed.width is None
+
+
+def test_thinking_survives_a_restart(folder: JobFolder, journal: Journal) -> None:
+    first, *others = list(make(folder, journal).rows_to_do())[:ROWS_PER_PART]
+    outcome = outcome_of(first)
+    assert isinstance(outcome.result, Caption)
+    thoughtful = replace(outcome, result=replace(outcome.result, thinking="It is\na cat."))
+    recorder = make(folder, journal)
+    recorder.record([thoughtful])
+    recorder.flush()
+    recorder = make(folder, journal)
+    recorder.record([outcome_of(row) for row in others])
+    recorder.flush()
+    table = pq.read_table(folder.part_path(0))
+    assert table["thinking"].to_pylist() == ["It is\na cat.", *[None] * len(others)]
+    assert table["caption"][0].as_py() == f"of {first.id}"
 
 
 def test_a_part_appears_when_its_last_row_is_there(folder: JobFolder, journal: Journal) -> None:

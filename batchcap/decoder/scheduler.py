@@ -7,6 +7,7 @@ import numpy as np
 
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
+from batchcap.decoder.answer import AnswerReader
 from batchcap.decoder.invariance import find_row_tile
 from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.sampling import Sampler
@@ -14,7 +15,7 @@ from batchcap.decoder.session import DecoderOutputs, DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.decoder.verdict import LoopDetector, judge
 from batchcap.errors import UsageError
-from batchcap.prompt import Detokenizer, PromptTemplate, without_cut_character
+from batchcap.prompt import PromptTemplate, load_tokenizer
 from batchcap.records import Caption, Features, FinishReason, Float32Array, Int64Array
 
 
@@ -79,7 +80,7 @@ class Decoder:
         self._table = bundle.embeddings()
         self._prefix = self._table.lookup(np.array(prompt.prefix_ids, np.int64))
         self._suffix = self._table.lookup(np.array(prompt.suffix_ids, np.int64))
-        self._detokenizer = Detokenizer(bundle)
+        self._answers = AnswerReader(load_tokenizer(bundle), opened=prompt.opens_thinking)
         # Slots added by the rounding stay idle: they cost nothing but the rows of a step.
         self._rows: list[_Row | None] = [None] * placement.slots
 
@@ -198,19 +199,20 @@ class Decoder:
 
     def _caption(self, row: _Row, finish_reason: FinishReason) -> Caption:
         kept = row.loop.tokens_before_repeats
-        text = self._detokenizer.text(row.token_ids[:kept] if finish_reason is FinishReason.LOOP else row.token_ids)
-        if finish_reason is not FinishReason.STOP:
-            text = without_cut_character(text)
+        told = row.token_ids[:kept] if finish_reason is FinishReason.LOOP else row.token_ids
+        answer = self._answers.read(told, cut=finish_reason is not FinishReason.STOP)
+        thought = answer.thinking is not None
         return Caption(
             index=row.index,
             token_ids=tuple(row.token_ids),
-            text=text,
+            text=answer.caption,
             finish_reason=finish_reason,
-            verdict=judge(text, finish_reason, looping=kept is not None),
+            verdict=judge(answer.caption, finish_reason, looping=kept is not None, thought=thought),
             prompt_tokens=row.prompt_tokens,
             visual_tokens=row.visual_tokens,
             prefill_ms=row.prefill_ms,
             decode_ms=(time.perf_counter() - row.decoding_since_s) * 1000,
+            thinking=answer.thinking,
         )
 
 

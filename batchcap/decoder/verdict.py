@@ -46,17 +46,20 @@ class LoopDetector:
         return None
 
 
-def judge(text: str, finish_reason: FinishReason, *, looping: bool) -> Verdict:
+def judge(text: str, finish_reason: FinishReason, *, looping: bool, thought: bool = False) -> Verdict:
     """The verdict on a caption.
+
+    An empty caption after thoughts is judged by how the answer ended: the model was stopped before it came to it.
 
     Args:
         text: the caption.
         finish_reason: why decoding ended.
-        looping: whether its tokens end in endless repetition, stopped or not.
+        looping: whether the answer's tokens end in endless repetition, stopped or not.
+        thought: whether the model wrote thoughts before it.
     """
-    if not text:
+    if not text and (not thought or finish_reason is FinishReason.STOP):
         return Verdict.EMPTY
-    if _is_degenerate(text):
+    if text and _is_degenerate(text):
         return Verdict.DEGENERATE
     if looping or finish_reason is FinishReason.LOOP:
         return Verdict.REPEATED

@@ -10,7 +10,7 @@ from batchcap.store.atomic import write_atomic
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: parts have the column `thinking`
 # Characters of a value that a message shows, and how many of them stand before the first difference.
 SHOWN_LENGTH = 80
 SHOWN_BEFORE = 30

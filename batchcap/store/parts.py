@@ -13,7 +13,7 @@ from batchcap.store.atomic import atomic_file, storage_error
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"  # 2: the column `thinking`
 FORMAT_KEY = "batchcap.format_version"
 SPAN_KEY = "batchcap.rows"
 TALLY_KEY = "batchcap.tally"  # counts of the part, as JSON: totals need not read the rows
@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
         pa.field("caption", pa.string()),
+        pa.field("thinking", pa.string()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("verdict", pa.string()),
         pa.field("finish_reason", pa.string()),

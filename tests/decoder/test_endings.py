@@ -29,9 +29,10 @@ def picture(bundle: Bundle, index: int) -> Features:
     return Features(index, embeds, deepstack, grid, 0, 0, "", 0.0, 0.0)
 
 
-def make_decoder(bundle: Bundle, slots: int = 4, **options: float) -> Decoder:
+def make_decoder(bundle: Bundle, slots: int = 4, *, thinks: bool = False, **options: float) -> Decoder:
     generation = GenerationConfig(prompt=TEXT, **{"max_new_tokens": 24, **options})  # type: ignore[arg-type]
-    return Decoder(bundle, PromptTemplate.from_bundle(bundle, TEXT), generation, DecoderPlacement(slots, 1, 16))
+    prompt = dataclasses.replace(PromptTemplate.from_bundle(bundle, TEXT), opens_thinking=thinks)
+    return Decoder(bundle, prompt, generation, DecoderPlacement(slots, 1, 16))
 
 
 def with_stop(bundle: Bundle, *tokens: int) -> Bundle:
@@ -117,6 +118,30 @@ def test_a_caption_cut_inside_a_character(tiny_bundle_fp32: Bundle) -> None:
     assert found.finish_reason is FinishReason.LENGTH
     assert found.verdict is Verdict.TRUNCATED
     assert "\ufffd" not in found.text
+
+
+THOUGHTS = {
+    "to the caption": ("So: a cat.\n</think>\n\nA cat on a mat.", "So: a cat.", "A cat on a mat.", Verdict.OK),
+    "not to the caption": ("So: a cat.", "So: a cat.", "", Verdict.EMPTY),
+    "in circles": ("So" + " a cat" * 90, "So a cat", "", Verdict.REPEATED),
+    "on and on": ("".join(f"{number}," for number in range(90)), None, "", Verdict.TRUNCATED),
+}
+
+
+@pytest.mark.parametrize("way", THOUGHTS)
+def test_thoughts(tiny_bundle_fp32: Bundle, way: str) -> None:
+    said, thinking, text, verdict = THOUGHTS[way]
+    ids = load_tokenizer(tiny_bundle_fp32).encode(said).ids
+    found = scripted(tiny_bundle_fp32, [*ids, tiny_bundle_fp32.geometry.tokens.stop[0]], thinks=True)
+    assert (found.text, found.verdict) == (text, verdict)
+    assert found.thinking is not None
+    assert found.thinking == thinking or said.startswith(found.thinking)
+    if verdict in (Verdict.OK, Verdict.EMPTY):
+        assert (found.finish_reason, found.token_ids) == (FinishReason.STOP, tuple(ids))
+    elif verdict is Verdict.TRUNCATED:
+        assert (found.finish_reason, len(found.token_ids)) == (FinishReason.LENGTH, 100)
+    else:
+        assert found.finish_reason is FinishReason.LOOP
 
 
 def test_slots_are_freed_at_once_and_counted(tiny_bundle_int4: Bundle) -> None:

@@ -125,3 +125,18 @@ def test_verdict_on_how_it_ended() -> None:
     assert judge("a cat", FinishReason.LOOP, looping=True) is Verdict.REPEATED
     assert judge("a cat a cat", FinishReason.LENGTH, looping=True) is Verdict.REPEATED
     assert judge("!!!!!!", FinishReason.LOOP, looping=True) is Verdict.DEGENERATE
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "looping", "expected"),
+    [
+        (FinishReason.STOP, False, Verdict.EMPTY),
+        (FinishReason.LENGTH, False, Verdict.TRUNCATED),
+        (FinishReason.LENGTH, True, Verdict.REPEATED),
+        (FinishReason.LOOP, True, Verdict.REPEATED),
+    ],
+)
+def test_verdict_on_an_answer_without_a_caption(finish_reason: FinishReason, looping: bool, expected: Verdict) -> None:
+    assert judge("", finish_reason, looping=looping, thought=True) is expected
+    assert judge("", finish_reason, looping=looping, thought=False) is Verdict.EMPTY
+    assert judge("!!!!", FinishReason.STOP, looping=looping, thought=True) is Verdict.DEGENERATE

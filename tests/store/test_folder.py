@@ -198,11 +198,12 @@ def test_every_setting_that_decides_captions_is_in_the_fingerprint() -> None:
     assert decides - {"inputs"} <= names
 
 
-def test_a_later_format_is_refused(folder: JobFolder) -> None:
+@pytest.mark.parametrize("version", [1, 99])
+def test_another_format_is_refused(folder: JobFolder, version: int) -> None:
     check(folder)
     content = json.loads(folder.job_path.read_text())
-    folder.job_path.write_text(json.dumps({**content, "format_version": 99}))
-    with pytest.raises(UsageError, match="has format 99"):
+    folder.job_path.write_text(json.dumps({**content, "format_version": version}))
+    with pytest.raises(UsageError, match=f"has format {version}, .*use the batchcap that made it"):
         check(folder)
 
 

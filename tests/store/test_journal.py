@@ -25,6 +25,7 @@ ROW = st.builds(
     source=TEXT,
     row=st.integers(0, 2**62),
     caption=st.none() | TEXT,
+    thinking=st.none() | TEXT,
     status=st.sampled_from(Status),
     verdict=st.none() | st.sampled_from(Verdict),
     finish_reason=st.none() | st.sampled_from(FinishReason),
@@ -56,6 +57,17 @@ def test_a_row_keeps_its_first_content(tmp_path: Path) -> None:
         assert journal.add([(5, caption_row(5, "first"))]) == 1
         assert journal.add([(5, caption_row(5, "second")), (6, caption_row(6))]) == 1
         assert [row.caption for _index, row in journal.rows(Shard(0, 0, 10))] == ["first", "a cat on a mat"]
+
+
+def test_a_row_of_a_journal_before_there_was_thinking(tmp_path: Path) -> None:
+    """`status` reads it; a run is refused by the job folder's format."""
+    row = caption_row(0)
+    with closing(Journal.open(tmp_path / "j")) as journal:
+        journal.add([(0, row)])
+        with journal.transaction() as connection:
+            connection.execute("UPDATE rows SET content = json_remove(CAST(content AS TEXT), '$.thinking')")
+        assert "thinking" not in str(next(journal.query("SELECT CAST(content AS TEXT) FROM rows")))
+        assert journal.rows(Shard(0, 0, 1)) == [(0, row)]
 
 
 def test_shards_are_apart(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_rows_and_carried_columns_come_back(part: Path) -> None:
 def test_metadata_comes_back(part: Path) -> None:
     assert part_metadata(part) == {
         "batchcap.bundle": "ünï",
-        "batchcap.format_version": "1",
+        "batchcap.format_version": "2",
         "batchcap.rows": "20+4",
     }
 
