@@ -277,6 +277,16 @@ def export(
             "the layers' too."
         ),
     ] = Int8Matrices.NONE,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pictures to calibrate by (folder, files, Parquet; repeat the option for more): weights are scaled so "
+            "that those which matter for such pictures are rounded in finer steps (AWQ). Takes minutes.",
+        ),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="What will be asked about each picture; for --calibrate.")] = (
+        DEFAULT_PROMPT
+    ),
     context: Annotated[int, typer.Option(help="Longest prompt and caption together, in tokens.")] = 4096,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
 ) -> None:
@@ -285,11 +295,13 @@ def export(
     if missing:
         raise UsageError(f"an export needs {missing}: install them, or export on a machine that has them")
     from batchcap.export.export import export_bundle
+    from batchcap.export.pictures import PictureChoice
 
     options = ExportOptions(
         precision=precision, block_size=block_size, algorithm=algorithm, int8_matrices=int8_matrices, context=context
     )
-    bundle = export_bundle(checkpoint, output, options, overwrite=overwrite)
+    choice = PictureChoice(tuple(calibrate), prompt=prompt) if calibrate else None
+    bundle = export_bundle(checkpoint, output, options, calibrate=choice, overwrite=overwrite)
     _print(f"{bundle.folder}  {bundle.precision}  id {bundle.id[:16]}")
 
 

@@ -9,7 +9,8 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from batchcap.errors import BatchcapError, CheckpointError
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.options import ExportOptions
+from batchcap.export.quantize import Rows
 from batchcap.export.tensors import canonical_name
 from batchcap.export.weights import Source, WeightFile, fill_weights
 
@@ -27,32 +29,28 @@ WEIGHTS_FILE = "model.onnx.data"
 _LOG_LINES = 12
 
 
-def build_decoder(checkpoint: Checkpoint, options: ExportOptions, target: Path) -> None:
-    """Build the decoder of a checkpoint into the folder `target`.
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """The model builder's graph, kept as a file: drawing takes seconds, and it can be filled any number of times.
 
-    Raises:
-        CheckpointError: the model builder can't read the checkpoint, or made a graph of another shape.
+    Attributes:
+        path: the graph, its weights not filled in.
+        sources: for each initializer without values the tensor of the checkpoint that it is made of.
+        levels: DeepStack levels of the model.
     """
-    with tempfile.TemporaryDirectory(prefix="decoder-", dir=target.parent) as scratch:
-        model, sources = draw_graph(checkpoint, options.context, Path(scratch))
-    target.mkdir()
-    with WeightFile(target / WEIGHTS_FILE) as file:
-        fill_weights(model.graph, sources, checkpoint.tensors, options, file)
-    add_deepstack_inputs(model.graph, len(checkpoint.geometry.vision.deepstack_levels))
-    add_argmax(model.graph)
-    ir.save(model, target / GRAPH_FILE)
+
+    path: Path
+    sources: dict[str, Source]
+    levels: int
 
 
-def draw_graph(checkpoint: Checkpoint, context: int, scratch: Path) -> tuple[ir.Model, dict[str, Source]]:
-    """The model builder's graph of a checkpoint, its weights not filled in.
+def draw_decoder(checkpoint: Checkpoint, context: int, scratch: Path) -> Drawing:
+    """Let the model builder draw a checkpoint's graph.
 
     Args:
         checkpoint: what to draw.
         context: positions of the rotary tables.
-        scratch: an empty folder; nothing in it is needed afterwards.
-
-    Returns:
-        The graph, and for each initializer without values the tensor of the checkpoint that it is made of.
+        scratch: an empty folder; needed as long as the drawing.
 
     Raises:
         CheckpointError: the model builder can't read the checkpoint.
@@ -68,7 +66,22 @@ def draw_graph(checkpoint: Checkpoint, context: int, scratch: Path) -> tuple[ir.
         name: Source(canonical_name(source["parameter"]), turned=source["turned"])
         for name, source in json.loads(sources.read_text(encoding="utf-8")).items()
     }
-    return ir.load(graph), found
+    return Drawing(graph, found, len(checkpoint.geometry.vision.deepstack_levels))
+
+
+def fill_decoder(drawing: Drawing, tensors: Mapping[str, Rows], options: ExportOptions, target: Path) -> None:
+    """Make the decoder in the new folder `target`: weights filled in, DeepStack inputs and arg-max added.
+
+    Raises:
+        CheckpointError: a tensor is missing, or the graph has another shape than expected.
+    """
+    model = ir.load(drawing.path)
+    target.mkdir()
+    with WeightFile(target / WEIGHTS_FILE) as file:
+        fill_weights(model.graph, drawing.sources, tensors, options, file)
+    add_deepstack_inputs(model.graph, drawing.levels)
+    add_argmax(model.graph)
+    ir.save(model, target / GRAPH_FILE)
 
 
 def _stage(checkpoint: Checkpoint, context: int, staging: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ from batchcap.bundle import (
 from batchcap.errors import BatchcapError, CheckpointError, UsageError
 from batchcap.export.check import check_decoder, decade_above
 from batchcap.export.checkpoint import Checkpoint, open_checkpoint
-from batchcap.export.decoder import build_decoder
+from batchcap.export.decoder import draw_decoder, fill_decoder
 from batchcap.export.matrices import matrix_name
 from batchcap.export.options import ExportOptions, Precision
+from batchcap.export.pictures import PictureChoice
+from batchcap.export.scaling import scaled_tensors, write_scales
 from batchcap.export.scratch import require_space, scratch_folder
 from batchcap.export.tensors import VISION, embedding_tensor, read_file, vision_tensors, write_npy, write_safetensors
 from batchcap.export.vision_graph import write_vision_graph, write_vision_graph_int8
@@ -51,24 +54,34 @@ _SMALL_FILES_BYTES = 64 << 20
 REFERENCE_TOLERANCE = 1e-3  # as a part of the largest logit; float32 rounding gives about 1e-6
 
 
-def export_bundle(checkpoint: str, output: Path, options: ExportOptions, *, overwrite: bool = False) -> Bundle:
+def export_bundle(
+    checkpoint: str,
+    output: Path,
+    options: ExportOptions,
+    *,
+    calibrate: PictureChoice | None = None,
+    overwrite: bool = False,
+) -> Bundle:
     """Make a bundle of a checkpoint.
 
-    The bundle appears at `output` when it is whole, or not at all. The same checkpoint with the same options and
-    library versions gives the same bytes.
+    The bundle appears at `output` when it is whole, or not at all. The same checkpoint with the same options, pictures
+    and library versions gives the same bytes.
 
     Args:
         checkpoint: folder in Hugging Face layout, or a name on the hub where there is a network.
         output: folder to make.
         options: precision, block size, rounding, context.
+        calibrate: pictures by which the matrices are scaled before they are rounded; None: they are not scaled.
         overwrite: replace a bundle that is there.
 
     Raises:
         CheckpointError: the checkpoint is missing, broken, or not a dense Qwen3-VL.
-        UsageError: `output` exists and may not be replaced.
+        UsageError: `output` exists and may not be replaced, or no picture to calibrate by can be read.
         LockedError: another export to `output` is at work.
         BatchcapError: the disk is full or can't be written.
     """
+    if calibrate is not None and options.precision is Precision.FP32:
+        raise UsageError("--calibrate makes rounding closer and fp32 rounds nothing: leave one of them out")
     _require_free(output, overwrite=overwrite)
     opened = open_checkpoint(checkpoint)
     try:
@@ -76,8 +89,9 @@ def export_bundle(checkpoint: str, output: Path, options: ExportOptions, *, over
             require_space(scratch, _working_bytes(opened, options))
             folder = scratch / "bundle"
             folder.mkdir()
-            _write_parts(opened, options, folder)
-            _describe(opened, options, folder)
+            _write_parts(opened, folder)
+            precision = write_decoder(opened, options, folder, calibrate)
+            _describe(opened, options, folder, precision)
             _sync(folder)
             if output.exists():
                 output.rename(scratch / "replaced")
@@ -120,14 +134,34 @@ def _working_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
     return decoder_bits // 8 + sum(tensor.nbytes for tensor in copied) + _SMALL_FILES_BYTES
 
 
-def _write_parts(checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> None:
+def write_decoder(
+    checkpoint: Checkpoint, options: ExportOptions, folder: Path, calibrate: PictureChoice | None
+) -> dict[str, Any]:
+    """Make the decoder of a bundle whose other parts are there; gives what `bundle.json` says of its precision."""
+    target = (folder / DECODER_FILE).parent
+    with tempfile.TemporaryDirectory(prefix="drawing-", dir=folder.parent) as scratch:
+        drawing = draw_decoder(checkpoint, options.context, Path(scratch))
+        if calibrate is None:
+            fill_decoder(drawing, checkpoint.tensors, options, target)
+            return options.precision_facts()
+        from batchcap.export.calibration import calibrate as find  # noqa: PLC0415 - loads torch and transformers
+
+        unfinished = Bundle(folder, "", checkpoint.geometry, options.context, "", checkpoint.name)
+        found = find(unfinished, checkpoint, drawing, options, calibrate)
+        fill_decoder(
+            drawing, scaled_tensors(checkpoint.tensors, found.scales, checkpoint.geometry.text), options, target
+        )
+        write_scales(folder, found.scales)
+        return {**options.precision_facts(), "awq": found.facts}
+
+
+def _write_parts(checkpoint: Checkpoint, folder: Path) -> None:
     log.info("copying vision weights, token embeddings and processor files of %s", checkpoint.name)
     _copy_processor_files(checkpoint.folder, folder)
     (folder / VISION_FILE).parent.mkdir()
     write_safetensors(folder / VISION_FILE, vision_tensors(checkpoint.tensors))
     _write_vision_graphs(checkpoint, folder)
     write_npy(folder / EMBEDDINGS_FILE, embedding_tensor(checkpoint.tensors))
-    build_decoder(checkpoint, options, (folder / DECODER_FILE).parent)
 
 
 def _write_vision_graphs(checkpoint: Checkpoint, folder: Path) -> None:
@@ -163,7 +197,7 @@ def _chat_template(source: Path) -> str:
     raise CheckpointError(f"{source} has no chat template ({CHAT_TEMPLATE_FILE}): take an instruction-tuned checkpoint")
 
 
-def _describe(checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> None:
+def _describe(checkpoint: Checkpoint, options: ExportOptions, folder: Path, precision: dict[str, Any]) -> None:
     """Check the decoder and write bundle.json."""
     log.info("checking the decoder and the files")
     check: dict[str, float] = check_decoder(folder / DECODER_FILE, checkpoint.geometry, options.precision).to_dict()
@@ -179,7 +213,7 @@ def _describe(checkpoint: Checkpoint, options: ExportOptions, folder: Path) -> N
         "source": {"name": checkpoint.name, "weights_sha256": checkpoint.weights_sha256()},
         "geometry": geometry_to_dict(checkpoint.geometry),
         "context": options.context,
-        "precision": options.precision_facts(),
+        "precision": precision,
         "versions": {"batchcap": __version__, **_library_versions()},
         "check": check,
         "files": files,

@@ -31,17 +31,30 @@ class QuantizedMatrix:
         packed: [N, blocks, block_size · bits / 8], of two values in a byte the first one in the lower half.
         scales: [N, blocks].
         zero_points: [N, bytes of one value a block], packed alike; None where it is the middle of the range.
+        bits: of one value.
     """
 
     packed: UInt8Array
     scales: Float32Array
     zero_points: UInt8Array | None
+    bits: int
 
     @property
     def inputs(self) -> dict[str, NDArray[Any]]:
         """The node's inputs after the first, in their order."""
         inputs: dict[str, NDArray[Any]] = {"weight": self.packed, "scales": self.scales}
         return inputs if self.zero_points is None else {**inputs, "zero_points": self.zero_points}
+
+    def values(self, width: int) -> Float32Array:
+        """The numbers it stands for, [N, K] with K = `width`."""
+        rows, blocks, _bytes = self.packed.shape
+        steps = _unpack(self.packed, self.bits).astype(np.float32)
+        if self.zero_points is None:
+            steps -= 1 << self.bits - 1
+        else:
+            steps -= _unpack(self.zero_points, self.bits)[:, :blocks, None]
+        steps *= self.scales[..., None]
+        return steps.reshape(rows, -1)[:, :width]
 
 
 class Rows(Protocol):
@@ -53,6 +66,22 @@ class Rows(Protocol):
 
     def rows(self, start: int, stop: int) -> Float32Array:
         """Rows `start` to `stop`, [n, K] float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixInMemory:
+    """A matrix [N, K] that is there already."""
+
+    values: Float32Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, K]."""
+        return self.values.shape
+
+    def rows(self, start: int, stop: int) -> Float32Array:
+        """Rows `start` to `stop`; not a copy."""
+        return self.values[start:stop]
 
 
 def quantize_matrix(matrix: Rows, rounding: Rounding) -> QuantizedMatrix:
@@ -70,6 +99,7 @@ def quantize_matrix(matrix: Rows, rounding: Rounding) -> QuantizedMatrix:
         packed=np.concatenate([part.packed for part in parts]),
         scales=np.concatenate([part.scales for part in parts]),
         zero_points=np.concatenate(zero_points) if zero_points else None,
+        bits=rounding.bits,
     )
 
 
@@ -80,7 +110,7 @@ def _quantize(weight: Float32Array, rounding: Rounding) -> QuantizedMatrix:
         config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, bits=bits)
         turned = np.ascontiguousarray(weight.T)
         packed, scales, _middle = DefaultWeightOnlyQuantizer(config).qbits_block_quant(turned)
-        return QuantizedMatrix(packed, scales, None)
+        return QuantizedMatrix(packed, scales, None, bits)
     rows, width = weight.shape
     blocks = -(-width // block_size)
     padded = np.pad(weight, ((0, 0), (0, blocks * block_size - width)))
@@ -95,6 +125,7 @@ def _quantize(weight: Float32Array, rounding: Rounding) -> QuantizedMatrix:
         scales=scales.astype(np.float32).reshape(rows, blocks),
         # The builder packs zero points across columns, so it fails where a column has an odd number of blocks.
         zero_points=None if zero_points is None else _pack(zero_points.reshape(rows, blocks), bits),
+        bits=bits,
     )
 
 
@@ -106,3 +137,10 @@ def _pack(values: UInt8Array, bits: int) -> UInt8Array:
         values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
     low, high = values[..., ::2], values[..., 1::2]
     return np.bitwise_or(low, np.left_shift(high, 4), dtype=np.uint8)
+
+
+def _unpack(packed: UInt8Array, bits: int) -> UInt8Array:
+    """The values of `_pack`, along the last axis."""
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

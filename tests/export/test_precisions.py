@@ -1,6 +1,5 @@
 """Every precision, block size and rounding exports, passes the export's own check, and stays near fp32."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +9,12 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.decoder.positions import prompt_positions
-from batchcap.export import decoder
 from batchcap.export.check import DecoderRun
 from batchcap.export.export import export_bundle
 from batchcap.export.options import BLOCK_SIZES, ExportOptions, Precision, RoundingAlgorithm
 from batchcap.records import Float32Array
 from tests.checkpoints import Shape, make_checkpoint
+from tests.export.drawings import drawn_once
 
 CONTEXT = 128
 # Inputs of the products have 160, 128 and 200 values: no whole blocks for most of the sizes, one block, odd numbers.
@@ -40,20 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     """The fp32 bundle; from here on the model builder's graph is the one it was made of, which is always the same."""
     folder = tmp_path_factory.mktemp("exact")
-    run_builder = decoder._run_builder
-
-    def keep(places: list[Path]) -> str:
-        results = places[1:3]
-        if not all((folder / path.name).exists() for path in results):
-            run_builder(places)
-            for path in results:
-                shutil.copyfile(path, folder / path.name)
-        for path in results:
-            shutil.copyfile(folder / path.name, path)
-        return ""
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder, "_run_builder", keep)
+    with drawn_once(folder):
         options = ExportOptions(precision=Precision.FP32, context=CONTEXT)
         yield export_bundle(str(checkpoint), folder / "bundle", options)
 

@@ -20,7 +20,7 @@ from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
 from batchcap.export import quantize
 from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.decoder import draw_graph
+from batchcap.export.decoder import Drawing, draw_decoder
 from batchcap.export.matrices import HEAD
 from batchcap.export.options import (
     ACCURACY_LEVEL,
@@ -30,7 +30,7 @@ from batchcap.export.options import (
     Precision,
     RoundingAlgorithm,
 )
-from batchcap.export.quantize import QuantizedMatrix, quantize_matrix
+from batchcap.export.quantize import quantize_matrix
 from batchcap.export.weights import WeightFile, fill_weights
 from batchcap.records import Float32Array
 from tests.checkpoints import Shape, make_checkpoint
@@ -100,17 +100,6 @@ def rounded_at_once(weight: Float32Array, options: ExportOptions) -> list[NDArra
     return [found[name] for name in done.node[0].input[1:]]
 
 
-def dequantized(matrix: QuantizedMatrix, rows: int, bits: int) -> Float32Array:
-    columns, blocks = matrix.scales.shape
-    values = matrix.packed if bits == 8 else np.stack([matrix.packed & 15, matrix.packed >> 4], axis=-1)
-    middles: NDArray[Any] = np.full((columns, blocks), 1 << bits - 1)
-    if matrix.zero_points is not None:
-        halves = np.stack([matrix.zero_points & 15, matrix.zero_points >> 4], axis=-1)
-        middles = matrix.zero_points if bits == 8 else halves.reshape(columns, -1)[:, :blocks]
-    steps = values.reshape(columns, blocks, -1).astype(np.float32) - middles[..., None]
-    return np.asarray((steps * matrix.scales[..., None]).reshape(columns, -1)[:, :rows].T, np.float32)
-
-
 @pytest.mark.parametrize("rows", [512, 500, 1025 + 256])
 @pytest.mark.parametrize("options", COMBINATIONS, ids=by_name)
 def test_slices_of_a_matrix_give_what_the_whole_gives(
@@ -150,7 +139,7 @@ def test_the_kernel_reads_what_is_written(options: ExportOptions, rows: int) -> 
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     read = session.run(None, {"x": np.eye(rows, dtype=np.float32)})[0]
-    np.testing.assert_allclose(read, dequantized(matrix, rows, bits), atol=1e-5)
+    np.testing.assert_allclose(read, matrix.values(rows).T, atol=1e-5)
     steps = np.abs(matrix.scales).max() * LARGEST_ERROR_STEPS[options.algorithm]
     assert np.abs(read - weight).max() < steps
 
@@ -161,7 +150,7 @@ def test_blocks_of_equal_values_survive(recwarn: pytest.WarningsRecorder) -> Non
     for options in COMBINATIONS:
         matrix = quantize_matrix(InMemory(weight.T), options.rounding(HEAD, 1))
         assert np.isfinite(matrix.scales).all()
-        found = dequantized(matrix, 96, options.precision.bits)
+        found = matrix.values(96).T
         assert (found[:, [0, 2, 3]] == 0).all()
     assert not recwarn.list
 
@@ -193,13 +182,20 @@ def nodes_with_constants(path: Path) -> dict[str, tuple[object, ...]]:
     return nodes
 
 
+_DRAWN: dict[Path, Drawing] = {}
+
+
 def filled(checkpoint: Path, folder: Path, options: ExportOptions) -> Path:
-    """The graph as the export makes it before it adds DeepStack and the arg-max."""
+    """The graph as the export makes it before it adds DeepStack and the arg-max; drawn once for each checkpoint."""
     opened = open_checkpoint(str(checkpoint))
-    (folder / "scratch").mkdir()
-    model, sources = draw_graph(opened, CONTEXT, folder / "scratch")
+    if checkpoint not in _DRAWN:
+        scratch = checkpoint.with_name(f"{checkpoint.name}-drawn")
+        scratch.mkdir()
+        _DRAWN[checkpoint] = draw_decoder(opened, CONTEXT, scratch)
+    drawing = _DRAWN[checkpoint]
+    model = ir.load(drawing.path)
     with WeightFile(folder / "mine.onnx.data") as file:
-        fill_weights(model.graph, sources, opened.tensors, options, file)
+        fill_weights(model.graph, drawing.sources, opened.tensors, options, file)
     ir.save(model, folder / "mine.onnx")
     return folder / "mine.onnx"
 

@@ -1,0 +1,101 @@
+"""Owns the calibration of activation-aware rounding: pictures become prompts with answers, prompts become scales."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from batchcap.bundle import Bundle
+from batchcap.config import VisionConfig, VisionDtype
+from batchcap.export.awq import find_scales
+from batchcap.export.checkpoint import Checkpoint
+from batchcap.export.decoder import GRAPH_FILE, Drawing, fill_decoder
+from batchcap.export.options import ExportOptions
+from batchcap.export.pictures import PictureChoice, load_pictures, pictures_sha256
+from batchcap.export.rollout import PicturePrompt, Rollout
+from batchcap.export.scaling import Scales
+from batchcap.machine import available_cores
+from batchcap.prompt import PromptTemplate
+from batchcap.records import Patches
+from batchcap.vision.encoder import VisionEncoder
+
+log = logging.getLogger(__name__)
+
+ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was found, and what `bundle.json` says of it."""
+
+    scales: Scales
+    facts: dict[str, Any]
+
+
+def calibrate(
+    unfinished: Bundle, checkpoint: Checkpoint, drawing: Drawing, options: ExportOptions, choice: PictureChoice
+) -> Calibration:
+    """Find the scales for a checkpoint by pictures.
+
+    The answers are those of a decoder rounded with the same options and no scales: a draft that takes seconds where the
+    checkpoint itself would take minutes, and whose few other words do not matter here.
+
+    Args:
+        unfinished: a bundle that lacks its decoder.
+        checkpoint: the model.
+        drawing: its decoder's graph.
+        options: how it will be rounded.
+        choice: pictures and prompt.
+
+    Raises:
+        UsageError: no picture can be read, or they do not fit into the bundle's context.
+    """
+    pictures = load_pictures(choice, checkpoint.geometry, unfinished.folder)
+    log.info("calibrating on %d pictures", len(pictures))
+    prompts = picture_prompts(unfinished, pictures, choice.prompt)
+    with tempfile.TemporaryDirectory(prefix="draft-", dir=unfinished.folder) as folder:
+        draft = Path(folder) / "decoder"
+        fill_decoder(drawing, checkpoint.tensors, options, draft)
+        rollout = Rollout(draft / GRAPH_FILE, checkpoint.geometry, unfinished.embeddings(), available_cores())
+        answers = rollout.greedy(prompts, ANSWER_TOKENS)
+    return calibrate_on(
+        unfinished, checkpoint, options, [*zip(prompts, answers, strict=True)], pictures_sha256(choice, pictures)
+    )
+
+
+def calibrate_on(
+    unfinished: Bundle,
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    answered: Sequence[tuple[PicturePrompt, tuple[int, ...]]],
+    inputs_sha256: str,
+) -> Calibration:
+    """Find the scales for a checkpoint by prompts and answers to them.
+
+    Args:
+        unfinished: a bundle that lacks its decoder.
+        checkpoint: the model.
+        options: how its matrices will be rounded.
+        answered: prompts, each with the tokens after it.
+        inputs_sha256: digest of the pictures and what is asked about them.
+    """
+    torch.set_num_threads(available_cores())
+    table = unfinished.embeddings()
+    scales = find_scales(checkpoint, [prompt.continued(answer, table) for prompt, answer in answered], options)
+    return Calibration(scales, {"pictures": len(answered), "inputs_sha256": inputs_sha256, "scaled": len(scales)})
+
+
+def picture_prompts(unfinished: Bundle, pictures: Sequence[Patches], text: str) -> list[PicturePrompt]:
+    """Prompts about pictures, seen by the checkpoint's vision encoder in float32.
+
+    Raises:
+        UsageError: the prompt can't be used.
+    """
+    encoder = VisionEncoder(unfinished, VisionConfig(dtype=VisionDtype.FP32), available_cores())
+    prompt = PromptTemplate.from_bundle(unfinished, text)
+    table = unfinished.embeddings()
+    return [PicturePrompt.of(encoder.encode([picture])[0], prompt, table) for picture in pictures]

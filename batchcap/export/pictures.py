@@ -1,0 +1,110 @@
+"""Owns the pictures that an export looks at: some of the user's own, or a few that come with batchcap."""
+
+import hashlib
+import io
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from batchcap.config import DEFAULT_PROMPT, InputConfig, VisionConfig, VisionDtype
+from batchcap.errors import RowError, UsageError
+from batchcap.geometry import Geometry
+from batchcap.images import load_patches
+from batchcap.manifest.discover import discover
+from batchcap.manifest.parquet import image_row, read_layout, read_rows
+from batchcap.manifest.source import Source, SourceKind, printable_name
+from batchcap.records import ImageRow, Patches
+
+log = logging.getLogger(__name__)
+
+MAX_PICTURES = 24
+_PHOTOGRAPHS = ("astronaut", "cat-chelsea", "coffee", "hubble", "rocket")
+_DRAWN_SIDES_PX = (256, 448)
+_DRAWN_SEED_SPACE = 1 << 37  # no scene that the demo model was trained or is evaluated on
+
+
+@dataclass(frozen=True, slots=True)
+class PictureChoice:
+    """Which pictures to look at, and what to ask about them.
+
+    Attributes:
+        inputs: picture files, folders, Parquet files or patterns; none: the pictures that come with batchcap.
+        count: most pictures that are taken, evenly spread over all there are.
+        prompt: what to ask about each picture.
+        max_visual_tokens: budget a picture.
+    """
+
+    inputs: tuple[str, ...] = ()
+    count: int = MAX_PICTURES
+    prompt: str = DEFAULT_PROMPT
+    max_visual_tokens: int = 256
+
+
+def load_pictures(choice: PictureChoice, geometry: Geometry, exclude: Path) -> list[Patches]:
+    """Read the chosen pictures; `index` counts them. Those that can't be read are left out with a warning.
+
+    Args:
+        choice: which ones.
+        geometry: of the model that will see them.
+        exclude: a folder that is passed over.
+
+    Raises:
+        UsageError: an input does not exist, or none of its pictures can be read.
+    """
+    config = VisionConfig(choice.max_visual_tokens, VisionDtype.FP32)
+    pictures: list[Patches] = []
+    for row in _rows(choice, exclude) if choice.inputs else _own_rows(choice.count):
+        try:
+            pictures.append(load_patches(row, geometry.vision, geometry.image, config))
+        except RowError as error:
+            log.warning("%s is left out: %s", row.id, error.message)
+    if not pictures:
+        raise UsageError(f"no picture in {', '.join(map(printable_name, choice.inputs))} can be read: name others")
+    return pictures
+
+
+def pictures_sha256(choice: PictureChoice, pictures: list[Patches]) -> str:
+    """Digest of all that pictures give to a measurement: their bytes in their order, prompt and budget."""
+    content = [choice.prompt, str(choice.max_visual_tokens), *(picture.sha256 for picture in pictures)]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+
+def _rows(choice: PictureChoice, exclude: Path) -> Iterator[ImageRow]:
+    """Rows of the inputs, evenly spread."""
+    config = InputConfig(choice.inputs)
+    sources = list(discover(config, exclude))
+    total = sum(source.rows for source in sources)
+    count = min(choice.count, total)
+    wanted = [number * total // count for number in range(count)]
+    first = 0
+    for source in sources:
+        for row in wanted:
+            if first <= row < first + source.rows:
+                yield _row(source, row - first, wanted.index(row), config)
+        first += source.rows
+
+
+def _row(source: Source, row: int, index: int, config: InputConfig) -> ImageRow:
+    if source.kind is SourceKind.IMAGE:
+        return ImageRow(index, source.id, str(source.path), 0, path=str(source.path))
+    layout = read_layout(source.path, config)
+    values = next(iter(read_rows(source.path, layout, row, 1)))
+    return image_row(values, layout, (index, source.id, source.path, row))
+
+
+def _own_rows(count: int) -> Iterator[ImageRow]:
+    """The photographs of the package, then drawn scenes, always the same ones."""
+    from batchcap.demo.scenes import compose, draw  # noqa: PLC0415 - seldom needed
+
+    photographs = resources.files("batchcap.demo") / "assets" / "photographs"
+    for index, name in enumerate(_PHOTOGRAPHS[:count]):
+        yield ImageRow(index, name, "batchcap", index, data=(photographs / f"{name}.jpg").read_bytes())
+    for index in range(len(_PHOTOGRAPHS), count):
+        chance = random.Random(_DRAWN_SEED_SPACE + index)  # noqa: S311 - it draws, it keeps no secret
+        width, height = chance.randint(*_DRAWN_SIDES_PX), chance.randint(*_DRAWN_SIDES_PX)
+        buffer = io.BytesIO()
+        draw(compose(chance, width / height), chance, width, height).save(buffer, "PNG")
+        yield ImageRow(index, f"drawn-{index:02}", "batchcap", index, data=buffer.getvalue())
