@@ -110,7 +110,7 @@ def test_every_option_that_is_named_exists() -> None:
     commands = [COMMAND, *COMMAND.commands.values()]  # type: ignore[attr-defined]
     known = {name for one in commands for each in one.params for name in (*each.opts, *each.secondary_opts)}
     for page in PAGES:
-        named = re.findall(r"`[^`]*?(--[a-z][a-z-]+)", without_blocks(text_of(page)))
+        named = re.findall(r"`[^`]*?(--[a-z][a-z0-9-]+)", without_blocks(text_of(page)))
         assert set(named) <= {*known, "--help", "--now"}, page  # --now is systemctl's
 
 
