@@ -1,10 +1,10 @@
 # Everything runs in .venv, which the first target that needs it makes. `make help` lists the targets.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: help install demo test check format docs demo-figures bench-2b clean
+.PHONY: help install demo test check format docs demo-figures bench-2b bench-export bench-rotary clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -12,6 +12,8 @@ help:  ## List the targets
 install: $(VENV)/.installed  ## Make .venv with the tested versions
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "batchcap is tested with Python 3.11 to 3.13: make PYTHON=/path/to/python3.13 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -33,14 +35,21 @@ format: install  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: install  ## Write docs/commands.md anew from the program's help
+docs: install  ## Write docs/commands.md and docs/model.svg anew
 	$(BIN)/python docs/make_commands.py
+	$(BIN)/python docs/make_figure.py
 
 demo-figures: install  ## Exact-match figures of the demo model on 1,000 unseen scenes
 	$(BIN)/python -m batchcap.demo.evaluate
 
 bench-2b: install  ## Caption 64 photographs with a random model of 2B size; makes 6 GiB in benchmarks/work
 	$(BIN)/python benchmarks/real_size.py
+
+bench-export: install  ## Time and memory of exports of 4B and 8B with random weights; takes 44 GiB in benchmarks/work
+	$(BIN)/python benchmarks/export_memory.py
+
+bench-rotary: install  ## The rotary table beside computing it anew
+	$(BIN)/python benchmarks/rotary.py
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

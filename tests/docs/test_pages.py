@@ -61,6 +61,11 @@ def test_the_commands_page_is_what_the_program_prints() -> None:
     assert set(made["COMMANDS"]) == {"", *COMMAND.commands}  # type: ignore[attr-defined]
 
 
+def test_the_figure_is_what_its_script_draws() -> None:
+    made = runpy.run_path(str(PROJECT / "docs" / "make_figure.py"))
+    assert text_of("docs/model.svg") == made["figure"](), "run `make docs`"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(text_of(page))):
