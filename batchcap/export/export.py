@@ -39,7 +39,7 @@ from batchcap.export.matrices import matrix_name
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.pictures import PictureChoice
 from batchcap.export.scaling import scaled_tensors, write_scales
-from batchcap.export.scratch import require_space, scratch_folder
+from batchcap.export.scratch import put_in_place, require_space, scratch_folder
 from batchcap.export.tensors import VISION, embedding_tensor, read_file, vision_tensors, write_npy, write_safetensors
 from batchcap.export.vision_graph import write_vision_graph, write_vision_graph_int8
 
@@ -89,13 +89,11 @@ def export_bundle(
             require_space(scratch, _working_bytes(opened, options))
             folder = scratch / "bundle"
             folder.mkdir()
-            _write_parts(opened, folder)
+            write_parts(opened, folder)
             precision = write_decoder(opened, options, folder, calibrate)
             _describe(opened, options, folder, precision)
             _sync(folder)
-            if output.exists():
-                output.rename(scratch / "replaced")
-            folder.rename(output)
+            put_in_place(folder, output)
             _sync_folder(output.parent)
     except OSError as error:
         raise BatchcapError(
@@ -155,7 +153,8 @@ def write_decoder(
         return {**options.precision_facts(), "awq": found.facts}
 
 
-def _write_parts(checkpoint: Checkpoint, folder: Path) -> None:
+def write_parts(checkpoint: Checkpoint, folder: Path) -> None:
+    """Make every part of a bundle but the decoder and the description."""
     log.info("copying vision weights, token embeddings and processor files of %s", checkpoint.name)
     _copy_processor_files(checkpoint.folder, folder)
     (folder / VISION_FILE).parent.mkdir()

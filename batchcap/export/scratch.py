@@ -1,6 +1,8 @@
 """Owns the hidden folder beside a bundle in which the bundle grows: one export at a time, nothing left behind."""
 
+import ctypes
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from batchcap.errors import BatchcapError, LockedError
 
 _LOCK_FILE = "lock"
 _GIB = 1 << 30
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux, fcntl.h and linux/fs.h
 
 
 @contextmanager
@@ -57,3 +60,27 @@ def require_space(folder: Path, needed_bytes: int) -> None:
             f"the export needs {needed_bytes / _GIB:.1f} GiB at {folder.absolute()} while it works "
             f"and {free_bytes / _GIB:.1f} GiB are free: free space or choose another --output"
         )
+
+
+def put_in_place(folder: Path, output: Path) -> None:
+    """Move a finished bundle to its place; the one that is there changes places with it in one step.
+
+    A file system that can't exchange two folders sees the old one moved away first; a kill between the two moves
+    leaves no bundle then, and never half of one.
+
+    Raises:
+        OSError: it can't be moved.
+    """
+    if not output.exists():
+        folder.rename(output)
+    elif not _exchange(folder, output):
+        output.rename(folder.with_name("replaced"))
+        folder.rename(output)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether two folders have changed places, which the C library and the file system must know how to do."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return (
+        rename is not None and rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    )

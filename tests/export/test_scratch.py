@@ -16,7 +16,7 @@ from batchcap.errors import BatchcapError, LockedError
 from batchcap.export import scratch
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions
-from batchcap.export.scratch import require_space, scratch_folder
+from batchcap.export.scratch import put_in_place, require_space, scratch_folder
 from tests.checkpoints import Shape, make_checkpoint
 
 OPTIONS = ExportOptions(block_size=32, context=64)
@@ -119,3 +119,31 @@ def test_a_full_disk_is_noticed_before_the_work(
 def test_room_that_is_there_is_enough(tmp_path: Path) -> None:
     stat = os.statvfs(tmp_path)
     require_space(tmp_path, stat.f_bavail * stat.f_frsize // 2)
+
+
+def two_folders(folder: Path) -> tuple[Path, Path]:
+    for name in ("new", "old"):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text(name)
+    return folder / "new", folder / "old"
+
+
+def test_a_bundle_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename(_path: Path, _target: Path) -> Path:
+        raise AssertionError("between two renames there would be no bundle")
+
+    new, old = two_folders(tmp_path)
+    monkeypatch.setattr(Path, "rename", rename)
+    put_in_place(new, old)
+    assert [(path / "file").read_text() for path in (new, old)] == ["old", "new"]
+
+
+def test_a_bundle_is_replaced_where_folders_can_not_be_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, old = two_folders(tmp_path)
+    monkeypatch.setattr(scratch, "_exchange", lambda _one, _other: False)
+    put_in_place(new, old)
+    assert (old / "file").read_text() == "new"
+    assert not new.exists()
+    assert (tmp_path / "replaced" / "file").read_text() == "old"
