@@ -11,10 +11,13 @@ from typing import Any
 from batchcap.bundle import sha256_of
 from batchcap.errors import CheckpointError
 from batchcap.export.inventory import require_tensors
+from batchcap.export.soundness import require_dense_qwen3_vl, require_model_folder, require_sound
 from batchcap.export.tensors import StoredTensor, read_index, weight_files
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 
-MODEL_TYPE = "qwen3_vl"
+DEFAULT_HEAD_DIM = 128  # transformers, Qwen3VLTextConfig
+# What reading a value of another type than expected, or one that is not there, raises.
+_MISTYPED = (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -59,14 +62,19 @@ def open_checkpoint(checkpoint: str) -> Checkpoint:
         CheckpointError: it is missing, broken, incomplete, or not a dense Qwen3-VL.
     """
     folder = _locate(checkpoint)
+    require_model_folder(folder)
     config = _read_json(folder / "config.json")
-    _require_dense_qwen3_vl(config, checkpoint)
-    tensors = read_index(folder)
     try:
-        geometry = _geometry(folder, config)
-        _require_sound(geometry, config)
+        require_dense_qwen3_vl(config, checkpoint)
+    except _MISTYPED as error:
+        raise CheckpointError(f"{folder / 'config.json'} lacks or mistypes {error}") from None
+    tensors = read_index(folder)
+    images = _read_json(folder / "preprocessor_config.json")
+    try:
+        geometry = _geometry(folder, config, _image_settings(folder, images))
+        require_sound(geometry, config, images)
         require_tensors(tensors, geometry, config)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except _MISTYPED as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks or mistypes {error}") from None
     name = checkpoint if not Path(checkpoint).is_dir() else folder.resolve().name
     return Checkpoint(folder, name, config, geometry, tensors)
@@ -76,6 +84,8 @@ def _locate(checkpoint: str) -> Path:
     folder = Path(checkpoint)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise CheckpointError(f"{checkpoint} is a file: give the folder of the checkpoint, with its config.json")
     if folder.exists() or not _HUB_NAME.fullmatch(checkpoint):
         raise CheckpointError(f"there is no checkpoint folder at {checkpoint}")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for names on the hub
@@ -103,30 +113,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _require_dense_qwen3_vl(config: dict[str, Any], checkpoint: str) -> None:
-    model_type = config.get("model_type")
-    if model_type == "qwen3_vl_moe":
-        raise CheckpointError(f"{checkpoint} is a mixture-of-experts Qwen3-VL; batchcap exports the dense ones")
-    if model_type != MODEL_TYPE or "text_config" not in config or "vision_config" not in config:
-        raise CheckpointError(f"{checkpoint} is of type {model_type!r}; batchcap exports dense Qwen3-VL ({MODEL_TYPE})")
-    text = config["text_config"]
-    rope = _rope(text)
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in ("default", "mrope"):
-        raise CheckpointError(f"{checkpoint} stretches its positions ({rope_type}); batchcap exports plain mRoPE only")
-    if "mrope_section" not in rope:
-        raise CheckpointError(f"the config.json of {checkpoint} has no mrope_section: it is not a whole Qwen3-VL")
-
-
-def _rope(text: dict[str, Any]) -> dict[str, Any]:
-    """As `rope_scaling` (transformers 4) or `rope_parameters` (5); the model builder reads both."""
-    rope: dict[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    return rope
-
-
-def _geometry(folder: Path, config: dict[str, Any]) -> Geometry:
+def _geometry(folder: Path, config: dict[str, Any], image: ImageSettings) -> Geometry:
     text, vision = config["text_config"], config["vision_config"]
-    images = _read_json(folder / "preprocessor_config.json")
     heads = int(text["num_attention_heads"])
     return Geometry(
         text=TextGeometry(
@@ -134,7 +122,7 @@ def _geometry(folder: Path, config: dict[str, Any]) -> Geometry:
             hidden_size=int(text["hidden_size"]),
             heads=heads,
             kv_heads=int(text["num_key_value_heads"]),
-            head_dim=int(text.get("head_dim") or text["hidden_size"] // heads),
+            head_dim=int(text.get("head_dim", DEFAULT_HEAD_DIM) or text["hidden_size"] // heads),
             vocab_size=int(text["vocab_size"]),
         ),
         vision=VisionGeometry(
@@ -151,7 +139,7 @@ def _geometry(folder: Path, config: dict[str, Any]) -> Geometry:
             position_side=math.isqrt(int(vision["num_position_embeddings"])),
             hidden_act=str(vision["hidden_act"]),
         ),
-        image=_image_settings(images),
+        image=image,
         tokens=TokenIds(
             image_pad=int(config["image_token_id"]),
             vision_start=int(config["vision_start_token_id"]),
@@ -161,37 +149,20 @@ def _geometry(folder: Path, config: dict[str, Any]) -> Geometry:
     )
 
 
-def _require_sound(geometry: Geometry, config: dict[str, Any]) -> None:
-    """Numbers that must fit each other; a graph made of others fails late or computes something else."""
-    text, vision = geometry.text, geometry.vision
-    levels, sections = vision.deepstack_levels, _rope(config["text_config"])["mrope_section"]
-    unsound = {
-        "num_position_embeddings must be a square": vision.position_side**2
-        == int(config["vision_config"]["num_position_embeddings"]),
-        "out_hidden_size must be the language model's hidden_size": vision.out_hidden_size == text.hidden_size,
-        "the vision tower's num_heads must divide its hidden_size": vision.hidden_size % vision.heads == 0,
-        "the vision tower's head size must be a multiple of 4": vision.head_dim % 4 == 0,
-        "num_key_value_heads must divide num_attention_heads": text.heads % text.kv_heads == 0,
-        "mrope_section must add up to half of head_dim": 2 * sum(sections) == text.head_dim,
-        "deepstack_visual_indexes must name different blocks in rising order": list(levels) == sorted(set(levels))
-        and all(0 <= level < vision.depth for level in levels),
-        "there must be a decoder layer for each of deepstack_visual_indexes": len(levels) <= text.layers,
-    }
-    for rule, kept in unsound.items():
-        if not kept:
-            raise CheckpointError(f"config.json contradicts itself: {rule}")
-
-
-def _image_settings(images: dict[str, Any]) -> ImageSettings:
-    # In Qwen's files these two are areas in pixels, whatever their names say.
-    size = images["size"]
-    mean, std = ([float(value) for value in images[key]] for key in ("image_mean", "image_std"))
-    return ImageSettings(
-        min_area_px=int(size["shortest_edge"]),
-        max_area_px=int(size["longest_edge"]),
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
-    )
+def _image_settings(folder: Path, images: dict[str, Any]) -> ImageSettings:
+    """Areas in pixels, whatever the two sizes' names say; `min_pixels` and `max_pixels` of older files come first."""
+    try:
+        size = images.get("size") or {}
+        smallest, largest = images.get("min_pixels"), images.get("max_pixels")
+        mean, std = ([float(value) for value in images[key]] for key in ("image_mean", "image_std"))
+        return ImageSettings(
+            min_area_px=int(size["shortest_edge"] if smallest is None else smallest),
+            max_area_px=int(size["longest_edge"] if largest is None else largest),
+            mean=(mean[0], mean[1], mean[2]),
+            std=(std[0], std[1], std[2]),
+        )
+    except (*_MISTYPED, IndexError) as error:
+        raise CheckpointError(f"{folder / 'preprocessor_config.json'} lacks or mistypes {error}") from None
 
 
 def _stop_tokens(folder: Path, text: dict[str, Any]) -> tuple[int, ...]:

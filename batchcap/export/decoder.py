@@ -27,6 +27,30 @@ log = logging.getLogger(__name__)
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 _LOG_LINES = 12
+# The keys of transformers' Qwen3VLTextConfig that shape the graph; `rope_theta` and `rope_scaling` are of version 4.
+_TEXT_KEYS = frozenset(
+    (
+        "attention_bias",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "hidden_act",
+        "hidden_size",
+        "initializer_range",
+        "intermediate_size",
+        "model_type",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "pad_token_id",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "tie_word_embeddings",
+        "vocab_size",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +109,17 @@ def fill_decoder(drawing: Drawing, tensors: Mapping[str, Rows], options: ExportO
 
 
 def _stage(checkpoint: Checkpoint, context: int, staging: Path) -> None:
-    """The checkpoint's configuration with fewer positions: the rotary tables of the real ones take 134 MB."""
+    """The checkpoint's configuration as the model builder may see it.
+
+    It gets fewer positions, since the rotary tables of the real ones take 134 MB, and only the keys that Qwen3-VL has:
+    the builder obeys some that transformers ignores, `layer_types` and `attn_logit_softcapping` for instance.
+    """
     staging.mkdir()
     for path in checkpoint.folder.iterdir():
         if path.is_file() and path.suffix != ".safetensors" and path.name != "config.json":
             (staging / path.name).symlink_to(path.resolve())
-    text = {**checkpoint.config["text_config"], "max_position_embeddings": context}
+    text = {name: value for name, value in checkpoint.config["text_config"].items() if name in _TEXT_KEYS}
+    text |= {"max_position_embeddings": context, "head_dim": checkpoint.geometry.text.head_dim}
     config = {**checkpoint.config, "text_config": text}
     (staging / "config.json").write_text(json.dumps(config), encoding="utf-8")
 

@@ -3,6 +3,7 @@
 Names and shapes follow `Qwen3VLForConditionalGeneration` of transformers, in `canonical_name`'s spelling.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from batchcap.export.tensors import FLOAT_TYPES, StoredTensor
 from batchcap.geometry import Geometry, TextGeometry, VisionGeometry
 
 Shape = tuple[int, ...]
+FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 def require_tensors(tensors: dict[str, StoredTensor], geometry: Geometry, config: dict[str, Any]) -> None:
@@ -32,6 +34,11 @@ def require_tensors(tensors: dict[str, StoredTensor], geometry: Geometry, config
             raise CheckpointError(
                 f"the tensor {name} is {stored.dtype}; batchcap exports checkpoints in BF16, F16 or F32: "
                 "take the one that was not quantized"
+            )
+        if stored.nbytes != math.prod(shape) * FLOAT_BYTES[stored.dtype]:
+            raise CheckpointError(
+                f"the tensor {name} takes {stored.nbytes} bytes in {stored.path}, which are not those of "
+                f"{list(shape)} in {stored.dtype}: copy the checkpoint again"
             )
 
 

@@ -2,17 +2,22 @@
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from batchcap.errors import CheckpointError
 from batchcap.export.checkpoint import open_checkpoint
-from batchcap.geometry import Geometry
+from batchcap.export.inventory import expected_tensors
+from batchcap.export.soundness import VISION_ACTIVATIONS
+from batchcap.export.tensors import canonical_name
+from batchcap.export.vision_graph import ACTIVATIONS as ONNX_ACTIVATIONS
+from batchcap.vision.tower import ACTIVATIONS as TORCH_ACTIVATIONS
 from tests.checkpoints import DATA, Shape, make_checkpoint, write_hollow_weights
 
 Config = dict[str, Any]
@@ -30,45 +35,140 @@ def edit(folder: Path, change: Callable[[Config], Any], name: str = "config.json
     (folder / name).write_text(json.dumps(content))
 
 
-def refuse_moe(config: Config) -> None:
-    config["model_type"] = "qwen3_vl_moe"
+def text(**values: object) -> Callable[[Config], None]:
+    """An edit of config.json's text_config."""
+    return lambda config: config["text_config"].update(values)
 
 
-def refuse_another_family(config: Config) -> None:
-    config["model_type"] = "qwen2_5_vl"
+def vision(**values: object) -> Callable[[Config], None]:
+    return lambda config: config["vision_config"].update(values)
 
 
-def refuse_yarn(config: Config) -> None:
-    config["text_config"]["rope_parameters"]["rope_type"] = "yarn"
+def whole(**values: object) -> Callable[[Config], None]:
+    return lambda config: config.update(values)
 
 
-def refuse_without_sections(config: Config) -> None:
-    del config["text_config"]["rope_parameters"]["mrope_section"]
+def rope(**values: object) -> Callable[[Config], None]:
+    return lambda config: config["text_config"]["rope_parameters"].update(values)
 
 
-def refuse_without_heads(config: Config) -> None:
-    del config["text_config"]["num_attention_heads"]
+def without(part: str, name: str) -> Callable[[Config], None]:
+    return lambda config: config[part].pop(name)
 
 
-def refuse_without_vision(config: Config) -> None:
-    del config["vision_config"]
+def quantized(method: str) -> Callable[[Config], None]:
+    return whole(quantization_config={"quant_method": method})
 
 
-REFUSED = {
-    refuse_moe: "mixture-of-experts",
-    refuse_another_family: "of type 'qwen2_5_vl'; batchcap exports dense Qwen3-VL",
-    refuse_yarn: "stretches its positions",
-    refuse_without_sections: "no mrope_section",
-    refuse_without_heads: "lacks or mistypes 'num_attention_heads'",
-    refuse_without_vision: "batchcap exports dense Qwen3-VL",
+# What is wrong: the edit of config.json, and what the message must say.
+REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
+    "mixture of experts": (whole(model_type="qwen3_vl_moe"), "mixture-of-experts"),
+    "experts under a dense name": (text(num_experts=128), "mixture-of-experts"),
+    "another family": (whole(model_type="qwen2_5_vl"), "of type 'qwen2_5_vl'; batchcap exports dense Qwen3-VL"),
+    "text alone": (lambda config: config.pop("vision_config"), "batchcap exports dense Qwen3-VL"),
+    "fp8": (quantized("fp8"), r"was quantized before \(fp8\): give the checkpoint it was made from, in BF16"),
+    "bitsandbytes": (quantized("bitsandbytes"), r"was quantized before \(bitsandbytes\)"),
+    "quantized text": (text(quantization_config={"bits": 8}), r"was quantized before \(by a method it does not name\)"),
+    "stretched positions": (rope(rope_type="yarn"), "stretches its positions"),
+    "no sections": (lambda config: config["text_config"]["rope_parameters"].pop("mrope_section"), "no mrope_section"),
+    "no heads": (without("text_config", "num_attention_heads"), "lacks or mistypes 'num_attention_heads'"),
+    "no head": (text(num_attention_heads=0), "at least 1"),
+    "layers in words": (text(num_hidden_layers="many"), "lacks or mistypes .*many"),
+    "no object": (whole(text_config=[]), "lacks or mistypes"),
+    "kv heads": (text(num_key_value_heads=3), "num_key_value_heads must divide num_attention_heads"),
+    "sections": (rope(mrope_section=[6, 5, 4]), "mrope_section must be three numbers that add up to half of head_dim"),
+    "two sections": (rope(mrope_section=[8, 8]), "mrope_section must be three numbers"),
+    "narrow heads": (
+        lambda config: (text(head_dim=12)(config), rope(mrope_section=[2, 2, 2])(config)),
+        "head_dim must be a multiple of 8, not 12",
+    ),
+    "token ids": (whole(image_token_id=151655), "ids of the picture's tokens must be below vocab_size"),
+    "text activation": (text(hidden_act="quick_gelu"), "hidden_act of the language model is 'quick_gelu', not one of"),
+    "vision activation": (vision(hidden_act="silu"), "hidden_act of the vision tower is 'silu', not one of"),
+    "positions": (vision(num_position_embeddings=63), "num_position_embeddings must be a square"),
+    "vision width": (vision(out_hidden_size=64), "out_hidden_size must be the language model's hidden_size"),
+    "vision heads": (vision(num_heads=3), "num_heads must divide its hidden_size"),
+    "narrow vision heads": (vision(num_heads=32), "vision tower's head size must be a multiple of 4, not 2"),
+    "channels": (vision(in_channels=4), "pictures have 3 channels, not 4"),
+    "levels in disorder": (vision(deepstack_visual_indexes=[2, 1]), "different blocks in rising order"),
+    "a level too deep": (vision(deepstack_visual_indexes=[4]), "different blocks in rising order"),
+    "more levels than layers": (text(num_hidden_layers=2), "a decoder layer for each of deepstack_visual_indexes"),
+    "patches": (vision(patch_size=14), "patch_size is 16, and the vision tower has 14"),
+    "merge": (vision(spatial_merge_size=4), "merge_size is 2, and the vision tower has 4"),
+    "frames": (vision(temporal_patch_size=1), "temporal_patch_size is 2, and the vision tower has 1"),
+    "a shape": (text(intermediate_size=300), r"gate_proj.weight has the shape \[256, 128\], and .* \[300, 128\]"),
+    "a missing tensor": (text(num_hidden_layers=5), "no tensor language_model.layers.4.self_attn.q_proj.weight"),
+    "a missing head": (whole(tie_word_embeddings=False), "no tensor lm_head.weight"),
+    "a missing bias": (text(attention_bias=True), "no tensor language_model.layers.0.self_attn.q_proj.bias"),
 }
 
 
-@pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
-def test_configurations_refused(copy: Path, change: Callable[[Config], None]) -> None:
+@pytest.mark.parametrize("what", REFUSED)
+def test_configurations_refused(copy: Path, what: str) -> None:
+    change, message = REFUSED[what]
     edit(copy, change)
-    with pytest.raises(CheckpointError, match=REFUSED[change]):
+    with pytest.raises(CheckpointError, match=message):
         open_checkpoint(str(copy))
+
+
+PICTURES_REFUSED: dict[str, tuple[Config, str]] = {
+    "no resize": ({"do_resize": False}, "with do_resize True, and not with False"),
+    "another resampling": ({"resample": 2}, "with resample 3, and not with 2"),
+    "one mean": ({"image_mean": [0.5]}, "lacks or mistypes"),
+    "no size": ({"size": None}, r"preprocessor_config\.json lacks or mistypes 'shortest_edge'"),
+    "four means": ({"image_mean": [0.5] * 4}, "one number for each channel"),
+}
+
+
+@pytest.mark.parametrize("what", PICTURES_REFUSED)
+def test_picture_settings_refused(copy: Path, what: str) -> None:
+    change, message = PICTURES_REFUSED[what]
+    edit(copy, lambda images: images.update(change), "preprocessor_config.json")
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(copy))
+
+
+def test_older_names_of_the_areas_come_first(copy: Path) -> None:
+    """As in transformers' image processor."""
+    edit(copy, lambda images: images.update(min_pixels=4096, max_pixels=65536), "preprocessor_config.json")
+    image = open_checkpoint(str(copy)).geometry.image
+    processor = Qwen2VLImageProcessorPil.from_pretrained(copy)
+    assert (image.min_area_px, image.max_area_px) == (4096, 65536)
+    assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (4096, 65536)
+
+
+# What people take for a checkpoint: the files in the folder, and what the message must say.
+NO_CHECKPOINTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "nothing": ((), "is empty: copy the checkpoint into it first"),
+    "GGUF": (("model-Q4_K_M.gguf", "mmproj.gguf"), r"GGUF files, which are for llama\.cpp"),
+    "GGUF with a configuration": (("config.json", "model.gguf"), "GGUF files"),
+    "an adapter": (
+        ("adapter_config.json", "adapter_model.safetensors", "README.md"),
+        r"is an adapter \(LoRA\), .*merge",
+    ),
+    "an adapter without weights": (("adapter_config.json",), r"is an adapter \(LoRA\)"),
+    "a bundle": (("bundle.json", "config.json"), "is a bundle already: pass it to `batchcap caption` with --model"),
+    "pickles": (("config.json", "pytorch_model.bin"), "save them as safetensors first"),
+    "pictures": (("a.jpg", "b.jpg"), r"config\.json is missing"),
+}
+
+
+@pytest.mark.parametrize("what", NO_CHECKPOINTS)
+def test_folders_that_are_no_checkpoint(tmp_path: Path, what: str) -> None:
+    files, message = NO_CHECKPOINTS[what]
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(tmp_path))
+
+
+def test_a_file_is_no_checkpoint(copy: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a file: give the folder"):
+        open_checkpoint(str(copy / "model.safetensors"))
+
+
+def test_known_activations_are_those_of_the_encoders() -> None:
+    assert set(VISION_ACTIVATIONS) == set(TORCH_ACTIVATIONS) == set(ONNX_ACTIVATIONS)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors"])
@@ -86,6 +186,39 @@ def test_cut_weights(copy: Path) -> None:
         open_checkpoint(str(copy))
 
 
+def rewrite_header(path: Path, change: Callable[[Config], Any]) -> None:
+    """Edit the JSON header of a safetensors file; the tensors stay where they are."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+NORM = "model.language_model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header: header.pop(NORM), r"has no tensor language_model\.norm\.weight \[128\]: copy it again"),
+        (lambda header: header[NORM].update(dtype="F8_E4M3"), "is F8_E4M3; .*take the one that was not quantized"),
+        (lambda header: header[NORM].update(shape=[64]), r"has the shape \[64\], and config.json promises \[128\]"),
+        (
+            lambda header: header[NORM].update(dtype="F16"),
+            r"takes 512 bytes in .*, which are not those of \[128\] in F16",
+        ),
+        (lambda header: header[NORM].pop("data_offsets"), "is not a whole safetensors file"),
+    ],
+    ids=["missing", "fp8", "shape", "bytes", "no place"],
+)
+def test_tensors_refused(copy: Path, change: Callable[[Config], Any], message: str) -> None:
+    rewrite_header(copy / "model.safetensors", change)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(copy))
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x05\0\0\0\0\0\0\0[]   "])
 def test_weights_that_are_not_safetensors(copy: Path, content: bytes) -> None:
     (copy / "model.safetensors").write_bytes(content)
@@ -93,10 +226,16 @@ def test_weights_that_are_not_safetensors(copy: Path, content: bytes) -> None:
         open_checkpoint(str(copy))
 
 
-def test_a_missing_shard(tmp_path: Path) -> None:
+def test_a_shard_cut_short_and_then_missing(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "sharded", max_shard_size="1MB")
     open_checkpoint(str(checkpoint))
     lost = sorted(checkpoint.glob("model-*.safetensors"))[1]
+    with lost.open("r+b") as file:
+        file.truncate(lost.stat().st_size // 2)
+    with pytest.raises(
+        CheckpointError, match=f"{lost.name} is not a whole safetensors file .it ends inside the tensor"
+    ):
+        open_checkpoint(str(checkpoint))
     lost.unlink()
     with pytest.raises(CheckpointError, match=f"{lost.name} is missing"):
         open_checkpoint(str(checkpoint))
@@ -141,17 +280,47 @@ def test_stop_tokens_of_the_configuration(copy: Path) -> None:
     assert open_checkpoint(str(copy)).geometry.tokens.stop == (9,)
 
 
-def test_the_real_files_of_2b(copy: Path) -> None:
+def published_32b() -> Config:
+    """The configuration of Qwen3-VL-32B-Instruct: its published numbers in the frame of the 8B file.
+
+    Source: config.json of huggingface.co/Qwen/Qwen3-VL-32B-Instruct.
+    """
+    config: Config = json.loads((DATA / "config-8B.json").read_text(encoding="utf-8"))
+    text(hidden_size=5120, num_hidden_layers=64, num_attention_heads=64, intermediate_size=25600)(config)
+    vision(out_hidden_size=5120)(config)
+    return config
+
+
+# Size: layers, hidden size, heads, tied head, DeepStack levels.
+PUBLISHED = {
+    "2B": (28, 2048, 16, True, (5, 11, 17)),
+    "4B": (36, 2560, 32, True, (5, 11, 17)),
+    "8B": (36, 4096, 32, False, (8, 16, 24)),
+    "32B": (64, 5120, 64, False, (8, 16, 24)),
+}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_the_published_sizes(tmp_path: Path, size: str) -> None:
+    """Names and shapes are those of transformers' model, and a checkpoint with them opens."""
+    layers, hidden, heads, tied, levels = PUBLISHED[size]
     for name in ("generation_config.json", "preprocessor_config.json"):
-        shutil.copyfile(DATA / name, copy / name)
-    shutil.copyfile(DATA / "config-2B.json", copy / "config.json")
-    config = Qwen3VLConfig.from_pretrained(copy)
+        shutil.copyfile(DATA / name, tmp_path / name)
+    config = published_32b() if size == "32B" else json.loads((DATA / f"config-{size}.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config)
-    write_hollow_weights(copy, {name: tuple(tensor.shape) for name, tensor in model.named_parameters()})
-    geometry: Geometry = open_checkpoint(str(copy)).geometry
-    assert (geometry.text.layers, geometry.text.hidden_size, geometry.text.head_dim) == (28, 2048, 128)
-    assert geometry.vision.deepstack_levels == (5, 11, 17)
+        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(tmp_path))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    write_hollow_weights(tmp_path, shapes)
+    opened = open_checkpoint(str(tmp_path))
+    geometry = opened.geometry
+    expected = list(expected_tensors(geometry, config))
+    assert dict(expected) == {canonical_name(name): shape for name, shape in shapes.items()}
+    assert len(expected) == len(dict(expected))
+    assert (geometry.text.layers, geometry.text.hidden_size, geometry.text.heads) == (layers, hidden, heads)
+    assert (geometry.text.kv_heads, geometry.text.head_dim, geometry.text.vocab_size) == (8, 128, 151936)
+    assert ("lm_head.weight" in opened.tensors) is not tied
+    assert geometry.vision.deepstack_levels == levels
     assert (geometry.vision.position_side, geometry.vision.token_side_px) == (48, 32)
     assert (geometry.image.min_area_px, geometry.image.max_area_px) == (65536, 16777216)
     assert geometry.tokens.stop == (151645, 151643)

@@ -1,0 +1,200 @@
+"""Owns the refusals: what is no whole dense Qwen3-VL, or is one that can't be exported, before any work.
+
+The limits of ONNX Runtime's operators were found by trying (tests/export/test_geometries.py keeps to them).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from batchcap.errors import CheckpointError
+from batchcap.geometry import Geometry, TextGeometry, VisionGeometry
+
+MODEL_TYPE = "qwen3_vl"
+# The activations that transformers and the model builder both know under one name.
+TEXT_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu")
+VISION_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
+HEAD_MULTIPLE = 8  # of a decoder head's width: GroupQueryAttention, ONNX Runtime 1.32, CPU
+VISION_HEAD_MULTIPLE = 4  # of a vision head's width: a rotation of rows and one of columns, of pairs each
+CHANNELS = 3
+# How the image processor prepares pictures; batchcap.images does the same and nothing else. 3 is bicubic.
+PICTURE_STEPS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+}
+
+
+def require_model_folder(folder: Path) -> None:
+    """Say of a folder without weights what it is, if it is something that people take for a checkpoint.
+
+    Raises:
+        CheckpointError: it is a bundle, an adapter, in another format, or empty.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if any(
+        name.endswith((".safetensors", ".safetensors.index.json")) for name in names - {"adapter_model.safetensors"}
+    ):
+        return
+    if "bundle.json" in names:
+        raise CheckpointError(f"{folder} is a bundle already: pass it to `batchcap caption` with --model")
+    if "adapter_config.json" in names:
+        raise CheckpointError(
+            f"{folder} is an adapter (LoRA), not a whole model: merge it into the model it was trained for "
+            "(`merge_and_unload` of peft), save that, and give its folder"
+        )
+    if any(name.endswith(".gguf") for name in names):
+        raise CheckpointError(
+            f"{folder} holds GGUF files, which are for llama.cpp: give the checkpoint they were made from, a folder "
+            "with config.json and safetensors"
+        )
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        raise CheckpointError(
+            f"{folder} holds its weights as pickles, which may run any program: save them as safetensors first "
+            "(`save_pretrained` of transformers)"
+        )
+    if not names:
+        raise CheckpointError(f"{folder} is empty: copy the checkpoint into it first")
+
+
+def require_dense_qwen3_vl(config: dict[str, Any], checkpoint: str) -> None:
+    """Look at what kind of model a configuration describes.
+
+    Raises:
+        CheckpointError: it is none of Qwen3-VL's dense models, or rotates or stores its weights in another way.
+    """
+    model_type = config.get("model_type")
+    if model_type == "qwen3_vl_moe" or _part(config, "text_config").get("num_experts"):
+        raise CheckpointError(f"{checkpoint} is a mixture-of-experts Qwen3-VL; batchcap exports the dense ones")
+    if model_type != MODEL_TYPE or "text_config" not in config or "vision_config" not in config:
+        raise CheckpointError(f"{checkpoint} is of type {model_type!r}; batchcap exports dense Qwen3-VL ({MODEL_TYPE})")
+    _require_plain_weights(config, checkpoint)
+    rope = rope_of(config["text_config"])
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "mrope"):
+        raise CheckpointError(f"{checkpoint} stretches its positions ({rope_type}); batchcap exports plain mRoPE only")
+    if "mrope_section" not in rope:
+        raise CheckpointError(f"the config.json of {checkpoint} has no mrope_section: it is not a whole Qwen3-VL")
+
+
+def _require_plain_weights(config: dict[str, Any], checkpoint: str) -> None:
+    for part in (config, _part(config, "text_config"), _part(config, "vision_config")):
+        quantization = part.get("quantization_config") or part.get("compression_config")
+        if quantization:
+            method = _part(part, "quantization_config").get("quant_method", "by a method it does not name")
+            raise CheckpointError(
+                f"{checkpoint} was quantized before ({method}): give the checkpoint it was made from, in BF16, F16 or "
+                "F32; `batchcap export` quantizes by itself"
+            )
+
+
+def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a configuration; an empty one where it is missing or no object."""
+    part = config.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def rope_of(text: dict[str, Any]) -> dict[str, Any]:
+    """As `rope_scaling` (transformers 4) or `rope_parameters` (5); the model builder reads both."""
+    rope: dict[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    return rope
+
+
+def require_sound(geometry: Geometry, config: dict[str, Any], images: dict[str, Any]) -> None:
+    """Numbers that must fit each other; a graph made of others fails late or computes something else.
+
+    Args:
+        geometry: as read from the two files.
+        config: config.json.
+        images: preprocessor_config.json.
+
+    Raises:
+        CheckpointError: a rule is broken.
+    """
+    text, vision = geometry.text, geometry.vision
+    for path, rules in (
+        ("config.json contradicts itself", _text_rules(text, config)),
+        ("config.json contradicts itself", _vision_rules(vision, text, config)),
+        ("this checkpoint can't be exported", _limits(geometry, config)),
+        ("preprocessor_config.json does not fit", _picture_rules(vision, images)),
+    ):
+        for rule, kept in rules.items():
+            if not kept:
+                raise CheckpointError(f"{path}: {rule}")
+
+
+def _text_rules(text: TextGeometry, config: dict[str, Any]) -> dict[str, bool]:
+    sections = rope_of(config["text_config"])["mrope_section"]
+    tokens = [int(config[f"{name}_token_id"]) for name in ("image", "vision_start", "vision_end")]
+    sizes = (text.layers, text.hidden_size, text.heads, text.kv_heads, text.head_dim, text.vocab_size)
+    return {
+        "every size of the language model must be at least 1": min(sizes) >= 1,
+        "num_key_value_heads must divide num_attention_heads": text.heads % max(1, text.kv_heads) == 0,
+        "mrope_section must be three numbers that add up to half of head_dim": len(sections) == 3
+        and min(sections) >= 0
+        and 2 * sum(sections) == text.head_dim,
+        "the ids of the picture's tokens must be below vocab_size": all(0 <= id_ < text.vocab_size for id_ in tokens),
+    }
+
+
+def _vision_rules(vision: VisionGeometry, text: TextGeometry, config: dict[str, Any]) -> dict[str, bool]:
+    levels = vision.deepstack_levels
+    sizes = (vision.depth, vision.hidden_size, vision.intermediate_size, vision.heads, vision.patch_size)
+    positions = int(config["vision_config"]["num_position_embeddings"])
+    return {
+        "every size of the vision tower must be at least 1": min(
+            *sizes, vision.temporal_patch_size, vision.merge_size, vision.position_side
+        )
+        >= 1,
+        "num_position_embeddings must be a square": vision.position_side**2 == positions,
+        "out_hidden_size must be the language model's hidden_size": vision.out_hidden_size == text.hidden_size,
+        "the vision tower's num_heads must divide its hidden_size": vision.hidden_size % max(1, vision.heads) == 0,
+        "deepstack_visual_indexes must name different blocks in rising order": list(levels) == sorted(set(levels))
+        and all(0 <= level < vision.depth for level in levels),
+        "there must be a decoder layer for each of deepstack_visual_indexes": len(levels) <= text.layers,
+    }
+
+
+def _limits(geometry: Geometry, config: dict[str, Any]) -> dict[str, bool]:
+    text, vision = geometry.text, geometry.vision
+    acts = config["text_config"].get("hidden_act", "silu"), vision.hidden_act
+    return {
+        f"head_dim must be a multiple of {HEAD_MULTIPLE}, not {text.head_dim}": text.head_dim % HEAD_MULTIPLE == 0,
+        f"the vision tower's head size must be a multiple of {VISION_HEAD_MULTIPLE}, not {vision.head_dim}": (
+            vision.head_dim % VISION_HEAD_MULTIPLE == 0
+        ),
+        f"pictures have {CHANNELS} channels, not {vision.in_channels}": vision.in_channels == CHANNELS,
+        f"hidden_act of the language model is {acts[0]!r}, not one of {', '.join(TEXT_ACTIVATIONS)}": (
+            acts[0] in TEXT_ACTIVATIONS
+        ),
+        f"hidden_act of the vision tower is {acts[1]!r}, not one of {', '.join(VISION_ACTIVATIONS)}": (
+            acts[1] in VISION_ACTIVATIONS
+        ),
+    }
+
+
+def _picture_rules(vision: VisionGeometry, images: dict[str, Any]) -> dict[str, bool]:
+    """Values that are left out are the image processor's own, which are these."""
+    sizes = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.merge_size,
+    }
+    rules = {
+        f"{name} is {images[name]}, and the vision tower has {size}": images[name] == size
+        for name, size in sizes.items()
+        if images.get(name) is not None
+    }
+    steps = {
+        f"batchcap prepares pictures with {name} {wanted}, and not with {images[name]}": images[name] == wanted
+        for name, wanted in PICTURE_STEPS.items()
+        if images.get(name) is not None
+    }
+    return {
+        **rules,
+        **steps,
+        "image_mean and image_std must have one number for each channel": all(
+            len(images[name]) == CHANNELS for name in ("image_mean", "image_std")
+        ),
+    }
