@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from batchcap.errors import CheckpointError
@@ -20,6 +21,8 @@ SEED = 0
 # amplify that to some percent. A cache that is read wrongly gives differences as large as the logits.
 FP32_SPLIT_TOLERANCE = 1e-3
 ROUNDED_SPLIT_TOLERANCE = 0.5
+# Where ONNX Runtime finds the weights of a graph that it is given as bytes (onnxruntime_session_options_config_keys.h).
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,17 @@ class DecoderRun:
     Args:
         graph: the ONNX file; its weights lie beside it.
         geometry: the model's shape.
+        exact: multiply rounded weights in float32, where the graph asks for activations of 8 bits.
     """
 
-    def __init__(self, graph: Path, geometry: Geometry) -> None:
+    def __init__(self, graph: Path, geometry: Geometry, *, exact: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        model: str | bytes = str(graph)
+        if exact:
+            model = _without_accuracy_level(graph)
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         text = geometry.text
         self._names = [f"{layer}.{kind}" for layer in range(text.layers) for kind in ("key", "value")]
         self._no_cache = np.zeros((1, text.kv_heads, 0, text.head_dim), np.float32)
@@ -91,6 +99,17 @@ class DecoderRun:
         feed |= {f"past_key_values.{name}": value for name, value in zip(self._names, past, strict=True)}
         outputs = self._session.run(["logits", "next_token", *(f"present.{name}" for name in self._names)], feed)
         return outputs[0].reshape(-1), int(outputs[1].item()), outputs[2:]
+
+
+def _without_accuracy_level(graph: Path) -> bytes:
+    """The graph without the wish for a kernel of a certain accuracy; its weights stay where they are."""
+    model = onnx.load(graph, load_external_data=False)
+    for node in model.graph.node:
+        kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def check_decoder(graph: Path, geometry: Geometry, precision: Precision) -> CheckResult:

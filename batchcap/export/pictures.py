@@ -56,7 +56,7 @@ def load_pictures(choice: PictureChoice, geometry: Geometry, exclude: Path) -> l
     """
     config = VisionConfig(choice.max_visual_tokens, VisionDtype.FP32)
     pictures: list[Patches] = []
-    for row in _rows(choice, exclude) if choice.inputs else _own_rows(choice.count):
+    for row in input_rows(choice, exclude) if choice.inputs else _own_rows(choice.count):
         try:
             pictures.append(load_patches(row, geometry.vision, geometry.image, config))
         except RowError as error:
@@ -72,7 +72,7 @@ def pictures_sha256(choice: PictureChoice, pictures: list[Patches]) -> str:
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
-def _rows(choice: PictureChoice, exclude: Path) -> Iterator[ImageRow]:
+def input_rows(choice: PictureChoice, exclude: Path) -> Iterator[ImageRow]:
     """Rows of the inputs, evenly spread."""
     config = InputConfig(choice.inputs)
     sources = list(discover(config, exclude))

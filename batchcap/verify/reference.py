@@ -18,18 +18,23 @@ from torch import Tensor
 from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
 from batchcap.errors import UsageError
-from batchcap.export.tensors import read_index
+from batchcap.export.tensors import VISION, read_index
 from batchcap.prompt import PromptTemplate
 from batchcap.records import Features, Float32Array, Int64Array, Patches
 
 log = logging.getLogger(__name__)
 
+HEAD = "lm_head.weight"
 # Activations, logits and what the caller holds beside the weights.
 SPARE_BYTES = 2 << 30
+GIB = 1 << 30
 
 
 class ReferenceDtype(StrEnum):
-    """Arithmetic of the reference; `auto` is fp32 where the weights fit into free memory, else bf16."""
+    """Arithmetic of the language model; `auto` is fp32 where the weights fit into free memory, else bf16.
+
+    The vision tower always computes in float32.
+    """
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -74,6 +79,7 @@ class Reference:
         # Any: transformers' own annotations don't describe what its models take.
         self._model: Any = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=_TORCH_DTYPES[self.dtype])
         self._model.eval().requires_grad_(requires_grad=False)
+        self._model.model.visual.float()  # small, and features are compared closely
         self._image_pad: int = self._model.config.image_token_id
         self._merge: int = self._model.config.vision_config.spatial_merge_size
 
@@ -140,13 +146,71 @@ class Reference:
         logits = torch.cat(out.logits).float().numpy()  # [n, V], before any processor
         return Continuation(tuple(out.sequences[0, ids.shape[1] :].tolist()), logits)
 
+    @torch.inference_mode()
+    def language_model(
+        self, embeds: Float32Array, levels: Float32Array, positions: Int64Array, last: int = 1
+    ) -> Float32Array:
+        """The language model alone.
+
+        Args:
+            embeds: [S, H] float32.
+            levels: [D, S, H] float32, added after the first D layers at every token.
+            positions: [3, S] int64, time, row and column.
+            last: how many of the last tokens to give logits of.
+
+        Returns:
+            Logits [last, V] float32.
+        """
+        dtype = self._model.dtype
+        hidden = self._model.model.language_model(
+            inputs_embeds=torch.from_numpy(embeds)[None].to(dtype),
+            attention_mask=torch.ones((1, len(embeds)), dtype=torch.int64),
+            position_ids=torch.from_numpy(np.ascontiguousarray(positions))[:, None],
+            visual_pos_masks=torch.ones((1, len(embeds)), dtype=torch.bool),
+            deepstack_visual_embeds=[torch.from_numpy(level).to(dtype) for level in levels],
+            use_cache=False,
+        ).last_hidden_state
+        logits: Float32Array = self._model.lm_head(hidden[0, -last:]).float().numpy()
+        return logits
+
+    def positions(self, prompt: PromptTemplate, grid: tuple[int, int]) -> Int64Array:
+        """Positions [3, S] of a prompt with a picture of so many visual tokens down and across."""
+        pads = [self._image_pad] * math.prod(grid)
+        ids = torch.tensor([[*prompt.prefix_ids, *pads, *prompt.suffix_ids]])
+        found, _delta = self._model.model.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == self._image_pad).int(),
+            image_grid_thw=torch.tensor([[1, grid[0] * self._merge, grid[1] * self._merge]]),
+            attention_mask=torch.ones_like(ids),
+        )
+        positions: Int64Array = found[:, 0].numpy()
+        return positions
+
+    @torch.inference_mode()
+    def replace_rows(self, name: str, start: int, values: Float32Array) -> None:
+        """From now on a tensor has these rows from `start` on.
+
+        Args:
+            name: of a tensor of the language model, canonical; `lm_head.weight` is a tensor of its own from then on,
+                the embeddings stay.
+            start: the first row.
+            values: [n, …] float32; rounded to bf16 where the reference is.
+        """
+        parameter = self._head() if name == HEAD else self._model.model.get_parameter(name)
+        parameter[start : start + len(values)] = torch.tensor(values)  # mapped arrays can't be lent
+
+    def _head(self) -> Any:  # noqa: ANN401 - a parameter of torch
+        head = self._model.lm_head
+        if head.weight is self._model.get_input_embeddings().weight:
+            head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
+        return head.weight
+
     def _grid(self, picture: Patches) -> tuple[int, int]:
         """Visual tokens down and across."""
         return picture.grid[0] // self._merge, picture.grid[1] // self._merge
 
     def _pixels(self, picture: Patches) -> tuple[Tensor, Tensor]:
-        values = torch.from_numpy(picture.values).to(self._model.dtype)
-        return values, torch.tensor([[1, *picture.grid]])
+        return torch.from_numpy(picture.values), torch.tensor([[1, *picture.grid]])
 
     def _inputs(self, picture: Patches, ids: Tensor) -> dict[str, Tensor]:
         pixels, grid = self._pixels(picture)
@@ -160,16 +224,18 @@ class Reference:
 
 
 def _fitting_dtype(checkpoint: Path, wanted: ReferenceDtype) -> ReferenceDtype:
-    values = sum(math.prod(tensor.shape) for tensor in read_index(checkpoint).values())
+    needed = dict.fromkeys(_TORCH_DTYPES, SPARE_BYTES)
+    for name, tensor in read_index(checkpoint).items():
+        for dtype, torch_dtype in _TORCH_DTYPES.items():
+            width = 4 if name.startswith(VISION) else torch_dtype.itemsize
+            needed[dtype] += math.prod(tensor.shape) * width
     free = psutil.virtual_memory().available
-    fits = {dtype: values * torch_dtype.itemsize + SPARE_BYTES <= free for dtype, torch_dtype in _TORCH_DTYPES.items()}
     chosen = wanted
     if wanted is ReferenceDtype.AUTO:
-        chosen = ReferenceDtype.FP32 if fits[ReferenceDtype.FP32] else ReferenceDtype.BF16
-    if not fits[chosen]:
-        needed_gib = (values * _TORCH_DTYPES[chosen].itemsize + SPARE_BYTES) / (1 << 30)
+        chosen = ReferenceDtype.FP32 if needed[ReferenceDtype.FP32] <= free else ReferenceDtype.BF16
+    if needed[chosen] > free:
         raise UsageError(
-            f"the reference needs {needed_gib:.0f} GiB of memory in {chosen}, {free / (1 << 30):.0f} GiB are free: "
+            f"the reference needs {needed[chosen] / GIB:.1f} GiB of memory in {chosen}, {free / GIB:.1f} GiB are free: "
             "use a machine with more"
         )
     if chosen is ReferenceDtype.BF16:

@@ -1,0 +1,181 @@
+"""Owns the checks of what a bundle's decoder writes: its logits and captions beside the reference's, and its own.
+
+Letters used for shapes: n steps, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+from tqdm import tqdm
+
+from batchcap.bundle import Bundle
+from batchcap.config import GenerationConfig
+from batchcap.decoder.invariance import find_row_tile
+from batchcap.decoder.positions import prompt_positions
+from batchcap.decoder.scheduler import Decoder, DecoderPlacement
+from batchcap.decoder.session import DecoderOutputs, DecoderSession
+from batchcap.decoder.slots import Slots
+from batchcap.machine import available_cores
+from batchcap.prompt import PromptTemplate
+from batchcap.records import Features, Float32Array
+from batchcap.verify.metrics import Distance, distance
+from batchcap.verify.reference import Continuation
+from batchcap.verify.table import Bound, Row
+
+BATCH = 8
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingLimits:
+    """How far a decoder may be from the reference with the checkpoint's own weights.
+
+    Attributes:
+        error: largest difference of a prefill's logit, as a part of the largest logit.
+        divergence: mean Kullback-Leibler divergence of the next token's distribution, in nats.
+        lost: mean of what the likeliest token is less likely than the reference's own, by the reference, in nats.
+        same_top: share of steps with the same likeliest token.
+        same_captions: share of pictures with the same greedy token ids.
+    """
+
+    error: float
+    divergence: float
+    lost: float
+    same_top: float
+    same_captions: float
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is known of one picture when its decoding is compared.
+
+    Attributes:
+        name: for a person.
+        features: what the bundle's encoder saw, in float32.
+        expected: the reference's greedy tokens and their logits; these may lie in a file.
+    """
+
+    name: str
+    features: Features
+    expected: Continuation
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingPlan:
+    """What is asked about each picture, and how much room that needs."""
+
+    prompt: PromptTemplate
+    steps: int
+    max_visual_tokens: int
+
+    @property
+    def positions(self) -> int:
+        """Positions of the longest row."""
+        return self.prompt.text_tokens + self.max_visual_tokens + self.steps
+
+
+def check_logits(
+    bundle: Bundle, plan: DecodingPlan, pictures: Sequence[Picture], limits: DecodingLimits
+) -> Iterator[Row]:
+    """Compare the logits after the prompt and after each of the reference's own tokens."""
+    decoder = ForcedDecoder(bundle, plan)
+    distances = []
+    for picture in tqdm(pictures, desc="logits", unit="picture", disable=None, leave=False):
+        found = decoder.logits(picture.features, picture.expected.token_ids)
+        distances.append([distance(*pair) for pair in zip(picture.expected.logits, found, strict=True)])
+    prefills = [of_picture[0] for of_picture in distances]
+    worst = int(np.argmax([one.error for one in prefills]))
+    names = [picture.name for picture in pictures]
+    yield Row("prefill, logits", prefills[worst].error, limits.error, unit="of the largest", worst=names[worst])
+    for name, told in (("prefill", [[one] for one in prefills]), (f"{plan.steps} steps", distances)):
+        divergences, lost = ([[getattr(one, kind) for one in few] for few in told] for kind in ("divergence", "lost"))
+        yield _mean(f"{name}, divergence", divergences, names, limits.divergence)
+        yield _mean(f"{name}, lost by other tokens", lost, names, limits.lost)
+        yield _same_top(f"{name}, same likeliest token", told, names, limits.same_top)
+
+
+def check_captions(
+    bundle: Bundle, plan: DecodingPlan, pictures: Sequence[Picture], limits: DecodingLimits
+) -> Iterator[Row]:
+    """Compare greedy token ids with the reference's, and those of a batch with those written one by one."""
+    features = [picture.features for picture in pictures]
+    single = greedy_ids(bundle, plan, features, slots=1)
+    batched = greedy_ids(bundle, plan, features, slots=min(BATCH, len(features)))
+    stop = bundle.geometry.tokens.stop
+    other = [
+        picture.name
+        for picture, found in zip(pictures, single, strict=True)
+        if found != picture.expected.caption_ids(stop)
+    ]
+    share = 1 - len(other) / len(pictures)
+    yield Row("greedy ids, same captions", share, limits.same_captions, Bound.AT_LEAST, worst=", ".join(other[:2]))
+    alone = [picture.name for picture, one, many in zip(pictures, single, batched, strict=True) if one != many]
+    yield Row("greedy ids, batched against single", len(alone), 0, unit="captions", worst=", ".join(alone[:2]))
+
+
+class ForcedDecoder:
+    """A bundle's decoder that is told which tokens to go on with, and gives every logit."""
+
+    def __init__(self, bundle: Bundle, plan: DecodingPlan) -> None:
+        session = DecoderSession(bundle.decoder_path, bundle.geometry, available_cores())
+        self._count = find_row_tile(session, bundle.geometry)
+        self._slots = Slots(session, bundle.geometry, self._count, plan.positions, with_logits=True)
+        self._table = bundle.embeddings()
+        self._prompt = plan.prompt
+
+    def logits(self, features: Features, token_ids: TokenIds) -> Float32Array:
+        """Logits [n, V]: after the prompt, then after each of the n token ids but the last."""
+        prefix, suffix = self._prompt.prefix_ids, self._prompt.suffix_ids
+        positions, following = prompt_positions(len(prefix), features.grid, len(suffix))
+        text = self._table.lookup(np.array([*prefix, *suffix], np.int64))
+        embeds = np.concatenate([text[: len(prefix)], features.embeds, text[len(prefix) :]])
+        levels = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
+        levels[:, len(prefix) : len(prefix) + len(features.embeds)] = features.deepstack
+        found = [_first_row(self._slots.prefill(0, embeds, positions, levels))]
+        for step, token in enumerate(token_ids[:-1]):
+            lengths, where = np.zeros(self._count, np.int64), np.zeros(self._count, np.int64)
+            lengths[0], where[0] = len(embeds) + step, following + step
+            tokens = np.full(self._count, token, np.int64)
+            found.append(_first_row(self._slots.step(self._count, lengths, where, self._table.lookup(tokens))))
+        self._slots.release(0)
+        return np.stack(found)
+
+
+def greedy_ids(bundle: Bundle, plan: DecodingPlan, features: Sequence[Features], slots: int) -> list[TokenIds]:
+    """The captions' token ids, in the order of the features, written as many at a time as there are slots."""
+    generation = GenerationConfig(max_new_tokens=plan.steps, loop_stop=False)
+    placement = DecoderPlacement(slots, available_cores(), plan.max_visual_tokens)
+    decoder = Decoder(bundle, plan.prompt, generation, placement)
+    waiting, done = list(enumerate(features)), dict[int, TokenIds]()
+    places = {one.index: place for place, one in enumerate(features)}
+    with tqdm(desc=f"captions, {slots} at a time", total=len(features), disable=None, leave=False) as progress:
+        while waiting or decoder.active:
+            while waiting and decoder.free_slots:
+                place, one = waiting.pop(0)
+                decoder.admit(one, str(place))
+            for caption in decoder.step():
+                done[places[caption.index]] = caption.token_ids
+                progress.update()
+    return [done[place] for place in range(len(features))]
+
+
+def _first_row(outputs: DecoderOutputs) -> Float32Array:
+    assert outputs.logits is not None  # noqa: S101 - asked for in __init__
+    logits: Float32Array = outputs.logits[0, 0].copy()
+    return logits
+
+
+def _mean(check: str, values: Sequence[Sequence[float]], names: Sequence[str], limit: float) -> Row:
+    """The mean over pictures of the mean over steps, in nats."""
+    means = [fmean(of_picture) for of_picture in values]
+    worst = int(np.argmax(means))
+    return Row(check, fmean(means), limit, unit="nats", worst=f"{names[worst]}: {means[worst]:.3g}")
+
+
+def _same_top(check: str, distances: Sequence[Sequence[Distance]], names: Sequence[str], limit: float) -> Row:
+    shares = [fmean(one.same_top for one in of_picture) for of_picture in distances]
+    worst = int(np.argmin(shares))
+    return Row(check, fmean(shares), limit, Bound.AT_LEAST, worst=f"{names[worst]}: {shares[worst]:.3g}")

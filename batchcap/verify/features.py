@@ -1,0 +1,94 @@
+"""Owns the checks of the vision encoders: features beside the reference's, packed pictures beside single ones."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from batchcap.bundle import Bundle
+from batchcap.config import VisionBackend, VisionConfig, VisionDtype
+from batchcap.machine import available_cores
+from batchcap.records import Features, Float32Array, Patches
+from batchcap.verify.metrics import relative_error
+from batchcap.verify.table import Row
+from batchcap.vision.backend import load_encoder
+
+PACK = 4  # pictures a pass
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCheck:
+    """One way to run the encoder, and how far its features may be from the reference.
+
+    Attributes:
+        backend: what runs it.
+        dtype: arithmetic.
+        tolerance: largest error of a feature, as a part of the level's largest feature of that picture.
+    """
+
+    backend: VisionBackend
+    dtype: VisionDtype
+    tolerance: float
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return f"{self.backend} {self.dtype}"
+
+
+EXACT = EncoderCheck(VisionBackend.TORCH, VisionDtype.FP32, 1e-4)
+ENCODERS = (
+    EXACT,
+    EncoderCheck(VisionBackend.TORCH, VisionDtype.BF16, 0.1),
+    EncoderCheck(VisionBackend.ONNX, VisionDtype.FP32, 1e-4),
+    EncoderCheck(VisionBackend.ONNX, VisionDtype.INT8, 0.3),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPictures:
+    """What one encoder makes of the pictures, and how many differ when they are packed."""
+
+    features: list[Features]
+    packed_differences: int
+
+
+def encode_pictures(bundle: Bundle, check: EncoderCheck, pictures: Sequence[Patches]) -> EncodedPictures:
+    """Encode pictures alone, then several in a pass.
+
+    Raises:
+        BundleError: the encoder's files are missing or broken.
+    """
+    encoder = load_encoder(bundle, VisionConfig(dtype=check.dtype, backend=check.backend), available_cores())
+    progress = tqdm(pictures, desc=f"vision, {check.name}", unit="picture", disable=None, leave=False)
+    alone = [encoder.encode([picture])[0] for picture in progress]
+    packs = [pictures[start : start + PACK] for start in range(0, len(pictures), PACK)]
+    packed = [features for pack in packs for features in encoder.encode(pack)]
+    different = sum(
+        not (np.array_equal(one.embeds, many.embeds) and np.array_equal(one.deepstack, many.deepstack))
+        for one, many in zip(alone, packed, strict=True)
+    )
+    return EncodedPictures(alone, different)
+
+
+def check_features(
+    check: EncoderCheck, found: EncodedPictures, expected: Sequence[Features], names: Sequence[str]
+) -> Iterator[Row]:
+    """Compare features with the reference's: a row for the embeddings, one a DeepStack level, one for packing."""
+    levels = len(expected[0].deepstack)
+    for level, part in enumerate(("embeddings", *(f"DeepStack level {level}" for level in range(levels)))):
+        errors = [
+            relative_error(_part(reference, level), _part(features, level))
+            for reference, features in zip(expected, found.features, strict=True)
+        ]
+        worst = int(np.argmax(errors))
+        check_name = f"vision {check.name}, {part}"
+        yield Row(check_name, errors[worst], check.tolerance, unit="of the largest", worst=names[worst])
+    yield Row(f"vision {check.name}, packed against alone", found.packed_differences, 0, unit="pictures")
+
+
+def _part(features: Features, level: int) -> Float32Array:
+    """The embeddings, then the DeepStack levels."""
+    part: Float32Array = features.deepstack[level - 1] if level else features.embeds
+    return part
