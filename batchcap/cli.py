@@ -306,6 +306,39 @@ def export(
 
 
 @app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by `batchcap export`.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="The checkpoint it was made from: Hugging Face folder, or its hub name.")
+    ],
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pictures to compare with (folder, files, Parquet; repeat the option for more). Default: generated "
+            "ones of many sizes."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Most pictures to take of --images, evenly spread.")] = 24,
+    prompt: Annotated[str, typer.Option(help="What to ask about each picture.")] = DEFAULT_PROMPT,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON to this file, too.")] = None,
+) -> None:
+    """Compare a bundle with its checkpoint in transformers: features, weights, logits, captions. Takes minutes.
+
+    Exit code 0 if every check is within its tolerance, 3 if not.
+    """
+    missing = missing_packages()
+    if missing:
+        raise UsageError(f"the comparison needs {missing}: install them, or verify on a machine that has them")
+    from batchcap.verify.verify import VerifyOptions, verify_bundle, write_json
+
+    report = verify_bundle(bundle, checkpoint, VerifyOptions(tuple(images or ()), limit, prompt=prompt))
+    if json is not None:
+        write_json(report, json)
+    _print(report.to_text())
+    raise typer.Exit(int(ExitCode.COMPLETE if report.passed else ExitCode.TOO_MANY_FAILURES))
+
+
+@app.command()
 def status(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Job folder.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

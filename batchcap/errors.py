@@ -9,7 +9,7 @@ class ExitCode(IntEnum):
     COMPLETE = 0
     UNEXPECTED = 1
     USAGE = 2
-    TOO_MANY_FAILURES = 3
+    TOO_MANY_FAILURES = 3  # of rows, or checks of `verify`
     LOCKED = 4
     NOT_SAME_JOB = 5
     STOPPED_EARLY = 75
