@@ -159,11 +159,13 @@ def _vision_rules(vision: VisionGeometry, text: TextGeometry, config: dict[str, 
 def _limits(geometry: Geometry, config: dict[str, Any]) -> dict[str, bool]:
     text, vision = geometry.text, geometry.vision
     acts = config["text_config"].get("hidden_act", "silu"), vision.hidden_act
+    windowed = _has_window(config["text_config"])
     return {
         f"head_dim must be a multiple of {HEAD_MULTIPLE}, not {text.head_dim}": text.head_dim % HEAD_MULTIPLE == 0,
         f"the vision tower's head size must be a multiple of {VISION_HEAD_MULTIPLE}, not {vision.head_dim}": (
             vision.head_dim % VISION_HEAD_MULTIPLE == 0
         ),
+        "every decoder layer must attend to all tokens, and sliding_window or layer_types name a window": not windowed,
         f"pictures have {CHANNELS} channels, not {vision.in_channels}": vision.in_channels == CHANNELS,
         f"hidden_act of the language model is {acts[0]!r}, not one of {', '.join(TEXT_ACTIVATIONS)}": (
             acts[0] in TEXT_ACTIVATIONS
@@ -172,6 +174,14 @@ def _limits(geometry: Geometry, config: dict[str, Any]) -> dict[str, bool]:
             acts[1] in VISION_ACTIVATIONS
         ),
     }
+
+
+def _has_window(text: dict[str, Any]) -> bool:
+    """Whether some layer shall see the last tokens only; transformers then cuts the cache of decode steps."""
+    layers = text.get("layer_types")
+    if layers:
+        return any(layer != "full_attention" for layer in layers)
+    return bool(text.get("sliding_window")) and text.get("use_sliding_window") is not False
 
 
 def _picture_rules(vision: VisionGeometry, images: dict[str, Any]) -> dict[str, bool]:

@@ -85,6 +85,8 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
     "token ids": (whole(image_token_id=151655), "ids of the picture's tokens must be below vocab_size"),
     "text activation": (text(hidden_act="quick_gelu"), "hidden_act of the language model is 'quick_gelu', not one of"),
     "vision activation": (vision(hidden_act="silu"), "hidden_act of the vision tower is 'silu', not one of"),
+    "a window": (text(sliding_window=4096), "every decoder layer must attend to all tokens"),
+    "a window in one layer": (text(layer_types=["full_attention", "sliding_attention"] * 2), "attend to all tokens"),
     "positions": (vision(num_position_embeddings=63), "num_position_embeddings must be a square"),
     "vision width": (vision(out_hidden_size=64), "out_hidden_size must be the language model's hidden_size"),
     "vision heads": (vision(num_heads=3), "num_heads must divide its hidden_size"),
@@ -109,6 +111,12 @@ def test_configurations_refused(copy: Path, what: str) -> None:
     edit(copy, change)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(str(copy))
+
+
+def test_a_window_that_is_switched_off(copy: Path) -> None:
+    """As other Qwen models have it in their config.json."""
+    edit(copy, text(sliding_window=4096, use_sliding_window=False))
+    open_checkpoint(str(copy))
 
 
 PICTURES_REFUSED: dict[str, tuple[Config, str]] = {

@@ -1,4 +1,4 @@
-"""The exported fp32 decoder gives transformers' logits, with DeepStack and in unusual shapes."""
+"""The exported fp32 decoder gives transformers' logits, with DeepStack; unusual shapes are in test_geometries.py."""
 
 from pathlib import Path
 
@@ -10,21 +10,11 @@ from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from batchcap.bundle import Bundle
-from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.parity import GRIDS, compare_with_transformers
-from tests.checkpoints import Shape, make_checkpoint
 
 TOLERANCE = 1e-4  # largest difference of a logit, as a part of the largest logit
 FAR = 0.05  # without DeepStack at least this part of the largest logit is lost
 ROUNDED_TOLERANCE = {"int4": 0.8, "int8": 0.05}  # random weights amplify rounding
-
-SHAPES = {
-    "two levels, untied head, bfloat16, heads wider together than the hidden state": Shape(
-        layers=3, heads=6, kv_heads=3, levels=(1, 3), tied=False, dtype=torch.bfloat16
-    ),
-    "five levels, the last one after the last layer": Shape(layers=5, vision_depth=6, levels=(0, 1, 2, 4, 5)),
-}
 
 
 def assert_equal_to_transformers(checkpoint: Path, bundle: Bundle) -> None:
@@ -37,15 +27,6 @@ def assert_equal_to_transformers(checkpoint: Path, bundle: Bundle) -> None:
 
 def test_everyday_shape(tiny_checkpoint: Path, tiny_bundle_fp32: Bundle) -> None:
     assert_equal_to_transformers(tiny_checkpoint, tiny_bundle_fp32)
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_unusual_shapes(name: str, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", SHAPES[name], seed=1)
-    options = ExportOptions(precision=Precision.FP32, context=256)
-    bundle = export_bundle(str(checkpoint), tmp_path / "bundle", options)
-    assert len(bundle.geometry.vision.deepstack_levels) == len(SHAPES[name].levels)
-    assert_equal_to_transformers(checkpoint, bundle)
 
 
 @pytest.mark.parametrize("precision", ["int4", "int8"])
