@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen2VLImageProcessorPil
 
 from batchcap.errors import CheckpointError
 from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.inventory import expected_tensors
 from batchcap.export.soundness import VISION_ACTIVATIONS
-from batchcap.export.tensors import canonical_name
 from batchcap.export.vision_graph import ACTIVATIONS as ONNX_ACTIVATIONS
 from batchcap.vision.tower import ACTIVATIONS as TORCH_ACTIVATIONS
-from tests.checkpoints import DATA, Shape, make_checkpoint, write_hollow_weights
+from tests.checkpoints import Shape, make_checkpoint
 
 Config = dict[str, Any]
 
@@ -286,53 +283,6 @@ def test_stop_tokens_of_the_configuration(copy: Path) -> None:
     (copy / "generation_config.json").unlink()
     edit(copy, lambda content: content["text_config"].update(eos_token_id=9))
     assert open_checkpoint(str(copy)).geometry.tokens.stop == (9,)
-
-
-def published_32b() -> Config:
-    """The configuration of Qwen3-VL-32B-Instruct: its published numbers in the frame of the 8B file.
-
-    Source: config.json of huggingface.co/Qwen/Qwen3-VL-32B-Instruct.
-    """
-    config: Config = json.loads((DATA / "config-8B.json").read_text(encoding="utf-8"))
-    text(hidden_size=5120, num_hidden_layers=64, num_attention_heads=64, intermediate_size=25600)(config)
-    vision(out_hidden_size=5120)(config)
-    return config
-
-
-# Size: layers, hidden size, heads, tied head, DeepStack levels.
-PUBLISHED = {
-    "2B": (28, 2048, 16, True, (5, 11, 17)),
-    "4B": (36, 2560, 32, True, (5, 11, 17)),
-    "8B": (36, 4096, 32, False, (8, 16, 24)),
-    "32B": (64, 5120, 64, False, (8, 16, 24)),
-}
-
-
-@pytest.mark.parametrize("size", PUBLISHED)
-def test_the_published_sizes(tmp_path: Path, size: str) -> None:
-    """Names and shapes are those of transformers' model, and a checkpoint with them opens."""
-    layers, hidden, heads, tied, levels = PUBLISHED[size]
-    for name in ("generation_config.json", "preprocessor_config.json"):
-        shutil.copyfile(DATA / name, tmp_path / name)
-    config = published_32b() if size == "32B" else json.loads((DATA / f"config-{size}.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(tmp_path))
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    write_hollow_weights(tmp_path, shapes)
-    opened = open_checkpoint(str(tmp_path))
-    geometry = opened.geometry
-    expected = list(expected_tensors(geometry, config))
-    assert dict(expected) == {canonical_name(name): shape for name, shape in shapes.items()}
-    assert len(expected) == len(dict(expected))
-    assert (geometry.text.layers, geometry.text.hidden_size, geometry.text.heads) == (layers, hidden, heads)
-    assert (geometry.text.kv_heads, geometry.text.head_dim, geometry.text.vocab_size) == (8, 128, 151936)
-    assert ("lm_head.weight" in opened.tensors) is not tied
-    assert geometry.vision.deepstack_levels == levels
-    assert (geometry.vision.position_side, geometry.vision.token_side_px) == (48, 32)
-    assert (geometry.image.min_area_px, geometry.image.max_area_px) == (65536, 16777216)
-    assert geometry.tokens.stop == (151645, 151643)
-    assert geometry.tokens.image_pad == 151655
 
 
 def test_names_hold_no_path(tmp_path: Path) -> None:
