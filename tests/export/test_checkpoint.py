@@ -224,6 +224,29 @@ def test_tensors_refused(copy: Path, change: Callable[[Config], Any], message: s
         open_checkpoint(str(copy))
 
 
+# As transformers wrote the names before version 4.52, and with the parts the other way round.
+OLDER_NAMES = {
+    "bare": (("model.language_model.", "model."), ("model.visual.", "visual.")),
+    "part first": (("model.language_model.", "language_model.model."), ("model.visual.", "visual.")),
+}
+
+
+@pytest.mark.parametrize("spelling", OLDER_NAMES)
+def test_older_names_are_the_same_tensors(copy: Path, spelling: str) -> None:
+    def rename(header: Config) -> None:
+        entries = list(header.items())
+        header.clear()
+        for name, entry in entries:
+            head = next((pair for pair in OLDER_NAMES[spelling] if name.startswith(pair[0])), ("", ""))
+            header[head[1] + name.removeprefix(head[0])] = entry
+
+    before = open_checkpoint(str(copy)).tensors
+    values = {name: tensor.rows(0, tensor.shape[0]).tobytes() for name, tensor in before.items()}
+    rewrite_header(copy / "model.safetensors", rename)
+    after = open_checkpoint(str(copy)).tensors
+    assert {name: tensor.rows(0, tensor.shape[0]).tobytes() for name, tensor in after.items()} == values
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x05\0\0\0\0\0\0\0[]   "])
 def test_weights_that_are_not_safetensors(copy: Path, content: bytes) -> None:
     (copy / "model.safetensors").write_bytes(content)

@@ -1,6 +1,7 @@
 """Patches and sizes against transformers' own image processor, bit for bit."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from batchcap.config import VisionConfig
 from batchcap.errors import ErrorKind, RowError
 from batchcap.geometry import ImageSettings
+from batchcap.images import load_patches
 from batchcap.images.patchify import patchify, target_size
 from batchcap.records import Float32Array
-from tests.images.pictures import GEOMETRY, SETTINGS, encode, load, noise
+from tests.images.pictures import GEOMETRY, SETTINGS, encode, load, noise, row
 
 SIDE = GEOMETRY.token_side_px
 SIZES = [
@@ -52,6 +55,26 @@ def test_patches_equal_transformers_bit_for_bit(size: tuple[int, int], tokens: i
     assert ours.grid == grid
     assert ours.values.dtype == np.float32
     assert np.array_equal(ours.values, values)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (77, 1023), (31, 33)])
+@pytest.mark.parametrize(("patch", "frames", "merge"), [(14, 2, 2), (8, 3, 3), (16, 1, 1), (7, 4, 5)])
+def test_other_patches_equal_transformers_bit_for_bit(
+    size: tuple[int, int], patch: int, frames: int, merge: int
+) -> None:
+    geometry = replace(GEOMETRY, patch_size=patch, temporal_patch_size=frames, merge_size=merge)
+    bounds = replace(SETTINGS, min_area_px=4096, max_area_px=100_000)
+    theirs = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": bounds.min_area_px, "longest_edge": bounds.max_area_px},
+        patch_size=patch,
+        temporal_patch_size=frames,
+        merge_size=merge,
+        image_mean=list(bounds.mean),
+        image_std=list(bounds.std),
+    )(noise(*size), return_tensors="np")
+    ours = load_patches(row(encode(noise(*size))), geometry, bounds, VisionConfig(max_visual_tokens=4096))
+    assert ours.grid == tuple(theirs["image_grid_thw"][0, 1:])
+    assert np.array_equal(ours.values, theirs["pixel_values"])
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
