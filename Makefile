@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: help install demo test check format docs demo-figures bench-2b bench-export bench-rotary clean
+.PHONY: help install demo test check format docs demo-figures quality-demo bench-2b bench-export bench-rotary clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ docs: install  ## Write docs/commands.md and docs/model.svg anew
 
 demo-figures: install  ## Exact-match figures of the demo model on 1,000 unseen scenes
 	$(BIN)/python -m batchcap.demo.evaluate
+
+quality-demo: install  ## What rounding costs the demo model, by algorithm, block size, 8-bit matrices and scaling
+	$(BIN)/python benchmarks/quality.py
 
 bench-2b: install  ## Caption 64 photographs with a random model of 2B size; makes 6 GiB in benchmarks/work
 	$(BIN)/python benchmarks/real_size.py

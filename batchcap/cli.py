@@ -25,7 +25,14 @@ from batchcap.config import (
     VisionDtype,
 )
 from batchcap.errors import BatchcapError, ExitCode, UsageError
-from batchcap.export.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm, missing_packages
+from batchcap.export.options import (
+    DEFAULT_MAX_KL,
+    ExportOptions,
+    Int8Matrices,
+    Precision,
+    RoundingAlgorithm,
+    missing_packages,
+)
 
 if TYPE_CHECKING:
     from batchcap.report.summary import Summary
@@ -252,6 +259,7 @@ def _run(config: JobConfig, show: int) -> None:
 
 @app.command()
 def export(
+    context_of_call: typer.Context,
     checkpoint: Annotated[str, typer.Argument(help="Hugging Face folder of a Qwen3-VL checkpoint, or its hub name.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to make.")],
     precision: Annotated[
@@ -284,9 +292,24 @@ def export(
             "that those which matter for such pictures are rounded in finer steps (AWQ). Takes minutes.",
         ),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="What will be asked about each picture; for --calibrate.")] = (
-        DEFAULT_PROMPT
-    ),
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto",
+            help="Choose precision, block size, rounding and scaling by measurement: the fastest decoder that stays "
+            "within --max-kl of the checkpoint on the pictures of --calibrate, or on some that come with batchcap.",
+        ),
+    ] = False,
+    max_kl: Annotated[
+        float,
+        typer.Option(
+            help="With --auto, the mean Kullback-Leibler divergence of the next token from the checkpoint's that is "
+            "allowed, in nats."
+        ),
+    ] = DEFAULT_MAX_KL,
+    prompt: Annotated[
+        str, typer.Option(help="What will be asked about each picture; for --calibrate and --auto.")
+    ] = DEFAULT_PROMPT,
     context: Annotated[int, typer.Option(help="Longest prompt and caption together, in tokens.")] = 4096,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
 ) -> None:
@@ -300,14 +323,35 @@ def export(
     options = ExportOptions(
         precision=precision, block_size=block_size, algorithm=algorithm, int8_matrices=int8_matrices, context=context
     )
-    choice = PictureChoice(tuple(calibrate), prompt=prompt) if calibrate else None
-    bundle = export_bundle(checkpoint, output, options, calibrate=choice, overwrite=overwrite)
+    choice = PictureChoice(tuple(calibrate or ()), prompt=prompt)
+    if auto:
+        _refuse_beside_auto(context_of_call)
+        from batchcap.export.auto import Search
+
+        search = Search(choice, max_kl, _print)
+        bundle = export_bundle(checkpoint, output, options, search=search, overwrite=overwrite)
+    else:
+        bundle = export_bundle(
+            checkpoint, output, options, calibrate=choice if calibrate else None, overwrite=overwrite
+        )
     _print(f"{bundle.folder}  {bundle.precision}  id {bundle.id[:16]}")
+
+
+def _refuse_beside_auto(context: typer.Context) -> None:
+    """What --auto chooses can't be given as well."""
+    for name in ("precision", "block_size", "algorithm", "int8_matrices"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"--auto chooses what {option} says: leave one of them out")
 
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Bundle made by `batchcap export`.")],
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", help="Bundle made by `batchcap export`; with --quality, one or more."),
+    ],
     checkpoint: Annotated[
         str, typer.Option(help="The checkpoint it was made from: Hugging Face folder, or its hub name.")
     ],
@@ -320,6 +364,14 @@ def verify(
     ] = None,
     limit: Annotated[int, typer.Option(help="Most pictures to take of --images, evenly spread.")] = 24,
     prompt: Annotated[str, typer.Option(help="What to ask about each picture.")] = DEFAULT_PROMPT,
+    quality: Annotated[
+        bool,
+        typer.Option(
+            "--quality",
+            help="Check nothing; measure what rounding costs, a row for each bundle: KL divergence, share of the same "
+            "tokens and captions, size, speed.",
+        ),
+    ] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON to this file, too.")] = None,
 ) -> None:
     """Compare a bundle with its checkpoint in transformers: features, weights, logits, captions. Takes minutes.
@@ -329,9 +381,19 @@ def verify(
     missing = missing_packages()
     if missing:
         raise UsageError(f"the comparison needs {missing}: install them, or verify on a machine that has them")
+    from batchcap.export.pictures import PictureChoice
+    from batchcap.verify.quality import compare_bundles
     from batchcap.verify.verify import VerifyOptions, verify_bundle, write_json
 
-    report = verify_bundle(bundle, checkpoint, VerifyOptions(tuple(images or ()), limit, prompt=prompt))
+    if quality:
+        table = compare_bundles(bundles, checkpoint, PictureChoice(tuple(images or ()), limit, prompt))
+        if json is not None:
+            write_json(table, json)
+        _print(table.to_text())
+        return
+    if len(bundles) > 1:
+        raise UsageError("one bundle is checked at a time: name one, or compare several with --quality")
+    report = verify_bundle(bundles[0], checkpoint, VerifyOptions(tuple(images or ()), limit, prompt=prompt))
     if json is not None:
         write_json(report, json)
     _print(report.to_text())

@@ -1,5 +1,6 @@
 """Owns the making of a bundle: every part in turn, checked, described, and moved into place as a whole."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -7,9 +8,10 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,10 +40,14 @@ from batchcap.export.decoder import draw_decoder, fill_decoder
 from batchcap.export.matrices import matrix_name
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.pictures import PictureChoice
+from batchcap.export.quantize import Rows
 from batchcap.export.scaling import scaled_tensors, write_scales
 from batchcap.export.scratch import put_in_place, require_space, scratch_folder
 from batchcap.export.tensors import VISION, embedding_tensor, read_file, vision_tensors, write_npy, write_safetensors
 from batchcap.export.vision_graph import write_vision_graph, write_vision_graph_int8
+
+if TYPE_CHECKING:
+    from batchcap.export.auto import Search  # loads torch and transformers
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +66,7 @@ def export_bundle(
     options: ExportOptions,
     *,
     calibrate: PictureChoice | None = None,
+    search: "Search | None" = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Make a bundle of a checkpoint.
@@ -72,11 +79,13 @@ def export_bundle(
         output: folder to make.
         options: precision, block size, rounding, context.
         calibrate: pictures by which the matrices are scaled before they are rounded; None: they are not scaled.
+        search: choose the decoder by measurement; of the options only the context counts then.
         overwrite: replace a bundle that is there.
 
     Raises:
         CheckpointError: the checkpoint is missing, broken, or not a dense Qwen3-VL.
-        UsageError: `output` exists and may not be replaced, or no picture to calibrate by can be read.
+        UsageError: `output` exists and may not be replaced, no picture can be read, or no decoder of the search is
+            near enough.
         LockedError: another export to `output` is at work.
         BatchcapError: the disk is full or can't be written.
     """
@@ -86,12 +95,12 @@ def export_bundle(
     opened = open_checkpoint(checkpoint)
     try:
         with scratch_folder(output) as scratch:
-            require_space(scratch, _working_bytes(opened, options))
+            require_space(scratch, _working_bytes(opened, options, searching=search is not None))
             folder = scratch / "bundle"
             folder.mkdir()
             write_parts(opened, folder)
-            precision = write_decoder(opened, options, folder, calibrate)
-            _describe(opened, options, folder, precision)
+            made, facts = write_decoder(opened, options, folder, calibrate, search)
+            _describe(opened, made, folder, facts)
             _sync(folder)
             put_in_place(folder, output)
             _sync_folder(output.parent)
@@ -119,8 +128,10 @@ def _require_free(output: Path, *, overwrite: bool) -> None:
         raise UsageError(f"there is a bundle at {output} already: pass --overwrite to replace it")
 
 
-def _working_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
-    """Room that an export needs on the disk: the bundle."""
+def _working_bytes(checkpoint: Checkpoint, options: ExportOptions, *, searching: bool) -> int:
+    """Room that an export needs on the disk: the bundle, and where it searches a second decoder."""
+    if searching:
+        options = dataclasses.replace(options, precision=Precision.INT8)
     copied = [tensor for _name, tensor in vision_tensors(checkpoint.tensors)] + [embedding_tensor(checkpoint.tensors)]
     layers = checkpoint.geometry.text.layers
     decoder_bits = sum(
@@ -129,28 +140,41 @@ def _working_bytes(checkpoint: Checkpoint, options: ExportOptions) -> int:
         for name, tensor in checkpoint.tensors.items()
         if not name.startswith(VISION)
     )
-    return decoder_bits // 8 + sum(tensor.nbytes for tensor in copied) + _SMALL_FILES_BYTES
+    return (1 + searching) * decoder_bits // 8 + sum(tensor.nbytes for tensor in copied) + _SMALL_FILES_BYTES
 
 
 def write_decoder(
-    checkpoint: Checkpoint, options: ExportOptions, folder: Path, calibrate: PictureChoice | None
-) -> dict[str, Any]:
-    """Make the decoder of a bundle whose other parts are there; gives what `bundle.json` says of its precision."""
-    target = (folder / DECODER_FILE).parent
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    folder: Path,
+    calibrate: PictureChoice | None,
+    search: "Search | None",
+) -> tuple[ExportOptions, dict[str, Any]]:
+    """Make the decoder of a bundle whose other parts are there.
+
+    Returns:
+        The options it was made with, and what `bundle.json` says of its precision.
+    """
+    unfinished = Bundle(folder, "", checkpoint.geometry, options.context, "", checkpoint.name)
     with tempfile.TemporaryDirectory(prefix="drawing-", dir=folder.parent) as scratch:
         drawing = draw_decoder(checkpoint, options.context, Path(scratch))
-        if calibrate is None:
-            fill_decoder(drawing, checkpoint.tensors, options, target)
-            return options.precision_facts()
-        from batchcap.export.calibration import calibrate as find  # noqa: PLC0415 - loads torch and transformers
+        if search is not None:
+            from batchcap.export.auto import choose_decoder  # noqa: PLC0415 - loads torch and transformers
 
-        unfinished = Bundle(folder, "", checkpoint.geometry, options.context, "", checkpoint.name)
-        found = find(unfinished, checkpoint, drawing, options, calibrate)
-        fill_decoder(
-            drawing, scaled_tensors(checkpoint.tensors, found.scales, checkpoint.geometry.text), options, target
-        )
-        write_scales(folder, found.scales)
-        return {**options.precision_facts(), "awq": found.facts}
+            with tempfile.TemporaryDirectory(prefix="trials-", dir=folder.parent) as trials:
+                return choose_decoder(unfinished, checkpoint, drawing, search, Path(trials))
+        facts = options.precision_facts()
+        tensors: Mapping[str, Rows] = checkpoint.tensors
+        if calibrate is not None:
+            from batchcap.export import calibration  # noqa: PLC0415 - loads torch and transformers
+
+            found = calibration.calibrate(unfinished, checkpoint, drawing, options, calibrate)
+            tensors = scaled_tensors(tensors, found.scales, checkpoint.geometry.text)
+            facts["awq"] = found.facts
+        fill_decoder(drawing, tensors, options, unfinished.decoder_path.parent)
+        if calibrate is not None:
+            write_scales(folder, found.scales)
+    return options, facts
 
 
 def write_parts(checkpoint: Checkpoint, folder: Path) -> None:

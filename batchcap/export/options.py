@@ -50,6 +50,7 @@ class Int8Matrices(StrEnum):
 ACCURACY_LEVEL = 4
 BLOCK_SIZES = (32, 64, 128, 256)
 MIN_CONTEXT = 64
+DEFAULT_MAX_KL = 0.01
 
 
 @dataclass(frozen=True, slots=True)

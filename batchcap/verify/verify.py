@@ -25,6 +25,7 @@ from batchcap.verify.decoding import DecodingLimits, DecodingPlan, Picture, chec
 from batchcap.verify.features import ENCODERS, EXACT, check_features, encode_pictures
 from batchcap.verify.metrics import relative_error
 from batchcap.verify.pictures import chosen_rows
+from batchcap.verify.quality import QualityTable
 from batchcap.verify.reference import Continuation, Reference, ReferenceDtype
 from batchcap.verify.structure import Answers, Structure
 from batchcap.verify.table import Report, Row
@@ -115,7 +116,7 @@ def verify_bundle(folder: Path, checkpoint: str, options: VerifyOptions) -> Repo
     return Report(facts, tuple(rows))
 
 
-def write_json(report: Report, path: Path) -> None:
+def write_json(report: Report | QualityTable, path: Path) -> None:
     """Write a report.
 
     Raises:

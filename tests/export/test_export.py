@@ -131,9 +131,11 @@ def test_options_reach_the_graph(checkpoint: Path, bundle: Bundle, tmp_path: Pat
 def built_before(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the decoder from the bundle instead of building it: for tests of what happens around it."""
 
-    def copy(_checkpoint: object, options: ExportOptions, folder: Path, _calibrate: object) -> dict[str, Any]:
+    def copy(
+        _checkpoint: object, options: ExportOptions, folder: Path, *_pictures: object
+    ) -> tuple[ExportOptions, dict[str, Any]]:
         shutil.copytree(bundle.decoder_path.parent, folder / "decoder")
-        return options.precision_facts()
+        return options, options.precision_facts()
 
     monkeypatch.setattr(export, "write_decoder", copy)
 
