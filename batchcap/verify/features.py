@@ -13,6 +13,7 @@ from batchcap.records import Features, Float32Array, Patches
 from batchcap.verify.metrics import relative_error
 from batchcap.verify.table import Row
 from batchcap.vision.backend import load_encoder
+from batchcap.vision.dtype import cpu_has_bf16
 
 PACK = 4  # pictures a pass
 
@@ -44,6 +45,11 @@ ENCODERS = (
     EncoderCheck(VisionBackend.ONNX, VisionDtype.FP32, 1e-4),
     EncoderCheck(VisionBackend.ONNX, VisionDtype.INT8, 0.3),
 )
+
+
+def runs_here(check: EncoderCheck) -> bool:
+    """Whether an encoder is worth a look: bf16 without hardware for it takes minutes a picture, and no job uses it."""
+    return check.dtype is not VisionDtype.BF16 or cpu_has_bf16()
 
 
 @dataclass(frozen=True, slots=True)
