@@ -153,6 +153,9 @@ def precision_text(precision: dict[str, Any]) -> str:
     text = f"int{precision['bits']} block {precision['block_size']} {precision['algorithm']}"
     if precision.get("int8_matrices", "none") != "none":
         text += f", int8 {precision['int8_matrices']}"
+    if "stored" in precision:
+        stored = precision["stored"]
+        return f"{stored['method']} int{stored['bits']} block {stored['block_size']}, others {text}"
     return text + ", awq" if "awq" in precision else text
 
 

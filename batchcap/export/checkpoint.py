@@ -11,6 +11,7 @@ from typing import Any
 from batchcap.bundle import sha256_of
 from batchcap.errors import CheckpointError
 from batchcap.export.inventory import require_tensors
+from batchcap.export.prequantized import unpack_names
 from batchcap.export.soundness import require_dense_qwen3_vl, require_model_folder, require_sound
 from batchcap.export.tensors import StoredTensor, read_index, weight_files
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
@@ -68,7 +69,7 @@ def open_checkpoint(checkpoint: str) -> Checkpoint:
         require_dense_qwen3_vl(config, checkpoint)
     except _MISTYPED as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks or mistypes {error}") from None
-    tensors = read_index(folder)
+    tensors = unpack_names(read_index(folder), config)
     images = _read_json(folder / "preprocessor_config.json")
     try:
         geometry = _geometry(folder, config, _image_settings(folder, images))

@@ -121,6 +121,7 @@ def _stage(checkpoint: Checkpoint, context: int, staging: Path) -> None:
     text = {name: value for name, value in checkpoint.config["text_config"].items() if name in _TEXT_KEYS}
     text |= {"max_position_embeddings": context, "head_dim": checkpoint.geometry.text.head_dim}
     config = {**checkpoint.config, "text_config": text}
+    config.pop("quantization_config", None)  # the graph is drawn alike; `fill_weights` knows what is in few bits
     (staging / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

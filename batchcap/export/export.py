@@ -40,6 +40,7 @@ from batchcap.export.decoder import draw_decoder, fill_decoder
 from batchcap.export.matrices import matrix_name
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.pictures import PictureChoice
+from batchcap.export.prequantized import require_unquantized, stored_facts
 from batchcap.export.quantize import Rows
 from batchcap.export.scaling import scaled_tensors, write_scales
 from batchcap.export.scratch import put_in_place, require_space, scratch_folder
@@ -93,6 +94,8 @@ def export_bundle(
         raise UsageError("--calibrate makes rounding closer and fp32 rounds nothing: leave one of them out")
     _require_free(output, overwrite=overwrite)
     opened = open_checkpoint(checkpoint)
+    if calibrate is not None or search is not None:
+        require_unquantized(opened.tensors, "--calibrate" if search is None else "--auto")
     try:
         with scratch_folder(output) as scratch:
             require_space(scratch, _working_bytes(opened, options, searching=search is not None))
@@ -164,6 +167,8 @@ def write_decoder(
             with tempfile.TemporaryDirectory(prefix="trials-", dir=folder.parent) as trials:
                 return choose_decoder(unfinished, checkpoint, drawing, search, Path(trials))
         facts = options.precision_facts()
+        if options.precision is not Precision.FP32:
+            facts |= stored_facts(checkpoint.tensors)
         tensors: Mapping[str, Rows] = checkpoint.tensors
         if calibrate is not None:
             from batchcap.export import calibration  # noqa: PLC0415 - loads torch and transformers
@@ -224,7 +229,8 @@ def _describe(checkpoint: Checkpoint, options: ExportOptions, folder: Path, prec
     """Check the decoder and write bundle.json."""
     log.info("checking the decoder and the files")
     check: dict[str, float] = check_decoder(folder / DECODER_FILE, checkpoint.geometry, options.precision).to_dict()
-    if options.precision is Precision.FP32 and checkpoint.nbytes <= REFERENCE_MAX_BYTES:
+    whole = not stored_facts(checkpoint.tensors)  # transformers reads few bits only with more packages
+    if options.precision is Precision.FP32 and whole and checkpoint.nbytes <= REFERENCE_MAX_BYTES:
         check["reference_difference"] = _reference_difference(checkpoint, folder)
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

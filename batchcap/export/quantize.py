@@ -121,16 +121,16 @@ def _quantize(weight: Float32Array, rounding: Rounding) -> QuantizedMatrix:
     else:
         values, scales, _middle = quant_tensor(padded, bits, block_size, "sym", "uint")
     return QuantizedMatrix(
-        packed=_pack(values.astype(np.uint8).reshape(rows, blocks, block_size), bits),
+        packed=pack(values.astype(np.uint8).reshape(rows, blocks, block_size), bits),
         scales=scales.astype(np.float32).reshape(rows, blocks),
         # The builder packs zero points across columns, so it fails where a column has an odd number of blocks.
-        zero_points=None if zero_points is None else _pack(zero_points.reshape(rows, blocks), bits),
+        zero_points=None if zero_points is None else pack(zero_points.reshape(rows, blocks), bits),
         bits=bits,
     )
 
 
-def _pack(values: UInt8Array, bits: int) -> UInt8Array:
-    """Values of the last axis, two in a byte if they have four bits."""
+def pack(values: UInt8Array, bits: int) -> UInt8Array:
+    """Values of the last axis, two in a byte if they have four bits, the first one in the lower half."""
     if bits == 8:
         return values
     if values.shape[-1] % 2:
@@ -140,7 +140,7 @@ def _pack(values: UInt8Array, bits: int) -> UInt8Array:
 
 
 def _unpack(packed: UInt8Array, bits: int) -> UInt8Array:
-    """The values of `_pack`, along the last axis."""
+    """The values of `pack`, along the last axis."""
     if bits == 8:
         return packed
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

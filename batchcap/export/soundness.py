@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.errors import CheckpointError
+from batchcap.export.prequantized import METHODS
 from batchcap.geometry import Geometry, TextGeometry, VisionGeometry
 
 MODEL_TYPE = "qwen3_vl"
@@ -81,11 +82,11 @@ def require_dense_qwen3_vl(config: dict[str, Any], checkpoint: str) -> None:
 def _require_plain_weights(config: dict[str, Any], checkpoint: str) -> None:
     for part in (config, _part(config, "text_config"), _part(config, "vision_config")):
         quantization = part.get("quantization_config") or part.get("compression_config")
-        if quantization:
-            method = _part(part, "quantization_config").get("quant_method", "by a method it does not name")
+        method = _part(part, "quantization_config").get("quant_method", "by a method it does not name")
+        if quantization and not (part is config and method in METHODS):
             raise CheckpointError(
                 f"{checkpoint} was quantized before ({method}): give the checkpoint it was made from, in BF16, F16 or "
-                "F32; `batchcap export` quantizes by itself"
+                "F32, or one quantized with GPTQ or AWQ; `batchcap export` quantizes by itself"
             )
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from batchcap.errors import CheckpointError
 from batchcap.export.matrices import layer_count, matrix_name
 from batchcap.export.options import ACCURACY_LEVEL, ExportOptions, Precision, Rounding
+from batchcap.export.prequantized import PackedMatrix
 from batchcap.export.quantize import Rows, quantize_matrix
 from batchcap.records import Float32Array
 
@@ -133,10 +134,14 @@ def _pieces(tensor: Rows, *, turned: bool) -> Iterator[Float32Array]:
 def _replace(graph: ir.Graph, node: ir.Node, tensor: Rows, rounding: Rounding, file: WeightFile) -> None:
     """Put a MatMulNBits with rounded weights in the place of a MatMul."""
     columns, rows = tensor.shape
+    if isinstance(tensor, PackedMatrix):
+        matrix, rounding = tensor.quantized(), tensor.rounding
+    else:
+        matrix = quantize_matrix(tensor, rounding)
     weight = node.inputs[1]
     assert weight is not None, "the caller looked"  # noqa: S101 - for the type checker
     values = []
-    for kind, array in quantize_matrix(tensor, rounding).inputs.items():
+    for kind, array in matrix.inputs.items():
         name = f"{weight.name}.{kind}"
         values.append(ir.Value(name=name, const_value=file.add(name, [array], array.shape)))
         graph.register_initializer(values[-1])

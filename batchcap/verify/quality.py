@@ -20,6 +20,7 @@ from batchcap.bundle import Bundle
 from batchcap.errors import UsageError
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.pictures import PictureChoice, load_pictures, pictures_sha256
+from batchcap.export.prequantized import require_unquantized
 from batchcap.export.rollout import ROWS, PicturePrompt, Rollout
 from batchcap.machine import MIB, available_cores
 from batchcap.prompt import PromptTemplate
@@ -205,6 +206,7 @@ def compare_bundles(folders: Sequence[Path], checkpoint: str, choice: PictureCho
         CheckpointError: the checkpoint is missing or broken.
     """
     opened = open_checkpoint(checkpoint)
+    require_unquantized(opened.tensors, "the comparison")
     bundles = [Bundle.load(folder) for folder in folders]
     for bundle in bundles:
         if bundle.geometry != opened.geometry:

@@ -16,6 +16,7 @@ from batchcap.bundle import BUNDLE_FILE, Bundle, geometry_to_dict
 from batchcap.config import DEFAULT_PROMPT, VisionConfig
 from batchcap.errors import RowError, UsageError
 from batchcap.export.checkpoint import Checkpoint, open_checkpoint
+from batchcap.export.prequantized import require_unquantized
 from batchcap.export.scaling import read_scales
 from batchcap.images import load_patches
 from batchcap.prompt import PromptTemplate
@@ -99,6 +100,7 @@ def verify_bundle(folder: Path, checkpoint: str, options: VerifyOptions) -> Repo
     require_pair(bundle, description["source"], opened)
     prompt = PromptTemplate.from_bundle(bundle, options.prompt)
     plan = _plan(bundle, prompt, options.steps)
+    require_unquantized(opened.tensors, "verify")
     names, pictures = _load_pictures(bundle, plan, options)
     asked = _ask(bundle, opened, plan, pictures, description["precision"])
     rows = list(_check(bundle, plan, (names, pictures), asked, int(description["precision"]["bits"])))
