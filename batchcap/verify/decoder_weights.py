@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from batchcap.errors import BundleError
 from batchcap.records import Float32Array
 
+INTERLEAVED = 1  # `mrope_layout` of MRotaryEmbedding
 ROTARY_TABLES = ("cos_cache", "sin_cache")
 PIECE_VALUES = 1 << 19  # what a piece needs stays in the CPU's cache
 _VECTORS = ("norm.weight", "norm.layernorm.weight", ".Add.bias")
@@ -111,18 +112,20 @@ class PlainTensor:
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """Every number of a bundle's decoder.
+    """Every number of a bundle's decoder that its checkpoint decides.
 
     Attributes:
         rounded: matrices in few bits, by the canonical name of the checkpoint's tensor.
         plain: matrices and vectors in float32, likewise.
         rotary: `cos_cache` and `sin_cache`, [positions, head_dim / 2].
+        sections: by the name of each MRotaryEmbedding node, its mrope_section, and whether it interleaves them.
         unknown: initializers of more than one value that are none of these.
     """
 
     rounded: dict[str, RoundedMatrix]
     plain: dict[str, PlainTensor]
     rotary: dict[str, Float32Array]
+    sections: dict[str, tuple[tuple[int, ...], bool]]
     unknown: tuple[str, ...]
 
 
@@ -149,6 +152,7 @@ def read_decoder(path: Path, layers: int) -> DecoderWeights:
         raise BundleError(f"the decoder's graph {path} can't be read ({error}): export the bundle again") from None
     rounded, plain = dict[str, RoundedMatrix](), dict[str, PlainTensor]()
     inputs = set[str | None]()
+    sections = dict[str, tuple[tuple[int, ...], bool]]()
     for node in graph:
         if node.op_type in ("MatMul", "MatMulNBits"):
             weight = _input(node, 1)
@@ -158,6 +162,10 @@ def read_decoder(path: Path, layers: int) -> DecoderWeights:
             else:
                 plain[name] = PlainTensor(_array(weight), turned=True)
             inputs |= {value.name for value in node.inputs if value is not None}
+        elif node.op_type == "MRotaryEmbedding":
+            layout = node.attributes.get("mrope_layout")
+            interleaved = layout is not None and layout.as_int() == INTERLEAVED
+            sections[str(node.name)] = tuple(node.attributes["mrope_section"].as_ints()), interleaved
     rotary, unknown = dict[str, Float32Array](), list[str]()
     for name, value in graph.initializers.items():
         if name in inputs or value.const_value is None or value.const_value.size <= 1:
@@ -168,7 +176,7 @@ def read_decoder(path: Path, layers: int) -> DecoderWeights:
             plain[_tensor_name(name, layers)] = PlainTensor(_array(value), turned=False)
         else:
             unknown.append(name)
-    return DecoderWeights(rounded, plain, rotary, tuple(unknown))
+    return DecoderWeights(rounded, plain, rotary, sections, tuple(unknown))
 
 
 def _tensor_name(initializer: str, layers: int) -> str:

@@ -16,24 +16,19 @@ class Distance(NamedTuple):
     Attributes:
         divergence: Kullback-Leibler divergence of the second distribution from the first, in nats.
         same_top: whether both have the same likeliest token.
-        lost: how much less likely the second's likeliest token is than the first's own, by the first, in nats; 0 where
-            they are the same, little where they are as good as each other.
         error: largest difference of a logit, as a part of the first one's largest magnitude.
     """
 
     divergence: float
     same_top: bool
-    lost: float
     error: float
 
 
 def distance(expected: Float32Array, found: Float32Array) -> Distance:
     """Distance of the logits [V] found from those expected."""
-    best, chosen = expected.argmax(), found.argmax()
     return Distance(
         divergence=float(divergence(expected, found)),
-        same_top=bool(best == chosen),
-        lost=float(expected[best]) - float(expected[chosen]),
+        same_top=bool(expected.argmax() == found.argmax()),
         error=relative_error(expected, found),
     )
 

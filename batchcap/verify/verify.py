@@ -16,7 +16,6 @@ from batchcap.bundle import BUNDLE_FILE, Bundle, geometry_to_dict
 from batchcap.config import DEFAULT_PROMPT, VisionConfig
 from batchcap.errors import RowError, UsageError
 from batchcap.export.checkpoint import Checkpoint, open_checkpoint
-from batchcap.export.prequantized import require_unquantized
 from batchcap.export.scaling import read_scales
 from batchcap.images import load_patches
 from batchcap.prompt import PromptTemplate
@@ -38,12 +37,15 @@ MAX_VISUAL_TOKENS = 256
 # Of a prefill's logits, as a part of the largest, with the scales of activation-aware rounding folded in.
 SCALING_TOLERANCE = {ReferenceDtype.FP32: 1e-4, ReferenceDtype.BF16: 0.2}
 # By the bits of the decoder's weights. fp32 must be the reference's equal. What rounding costs depends on the
-# checkpoint, and random weights amplify it most, so these bounds only find gross damage: faults of an export are found
-# by the checks of weights and structure, which rounding does not blur.
+# checkpoint, and random weights amplify it most. Measured on tiny ones, 12 pictures, all algorithms and blocks: the
+# mean divergence is 0.035 to 0.075 nats at 4 bits and below 0.001 at 8, the share of same tokens 0.56 to 0.72 and
+# 0.94, of one picture at least 0.06 and 0.81. So these bounds only find gross damage; faults of an export are found by
+# the checks of weights and structure, which rounding does not blur. Captions part at the first near tie: how many are
+# the same is only told.
 LIMITS = {
-    32: DecodingLimits(error=1e-3, divergence=1e-5, lost=1e-5, same_top=0.999, same_captions=1.0),
-    8: DecodingLimits(error=0.2, divergence=0.02, lost=0.02, same_top=0.8, same_captions=0.0),
-    4: DecodingLimits(error=1.0, divergence=0.3, lost=0.3, same_top=0.3, same_captions=0.0),
+    32: DecodingLimits(error=1e-3, divergence=1e-5, same_top=0.99, same_captions=1.0),
+    8: DecodingLimits(error=0.2, divergence=0.01, same_top=0.5, same_captions=0.0),
+    4: DecodingLimits(error=1.0, divergence=0.3, same_top=0.05, same_captions=0.0),
 }
 
 
@@ -100,7 +102,6 @@ def verify_bundle(folder: Path, checkpoint: str, options: VerifyOptions) -> Repo
     require_pair(bundle, description["source"], opened)
     prompt = PromptTemplate.from_bundle(bundle, options.prompt)
     plan = _plan(bundle, prompt, options.steps)
-    require_unquantized(opened.tensors, "verify")
     names, pictures = _load_pictures(bundle, plan, options)
     asked = _ask(bundle, opened, plan, pictures, description["precision"])
     rows = list(_check(bundle, plan, (names, pictures), asked, int(description["precision"]["bits"])))

@@ -93,6 +93,7 @@ def check_weights(
         yield Row("decoder, scales of blocks", findings.scale.value, 1, unit="of allowed", worst=findings.scale.place)
     yield Row("decoder, float32 weights", findings.plain.value, 0, unit="difference", worst=findings.plain.place)
     yield _rotary(decoder, checkpoint)
+    yield _sections(decoder, checkpoint)
     yield _embeddings(bundle, checkpoint)
     yield _vision(bundle, checkpoint)
 
@@ -159,11 +160,28 @@ def _counterparts(decoder: DecoderWeights, expected: Mapping[str, Rows]) -> Row:
     return Row("decoder, tensors without match", len(odd), 0, worst=_shortened(odd))
 
 
+def _sections(decoder: DecoderWeights, checkpoint: Checkpoint) -> Row:
+    """Rotations whose mRoPE sections are others than the checkpoint's.
+
+    Read, not measured: in the interleaved layout the sections only bound the slowest frequencies, so that logits would
+    hardly show a permutation.
+    """
+    rope = _rope(checkpoint)
+    expected = (tuple(rope["mrope_section"]), bool(rope.get("mrope_interleaved", True)))
+    odd = [name for name, found in decoder.sections.items() if found != expected]
+    return Row("decoder, mRoPE sections that differ", len(odd), 0, worst=_shortened(odd))
+
+
+def _rope(checkpoint: Checkpoint) -> dict[str, Any]:
+    """As `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
+    text = checkpoint.config["text_config"]
+    rope: dict[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    return rope
+
+
 def _rotary(decoder: DecoderWeights, checkpoint: Checkpoint) -> Row:
     """The rotary tables beside cosines and sines in float64: angle = position · theta^(-2i / head_dim)."""
-    text = checkpoint.config["text_config"]
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta") or text.get("rope_theta"))
+    theta = float(_rope(checkpoint).get("rope_theta") or checkpoint.config["text_config"]["rope_theta"])
     half = checkpoint.geometry.text.head_dim // 2
     frequencies = theta ** (-np.arange(half) / half)
     worst = _Worst()
