@@ -73,13 +73,13 @@ def read_index(folder: Path) -> dict[str, StoredTensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint, sorted by name.
+    """The weight files of a checkpoint, sorted by name; one whole file comes before shards, as in transformers.
 
     Raises:
         CheckpointError: there are none, or a shard that the index names is missing.
     """
     index = folder / "model.safetensors.index.json"
-    if index.exists():
+    if index.exists() and not (folder / "model.safetensors").exists():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

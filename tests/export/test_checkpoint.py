@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Qwen2VLImageProcessorPil
+from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from batchcap.errors import CheckpointError
 from batchcap.export.checkpoint import open_checkpoint
@@ -267,6 +267,16 @@ def test_a_shard_cut_short_and_then_missing(tmp_path: Path) -> None:
     lost.unlink()
     with pytest.raises(CheckpointError, match=f"{lost.name} is missing"):
         open_checkpoint(str(checkpoint))
+
+
+def test_one_whole_file_comes_before_shards_left_beside_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """As in transformers: a model saved over an older one must not be read from the older one's shards."""
+    checkpoint = make_checkpoint(tmp_path / "sharded", seed=5, max_shard_size="1MB")
+    shutil.copyfile(tiny_checkpoint / "model.safetensors", checkpoint / "model.safetensors")
+    assert {tensor.path.name for tensor in open_checkpoint(str(checkpoint)).tensors.values()} == {"model.safetensors"}
+    theirs = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint).model.language_model.norm.weight
+    ours = open_checkpoint(str(tiny_checkpoint)).tensors["language_model.norm.weight"]
+    assert ours.rows(0, len(theirs)).tolist() == theirs.tolist()
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
