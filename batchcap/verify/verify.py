@@ -16,13 +16,14 @@ from batchcap.bundle import BUNDLE_FILE, Bundle, geometry_to_dict
 from batchcap.config import DEFAULT_PROMPT, VisionConfig
 from batchcap.errors import RowError, UsageError
 from batchcap.export.checkpoint import Checkpoint, open_checkpoint
+from batchcap.export.prequantized import require_unquantized
 from batchcap.export.scaling import read_scales
 from batchcap.images import load_patches
 from batchcap.prompt import PromptTemplate
 from batchcap.records import Features, Patches
 from batchcap.verify.decoder_weights import pieces
 from batchcap.verify.decoding import DecodingLimits, DecodingPlan, Picture, check_captions, check_logits
-from batchcap.verify.features import ENCODERS, EXACT, check_features, encode_pictures
+from batchcap.verify.features import ENCODERS, EXACT, check_features, encode_pictures, runs_here
 from batchcap.verify.metrics import relative_error
 from batchcap.verify.pictures import chosen_rows
 from batchcap.verify.quality import QualityTable
@@ -99,6 +100,7 @@ def verify_bundle(folder: Path, checkpoint: str, options: VerifyOptions) -> Repo
     bundle = Bundle.load(folder)
     description: dict[str, Any] = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     opened = open_checkpoint(checkpoint)
+    require_unquantized(opened.tensors, "verify")
     require_pair(bundle, description["source"], opened)
     prompt = PromptTemplate.from_bundle(bundle, options.prompt)
     plan = _plan(bundle, prompt, options.steps)
@@ -230,7 +232,7 @@ def _check(
     names, pictures = named
     log.info("running the bundle's vision encoders")
     seen: list[Features] = []
-    for encoder in ENCODERS:
+    for encoder in filter(runs_here, ENCODERS):
         encoded = encode_pictures(bundle, encoder, pictures)
         yield from check_features(encoder, encoded, asked.features, names)
         if encoder is EXACT:
