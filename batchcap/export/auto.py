@@ -11,10 +11,10 @@ from batchcap.errors import UsageError
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.decoder import Drawing
 from batchcap.export.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
-from batchcap.export.pictures import PictureChoice, load_pictures
+from batchcap.export.pictures import PictureChoice, fitted, load_pictures
 from batchcap.export.scaling import write_scales
 from batchcap.export.trials import Candidate, Material, Trials
-from batchcap.verify.quality import Quality, ask_reference, table_of
+from batchcap.verify.quality import STEPS, Quality, ask_reference, table_of
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def choose_decoder(
 
 def _material(unfinished: Bundle, checkpoint: Checkpoint, drawing: Drawing, search: Search) -> Material:
     """Ask the checkpoint about the pictures; its answers calibrate and measure."""
-    choice = replace(search.pictures, count=2 * search.pictures.count)
+    choice = fitted(replace(search.pictures, count=2 * search.pictures.count), unfinished, STEPS)
     if not choice.inputs:
         log.warning("no pictures were named: those that come with batchcap stand for yours; better name some of yours")
     pictures = load_pictures(choice, checkpoint.geometry, unfinished.folder)

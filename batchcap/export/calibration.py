@@ -15,7 +15,7 @@ from batchcap.export.awq import find_scales
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.decoder import GRAPH_FILE, Drawing, fill_decoder
 from batchcap.export.options import ExportOptions
-from batchcap.export.pictures import PictureChoice, load_pictures, pictures_sha256
+from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
 from batchcap.export.rollout import PicturePrompt, Rollout
 from batchcap.export.scaling import Scales
 from batchcap.machine import available_cores
@@ -54,17 +54,28 @@ def calibrate(
     Raises:
         UsageError: no picture can be read, or they do not fit into the bundle's context.
     """
+    choice = fitted(choice, unfinished, ANSWER_TOKENS)
     pictures = load_pictures(choice, checkpoint.geometry, unfinished.folder)
     log.info("calibrating on %d pictures", len(pictures))
     prompts = picture_prompts(unfinished, pictures, choice.prompt)
+    answers = _draft_answers(unfinished, checkpoint, drawing, options, prompts)
+    answered = [*zip(prompts, answers, strict=True)]
+    return calibrate_on(unfinished, checkpoint, options, answered, pictures_sha256(choice, pictures))
+
+
+def _draft_answers(
+    unfinished: Bundle,
+    checkpoint: Checkpoint,
+    drawing: Drawing,
+    options: ExportOptions,
+    prompts: Sequence[PicturePrompt],
+) -> list[tuple[int, ...]]:
+    """What a decoder without scales answers; it is gone from memory and disk afterwards."""
     with tempfile.TemporaryDirectory(prefix="draft-", dir=unfinished.folder) as folder:
         draft = Path(folder) / "decoder"
         fill_decoder(drawing, checkpoint.tensors, options, draft)
         rollout = Rollout(draft / GRAPH_FILE, checkpoint.geometry, unfinished.embeddings(), available_cores())
-        answers = rollout.greedy(prompts, ANSWER_TOKENS)
-    return calibrate_on(
-        unfinished, checkpoint, options, [*zip(prompts, answers, strict=True)], pictures_sha256(choice, pictures)
-    )
+        return rollout.greedy(prompts, ANSWER_TOKENS)
 
 
 def calibrate_on(

@@ -1,5 +1,6 @@
 """Owns the pictures that an export looks at: some of the user's own, or a few that come with batchcap."""
 
+import dataclasses
 import hashlib
 import io
 import logging
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from batchcap.bundle import Bundle
 from batchcap.config import DEFAULT_PROMPT, InputConfig, VisionConfig, VisionDtype
 from batchcap.errors import RowError, UsageError
 from batchcap.geometry import Geometry
@@ -16,11 +18,13 @@ from batchcap.images import load_patches
 from batchcap.manifest.discover import discover
 from batchcap.manifest.parquet import image_row, read_layout, read_rows
 from batchcap.manifest.source import Source, SourceKind, printable_name
+from batchcap.prompt import PromptTemplate
 from batchcap.records import ImageRow, Patches
 
 log = logging.getLogger(__name__)
 
 MAX_PICTURES = 24
+MIN_VISUAL_TOKENS = 4
 _PHOTOGRAPHS = ("astronaut", "cat-chelsea", "coffee", "hubble", "rocket")
 _DRAWN_SIDES_PX = (256, 448)
 _DRAWN_SEED_SPACE = 1 << 37  # no scene that the demo model was trained or is evaluated on
@@ -41,6 +45,26 @@ class PictureChoice:
     count: int = MAX_PICTURES
     prompt: str = DEFAULT_PROMPT
     max_visual_tokens: int = 256
+
+
+def fitted(choice: PictureChoice, bundle: Bundle, new_tokens: int) -> PictureChoice:
+    """The choice with no more visual tokens than the bundle's context has room for.
+
+    Args:
+        choice: what is wanted.
+        bundle: one whose decoder may be missing.
+        new_tokens: longest answer.
+
+    Raises:
+        UsageError: there is no room at all, or the prompt can't be used.
+    """
+    room = bundle.context - PromptTemplate.from_bundle(bundle, choice.prompt).text_tokens - new_tokens
+    if room < MIN_VISUAL_TOKENS:
+        raise UsageError(
+            f"a context of {bundle.context} tokens has no room for a picture and {new_tokens} new tokens beside this "
+            "prompt: choose a larger --context"
+        )
+    return dataclasses.replace(choice, max_visual_tokens=min(choice.max_visual_tokens, room))
 
 
 def load_pictures(choice: PictureChoice, geometry: Geometry, exclude: Path) -> list[Patches]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from batchcap.bundle import Bundle
 from batchcap.errors import UsageError
 from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.pictures import PictureChoice, load_pictures, pictures_sha256
+from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
 from batchcap.export.prequantized import require_unquantized
 from batchcap.export.rollout import ROWS, PicturePrompt, Rollout
 from batchcap.machine import MIB, available_cores
@@ -211,6 +211,7 @@ def compare_bundles(folders: Sequence[Path], checkpoint: str, choice: PictureCho
     for bundle in bundles:
         if bundle.geometry != opened.geometry:
             raise UsageError(f"{bundle.folder} was made from another checkpoint than {opened.folder}: name its own")
+    choice = fitted(choice, min(bundles, key=lambda bundle: bundle.context), STEPS)
     pictures = load_pictures(choice, opened.geometry, bundles[0].folder)
     log.info("asking the checkpoint about %d pictures", len(pictures))
     yardstick = ask_reference(bundles[0], opened.folder, choice, pictures)

@@ -1,5 +1,6 @@
 """The pictures an export looks at: spread over the inputs, of every kind, or batchcap's own."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.errors import UsageError
-from batchcap.export.pictures import PictureChoice, load_pictures, pictures_sha256
+from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
+from batchcap.prompt import PromptTemplate
 
 SAMPLE = Path(__file__).parents[2] / "sample_data"
 
@@ -48,3 +50,12 @@ def test_own_pictures_are_the_same_each_time(tiny_bundle_fp32: Bundle, tmp_path:
 def test_the_budget_of_visual_tokens_holds(tiny_bundle_fp32: Bundle, tmp_path: Path) -> None:
     pictures = load_pictures(PictureChoice(count=6, max_visual_tokens=16), tiny_bundle_fp32.geometry, tmp_path)
     assert all(len(picture.values) <= 16 * tiny_bundle_fp32.geometry.vision.merge_size**2 for picture in pictures)
+
+
+def test_a_small_context_leaves_less_room(tiny_bundle_fp32: Bundle) -> None:
+    prompt = PromptTemplate.from_bundle(tiny_bundle_fp32, PictureChoice().prompt)
+    small = dataclasses.replace(tiny_bundle_fp32, context=100)
+    assert fitted(PictureChoice(), small, 30).max_visual_tokens == 70 - prompt.text_tokens
+    assert fitted(PictureChoice(), tiny_bundle_fp32, 30) == PictureChoice()
+    with pytest.raises(UsageError, match=r"a context of 100 tokens has no room for a picture and 90 new tokens"):
+        fitted(PictureChoice(), small, 90)
