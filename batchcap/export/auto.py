@@ -39,18 +39,17 @@ class Search:
 
 def ladder(context: int) -> list[Candidate]:
     """The decoders that are tried, fastest first; see benchmarks/NOTES.md for the measurements behind the order."""
-    options = ExportOptions(algorithm=RoundingAlgorithm.DEFAULT, context=context)
-    head, sensitive = (replace(options, int8_matrices=one) for one in (Int8Matrices.HEAD, Int8Matrices.SENSITIVE))
+    options = ExportOptions(context=context)
+    fine = replace(options, block_size=32, algorithm=RoundingAlgorithm.DEFAULT)
     eight = replace(options, precision=Precision.INT8)
     return [
         Candidate(options, scaled=False),
         Candidate(options, scaled=True),
-        Candidate(head, scaled=True),
-        Candidate(sensitive, scaled=True),
-        Candidate(replace(sensitive, block_size=32), scaled=True),
+        Candidate(replace(options, int8_matrices=Int8Matrices.HEAD), scaled=True),
+        Candidate(replace(fine, int8_matrices=Int8Matrices.HEAD), scaled=True),
+        Candidate(replace(fine, int8_matrices=Int8Matrices.SENSITIVE), scaled=True),
         Candidate(eight, scaled=False),
-        Candidate(eight, scaled=True),
-        Candidate(replace(eight, block_size=32), scaled=True),
+        Candidate(replace(eight, block_size=32), scaled=False),
     ]
 
 

@@ -50,6 +50,8 @@ class Int8Matrices(StrEnum):
 ACCURACY_LEVEL = 4
 BLOCK_SIZES = (32, 64, 128, 256)
 MIN_CONTEXT = 64
+# Nats, the mean over tokens: two distributions so near give any token probabilities that differ by at most 0.07
+# (Pinsker's inequality).
 DEFAULT_MAX_KL = 0.01
 
 
