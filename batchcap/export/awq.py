@@ -110,9 +110,11 @@ def _best(group: Group, readers: list[Reader], inputs: Tensor, text: TextGeometr
     magnitudes = np.maximum(magnitudes, SMALLEST_MAGNITUDE * magnitudes.max())
     if not magnitudes.any():
         return {}
-    sampled = [Reader(MatrixInMemory(_sample(reader.matrix)), reader.rounding) for reader in readers]
+    samples = [_sample(reader.matrix) for reader in readers]
+    outputs = [inputs @ torch.from_numpy(sample).T for sample in samples]
+    sampled = [Reader(MatrixInMemory(one), reader.rounding) for one, reader in zip(samples, readers, strict=True)]
     candidates = [_scales_of(magnitudes, alpha) for alpha in ALPHAS]
-    best = min(candidates, key=lambda one: output_error(sampled, inputs, expanded(one, group, text)))
+    best = min(candidates, key=lambda one: output_error(sampled, inputs, expanded(one, group, text), outputs))
     columns = expanded(best, group, text)
     closer = output_error(readers, inputs, columns) < output_error(readers, inputs, np.ones_like(columns))
     return {group.divided: best} if closer else {}
@@ -140,24 +142,28 @@ def _spans(count: int, height: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + height, count)
 
 
-def output_error(readers: Sequence[Reader], inputs: Tensor, scales: Float32Array) -> float:
+def output_error(
+    readers: Sequence[Reader], inputs: Tensor, scales: Float32Array, outputs: Sequence[Tensor] | None = None
+) -> float:
     """Squared error of the outputs of scaled and rounded matrices, relative to the outputs; summed over the matrices.
 
     Args:
         readers: matrices of the same inputs.
         inputs: [T, K] float32.
         scales: [K].
+        outputs: [T, N] of each matrix as it is, where they are known already.
     """
     total = 0.0
-    for reader in readers:
-        matrix, rounding = reader.matrix, reader.rounding
+    scaled = inputs / torch.from_numpy(scales)
+    rounded = {size: _rounded_inputs(scaled, size) for size in {reader.rounding.block_size for reader in readers}}
+    for place, reader in enumerate(readers):
         error = size = 0.0
-        given = _rounded_inputs(inputs / torch.from_numpy(scales), rounding.block_size)
-        for start, stop in _spans(matrix.shape[0], max(1, _PIECE_VALUES // matrix.shape[1])):
-            rows = matrix.rows(start, stop)
-            rounded = quantize_matrix(MatrixInMemory(rows * scales), rounding).values(rows.shape[1])
-            expected = inputs @ torch.from_numpy(rows).T
-            error += float((given @ torch.from_numpy(rounded).T - expected).square().sum())
+        for start, stop in _spans(reader.matrix.shape[0], max(1, _PIECE_VALUES // reader.matrix.shape[1])):
+            rows = reader.matrix.rows(start, stop)
+            weights = quantize_matrix(MatrixInMemory(rows * scales), reader.rounding).values(rows.shape[1])
+            expected = inputs @ torch.from_numpy(rows).T if outputs is None else outputs[place][:, start:stop]
+            found = rounded[reader.rounding.block_size] @ torch.from_numpy(weights).T
+            error += float((found - expected).square().sum())
             size += float(expected.square().sum())
         total += error / size if size else 0.0
     return total
