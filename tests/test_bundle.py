@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchcap.bundle import BUNDLE_FILE, EMBEDDINGS_FILE, Bundle, EmbeddingTable
+from batchcap.bundle import BUNDLE_FILE, EMBEDDINGS_FILE, FORMAT_VERSION, Bundle, EmbeddingTable
 from batchcap.errors import BundleError
 
 
@@ -88,8 +88,9 @@ def test_a_bundle_that_took_its_place(tiny_bundle_int4: Bundle) -> None:
 
 
 def test_a_later_format(copy: Path) -> None:
-    edit(copy, lambda content: content.update(format_version=2))
-    with pytest.raises(BundleError, match="has bundle format 2, this batchcap reads 1"):
+    later = FORMAT_VERSION + 1
+    edit(copy, lambda content: content.update(format_version=later))
+    with pytest.raises(BundleError, match=f"has bundle format {later}, this batchcap reads {FORMAT_VERSION}"):
         Bundle.load(copy)
 
 
