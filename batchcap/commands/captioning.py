@@ -1,0 +1,204 @@
+"""Owns `batchcap caption` and `batchcap run`: options or a job file become one configuration, and the job is run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from batchcap.commands.results import print_result
+from batchcap.config import (
+    DEFAULT_PROMPT,
+    GenerationConfig,
+    InputConfig,
+    JobConfig,
+    LimitConfig,
+    PlacementConfig,
+    VisionBackend,
+    VisionConfig,
+    VisionDtype,
+)
+
+if TYPE_CHECKING:
+    from batchcap.report.summary import Summary
+
+_INPUT, _WORDS, _PICTURES, _PLACE, _LIMITS = "Input", "Words", "Pictures", "Speed and memory", "Limits"
+
+
+def caption(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="Picture files, folders, Parquet files, folders of Parquet files, globs in quotes."
+        ),
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="Job folder: captions, statistics, state.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Bundle made by `batchcap export`; default: the demo model.")
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Parquet column with the picture: bytes, Hugging Face Image, or path. Default: found by itself.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(help="Parquet column to use as id. Default: file name and row number.", rich_help_panel=_INPUT),
+    ] = None,
+    image_root: Annotated[
+        str | None,
+        typer.Option(
+            help="Where relative paths of a path column start. Default: the Parquet file's folder.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    keep_columns: Annotated[
+        str,
+        typer.Option(
+            help="Input columns to carry into the output, separated by commas; * for all but the picture.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = "",
+    limit: Annotated[int, typer.Option(help="Caption only the first N rows; 0: all.", rich_help_panel=_INPUT)] = 0,
+    prompt: Annotated[str, typer.Option(help="What to ask about each picture.", rich_help_panel=_WORDS)] = (
+        DEFAULT_PROMPT
+    ),
+    max_new_tokens: Annotated[int, typer.Option(help="Longest caption, in tokens.", rich_help_panel=_WORDS)] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="0: always the likeliest token; above 0: drawn by chance.", rich_help_panel=_WORDS)
+    ] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option(help="Draw from the likeliest tokens that hold this probability; 1: off.", rich_help_panel=_WORDS),
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0: off.", rich_help_panel=_WORDS)] = 0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens used before get less likely; 1: off.", rich_help_panel=_WORDS)
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the draws; each row's id is mixed in.", rich_help_panel=_WORDS)
+    ] = 0,
+    loop_stop: Annotated[
+        bool, typer.Option(help="Stop a caption early that repeats itself without end.", rich_help_panel=_WORDS)
+    ] = True,
+    max_visual_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Most visual tokens of a picture. One covers 32 x 32 pixels after the resize, so 256 see about "
+            "512 x 512; more show more detail and take longer.",
+            rich_help_panel=_PICTURES,
+        ),
+    ] = 256,
+    vision_dtype: Annotated[
+        VisionDtype,
+        typer.Option(
+            help="Arithmetic of the vision encoder: bf16 (torch), fp32, int8 (onnx); auto: bf16 in torch where the CPU "
+            "has it, else fp32.",
+            rich_help_panel=_PICTURES,
+        ),
+    ] = VisionDtype.AUTO,
+    vision_backend: Annotated[
+        VisionBackend,
+        typer.Option(
+            help="What runs the vision encoder: torch (PyTorch) or onnx (ONNX Runtime, PyTorch need not be installed); "
+            "auto: torch where it is installed.",
+            rich_help_panel=_PICTURES,
+        ),
+    ] = VisionBackend.AUTO,
+    max_image_pixels: Annotated[
+        int, typer.Option(help="Refuse pictures with more pixels than this.", rich_help_panel=_PICTURES)
+    ] = 256_000_000,
+    decoders: Annotated[
+        int, typer.Option(help="Decoder processes, each with its own copy of the weights.", rich_help_panel=_PLACE)
+    ] = 1,
+    slots: Annotated[
+        int, typer.Option(help="Captions one decoder works on at once; each takes memory.", rich_help_panel=_PLACE)
+    ] = 16,
+    decoder_threads: Annotated[
+        int, typer.Option(help="Threads of one decoder; 0: cores / decoders.", rich_help_panel=_PLACE)
+    ] = 0,
+    vision_threads: Annotated[
+        int, typer.Option(help="Threads of the vision encoder; 0: all cores.", rich_help_panel=_PLACE)
+    ] = 0,
+    patch_budget: Annotated[
+        int,
+        typer.Option(
+            help="Patches (16 x 16 pixels) encoded in one pass; a larger picture goes alone.", rich_help_panel=_PLACE
+        ),
+    ] = 4096,
+    queue_mib: Annotated[
+        int, typer.Option(help="Memory for encoded pictures that wait for a decoder.", rich_help_panel=_PLACE)
+    ] = 256,
+    rows_per_part: Annotated[
+        int, typer.Option(help="Rows of one captions/part-*.parquet.", rich_help_panel=_PLACE)
+    ] = 1000,
+    max_runtime: Annotated[
+        float,
+        typer.Option(
+            help="Stop in good order after so many seconds (exit code 75); 0: never.", rich_help_panel=_LIMITS
+        ),
+    ] = 0.0,
+    max_error_rate: Annotated[
+        float,
+        typer.Option(help="Exit code 3 if a larger share of the rows failed; 1: never.", rich_help_panel=_LIMITS),
+    ] = 1.0,
+    show: Annotated[int, typer.Option(help="Print the first N captions at the end.")] = 0,
+) -> None:
+    """Caption every picture of the inputs.
+
+    Run the same command again to resume; what is finished is never done twice.
+    """
+    config = JobConfig(
+        input=InputConfig(tuple(inputs), image_column, id_column, image_root, _names(keep_columns)),
+        output=output,
+        model=model,
+        generation=GenerationConfig(
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            loop_stop=loop_stop,
+        ),
+        vision=VisionConfig(max_visual_tokens, vision_dtype, max_image_pixels, vision_backend),
+        placement=PlacementConfig(
+            decoders=decoders,
+            slots=slots,
+            decoder_threads=decoder_threads,
+            vision_threads=vision_threads,
+            patch_budget=patch_budget,
+            queue_mib=queue_mib,
+            rows_per_part=rows_per_part,
+        ),
+        limits=LimitConfig(limit, max_runtime, max_error_rate),
+    )
+    _run(config, show)
+
+
+def run(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB.toml", help="Job file; see the jobs/ folder.")],
+    show: Annotated[int, typer.Option(help="Print the first N captions at the end.")] = 0,
+) -> None:
+    """Caption as a job file says, from cron or systemd. Relative paths start from the file's folder."""
+    from batchcap.jobfile import load_job_file
+
+    _run(load_job_file(job_file), show)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _run(config: JobConfig, show: int) -> None:
+    from batchcap.job import run_job
+    from batchcap.report.progress import progress_for_terminal
+    from batchcap.report.status import first_captions
+
+    summary: Summary = run_job(config, progress_for_terminal())
+    if show:
+        print_result(first_captions(Path(config.output), show))
+    print_result(summary.message)
+    raise typer.Exit(int(summary.exit_code))

@@ -1,0 +1,14 @@
+"""Owns printing a result to stdout."""
+
+import os
+import sys
+
+import typer
+
+
+def print_result(text: str) -> None:
+    """Print a result. A reader that has seen enough (`| head`) is no error, and changes no exit code."""
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
