@@ -150,7 +150,10 @@ def precision_text(precision: dict[str, Any]) -> str:
     """The decoder's precision for a person."""
     if precision["bits"] == 32:
         return "fp32"
-    text = f"int{precision['bits']} block {precision['block_size']} {precision['algorithm']}"
+    if "activation_bits" in precision:
+        text = f"w{precision['bits']}a{precision['activation_bits']}"
+    else:
+        text = f"int{precision['bits']} block {precision['block_size']} {precision['algorithm']}"
     if precision.get("int8_matrices", "none") != "none":
         text += f", int8 {precision['int8_matrices']}"
     if "stored" in precision:

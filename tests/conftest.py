@@ -38,3 +38,9 @@ def tiny_bundle_int4(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 def tiny_bundle_int8(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny checkpoint with an INT8 decoder."""
     return _export(tiny_checkpoint, tmp_path_factory, Precision.INT8)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_w8a8(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny checkpoint with a decoder of integer products."""
+    return _export(tiny_checkpoint, tmp_path_factory, Precision.W8A8)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.layers import LayerStream
 from batchcap.export.matrices import matrix_name
-from batchcap.export.options import ExportOptions, Rounding
+from batchcap.export.options import WHOLE_ROW, ExportOptions, Rounding
 from batchcap.export.quantize import MatrixInMemory, Rows, quantize_matrix
 from batchcap.export.rollout import PicturePrompt
 from batchcap.export.scaling import Group, Scales, expanded, head_group, layer_groups
@@ -170,8 +170,9 @@ def output_error(
 
 
 def _rounded_inputs(inputs: Tensor, block_size: int) -> Tensor:
-    """Inputs [T, K] as the kernel of `ACCURACY_LEVEL` 4 rounds them: 8 bits about zero, one scale for each block."""
+    """Inputs [T, K] as the kernels round them: 8 bits about zero, one scale for each block or for all of a token."""
     tokens, width = inputs.shape
+    block_size = width if block_size == WHOLE_ROW else block_size
     blocks = nn.functional.pad(inputs, (0, -width % block_size)).reshape(tokens, -1, block_size)
     steps = blocks.abs().amax(-1, keepdim=True) / 127
     rounded = torch.where(steps > 0, (blocks / steps).round() * steps, blocks)

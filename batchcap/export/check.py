@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx.helper
+import onnx.numpy_helper
 import onnxruntime
 
 from batchcap.errors import CheckpointError
+from batchcap.export.integer_products import MIDDLE
 from batchcap.export.options import Precision
 from batchcap.geometry import Geometry
 from batchcap.records import Float32Array, Int64Array
@@ -23,6 +25,8 @@ FP32_SPLIT_TOLERANCE = 1e-3
 ROUNDED_SPLIT_TOLERANCE = 0.5
 # Where ONNX Runtime finds the weights of a graph that it is given as bytes (onnxruntime_session_options_config_keys.h).
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+# Of the products that ONNX Runtime makes of DequantizeLinear and MatMul by itself; 1 is float32.
+_ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,9 @@ class DecoderRun:
         options.log_severity_level = 3
         model: str | bytes = str(graph)
         if exact:
-            model = _without_accuracy_level(graph)
+            model = _with_plain_inputs(graph)
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(graph.parent))
+            options.add_session_config_entry(_ACCURACY_LEVEL, "1")
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         text = geometry.text
         self._names = [f"{layer}.{kind}" for layer in range(text.layers) for kind in ("key", "value")]
@@ -101,15 +106,42 @@ class DecoderRun:
         return outputs[0].reshape(-1), int(outputs[1].item()), outputs[2:]
 
 
-def _without_accuracy_level(graph: Path) -> bytes:
-    """The graph without the wish for a kernel of a certain accuracy; its weights stay where they are."""
+def _with_plain_inputs(graph: Path) -> bytes:
+    """The graph with products that read float32 and not 8-bit activations; its weights stay where they are."""
     model = onnx.load(graph, load_external_data=False)
-    for node in model.graph.node:
-        kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
-        del node.attribute[:]
-        node.attribute.extend(kept)
+    nodes = list(model.graph.node)
+    made_by = {output: node for node in nodes for output in node.output}
+    scaled_by = {name: node for node in nodes if node.op_type == "Mul" for name in node.input}
+    del model.graph.node[:]
+    replaced = set[str]()
+    for node in nodes:
+        if node.op_type == "MatMulNBits":  # without its wish for a kernel of a certain accuracy
+            kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        if node.op_type == "MatMulIntegerToFloat":
+            scaled = scaled_by[node.output[0]]
+            read = made_by[made_by[node.input[0]].input[0]].input[0]  # behind QuantizeLinear and Div
+            model.graph.node.extend(_plain_product(model.graph, node, read, scaled.output[0]))
+            replaced.add(scaled.name)
+        elif node.name not in replaced:
+            model.graph.node.append(node)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _plain_product(
+    graph: onnx.GraphProto, product: onnx.NodeProto, read: str, written: str
+) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+    """A product of integers as one of float32: its weights times their scales, [K, N], and a MatMul."""
+    _bytes, weight, _one, scales = product.input[:4]
+    (columns,) = next(value.dims for value in graph.initializer if value.name == scales)
+    middle, floats = f"{product.name}/middle", f"{product.name}/weight"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.full(columns, MIDDLE, np.uint8), middle))
+    return (
+        onnx.helper.make_node("DequantizeLinear", [weight, scales, middle], [floats], floats, axis=1),
+        onnx.helper.make_node("MatMul", [read, floats], [written], f"{product.name}/plain"),
+    )
 
 
 def check_decoder(graph: Path, geometry: Geometry, precision: Precision) -> CheckResult:

@@ -10,16 +10,17 @@ from batchcap.export.matrices import HEAD, in_sensitive_place
 
 
 class Precision(StrEnum):
-    """Weights of the decoder."""
+    """Numbers of the decoder's products: weights of 4 or 8 bits in blocks, weights and activations of 8, or float32."""
 
     INT4 = "int4"
     INT8 = "int8"
+    W8A8 = "w8a8"
     FP32 = "fp32"
 
     @property
     def bits(self) -> int:
         """Bits of one weight."""
-        return {"int4": 4, "int8": 8, "fp32": 32}[self]
+        return {"int4": 4, "int8": 8, "w8a8": 8, "fp32": 32}[self]
 
 
 class RoundingAlgorithm(StrEnum):
@@ -49,6 +50,7 @@ class Int8Matrices(StrEnum):
 # Activations are rounded to 8 bits inside the products: the fast integer kernels of ONNX Runtime's CPU provider.
 ACCURACY_LEVEL = 4
 BLOCK_SIZES = (32, 64, 128, 256)
+WHOLE_ROW = 0  # in the place of a block size
 MIN_CONTEXT = 64
 # Nats, the mean over tokens: two distributions so near give any token probabilities that differ by at most 0.07
 # (Pinsker's inequality).
@@ -57,7 +59,13 @@ DEFAULT_MAX_KL = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """How one matrix is rounded."""
+    """How one matrix is rounded.
+
+    Attributes:
+        bits: of one weight.
+        block_size: weights that share a scale; `WHOLE_ROW`: all of an output.
+        algorithm: which value a weight becomes.
+    """
 
     bits: int
     block_size: int
@@ -95,6 +103,8 @@ class ExportOptions:
             matrix: its name, as `matrix_name` gives it.
             layers: decoder layers of the model.
         """
+        if self.precision is Precision.W8A8:
+            return Rounding(8, WHOLE_ROW, RoundingAlgorithm.RTN)
         wide = self.precision is Precision.INT4 and keeps_8_bits(matrix, layers, self.int8_matrices)
         return Rounding(8 if wide else self.precision.bits, self.block_size, self.algorithm)
 
@@ -102,6 +112,8 @@ class ExportOptions:
         """What `bundle.json` says of the decoder's weights."""
         if self.precision is Precision.FP32:
             return {"bits": 32}
+        if self.precision is Precision.W8A8:
+            return {"bits": 8, "activation_bits": 8, "algorithm": str(RoundingAlgorithm.RTN)}
         mixed = {"int8_matrices": str(self.int8_matrices)} if self.precision is Precision.INT4 else {}
         return {
             "bits": self.precision.bits,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor, quant_tensor_k_quant_cpu
 
-from batchcap.export.options import Rounding, RoundingAlgorithm
+from batchcap.export.options import WHOLE_ROW, Rounding, RoundingAlgorithm
 from batchcap.machine import available_cores
 from batchcap.records import Float32Array
 
@@ -26,6 +26,8 @@ UInt8Array = NDArray[np.uint8]
 @dataclass(frozen=True, slots=True)
 class QuantizedMatrix:
     """A matrix [N, K] as MatMulNBits reads it; its blocks lie along K, the last one filled up with zeros.
+
+    Where all of a row shares one scale it has one block of K values.
 
     Attributes:
         packed: [N, blocks, block_size · bits / 8], of two values in a byte the first one in the lower half.
@@ -105,7 +107,8 @@ def quantize_matrix(matrix: Rows, rounding: Rounding) -> QuantizedMatrix:
 
 def _quantize(weight: Float32Array, rounding: Rounding) -> QuantizedMatrix:
     """Round some rows [n, K]."""
-    bits, block_size = rounding.bits, rounding.block_size
+    bits = rounding.bits
+    block_size = weight.shape[1] if rounding.block_size == WHOLE_ROW else rounding.block_size
     if rounding.algorithm is RoundingAlgorithm.DEFAULT:
         config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, bits=bits)
         turned = np.ascontiguousarray(weight.T)

@@ -18,7 +18,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from batchcap.errors import CheckpointError
-from batchcap.export.options import ACCURACY_LEVEL, Rounding, RoundingAlgorithm
+from batchcap.export.integer_products import IntegerProducts, turned
+from batchcap.export.options import WHOLE_ROW, Rounding, RoundingAlgorithm
 from batchcap.export.quantize import quantize_matrix
 from batchcap.export.tensors import StoredTensor
 from batchcap.export.weights import WeightFile
@@ -27,7 +28,7 @@ from batchcap.geometry import VisionGeometry
 OPSET = 23  # the first with RotaryEmbedding
 IR_VERSION = 11
 NORM_EPS = 1e-6
-INT8 = Rounding(bits=8, block_size=128, algorithm=RoundingAlgorithm.RTN)
+INT8 = Rounding(bits=8, block_size=WHOLE_ROW, algorithm=RoundingAlgorithm.RTN)
 # Gelu's attribute for the activations of the MLP; None: another operator.
 ACTIVATIONS = {"gelu": "none", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "relu": None}
 _ONNX_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
@@ -48,7 +49,7 @@ def write_vision_graph(path: Path, geometry: VisionGeometry, tensors: dict[str, 
 
 
 def write_vision_graph_int8(path: Path, geometry: VisionGeometry, tensors: dict[str, StoredTensor]) -> None:
-    """Write the graph with linear layers in INT8; its weights lie beside it in `NAME.data`.
+    """Write the graph with linear layers as products of 8-bit integers; its weights lie beside it in `NAME.data`.
 
     Raises:
         CheckpointError: the tower's activation is unknown.
@@ -68,6 +69,7 @@ class _Drawing:
         self._tensors = tensors
         self._file = file
         self._graph = ir.Graph([], [], nodes=[], name="vision", opset_imports={"": OPSET, "com.microsoft": 1})
+        self._integers = IntegerProducts(self._graph)
 
     def draw(self) -> ir.Model:
         """Patches [B, N, K], positions [B, N, D], cos and sin [B, N, a / 2] to embeds and levels [B, T, H]."""
@@ -137,15 +139,11 @@ class _Drawing:
         if self._file is None:
             return self._node("Gemm", [x, self._weight(f"{name}.weight"), bias], name, transB=1)
         matrix = _as_matrix(self._tensors[f"{name}.weight"])
-        outputs, inputs = matrix.shape
-        parts = [
-            self._initializer(f"{name}.{kind}", self._file.add(f"{name}.{kind}", [array], array.shape))
-            for kind, array in quantize_matrix(matrix, INT8).inputs.items()
-        ]
-        blocks = {"bits": 8, "block_size": INT8.block_size, "accuracy_level": ACCURACY_LEVEL}
-        product = self._node(
-            "MatMulNBits", [x, *parts], f"{name}.product", domain="com.microsoft", K=inputs, N=outputs, **blocks
-        )
+        rounded = quantize_matrix(matrix, INT8)
+        values = self._file.add(f"{name}.values", turned(rounded), matrix.shape[::-1])
+        scales = self._file.add(f"{name}.scales", [rounded.scales[:, 0]], matrix.shape[:1])
+        weight = (self._initializer(f"{name}.values", values), self._initializer(f"{name}.scales", scales))
+        product = self._integers.product(f"{name}.product", x, *weight, self._graph.append)
         return self._node("Add", [product, bias], name)
 
     def _weight(self, name: str) -> ir.Value:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from batchcap.errors import CheckpointError
+from batchcap.export.integer_products import IntegerProducts, turned
 from batchcap.export.matrices import layer_count, matrix_name
-from batchcap.export.options import ACCURACY_LEVEL, ExportOptions, Precision, Rounding
+from batchcap.export.options import ACCURACY_LEVEL, WHOLE_ROW, ExportOptions, Precision, Rounding
 from batchcap.export.prequantized import PackedMatrix
 from batchcap.export.quantize import Rows, quantize_matrix
 from batchcap.records import Float32Array
@@ -78,7 +79,7 @@ def fill_weights(
     options: ExportOptions,
     file: WeightFile,
 ) -> None:
-    """Give every initializer its values; matrix products become MatMulNBits where weights are rounded.
+    """Give every initializer its values; matrix products become those of few-bit numbers where weights are rounded.
 
     Args:
         graph: as the model builder draws it, without weights.
@@ -93,10 +94,11 @@ def fill_weights(
     if options.precision is not Precision.FP32:
         products = [node for node in graph if _is_product(node, sources)]
         layers = layer_count(source.tensor for source in sources.values())
+        integers = IntegerProducts(graph)
         for node in tqdm(products, desc="rounding", unit="matrix", disable=None, leave=False):
             source = sources[str(node.inputs[1].name)]
             rounding = options.rounding(matrix_name(source.tensor), layers)
-            _replace(graph, node, _tensor(tensors, source), rounding, file)
+            _replace(graph, node, _tensor(tensors, source), rounding, file, integers)
     for name, value in graph.initializers.items():
         stored = value.const_value
         if name in sources:
@@ -131,24 +133,54 @@ def _pieces(tensor: Rows, *, turned: bool) -> Iterator[Float32Array]:
         yield whole[:, start : start + step].T
 
 
-def _replace(graph: ir.Graph, node: ir.Node, tensor: Rows, rounding: Rounding, file: WeightFile) -> None:
-    """Put a MatMulNBits with rounded weights in the place of a MatMul."""
-    columns, rows = tensor.shape
+def _replace(
+    graph: ir.Graph, node: ir.Node, tensor: Rows, rounding: Rounding, file: WeightFile, integers: IntegerProducts
+) -> None:
+    """Put a product with rounded weights in the place of a MatMul."""
     if isinstance(tensor, PackedMatrix):
         matrix, rounding = tensor.quantized(), tensor.rounding
     else:
         matrix = quantize_matrix(tensor, rounding)
     weight = node.inputs[1]
     assert weight is not None, "the caller looked"  # noqa: S101 - for the type checker
-    values = []
-    for kind, array in matrix.inputs.items():
+
+    def added(kind: str, pieces: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> ir.Value:
         name = f"{weight.name}.{kind}"
-        values.append(ir.Value(name=name, const_value=file.add(name, [array], array.shape)))
-        graph.register_initializer(values[-1])
+        value = ir.Value(name=name, const_value=file.add(name, pieces, shape))
+        graph.register_initializer(value)
+        return value
+
+    if rounding.block_size == WHOLE_ROW:
+        values = added("weight", turned(matrix), tensor.shape[::-1])
+        scales = added("scales", [matrix.scales[:, 0]], tensor.shape[:1])
+        _replace_by_rows(graph, node, values, scales, integers)
+    else:
+        inputs = [added(kind, [array], array.shape) for kind, array in matrix.inputs.items()]
+        _replace_by_blocks(graph, node, tensor.shape, rounding, inputs)
+    graph.initializers.pop(str(weight.name))
+
+
+def _replace_by_rows(
+    graph: ir.Graph, node: ir.Node, weight: ir.Value, scales: ir.Value, integers: IntegerProducts
+) -> None:
+    """Put a product of integers in the place of a MatMul."""
+    read, old = node.inputs[0], node.outputs[0]
+    assert read is not None, "a product reads something"  # noqa: S101 - for the type checker
+    new = integers.product(str(node.name), read, weight, scales, lambda made: graph.insert_before(node, made))
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+
+
+def _replace_by_blocks(
+    graph: ir.Graph, node: ir.Node, shape: tuple[int, ...], rounding: Rounding, inputs: list[ir.Value]
+) -> None:
+    """Put a MatMulNBits of a matrix [N, K] in the place of a MatMul."""
+    columns, rows = shape
     bits = rounding.bits
     product = ir.node(
         "MatMulNBits",
-        [node.inputs[0], *values],
+        [node.inputs[0], *inputs],
         {"K": rows, "N": columns, "bits": bits, "block_size": rounding.block_size, "accuracy_level": ACCURACY_LEVEL},
         domain="com.microsoft",
         name=f"{node.name}_Q{bits}",
@@ -156,4 +188,3 @@ def _replace(graph: ir.Graph, node: ir.Node, tensor: Rows, rounding: Rounding, f
     old, new = node.outputs[0], product.outputs[0]
     new.name, new.type, new.shape = old.name, old.type, old.shape
     ir.convenience.replace_nodes_and_values(graph, node, [node], [product], [old], [new])
-    graph.initializers.pop(str(weight.name))

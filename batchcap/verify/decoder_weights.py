@@ -54,6 +54,8 @@ class RoundedRows:
 class RoundedMatrix:
     """A matrix in few bits, as MatMulNBits reads it (onnxruntime, docs/ContribOperators.md).
 
+    One with a scale for each output (W8A8) has a single block of K weights.
+
     Attributes:
         bits: 4 or 8.
         block_size: weights that share a scale.
@@ -154,13 +156,13 @@ def read_decoder(path: Path, layers: int) -> DecoderWeights:
     inputs = set[str | None]()
     sections = dict[str, tuple[tuple[int, ...], bool]]()
     for node in graph:
-        if node.op_type in ("MatMul", "MatMulNBits"):
+        if node.op_type in ("MatMul", "MatMulNBits", "MatMulIntegerToFloat"):
             weight = _input(node, 1)
             name = _tensor_name(str(weight.name), layers)
-            if node.op_type == "MatMulNBits":
-                rounded[name] = _rounded(node)
-            else:
+            if node.op_type == "MatMul":
                 plain[name] = PlainTensor(_array(weight), turned=True)
+            else:
+                rounded[name] = _rounded(node) if node.op_type == "MatMulNBits" else _rounded_by_columns(node)
             inputs |= {value.name for value in node.inputs if value is not None}
         elif node.op_type == "MRotaryEmbedding":
             layout = node.attributes.get("mrope_layout")
@@ -199,6 +201,19 @@ def _rounded(node: ir.Node) -> RoundedMatrix:
         packed=_array(_input(node, 1)).reshape(outputs, blocks, -1),
         scales=_array(_input(node, 2)).reshape(outputs, blocks),
         zero_points=_array(_input(node, 3)).reshape(outputs, -1) if has_points else None,
+    )
+
+
+def _rounded_by_columns(node: ir.Node) -> RoundedMatrix:
+    """The weights [K, N] of a product of integers, one scale for each column."""
+    columns = _array(_input(node, 1))
+    return RoundedMatrix(
+        bits=8,
+        block_size=len(columns),
+        shape=columns.shape[::-1],
+        packed=columns.T[:, None],
+        scales=_array(_input(node, 3))[:, None],
+        zero_points=None,
     )
 
 

@@ -32,6 +32,7 @@ ODD_EXPORTS = {
     "default": (ExportOptions(Precision.INT8, 256, RoundingAlgorithm.DEFAULT, context=128), False),
     "mixed": (ExportOptions(block_size=64, int8_matrices=Int8Matrices.SENSITIVE, context=128), False),
     "scaled": (ExportOptions(block_size=32, context=128), True),
+    "integers, scaled": (ExportOptions(Precision.W8A8, context=128), True),
 }
 SCALES, WEIGHTS, PLAIN = "decoder, scales of blocks", "decoder, rounded weights", "decoder, float32 weights"
 TEXT, MROPE = "structure, text alone", "structure, mRoPE positions"
@@ -91,11 +92,17 @@ ROUNDED: dict[str, tuple[Fault, set[str]]] = {
 FP32: dict[str, tuple[Fault, set[str]]] = {
     "a weight off by a millionth": (faults.weight_off, {PLAIN}),
 }
-BY_NAME = {**STRUCTURE, **ROUNDED, **FP32}
+W8A8: dict[str, tuple[Fault, set[str]]] = {
+    "one row's scale off by a thousandth": (faults.scale_off(1.001), {SCALES, WEIGHTS}),  # the largest is 127 steps
+    "two levels off": ROUNDED["two levels off"],
+}
+BY_NAME = {**W8A8, **STRUCTURE, **ROUNDED, **FP32}
 # All faults at 4 bits, where rounding could hide them; elsewhere those that touch other arithmetic.
 CASES = [
     *(("int4", name) for name in {**STRUCTURE, **ROUNDED}),
     ("int8", "one scale off by a thousandth"),
+    *(("w8a8", name) for name in W8A8),
+    *(("w8a8", name) for name in STRUCTURE if name.startswith(("all", "DeepStack", "attention"))),
     *(("fp32", name) for name in FP32),
     *(("fp32", name) for name in STRUCTURE if name.startswith(("all", "DeepStack", "mRoPE"))),
 ]
@@ -120,7 +127,7 @@ def test_a_broken_bundle_is_found(case: tuple[Path, set[str]], picture: Path, ti
     assert found == rows
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4", "w8a8"])
 def test_a_good_bundle_passes_with_every_encoder(
     precision: str,
     picture: Path,

@@ -1,0 +1,99 @@
+"""Owns products of 8-bit integers (W8A8): weights with one scale a column, activations with one scale a token.
+
+A product x @ W.T becomes ((q @ Q) * column scale) * token scale, where q and Q are unsigned bytes about 128. Where the
+CPU has 8-bit dot products (AVX-512 VNNI, AMX) that is its fastest arithmetic for many tokens at once, and since sums of
+integers are exact a row never depends on the rows beside it.
+
+Weights are unsigned although signed ones would do: ONNX Runtime's kernel for signed weights adds pairs in 16 bits on
+CPUs without VNNI, where they overflow without a word.
+
+Letters used for shapes: S tokens, K inputs and N outputs of a matrix.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from batchcap.export.quantize import QuantizedMatrix, UInt8Array
+
+MIDDLE = 128
+LARGEST = 127
+SMALLEST_SCALE = 1e-12  # a token of zeros has a scale, too
+_INPUTS_AT_ONCE = 4096
+
+# Puts a node into the graph, at the place where the product belongs.
+Insert = Callable[[ir.Node], None]
+
+
+class IntegerProducts:
+    """Makes products of integers in a graph; those that read the same round it once.
+
+    Args:
+        graph: gets the constants.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._rounded: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        self._constants: dict[str, ir.Value] = {}
+
+    def product(self, name: str, read: ir.Value, weight: ir.Value, scales: ir.Value, insert: Insert) -> ir.Value:
+        """A product in float32 [.., N] of what is read [.., K].
+
+        Args:
+            name: of the product.
+            read: [.., K] float32.
+            weight: [K, N] uint8, as `turned` gives it.
+            scales: [N] float32.
+            insert: takes the nodes in their order.
+        """
+        whole, scale = self._rounded.get(read) or self._round(read, insert)
+        one, middle = self._constant("one", 1, np.float32), self._constant("middle", MIDDLE, np.uint8)
+        integers = ir.Node(
+            "com.microsoft", "MatMulIntegerToFloat", [whole, weight, one, scales, middle, middle], name=f"{name}_W8A8"
+        )
+        insert(integers)
+        integers.outputs[0].name, integers.outputs[0].dtype = f"{name}_W8A8/output_0", ir.DataType.FLOAT
+        return _node("Mul", [integers.outputs[0], scale], f"{name}/scale/Mul", insert)
+
+    def _round(self, value: ir.Value, insert: Insert) -> tuple[ir.Value, ir.Value]:
+        """A value as bytes [.., K], and the scale of each token [.., 1]."""
+        name = f"{value.name}/w8a8"
+        magnitude = _node("Abs", [value], f"{name}/Abs", insert)
+        axis = self._constant("last_axis", [-1], np.int64)
+        largest = _node("ReduceMax", [magnitude, axis], f"{name}/ReduceMax", insert)
+        steps = _node("Mul", [largest, self._constant("one_step", 1 / LARGEST, np.float32)], f"{name}/Mul", insert)
+        scale = _node("Max", [steps, self._constant("smallest", SMALLEST_SCALE, np.float32)], f"{name}/Max", insert)
+        scaled = _node("Div", [value, scale], f"{name}/Div", insert)
+        rounding = [scaled, self._constant("one", 1, np.float32), self._constant("middle", MIDDLE, np.uint8)]
+        whole = _node("QuantizeLinear", rounding, f"{name}/QuantizeLinear", insert, ir.DataType.UINT8)
+        self._rounded[value] = whole, scale
+        return whole, scale
+
+    def _constant(self, name: str, number: float | list[int], dtype: type[np.generic]) -> ir.Value:
+        """A small initializer, the same one each time."""
+        if name not in self._constants:
+            values: NDArray[Any] = np.array(number, dtype)
+            tensor = ir.tensor(values, name=f"w8a8.{name}")
+            self._constants[name] = ir.Value(name=tensor.name, const_value=tensor)
+            self._graph.register_initializer(self._constants[name])
+        return self._constants[name]
+
+
+def _node(
+    kind: str, inputs: list[ir.Value], name: str, insert: Insert, dtype: ir.DataType = ir.DataType.FLOAT
+) -> ir.Value:
+    node = ir.Node("", kind, inputs, name=name)
+    node.outputs[0].name, node.outputs[0].dtype = f"{name}/output_0", dtype
+    insert(node)
+    return node.outputs[0]
+
+
+def turned(matrix: QuantizedMatrix) -> Iterator[UInt8Array]:
+    """The bytes of a matrix as the kernel reads them, [K, N], in pieces of a few inputs."""
+    values = matrix.packed[:, 0]
+    for start in range(0, values.shape[1], _INPUTS_AT_ONCE):
+        yield values[:, start : start + _INPUTS_AT_ONCE].T

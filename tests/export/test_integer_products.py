@@ -1,0 +1,91 @@
+"""Products of integers: right at the ends of the range, one rounding for all that read the same, rows by themselves."""
+
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from batchcap.bundle import Bundle
+from batchcap.decoder.invariance import find_row_tile
+from batchcap.decoder.session import DecoderSession
+from batchcap.export.integer_products import IntegerProducts, turned
+from batchcap.export.options import WHOLE_ROW, Rounding, RoundingAlgorithm
+from batchcap.export.quantize import MatrixInMemory, quantize_matrix
+from batchcap.records import Float32Array
+
+INPUTS, OUTPUTS = 512, 96
+ROUNDING = Rounding(bits=8, block_size=WHOLE_ROW, algorithm=RoundingAlgorithm.RTN)
+
+
+def graph_of(*matrices: Float32Array) -> ir.Model:
+    """Products [.., N] of one input [.., K] with matrices [N, K]."""
+    read = ir.Value(name="read", shape=ir.Shape(["tokens", INPUTS]), type=ir.TensorType(ir.DataType.FLOAT))
+    graph = ir.Graph([read], [], nodes=[], name="products", opset_imports={"": 21, "com.microsoft": 1})
+    products = IntegerProducts(graph)
+    for number, matrix in enumerate(matrices):
+        rounded = quantize_matrix(MatrixInMemory(matrix), ROUNDING)
+        arrays = {"weight": np.concatenate([*turned(rounded)]), "scales": rounded.scales[:, 0]}
+        parts = []
+        for name, array in arrays.items():
+            tensor = ir.tensor(np.ascontiguousarray(array), name=f"{name}.{number}")
+            parts.append(ir.Value(name=tensor.name, const_value=tensor))
+            graph.register_initializer(parts[-1])
+        graph.outputs.append(products.product(f"product.{number}", read, *parts, graph.append))
+    return ir.Model(graph, ir_version=10)
+
+
+def run(model: ir.Model, read: Float32Array) -> list[Float32Array]:
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"read": read}))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nothing_overflows(sign: int) -> None:
+    """All bytes at the end of their range: with signed weights, pairs of products overflow 16 bits on some CPUs."""
+    matrix = np.ones((OUTPUTS, INPUTS), np.float32)
+    (found,) = run(graph_of(sign * matrix), np.ones((7, INPUTS), np.float32))
+    np.testing.assert_allclose(found, sign * INPUTS, rtol=0.005)
+
+
+def test_near_the_plain_product() -> None:
+    random = np.random.default_rng(0)
+    matrix = random.standard_normal((OUTPUTS, INPUTS), np.float32)
+    read = random.standard_normal((9, INPUTS), np.float32) * np.logspace(-6, 6, 9, dtype=np.float32)[:, None]
+    (found,) = run(graph_of(matrix), read)
+    expected = read @ matrix.T
+    errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert 0 < errors.max() < 0.02  # each token has its own scale: small ones are as close as large ones
+
+
+def test_a_token_of_zeros() -> None:
+    matrix = np.ones((OUTPUTS, INPUTS), np.float32)
+    matrix[0] = 0
+    (found,) = run(graph_of(matrix), np.zeros((2, INPUTS), np.float32))
+    assert not found.any()
+
+
+def test_what_is_read_is_rounded_once() -> None:
+    matrices = [np.full((OUTPUTS, INPUTS), size, np.float32) for size in (1, 2, 3)]
+    model = graph_of(*matrices)
+    kinds = Counter(node.op_type for node in model.graph)
+    assert (kinds["QuantizeLinear"], kinds["MatMulIntegerToFloat"]) == (1, 3)
+    for size, found in zip((1, 2, 3), run(model, np.ones((2, INPUTS), np.float32)), strict=True):
+        np.testing.assert_allclose(found, size * INPUTS, rtol=0.005)
+
+
+def test_a_row_alone_is_the_row_among_others() -> None:
+    random = np.random.default_rng(1)
+    model = graph_of(random.standard_normal((OUTPUTS, INPUTS), np.float32))
+    read = random.standard_normal((17, INPUTS), np.float32)
+    (together,) = run(model, read)
+    for place in range(len(read)):
+        (alone,) = run(model, read[place : place + 1])
+        np.testing.assert_array_equal(alone[0], together[place])
+
+
+def test_a_decoder_of_integer_products_needs_no_padding(tiny_bundle_w8a8: Bundle) -> None:
+    """Its rows are equal in batches of every size, odd ones too."""
+    session = DecoderSession(tiny_bundle_w8a8.decoder_path, tiny_bundle_w8a8.geometry, threads=1)
+    assert find_row_tile(session, tiny_bundle_w8a8.geometry) == 1
