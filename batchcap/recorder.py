@@ -4,7 +4,7 @@ import json
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import Any
 
 from batchcap.engines.base import Outcome
 from batchcap.manifest.plan import Plan
@@ -23,30 +23,30 @@ FLUSH_INTERVAL_S = 0.5
 def caption_row(outcome: Outcome) -> CaptionRow:
     """The output row of an outcome."""
     row, result, facts = outcome.row, outcome.result, outcome.facts
-    begun = CaptionRow(id=row.id, source=row.source, row=row.row)
+    values: dict[str, Any] = {"id": row.id, "source": row.source, "row": row.row}
     if facts is not None:
-        begun = replace(
-            begun,
-            width=facts.width,
-            height=facts.height,
-            image_sha256=facts.sha256,
-            read_ms=facts.read_ms,
-            vision_ms=facts.vision_ms,
-        )
+        values |= {
+            "width": facts.width,
+            "height": facts.height,
+            "image_sha256": facts.sha256,
+            "read_ms": facts.read_ms,
+            "vision_ms": facts.vision_ms,
+        }
     if isinstance(result, Failure):
-        return replace(begun, status=Status.FAILED, error_kind=result.kind, error_message=result.message)
-    return replace(
-        begun,
-        caption=result.text,
-        thinking=result.thinking,
-        verdict=result.verdict,
-        finish_reason=result.finish_reason,
-        prompt_tokens=result.prompt_tokens,
-        visual_tokens=result.visual_tokens,
-        new_tokens=len(result.token_ids),
-        prefill_ms=result.prefill_ms,
-        decode_ms=result.decode_ms,
-    )
+        values |= {"status": Status.FAILED, "error_kind": result.kind, "error_message": result.message}
+    else:
+        values |= {
+            "caption": result.text,
+            "thinking": result.thinking,
+            "verdict": result.verdict,
+            "finish_reason": result.finish_reason,
+            "prompt_tokens": result.prompt_tokens,
+            "visual_tokens": result.visual_tokens,
+            "new_tokens": len(result.token_ids),
+            "prefill_ms": result.prefill_ms,
+            "decode_ms": result.decode_ms,
+        }
+    return CaptionRow(**values)
 
 
 class Recorder:

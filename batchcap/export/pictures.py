@@ -16,7 +16,7 @@ from batchcap.errors import RowError, UsageError
 from batchcap.geometry import Geometry
 from batchcap.images import load_patches
 from batchcap.manifest.discover import discover
-from batchcap.manifest.parquet import image_row, read_layout, read_rows
+from batchcap.manifest.parquet import image_row, picture_reader, read_layout, read_rows
 from batchcap.manifest.source import Source, SourceKind, printable_name
 from batchcap.prompt import PromptTemplate
 from batchcap.records import ImageRow, Patches
@@ -115,7 +115,7 @@ def _row(source: Source, row: int, index: int, config: InputConfig) -> ImageRow:
     if source.kind is SourceKind.IMAGE:
         return ImageRow(index, source.id, str(source.path), 0, path=str(source.path))
     layout = read_layout(source.path, config)
-    values = next(iter(read_rows(source.path, layout, row, 1)))
+    values = next(read_rows(picture_reader(source.path, layout), row, 1))
     return image_row(values, layout, (index, source.id, source.path, row))
 
 

@@ -2,9 +2,11 @@
 
 import os
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +160,77 @@ def output_name(column: str) -> str:
     return RENAMED_PREFIX + column if column in OUTPUT_SCHEMA.names else column
 
 
-def read_rows(path: Path, layout: ParquetLayout, start: int, count: int) -> Iterator[dict[str, Any]]:
-    """Rows `start` to `start + count` of the picture and id columns, a few at a time.
+class RowReader:
+    """Some columns of one Parquet file, by ranges of rows; one pass over the file where the ranges come in order.
+
+    A range that lies after the last one goes on in the open row group. Opened for every part anew, a row group of a
+    million rows would be decoded a thousand times.
+
+    Args:
+        path: the file.
+        columns: names of the columns.
+        batch_rows: rows decoded at once.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+
+    def __init__(self, path: Path, columns: list[str], batch_rows: int) -> None:
+        self.path = path
+        self._columns = columns
+        self._batch_rows = batch_rows
+        with _readable(path):
+            self._file = pq.ParquetFile(path, memory_map=False, buffer_size=1 << 20)
+            metadata = self._file.metadata
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._group_starts = [0, *accumulate(sizes)]
+        self._group = -1
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._rest: pa.RecordBatch | None = None  # decoded, but not reached yet
+        self._next = 0  # row of the file that `_rest` or the next batch begins with
+
+    def read(self, start: int, count: int) -> Iterator[pa.RecordBatch]:
+        """Record batches that hold exactly rows `start` to `start + count`.
+
+        Raises:
+            UsageError: the file can't be read.
+        """
+        starts, stop = self._group_starts, start + count
+        with _readable(self.path):
+            for group in range(bisect_right(starts, start) - 1, bisect_left(starts, stop)):
+                yield from self._read_group(group, max(start, starts[group]), min(stop, starts[group + 1]))
+
+    def _read_group(self, group: int, low: int, high: int) -> Iterator[pa.RecordBatch]:
+        while low < high:
+            if group != self._group or low < self._next:  # looked at each time: another range may have been read since
+                self._batches = self._file.iter_batches(self._batch_rows, row_groups=[group], columns=self._columns)
+                self._group, self._next, self._rest = group, self._group_starts[group], None
+            batch = next(self._batches) if self._rest is None else self._rest
+            skip, take = max(0, low - self._next), min(len(batch), high - self._next)
+            self._rest = batch.slice(take) if take < len(batch) else None
+            self._next += take
+            if skip < take:
+                low = self._next
+                yield batch.slice(skip, take - skip)
+
+
+def picture_reader(path: Path, layout: ParquetLayout) -> RowReader:
+    """The reader for `read_rows`.
 
     Raises:
         UsageError: the file can't be read.
     """
     columns = [layout.image] if layout.id is None else [layout.image, layout.id]
-    for batch in _batches(path, columns, range(start, start + count), layout.batch_rows):
+    return RowReader(path, columns, layout.batch_rows)
+
+
+def read_rows(reader: RowReader, start: int, count: int) -> Iterator[dict[str, Any]]:
+    """Rows `start` to `start + count` of the picture and id columns, a few at a time.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    for batch in reader.read(start, count):
         try:
             yield from batch.to_pylist()
         except UnicodeDecodeError:  # of a million rows one must not end the job
@@ -195,40 +260,25 @@ def _bytes_type(kind: pa.DataType) -> pa.DataType:
     return pa.large_binary() if is_text else kind
 
 
-def read_columns(path: Path, layout: ParquetLayout, start: int, count: int) -> pa.Table:
+def carried_reader(path: Path, layout: ParquetLayout) -> RowReader:
+    """The reader for `read_columns`.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    return RowReader(path, layout.kept.names, _SMALL_BATCH_ROWS)
+
+
+def read_columns(reader: RowReader, layout: ParquetLayout, start: int, count: int) -> pa.Table:
     """The carried columns of rows `start` to `start + count`, under their names in the output.
 
     Raises:
         UsageError: the file can't be read.
     """
     names = layout.kept.names
-    batches = list(_batches(path, names, range(start, start + count), _SMALL_BATCH_ROWS))
+    batches = list(reader.read(start, count))
     table = pa.Table.from_batches(batches) if batches else layout.kept.empty_table()
     return table.select(names).rename_columns([output_name(name) for name in names])
-
-
-def _batches(path: Path, columns: list[str], wanted: range, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Record batches that hold exactly the rows wanted; row groups before and after are not read."""
-    with _readable(path), pq.ParquetFile(path, memory_map=False, buffer_size=1 << 20) as file:
-        first = 0
-        for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            skip, take = max(0, wanted.start - first), min(rows, wanted.stop - first)
-            if skip < take:
-                yield from _cut(file.iter_batches(batch_rows, row_groups=[group], columns=columns), skip, take)
-            first += rows
-
-
-def _cut(batches: Iterator[pa.RecordBatch], skip: int, take: int) -> Iterator[pa.RecordBatch]:
-    """Rows `skip` to `take` of consecutive batches."""
-    first = 0
-    for batch in batches:
-        low, high = max(0, skip - first), min(len(batch), take - first)
-        if low < high:
-            yield batch.slice(low, high - low)
-        first += len(batch)
-        if first >= take:
-            return
 
 
 def image_row(values: dict[str, Any], layout: ParquetLayout, place: tuple[int, str, Path, int]) -> ImageRow:

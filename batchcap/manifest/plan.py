@@ -15,8 +15,11 @@ from batchcap.config import InputConfig
 from batchcap.errors import NotSameJobError, UsageError
 from batchcap.manifest.parquet import (
     ParquetLayout,
+    RowReader,
+    carried_reader,
     image_row,
     output_name,
+    picture_reader,
     read_columns,
     read_layout,
     read_rows,
@@ -50,6 +53,9 @@ class Plan:
         self._config = config
         self._layouts: dict[Path, ParquetLayout] = {}
         self._carried: pa.Schema | None = None
+        # One file open for each purpose: a job may have thousands.
+        self._pictures: RowReader | None = None
+        self._columns: RowReader | None = None
 
     @property
     def total_rows(self) -> int:
@@ -123,7 +129,9 @@ class Plan:
                 continue
             file = Path(os.fsdecode(path))
             layout = self._layout(file)
-            for offset, values in enumerate(read_rows(file, layout, start, count)):
+            if self._pictures is None or self._pictures.path != file:
+                self._pictures = picture_reader(file, layout)
+            for offset, values in enumerate(read_rows(self._pictures, start, count)):
                 yield image_row(values, layout, (first_row + offset, name, file, start + offset))
 
     def shard_columns(self, shard: Shard) -> pa.Table | None:
@@ -145,7 +153,10 @@ class Plan:
             columns = pa.table({})
             if kind == SourceKind.PARQUET:
                 file = Path(os.fsdecode(path))
-                columns = read_columns(file, self._layout(file), start, count)
+                layout = self._layout(file)
+                if self._columns is None or self._columns.path != file:
+                    self._columns = carried_reader(file, layout)
+                columns = read_columns(self._columns, layout, start, count)
             values = [
                 columns[field.name] if field.name in columns.column_names else pa.nulls(count, field.type)
                 for field in schema

@@ -1,6 +1,5 @@
 """Owns the part files: one Parquet file a shard, in manifest order, written once, whole or not at all."""
 
-import dataclasses
 import logging
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def write_part(
     for what, given in (("rows", rows), ("rows of carried columns", columns)):
         if given is not None and len(given) != shard.rows:
             raise ValueError(f"part {shard.seq} wants {shard.rows} {what}, not {len(given)}")
-    table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=SCHEMA)
+    table = pa.Table.from_pydict({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA)
     if columns is not None:
         for field, values in zip(columns.schema, columns.columns, strict=True):
             table = table.append_column(field, values)
