@@ -16,7 +16,7 @@ from batchcap.store.journal import Journal
 from batchcap.store.parts import TALLY_KEY, part_is_complete, part_metadata, write_part
 
 # One fsync for so many rows, or so long after the first of them: a kill costs at most this much work.
-FLUSH_ROWS = 64
+FLUSH_ROWS = 512
 FLUSH_INTERVAL_S = 0.5
 
 

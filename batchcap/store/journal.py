@@ -36,6 +36,7 @@ _ENUMS: dict[str, Any] = {
     "finish_reason": FinishReason,
     "error_kind": ErrorKind,
 }
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Journal:
@@ -153,21 +154,21 @@ class Journal:
 
 
 def _content(row: CaptionRow) -> bytes:
-    r"""A row as JSON. What is not valid text (a file name in a message, say) is kept as `\udcNN`."""
-    values = {name: getattr(row, name) for name in _COLUMNS}
+    r"""A row as JSON, nulls left out. What is not valid text (a file name in a message, say) is kept as `\udcNN`."""
+    values = {name: value for name in _COLUMNS if (value := getattr(row, name)) is not None}
     try:
-        return json.dumps(values, ensure_ascii=False).encode()
+        return _to_json(values).encode()
     except UnicodeEncodeError:
         for name, value in values.items():
             if isinstance(value, str):
                 values[name] = value.encode(errors="backslashreplace").decode()
-        return json.dumps(values, ensure_ascii=False).encode()
+        return _to_json(values).encode()
 
 
 def _row(content: bytes) -> CaptionRow:
     values = json.loads(content)
     for name, kind in _ENUMS.items():
-        if values[name] is not None:
+        if values.get(name) is not None:  # journals of earlier versions hold nulls
             values[name] = kind(values[name])
     return CaptionRow(**values)
 
