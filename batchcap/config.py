@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from batchcap.errors import UsageError
 
 DEFAULT_PROMPT = "Describe this image in one sentence."
+PROMPT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class VisionDtype(StrEnum):
@@ -57,10 +59,21 @@ class InputConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationConfig:
-    """What decides the words of a caption. Temperature 0 is greedy."""
+class Prompt:
+    """What is asked about each picture. Its columns in the output end with its name; "" leaves theirs as they are."""
 
-    prompt: str = DEFAULT_PROMPT
+    text: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """What decides the words of a caption. Temperature 0 is greedy.
+
+    `prompt` is the text asked about each picture, or several of them by name.
+    """
+
+    prompt: str | dict[str, str] = DEFAULT_PROMPT
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
@@ -70,6 +83,8 @@ class GenerationConfig:
     loop_stop: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            _require_prompt_names(list(self.prompt))
         _require(self.max_new_tokens >= 1, "max_new_tokens must be at least 1")
         _require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature must be 0 (greedy) or more")
         _require(0 < self.top_p <= 1, "top_p must be above 0 and at most 1")
@@ -80,9 +95,39 @@ class GenerationConfig:
         )
 
     @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """What is asked about each picture, in the order of the output columns."""
+        if isinstance(self.prompt, str):
+            return (Prompt(self.prompt),)
+        return tuple(Prompt(text, name) for name, text in self.prompt.items())
+
+    @property
+    def prompt_names(self) -> tuple[str, ...]:
+        """The names of `prompts`."""
+        return tuple(prompt.name for prompt in self.prompts)
+
+    @property
     def needs_logits(self) -> bool:
         """Whether the arg-max inside the graph is not enough."""
         return self.temperature > 0 or self.repetition_penalty != 1.0
+
+    @property
+    def depends_on_row(self) -> bool:
+        """Whether equal pictures get other captions in other rows."""
+        return self.temperature > 0
+
+
+def _require_prompt_names(names: list[str]) -> None:
+    _require(bool(names), "prompt is a table without a prompt: give NAME = TEXT in it, or a text in its place")
+    for name in names:
+        _require(
+            PROMPT_NAME.fullmatch(name) is not None,
+            f"{name!r} can't name a prompt: a name has letters, digits and _, and begins with no digit",
+        )
+    # Column names that differ in case only are the same for DuckDB and other readers.
+    folded = [name.lower() for name in names]
+    doubles = [name for name in names if folded.count(name.lower()) > 1]
+    _require(not doubles, f"several prompts are called {' and '.join(doubles)}: give each another name")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Owns the prompt: the token ids before and after a picture's visual tokens, and the way back from ids to text."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from batchcap.bundle import Bundle
+from batchcap.config import Prompt
 from batchcap.errors import BundleError, UsageError
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -23,11 +25,13 @@ class PromptTemplate:
         prefix_ids: tokens before the picture's visual tokens.
         suffix_ids: tokens after them.
         opens_thinking: whether the template opens the model's thoughts, so that the answer begins inside them.
+        name: the prompt's.
     """
 
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     opens_thinking: bool = False
+    name: str = ""
 
     @property
     def text_tokens(self) -> int:
@@ -42,11 +46,26 @@ class PromptTemplate:
             UsageError: the text holds a special token of the model, or is not valid text.
             BundleError: the bundle's chat template or tokenizer can't be used.
         """
+        (template,) = cls.all_from_bundle(bundle, [Prompt(text)])
+        return template
+
+    @classmethod
+    def all_from_bundle(cls, bundle: Bundle, prompts: Sequence[Prompt]) -> "tuple[PromptTemplate, ...]":
+        """The templates of several prompts, in their order.
+
+        Raises:
+            UsageError: as `from_bundle`.
+            BundleError: as `from_bundle`.
+        """
         tokenizer = load_tokenizer(bundle)
-        _refuse_special_tokens(tokenizer, text)
+        return tuple(cls._rendered(bundle, tokenizer, prompt) for prompt in prompts)
+
+    @classmethod
+    def _rendered(cls, bundle: Bundle, tokenizer: Tokenizer, prompt: Prompt) -> "PromptTemplate":
+        _refuse_special_tokens(tokenizer, prompt.text)
         try:
             source = bundle.chat_template_path.read_text(encoding="utf-8")
-            rendered = render_chat(source, text)
+            rendered = render_chat(source, prompt.text)
         except Exception as error:  # noqa: BLE001 - a template is a program: it may raise anything
             raise BundleError(f"the chat template {bundle.chat_template_path} can't be used: {error}") from None
         ids = tokenizer.encode(rendered, add_special_tokens=False).ids
@@ -57,7 +76,7 @@ class PromptTemplate:
                 "not one: it is not a Qwen3-VL template"
             )
         place = ids.index(image_pad)
-        return cls(tuple(ids[:place]), tuple(ids[place + 1 :]), _opens_thinking(rendered))
+        return cls(tuple(ids[:place]), tuple(ids[place + 1 :]), _opens_thinking(rendered), prompt.name)
 
 
 def bundle_opens_thinking(bundle: Bundle) -> bool:

@@ -119,7 +119,7 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What the decoder wrote for one picture.
+    """What the decoder wrote for one picture and one prompt.
 
     Attributes:
         index: the row's `ImageRow.index`.
@@ -132,6 +132,7 @@ class Caption:
         prefill_ms: time of this row's prefill.
         decode_ms: from the end of the prefill to the last token.
         thinking: what the model thought before the caption; None where it did not.
+        prompt: which of the prompts it answers, from 0.
     """
 
     index: int
@@ -144,6 +145,7 @@ class Caption:
     prefill_ms: float
     decode_ms: float
     thinking: str | None = None
+    prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ LARGEST_BATCH = 16
 PROMPT_TOKENS = 3
 POSITIONS = 8
 SEED = 1
+# One token alone goes through other kernels (a vector times a matrix), whose sums round differently.
+LEAST_PREFILL = 2
+SPLIT_TILES, SPLIT_REST = 3, 5
 
 
 def find_row_tile(session: DecoderSession, geometry: Geometry) -> int:
@@ -41,6 +44,24 @@ def find_row_tile(session: DecoderSession, geometry: Geometry) -> int:
             return tile
     log.warning("on this CPU a caption may depend on the captions decoded beside it: no row tile keeps rows equal")
     return LARGEST_BATCH
+
+
+def warn_if_a_split_shows(session: DecoderSession, geometry: Geometry, tile: int) -> None:
+    """Say so if a prompt prefilled in two parts gives other bits than in one; split where the scheduler does."""
+    first = SPLIT_TILES * max(tile, LEAST_PREFILL)
+    length = first + SPLIT_REST
+    random = np.random.default_rng(SEED)
+    embeds = random.standard_normal((length, geometry.text.hidden_size), np.float32)
+    levels = random.standard_normal((len(geometry.vision.deepstack_levels), *embeds.shape), np.float32)
+    positions = np.broadcast_to(np.arange(length), (3, length)).astype(np.int64)
+    slots = Slots(session, geometry, 2, length, with_logits=True)
+    whole = slots.prefill(0, embeds, positions, levels).logits
+    slots.prefill(1, embeds[:first], positions[:, :first], levels[:, :first])
+    rest = slots.prefill(1, embeds[first:], positions[:, first:], levels[:, first:], past=first).logits
+    assert whole is not None  # noqa: S101 - asked for above
+    assert rest is not None  # noqa: S101 - asked for above
+    if not np.array_equal(whole, rest):
+        log.warning("on this CPU a caption may depend on the prompts beside it: a prefill in two parts rounds apart")
 
 
 class _Probe:

@@ -12,14 +12,17 @@ from batchcap.records import Float32Array, Int64Array
 class Sampler:
     """Chooses one row's tokens from its logits.
 
-    The draws depend on the seed, the row's id and the step alone, so a row gets the same caption beside any other
-    rows, in any worker, and after a resume.
+    The draws depend on the seed, the row's id, the prompt's name and the step alone, so a row gets the same caption
+    beside any other rows and prompts, in any worker, and after a resume.
     """
 
-    def __init__(self, generation: GenerationConfig, row_id: str, prompt_ids: Int64Array) -> None:
+    def __init__(
+        self, generation: GenerationConfig, row_id: str, prompt_ids: Int64Array, prompt_name: str = ""
+    ) -> None:
         self._generation = generation
         self._seen = set(prompt_ids.tolist())
-        digest = hashlib.sha256(f"{generation.seed}\0{row_id}".encode("utf-8", "surrogateescape")).digest()
+        key = f"{generation.seed}\0{row_id}" + (f"\0{prompt_name}" if prompt_name else "")
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         self._key = int.from_bytes(digest[:16], "little")
 
     def choose(self, logits: Float32Array, step: int) -> int:

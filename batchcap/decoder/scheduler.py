@@ -1,6 +1,8 @@
 """Owns continuous batching: which rows are in the slots, what each has written, when it is finished."""
 
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +10,7 @@ import numpy as np
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
 from batchcap.decoder.answer import AnswerReader
-from batchcap.decoder.invariance import find_row_tile
+from batchcap.decoder.invariance import LEAST_PREFILL, find_row_tile, warn_if_a_split_shows
 from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.sampling import Sampler
 from batchcap.decoder.session import DecoderOutputs, DecoderSession
@@ -28,11 +30,48 @@ class DecoderPlacement:
     max_visual_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A prompt with a picture in it, S tokens.
+
+    Attributes:
+        embeds: [S, H] float32.
+        positions: [3, S] int64.
+        levels: [D, S, H] float32.
+        next_position: position of the first new token.
+    """
+
+    embeds: Float32Array
+    positions: Int64Array
+    levels: Float32Array
+    next_position: int
+
+
+@dataclass(slots=True)
+class _Picture:
+    """The last picture taken in, whose prompts get slots one after the other.
+
+    Attributes:
+        features: what the encoder saw.
+        row_id: the row's id.
+        shared: tokens of each of its prompts that are in the shared slot.
+        shared_ms: what these took and no caption has been told of yet.
+        waiting: prompts that have no slot yet.
+    """
+
+    features: Features
+    row_id: str
+    shared: int
+    shared_ms: float
+    waiting: deque[int]
+
+
 @dataclass(slots=True)
 class _Row:
     """A caption at work."""
 
     index: int
+    prompt: int
     prompt_tokens: int
     visual_tokens: int
     next_position: int
@@ -52,9 +91,12 @@ class _Row:
 class Decoder:
     """Writes captions for features, as many at a time as there are slots.
 
+    With several prompts, what they begin with, the picture above all, is prefilled once into a slot of its own; each
+    prompt gets a copy of it and prefills the rest.
+
     Args:
         bundle: the model.
-        prompt: what to ask about each picture.
+        prompts: what to ask about each picture.
         generation: how to choose tokens.
         placement: slots and threads.
 
@@ -64,38 +106,62 @@ class Decoder:
     """
 
     def __init__(
-        self, bundle: Bundle, prompt: PromptTemplate, generation: GenerationConfig, placement: DecoderPlacement
+        self,
+        bundle: Bundle,
+        prompts: Sequence[PromptTemplate],
+        generation: GenerationConfig,
+        placement: DecoderPlacement,
     ) -> None:
-        positions = slot_positions(bundle, prompt, generation, placement.max_visual_tokens)
+        positions = max(slot_positions(bundle, one, generation, placement.max_visual_tokens) for one in prompts)
         geometry = bundle.geometry
         session = DecoderSession(bundle.decoder_path, geometry, placement.threads)
         self._tile = find_row_tile(session, geometry)
         count = _rounded_up(placement.slots, self._tile)
-        self._slots = Slots(session, geometry, count, positions, with_logits=generation.needs_logits)
+        self._common = _common_suffix(prompts)
+        if self._common is not None:
+            warn_if_a_split_shows(session, geometry, self._tile)
+        self._slots = Slots(
+            session,
+            geometry,
+            count,
+            positions,
+            with_logits=generation.needs_logits,
+            with_shared=self._common is not None,
+        )
         self._max_visual_tokens = placement.max_visual_tokens
-        self._prompt = prompt
+        self._prompts = tuple(prompts)
         self._generation = generation
         self._stop = frozenset(geometry.tokens.stop)
         self._image_pad = geometry.tokens.image_pad
         self._table = bundle.embeddings()
-        self._prefix = self._table.lookup(np.array(prompt.prefix_ids, np.int64))
-        self._suffix = self._table.lookup(np.array(prompt.suffix_ids, np.int64))
-        self._answers = AnswerReader(load_tokenizer(bundle), opened=prompt.opens_thinking)
+        self._prefixes = [self._table.lookup(np.array(one.prefix_ids, np.int64)) for one in prompts]
+        self._suffixes = [self._table.lookup(np.array(one.suffix_ids, np.int64)) for one in prompts]
+        self._answers = AnswerReader(load_tokenizer(bundle), opened=prompts[0].opens_thinking)
         # Slots added by the rounding stay idle: they cost nothing but the rows of a step.
         self._rows: list[_Row | None] = [None] * placement.slots
+        self._picture: _Picture | None = None
 
     @property
     def free_slots(self) -> int:
-        """Slots that can take a row."""
-        return self._rows.count(None)
+        """Slots that can take a new picture: none while prompts of the last one wait."""
+        return 0 if self._picture else self._rows.count(None)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a prompt of the last picture waits and a slot is free for it."""
+        return self._picture is not None and None in self._rows
 
     @property
     def active(self) -> int:
-        """Rows at work."""
-        return len(self._rows) - self.free_slots
+        """Captions at work, and prompts that wait for a slot."""
+        return self._at_work + (len(self._picture.waiting) if self._picture else 0)
+
+    @property
+    def _at_work(self) -> int:
+        return len(self._rows) - self._rows.count(None)
 
     def admit(self, features: Features, row_id: str) -> None:
-        """Prefill a row into the lowest free slot; its first token comes from the prefill.
+        """Take in a picture; its prompts are prefilled into the lowest free slots, and wait where there are too few.
 
         Args:
             features: what the encoder saw.
@@ -109,29 +175,79 @@ class Decoder:
             raise ValueError(f"{visual} visual tokens, where at most {self._max_visual_tokens} were planned")
         if not self.free_slots:
             raise ValueError("no slot is free: a row can be admitted after a step that finishes one")
-        slot = self._rows.index(None)
         started_s = time.perf_counter()
-        prefix, suffix = len(self._prompt.prefix_ids), len(self._prompt.suffix_ids)
-        positions, next_position = prompt_positions(prefix, features.grid, suffix)
-        embeds = np.concatenate([self._prefix, features.embeds, self._suffix])
-        levels = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
-        levels[:, prefix : prefix + visual] = features.deepstack
-        outputs = self._slots.prefill(slot, embeds, positions, levels)
+        shared = self._shared_tokens(visual)
+        if shared:
+            whole = self._compose(features, 0)
+            self._slots.prefill(
+                self._slots.shared, whole.embeds[:shared], whole.positions[:, :shared], whole.levels[:, :shared]
+            )
+        shared_ms = (time.perf_counter() - started_s) * 1000
+        self._picture = _Picture(features, row_id, shared, shared_ms, deque(range(len(self._prompts))))
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Give free slots to the prompts that wait; their first tokens come from the prefill."""
+        while self._picture is not None and None in self._rows:
+            picture, slot = self._picture, self._rows.index(None)
+            self._rows[slot] = self._prefilled(picture, picture.waiting[0], slot)
+            picture.waiting.popleft()
+            picture.shared_ms = 0.0
+            if not picture.waiting:
+                self._picture = None
+
+    def give_up(self, index: int) -> None:
+        """Forget a row whose prefill failed: its captions at work, and its prompts that wait."""
+        if self._picture is not None and self._picture.features.index == index:
+            self._picture = None
+        for slot, row in enumerate(self._rows):
+            if row is not None and row.index == index:
+                self._rows[slot] = None
+                self._slots.release(slot)
+
+    def _prefilled(self, picture: _Picture, prompt: int, slot: int) -> _Row:
+        """Prefill one prompt of a picture into a slot, behind what the shared slot holds of it."""
+        started_s = time.perf_counter()
+        whole, shared = self._compose(picture.features, prompt), picture.shared
+        if shared:
+            self._slots.copy(self._slots.shared, slot, shared)
+        outputs = self._slots.prefill(
+            slot, whole.embeds[shared:], whole.positions[:, shared:], whole.levels[:, shared:], past=shared
+        )
         now_s = time.perf_counter()
+        visual = len(picture.features.embeds)
         row = _Row(
-            index=features.index,
-            prompt_tokens=len(embeds),
+            index=picture.features.index,
+            prompt=prompt,
+            prompt_tokens=len(whole.embeds),
             visual_tokens=visual,
-            next_position=next_position,
-            prefill_ms=(now_s - started_s) * 1000,
+            next_position=whole.next_position,
+            prefill_ms=picture.shared_ms + (now_s - started_s) * 1000,
             decoding_since_s=now_s,
-            sampler=self._sampler(row_id, visual),
+            sampler=self._sampler(picture.row_id, visual, self._prompts[prompt]),
         )
         self._accept(row, outputs, 0)
-        self._rows[slot] = row
+        return row
+
+    def _shared_tokens(self, visual: int) -> int:
+        """Tokens that a picture's prompts begin with alike, in whole row tiles: there a split changes no bit."""
+        if self._common is None:
+            return 0
+        shared = len(self._prompts[0].prefix_ids) + visual + self._common
+        return shared - shared % max(self._tile, LEAST_PREFILL)
+
+    def _compose(self, features: Features, prompt: int) -> _Whole:
+        """What the decoder reads of one prompt with a picture in it."""
+        prefix, suffix = self._prefixes[prompt], self._suffixes[prompt]
+        positions, next_position = prompt_positions(len(prefix), features.grid, len(suffix))
+        embeds = np.concatenate([prefix, features.embeds, suffix])
+        levels = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
+        levels[:, len(prefix) : len(prefix) + len(features.embeds)] = features.deepstack
+        return _Whole(embeds, positions, levels, next_position)
 
     def step(self) -> list[Caption]:
-        """One new token for every row at work; gives the captions that are finished and frees their slots."""
+        """One new token for every caption at work; gives those that are finished and frees their slots."""
+        self.go_on()
         self._close_gaps()
         working = [(slot, row) for slot, row in enumerate(self._rows) if row and row.finish_reason is None]
         if working:
@@ -152,9 +268,9 @@ class Decoder:
         Slots are free here only while no features wait (at the end of a job, or behind a slow encoder). Copying a row
         costs a fraction of a step, and every step after it is shorter.
         """
-        while self.active:
+        while self._at_work:
             last = max(slot for slot, row in enumerate(self._rows) if row)
-            if _rounded_up(last + 1, self._tile) == _rounded_up(self.active, self._tile):
+            if _rounded_up(last + 1, self._tile) == _rounded_up(self._at_work, self._tile):
                 return
             free = self._rows.index(None)
             self._slots.move(last, free)
@@ -174,12 +290,12 @@ class Decoder:
         embeds: Float32Array = self._table.lookup(tokens)
         return self._slots.step(count, lengths, positions, embeds)
 
-    def _sampler(self, row_id: str, visual_tokens: int) -> Sampler | None:
+    def _sampler(self, row_id: str, visual_tokens: int, prompt: PromptTemplate) -> Sampler | None:
         if not self._generation.needs_logits:
             return None
-        ids = [*self._prompt.prefix_ids, *[self._image_pad] * visual_tokens, *self._prompt.suffix_ids]
+        ids = [*prompt.prefix_ids, *[self._image_pad] * visual_tokens, *prompt.suffix_ids]
         prompt_ids: Int64Array = np.array(ids, np.int64)
-        return Sampler(self._generation, row_id, prompt_ids)
+        return Sampler(self._generation, row_id, prompt_ids, prompt.name)
 
     def _accept(self, row: _Row, outputs: DecoderOutputs, place: int) -> None:
         """Take a row's next token in, and see whether it was the last."""
@@ -213,6 +329,7 @@ class Decoder:
             prefill_ms=row.prefill_ms,
             decode_ms=(time.perf_counter() - row.decoding_since_s) * 1000,
             thinking=answer.thinking,
+            prompt=row.prompt,
         )
 
 
@@ -230,6 +347,19 @@ def slot_positions(bundle: Bundle, prompt: PromptTemplate, generation: Generatio
             "or export with a larger --context"
         )
     return needed
+
+
+def _common_suffix(prompts: Sequence[PromptTemplate]) -> int | None:
+    """How many tokens after the picture several prompts have in common; None where nothing is to be shared.
+
+    Something is left for each of them, since its first new token comes from its own prefill.
+    """
+    if len(prompts) == 1 or any(one.prefix_ids != prompts[0].prefix_ids for one in prompts):
+        return None
+    suffixes = [one.suffix_ids for one in prompts]
+    room = max(0, min(map(len, suffixes)) - LEAST_PREFILL)
+    differing = (place for place in range(room) if len({one[place] for one in suffixes}) > 1)
+    return next(differing, room)
 
 
 def _rounded_up(count: int, tile: int) -> int:

@@ -30,22 +30,31 @@ class Slots:
         count: slots.
         positions: positions of a slot.
         with_logits: whether runs give the logits beside the arg-max.
+        with_shared: whether there is one more slot, `shared`, for what several rows begin with; no step runs over it.
     """
 
     def __init__(
-        self, session: DecoderSession, geometry: Geometry, count: int, positions: int, *, with_logits: bool
+        self,
+        session: DecoderSession,
+        geometry: Geometry,
+        count: int,
+        positions: int,
+        *,
+        with_logits: bool,
+        with_shared: bool = False,
     ) -> None:
         text = geometry.text
         self.count = count
         self.positions = positions
+        self.shared = count  # behind all others
         self._session = session
         self._levels = len(geometry.vision.deepstack_levels)
         self._vocab_size = text.vocab_size if with_logits else None
-        shape = (count, text.kv_heads, positions, text.head_dim)
+        shape = (count + with_shared, text.kv_heads, positions, text.head_dim)
         self._cache = [np.zeros(shape, np.float32) for _array in range(2 * text.layers)]
         self._embeds = np.zeros((count, 1, text.hidden_size), np.float32)
         # An idle slot keeps one position: its row is computed beside the others, and means nothing.
-        self._mask = np.zeros((count, positions), np.int64)
+        self._mask = np.zeros((count + with_shared, positions), np.int64)
         self._mask[:, 0] = 1
         # DeepStack adds nothing to new tokens: one row of zeros is broadcast.
         self._no_levels = tuple(np.zeros((1, 1, text.hidden_size), np.float32) for _level in range(self._levels))
@@ -53,14 +62,17 @@ class Slots:
         self._outputs = DecoderOutputs.allocate(count, self._vocab_size)
         self._steps: dict[int, BoundRun] = {}
 
-    def prefill(self, slot: int, embeds: Float32Array, positions: Int64Array, levels: Float32Array) -> DecoderOutputs:
-        """Fill a slot with a prompt.
+    def prefill(
+        self, slot: int, embeds: Float32Array, positions: Int64Array, levels: Float32Array, past: int = 0
+    ) -> DecoderOutputs:
+        """Fill a slot with a prompt, or with the rest of one.
 
         Args:
             slot: which one.
             embeds: [S, H] float32.
             positions: [3, S] int64.
             levels: [D, S, H] float32, the DeepStack features, zero at text tokens.
+            past: tokens of the prompt that the slot holds already, S follow.
 
         Returns:
             The outputs of one row, for the token after the prompt.
@@ -68,7 +80,7 @@ class Slots:
         Raises:
             ValueError: the prompt is longer than a slot; ONNX Runtime would write past its end.
         """
-        length = len(embeds)
+        length = past + len(embeds)
         if length > self.positions:
             raise ValueError(f"a prompt of {length} tokens does not fit into a slot of {self.positions} positions")
         inputs = DecoderInputs(
@@ -110,11 +122,14 @@ class Slots:
 
     def move(self, source: int, target: int) -> None:
         """Move a row to an idle slot; copies the keys and values it has so far."""
-        length = int(self._mask[source].sum())
-        for array in self._cache:
-            array[target, :, :length] = array[source, :, :length]
+        self.copy(source, target, int(self._mask[source].sum()))
         self._mask[target] = self._mask[source]
         self.release(source)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the keys and values of a slot's first tokens; the target is then ready for a prefill of what follows."""
+        for array in self._cache:
+            array[target, :, :length] = array[source, :, :length]
 
     def _bind_step(self, rows: int) -> BoundRun:
         inputs = DecoderInputs(

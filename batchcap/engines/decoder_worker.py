@@ -16,10 +16,10 @@ class DecoderWorker:
 
     def __init__(self, spec: DecoderSpec, connection: Connection) -> None:
         bundle = Bundle.load_again(spec.bundle_folder, spec.bundle_id)
-        prompt = PromptTemplate.from_bundle(bundle, spec.generation.prompt)
+        prompts = PromptTemplate.all_from_bundle(bundle, spec.generation.prompts)
         placement = DecoderPlacement(slots=spec.slots, threads=spec.threads, max_visual_tokens=spec.max_visual_tokens)
         self._connection = connection
-        self._decoder = Decoder(bundle, prompt, spec.generation, placement)
+        self._decoder = Decoder(bundle, prompts, spec.generation, placement)
 
     def run(self, inbox: Inbox) -> None:
         """Work until the coordinator goes away (the inbox ends the process then)."""

@@ -93,7 +93,7 @@ def _plan(bundle: Bundle) -> tuple[dict[str, str], int]:
     placement, generation, vision = PlacementConfig(), GenerationConfig(), VisionConfig()
     cores = available_cores()
     backend, dtype = resolve_backend(vision.backend), resolve_dtype(vision)
-    prompt = PromptTemplate.from_bundle(bundle, generation.prompt)
+    prompt = PromptTemplate.from_bundle(bundle, generation.prompts[0].text)
     positions = prompt.text_tokens + vision.max_visual_tokens + generation.max_new_tokens
     kv_bytes = placement.slots * kv_bytes_per_slot(bundle.geometry.text, positions)
     why = {VisionBackend.TORCH: "PyTorch is installed", VisionBackend.ONNX: "PyTorch is not installed"}[backend]

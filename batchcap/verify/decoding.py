@@ -148,7 +148,7 @@ def greedy_ids(bundle: Bundle, plan: DecodingPlan, features: Sequence[Features],
     """The captions' token ids, in the order of the features, written as many at a time as there are slots."""
     generation = GenerationConfig(max_new_tokens=plan.steps, loop_stop=False)
     placement = DecoderPlacement(slots, available_cores(), plan.max_visual_tokens)
-    decoder = Decoder(bundle, plan.prompt, generation, placement)
+    decoder = Decoder(bundle, [plan.prompt], generation, placement)
     waiting, done = list(enumerate(features)), dict[int, TokenIds]()
     places = {one.index: place for place, one in enumerate(features)}
     with tqdm(desc=f"captions, {slots} at a time", total=len(features), disable=None, leave=False) as progress:

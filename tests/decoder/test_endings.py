@@ -32,7 +32,7 @@ def picture(bundle: Bundle, index: int) -> Features:
 def make_decoder(bundle: Bundle, slots: int = 4, *, thinks: bool = False, **options: float) -> Decoder:
     generation = GenerationConfig(prompt=TEXT, **{"max_new_tokens": 24, **options})  # type: ignore[arg-type]
     prompt = dataclasses.replace(PromptTemplate.from_bundle(bundle, TEXT), opens_thinking=thinks)
-    return Decoder(bundle, prompt, generation, DecoderPlacement(slots, 1, 16))
+    return Decoder(bundle, [prompt], generation, DecoderPlacement(slots, 1, 16))
 
 
 def with_stop(bundle: Bundle, *tokens: int) -> Bundle:
@@ -88,7 +88,7 @@ def scripted(bundle: Bundle, tokens: list[int], **options: bool) -> Caption:
     decoder = make_decoder(bundle, slots=1, max_new_tokens=100, **options)
     script = iter(tokens)
 
-    def say(*_inputs: object) -> DecoderOutputs:
+    def say(*_inputs: object, **_given: object) -> DecoderOutputs:
         return DecoderOutputs(np.full((16, 1), next(script), np.int64), None)
 
     decoder._slots.prefill = decoder._slots.step = say  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ def make_decoder(
 ) -> Decoder:
     generation = GenerationConfig(prompt=text, max_new_tokens=NEW_TOKENS, loop_stop=False, **options)  # type: ignore[arg-type]
     prompt = PromptTemplate.from_bundle(bundle, text)
-    return Decoder(bundle, prompt, generation, DecoderPlacement(slots, threads, max_visual_tokens=36))
+    return Decoder(bundle, [prompt], generation, DecoderPlacement(slots, threads, max_visual_tokens=36))
 
 
 def caption_all(decoder: Decoder, pictures: Iterable[Features]) -> dict[int, Caption]:
@@ -122,4 +122,4 @@ def test_too_long_for_the_context(tiny_bundle_fp32: Bundle) -> None:
     prompt = PromptTemplate.from_bundle(tiny_bundle_fp32, "Describe this image.")
     generation = GenerationConfig(max_new_tokens=5000)
     with pytest.raises(UsageError, match="--max-new-tokens 5000"):
-        Decoder(tiny_bundle_fp32, prompt, generation, DecoderPlacement(1, 1, 36))
+        Decoder(tiny_bundle_fp32, [prompt], generation, DecoderPlacement(1, 1, 36))

@@ -48,8 +48,8 @@ def features_of(bundle: Bundle, pictures: list[bytes], backend: VisionBackend = 
 def captions(bundle: Bundle, features: list[Features]) -> dict[int, tuple[int, ...]]:
     """The bundle's greedy captions."""
     generation = GenerationConfig(prompt=PROMPT, max_new_tokens=NEW_TOKENS, loop_stop=False)
-    prompt = PromptTemplate.from_bundle(bundle, generation.prompt)
-    decoder = Decoder(bundle, prompt, generation, DecoderPlacement(SLOTS, 1, MAX_VISUAL_TOKENS))
+    prompt = PromptTemplate.from_bundle(bundle, PROMPT)
+    decoder = Decoder(bundle, [prompt], generation, DecoderPlacement(SLOTS, 1, MAX_VISUAL_TOKENS))
     waiting, done = list(features), {}
     while waiting or decoder.active:
         while waiting and decoder.free_slots:
