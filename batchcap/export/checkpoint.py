@@ -10,7 +10,7 @@ from typing import Any
 
 from batchcap.bundle import sha256_of
 from batchcap.errors import CheckpointError
-from batchcap.export.inventory import require_tensors
+from batchcap.export.inventory import chosen_tensors, with_true_head
 from batchcap.export.prequantized import unpack_names
 from batchcap.export.soundness import require_dense_qwen3_vl, require_model_folder, require_sound
 from batchcap.export.tensors import StoredTensor, read_index, weight_files
@@ -18,7 +18,7 @@ from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, V
 
 DEFAULT_HEAD_DIM = 128  # transformers, Qwen3VLTextConfig
 # What reading a value of another type than expected, or one that is not there, raises.
-_MISTYPED = (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError)
+_MISTYPED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -29,9 +29,9 @@ class Checkpoint:
     Attributes:
         folder: where it is.
         name: what to call it in the bundle: no path of this machine.
-        config: its config.json.
+        config: its config.json; `tie_word_embeddings` as the weights have it.
         geometry: the model's shape.
-        tensors: every tensor of it.
+        tensors: every tensor of the model, by its canonical name.
     """
 
     folder: Path
@@ -67,14 +67,15 @@ def open_checkpoint(checkpoint: str) -> Checkpoint:
     config = _read_json(folder / "config.json")
     try:
         require_dense_qwen3_vl(config, checkpoint)
+        stored = unpack_names(read_index(folder), config)
     except _MISTYPED as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks or mistypes {error}") from None
-    tensors = unpack_names(read_index(folder), config)
-    images = _read_json(folder / "preprocessor_config.json")
+    config = with_true_head(config, stored)
+    images_path, images = _read_images(folder)
     try:
-        geometry = _geometry(folder, config, _image_settings(folder, images))
+        geometry = _geometry(folder, config, _image_settings(images_path, images))
         require_sound(geometry, config, images)
-        require_tensors(tensors, geometry, config)
+        tensors = chosen_tensors(stored, geometry, config)
     except _MISTYPED as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks or mistypes {error}") from None
     name = checkpoint if not Path(checkpoint).is_dir() else folder.resolve().name
@@ -107,11 +108,25 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {path.parent} is not a whole checkpoint") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"can't read {path}: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
     return content
+
+
+def _read_images(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The image processor's settings and their file.
+
+    transformers 5 saves them inside the processor's own settings, and looks there first.
+    """
+    path = folder / "processor_config.json"
+    if path.exists():
+        images = _read_json(path).get("image_processor")
+        if isinstance(images, dict):
+            return path, images
+    path = folder / "preprocessor_config.json"
+    return path, _read_json(path)
 
 
 def _geometry(folder: Path, config: dict[str, Any], image: ImageSettings) -> Geometry:
@@ -150,7 +165,7 @@ def _geometry(folder: Path, config: dict[str, Any], image: ImageSettings) -> Geo
     )
 
 
-def _image_settings(folder: Path, images: dict[str, Any]) -> ImageSettings:
+def _image_settings(path: Path, images: dict[str, Any]) -> ImageSettings:
     """Areas in pixels, whatever the two sizes' names say; `min_pixels` and `max_pixels` of older files come first."""
     try:
         size = images.get("size") or {}
@@ -163,7 +178,7 @@ def _image_settings(folder: Path, images: dict[str, Any]) -> ImageSettings:
             std=(std[0], std[1], std[2]),
         )
     except (*_MISTYPED, IndexError) as error:
-        raise CheckpointError(f"{folder / 'preprocessor_config.json'} lacks or mistypes {error}") from None
+        raise CheckpointError(f"{path} lacks or mistypes {error}") from None
 
 
 def _stop_tokens(folder: Path, text: dict[str, Any]) -> tuple[int, ...]:

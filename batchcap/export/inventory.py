@@ -3,24 +3,31 @@
 Names and shapes follow `Qwen3VLForConditionalGeneration` of transformers, in `canonical_name`'s spelling.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
 
 from batchcap.errors import CheckpointError
-from batchcap.export.tensors import FLOAT_TYPES, StoredTensor
+from batchcap.export.tensors import EMBEDDINGS, FLOAT_TYPES, HEAD, StoredTensor, same_bytes
 from batchcap.geometry import Geometry, TextGeometry, VisionGeometry
 
 Shape = tuple[int, ...]
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_SHOWN = 3
+
+log = logging.getLogger(__name__)
 
 
-def require_tensors(tensors: dict[str, StoredTensor], geometry: Geometry, config: dict[str, Any]) -> None:
-    """Compare a checkpoint's tensors with what its configuration promises.
+def chosen_tensors(
+    tensors: dict[str, StoredTensor], geometry: Geometry, config: dict[str, Any]
+) -> dict[str, StoredTensor]:
+    """The tensors that the configuration promises; others are left out with a warning, as by transformers.
 
     Raises:
         CheckpointError: one is missing, of another shape, or not floating point.
     """
+    chosen = {}
     for name, shape in expected_tensors(geometry, config):
         stored = tensors.get(name)
         if stored is None:
@@ -40,18 +47,35 @@ def require_tensors(tensors: dict[str, StoredTensor], geometry: Geometry, config
                 f"the tensor {name} takes {stored.nbytes} bytes in {stored.path}, which are not those of "
                 f"{list(shape)} in {stored.dtype}: copy the checkpoint again"
             )
+        chosen[name] = stored
+    others = sorted(tensors.keys() - chosen.keys() - {HEAD})
+    if others:
+        log.warning("left out %d tensors that this model does not have: %s, …", len(others), ", ".join(others[:_SHOWN]))
+    return chosen
+
+
+def with_true_head(config: dict[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, Any]:
+    """The configuration with a head of its own where the weights hold another one than the token embeddings.
+
+    transformers 5 goes by the weights, too (`PreTrainedModel.tie_weights`).
+    """
+    head, embeddings = tensors.get(HEAD), tensors.get(EMBEDDINGS)
+    if not head_is_tied(config) or head is None or embeddings is None or same_bytes(head, embeddings):
+        return config
+    log.warning("config.json ties the head to the token embeddings, and the weights hold another head: it is used")
+    return {**config, "tie_word_embeddings": False}
 
 
 def expected_tensors(geometry: Geometry, config: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
     """Name and shape of every tensor of a checkpoint."""
     text, vision = geometry.text, geometry.vision
-    yield "language_model.embed_tokens.weight", (text.vocab_size, text.hidden_size)
+    yield EMBEDDINGS, (text.vocab_size, text.hidden_size)
     for layer in range(text.layers):
         for name, shape in _decoder_layer(text, config["text_config"]):
             yield f"language_model.layers.{layer}.{name}", shape
     yield "language_model.norm.weight", (text.hidden_size,)
     if not head_is_tied(config):
-        yield "lm_head.weight", (text.vocab_size, text.hidden_size)
+        yield HEAD, (text.vocab_size, text.hidden_size)
     for name, shape in _vision_tower(vision):
         yield f"visual.{name}", shape
 

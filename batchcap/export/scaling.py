@@ -17,12 +17,11 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from batchcap.export.quantize import Rows
-from batchcap.export.tensors import EMBEDDINGS
+from batchcap.export.tensors import EMBEDDINGS, HEAD
 from batchcap.geometry import TextGeometry
 from batchcap.records import Float32Array
 
 SCALES_FILE = "decoder/awq.safetensors"
-_HEAD_TENSOR = "lm_head.weight"
 
 Scales = dict[str, Float32Array]
 
@@ -56,7 +55,7 @@ def layer_groups(layer: int, text: TextGeometry) -> tuple[Group, ...]:
 
 def head_group(tensors: Mapping[str, Rows]) -> Group:
     """The head behind the last norm. A tied head is scaled in the decoder's graph, the token embeddings are not."""
-    return Group("language_model.norm.weight", (_HEAD_TENSOR if _HEAD_TENSOR in tensors else EMBEDDINGS,))
+    return Group("language_model.norm.weight", (HEAD if HEAD in tensors else EMBEDDINGS,))
 
 
 def expanded(scales: Float32Array, group: Group, text: TextGeometry) -> Float32Array:

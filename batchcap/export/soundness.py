@@ -3,12 +3,14 @@
 The limits of ONNX Runtime's operators were found by trying (tests/export/test_geometries.py keeps to them).
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 from batchcap.errors import CheckpointError
 from batchcap.export.prequantized import METHODS
-from batchcap.geometry import Geometry, TextGeometry, VisionGeometry
+from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
+from batchcap.vision.rope import ROPE_THETA
 
 MODEL_TYPE = "qwen3_vl"
 # The activations that transformers and the model builder both know under one name.
@@ -106,28 +108,28 @@ def require_sound(geometry: Geometry, config: dict[str, Any], images: dict[str, 
     """Numbers that must fit each other; a graph made of others fails late or computes something else.
 
     Args:
-        geometry: as read from the two files.
+        geometry: as read from both.
         config: config.json.
-        images: preprocessor_config.json.
+        images: the image processor's settings.
 
     Raises:
         CheckpointError: a rule is broken.
     """
     text, vision = geometry.text, geometry.vision
     for path, rules in (
-        ("config.json contradicts itself", _text_rules(text, config)),
+        ("config.json contradicts itself", _text_rules(text, geometry.tokens, config)),
         ("config.json contradicts itself", _vision_rules(vision, text, config)),
         ("this checkpoint can't be exported", _limits(geometry, config)),
-        ("preprocessor_config.json does not fit", _picture_rules(vision, images)),
+        ("the settings of the image processor do not fit", _picture_rules(vision, geometry.image, images)),
     ):
         for rule, kept in rules.items():
             if not kept:
                 raise CheckpointError(f"{path}: {rule}")
 
 
-def _text_rules(text: TextGeometry, config: dict[str, Any]) -> dict[str, bool]:
+def _text_rules(text: TextGeometry, tokens: TokenIds, config: dict[str, Any]) -> dict[str, bool]:
     sections = rope_of(config["text_config"])["mrope_section"]
-    tokens = [int(config[f"{name}_token_id"]) for name in ("image", "vision_start", "vision_end")]
+    of_pictures = (tokens.image_pad, tokens.vision_start, tokens.vision_end)
     sizes = (text.layers, text.hidden_size, text.heads, text.kv_heads, text.head_dim, text.vocab_size)
     return {
         "every size of the language model must be at least 1": min(sizes) >= 1,
@@ -135,7 +137,11 @@ def _text_rules(text: TextGeometry, config: dict[str, Any]) -> dict[str, bool]:
         "mrope_section must be three numbers that add up to half of head_dim": len(sections) == 3
         and min(sections) >= 0
         and 2 * sum(sections) == text.head_dim,
-        "the ids of the picture's tokens must be below vocab_size": all(0 <= id_ < text.vocab_size for id_ in tokens),
+        "the ids of the picture's tokens must be below vocab_size": all(
+            0 <= id_ < text.vocab_size for id_ in of_pictures
+        ),
+        "eos_token_id must name at least one token, and only ids below vocab_size": bool(tokens.stop)
+        and all(0 <= id_ < text.vocab_size for id_ in tokens.stop),
     }
 
 
@@ -161,12 +167,14 @@ def _limits(geometry: Geometry, config: dict[str, Any]) -> dict[str, bool]:
     text, vision = geometry.text, geometry.vision
     acts = config["text_config"].get("hidden_act", "silu"), vision.hidden_act
     windowed = _has_window(config["text_config"])
+    theta = (config["vision_config"].get("rope_parameters") or {}).get("rope_theta", ROPE_THETA)
     return {
         f"head_dim must be a multiple of {HEAD_MULTIPLE}, not {text.head_dim}": text.head_dim % HEAD_MULTIPLE == 0,
         f"the vision tower's head size must be a multiple of {VISION_HEAD_MULTIPLE}, not {vision.head_dim}": (
             vision.head_dim % VISION_HEAD_MULTIPLE == 0
         ),
         "every decoder layer must attend to all tokens, and sliding_window or layer_types name a window": not windowed,
+        f"rope_theta of the vision tower must be {ROPE_THETA:g}, not {theta}": theta == ROPE_THETA,
         f"pictures have {CHANNELS} channels, not {vision.in_channels}": vision.in_channels == CHANNELS,
         f"hidden_act of the language model is {acts[0]!r}, not one of {', '.join(TEXT_ACTIVATIONS)}": (
             acts[0] in TEXT_ACTIVATIONS
@@ -185,7 +193,7 @@ def _has_window(text: dict[str, Any]) -> bool:
     return bool(text.get("sliding_window")) and text.get("use_sliding_window") is not False
 
 
-def _picture_rules(vision: VisionGeometry, images: dict[str, Any]) -> dict[str, bool]:
+def _picture_rules(vision: VisionGeometry, settings: ImageSettings, images: dict[str, Any]) -> dict[str, bool]:
     """Values that are left out are the image processor's own, which are these."""
     sizes = {
         "patch_size": vision.patch_size,
@@ -207,5 +215,10 @@ def _picture_rules(vision: VisionGeometry, images: dict[str, Any]) -> dict[str, 
         **steps,
         "image_mean and image_std must have one number for each channel": all(
             len(images[name]) == CHANNELS for name in ("image_mean", "image_std")
+        ),
+        "image_mean and image_std must be finite, and no deviation 0": all(map(math.isfinite, settings.mean))
+        and all(math.isfinite(value) and value != 0 for value in settings.std),
+        "a picture's smallest area must be at most the largest, which has room for one visual token": (
+            0 <= settings.min_area_px <= settings.max_area_px and settings.max_area_px >= vision.token_side_px**2
         ),
     }

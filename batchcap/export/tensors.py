@@ -24,6 +24,7 @@ _NUMPY_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 FLOAT_TYPES = frozenset(_NUMPY_TYPES)
 VISION = "visual."
 EMBEDDINGS = "language_model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 # The first that fits: transformers 4 and 5, whole models and language models alone.
 _NAME_HEADS = (
     ("model.language_model.", "language_model."),
@@ -81,12 +82,15 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists() and not (folder / "model.safetensors").exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"can't read {index} ({error}): copy the checkpoint again") from None
     else:
         names = ["model.safetensors"]
-    paths = [folder / str(name) for name in names]
+    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise CheckpointError(f"{index} names {outside[0]}, which is outside {folder}: copy the checkpoint again")
+    paths = [folder / name for name in names]
     for path in paths:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing: the checkpoint's weights must be there as safetensors")
@@ -101,7 +105,7 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     """
     try:
         return _parse_header(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): copy the checkpoint again") from None
 
 
@@ -116,11 +120,13 @@ def _parse_header(path: Path) -> dict[str, StoredTensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        start, end = entry["data_offsets"]
+        start, end = map(int, entry["data_offsets"])
         first = 8 + length + start
+        if not 0 <= start <= end:
+            raise ValueError(f"it says that {name} lies from {start} to {end}")
         if first + end - start > size:
             raise ValueError(f"it ends inside the tensor {name}")
-        tensors[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), first, end - start)
+        tensors[name] = StoredTensor(path, entry["dtype"], tuple(map(int, entry["shape"])), first, end - start)
     return tensors
 
 
@@ -134,6 +140,22 @@ def _copy(tensor: StoredTensor, target: BinaryIO) -> None:
                 raise CheckpointError(f"{tensor.path} got shorter while it was read: copy the checkpoint again")
             target.write(block)
             left -= len(block)
+
+
+def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors are the same to the last bit, type and shape included."""
+    if (one.dtype, one.shape, one.nbytes) != (other.dtype, other.shape, other.nbytes):
+        return False
+    with one.path.open("rb") as ours, other.path.open("rb") as theirs:
+        ours.seek(one.start)
+        theirs.seek(other.start)
+        left = one.nbytes
+        while left:
+            count = min(left, _COPY_BYTES)
+            if ours.read(count) != theirs.read(count):
+                return False
+            left -= count
+    return True
 
 
 def write_safetensors(path: Path, tensors: Iterable[tuple[str, StoredTensor]]) -> None:

@@ -18,13 +18,12 @@ from torch import Tensor
 from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
 from batchcap.errors import UsageError
-from batchcap.export.tensors import VISION, read_index
+from batchcap.export.tensors import HEAD, VISION, read_index
 from batchcap.prompt import PromptTemplate
 from batchcap.records import Features, Float32Array, Int64Array, Patches
 
 log = logging.getLogger(__name__)
 
-HEAD = "lm_head.weight"
 # Activations, logits and what the caller holds beside the weights.
 SPARE_BYTES = 2 << 30
 GIB = 1 << 30

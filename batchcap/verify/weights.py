@@ -18,7 +18,7 @@ from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.inventory import expected_tensors, head_is_tied
 from batchcap.export.quantize import Rows
 from batchcap.export.scaling import read_scales, scaled_tensors
-from batchcap.export.tensors import EMBEDDINGS, VISION, StoredTensor, read_file, vision_tensors
+from batchcap.export.tensors import EMBEDDINGS, HEAD, VISION, read_file, same_bytes, vision_tensors
 from batchcap.machine import available_cores
 from batchcap.records import Float32Array
 from batchcap.verify.decoder_weights import DecoderWeights, PlainTensor, RoundedMatrix, pieces, read_decoder
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 # Of the rotary tables, in float32 roundings of an angle (2^-24 of it, and of 1 where it is smaller).
 ROTARY_TOLERANCE = 4.0
 _SHOWN = 3
-_COMPARED_BYTES = 1 << 24
 
 # Takes the tensor's name, its first row, and rows as the decoder computes with them.
 TakeRows = Callable[[str, int, Float32Array], None]
@@ -110,7 +109,7 @@ def decoder_tensors(bundle: Bundle, checkpoint: Checkpoint) -> dict[str, Rows]:
         if name != EMBEDDINGS and not name.startswith(VISION)
     }
     if head_is_tied(checkpoint.config):
-        wanted["lm_head.weight"] = tensors[EMBEDDINGS]
+        wanted[HEAD] = tensors[EMBEDDINGS]
     return wanted
 
 
@@ -219,23 +218,8 @@ def _vision(bundle: Bundle, checkpoint: Checkpoint) -> Row:
         raise BundleError(f"the vision weights are damaged: {error}") from None
     expected = dict(vision_tensors(checkpoint.tensors))
     odd = sorted(found.keys() ^ expected.keys())
-    odd += [name for name in sorted(found.keys() & expected.keys()) if not _same_bytes(found[name], expected[name])]
+    odd += [name for name in sorted(found.keys() & expected.keys()) if not same_bytes(found[name], expected[name])]
     return Row("vision weights that differ", len(odd), 0, worst=_shortened(odd))
-
-
-def _same_bytes(found: StoredTensor, expected: StoredTensor) -> bool:
-    if (found.dtype, found.shape, found.nbytes) != (expected.dtype, expected.shape, expected.nbytes):
-        return False
-    with found.path.open("rb") as ours, expected.path.open("rb") as theirs:
-        ours.seek(found.start)
-        theirs.seek(expected.start)
-        left = found.nbytes
-        while left:
-            count = min(left, _COMPARED_BYTES)
-            if ours.read(count) != theirs.read(count):
-                return False
-            left -= count
-    return True
 
 
 def _shortened(names: list[str]) -> str:

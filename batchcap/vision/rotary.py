@@ -3,8 +3,8 @@
 import torch
 
 from batchcap.records import Float32Array
+from batchcap.vision.rope import ROPE_THETA
 
-ROPE_THETA = 10000.0
 # Patches along one side of a picture: 131,072 pixels. A picture of the default context is at most as long.
 POSITIONS = 8192
 

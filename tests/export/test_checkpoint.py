@@ -1,6 +1,7 @@
 """What is not a whole dense Qwen3-VL is refused before any work, with what to do."""
 
 import json
+import logging
 import shutil
 import struct
 from collections.abc import Callable
@@ -98,6 +99,11 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
     "a shape": (text(intermediate_size=300), r"gate_proj.weight has the shape \[256, 128\], and .* \[300, 128\]"),
     "a missing tensor": (text(num_hidden_layers=5), "no tensor language_model.layers.4.self_attn.q_proj.weight"),
     "a missing head": (whole(tie_word_embeddings=False), "no tensor lm_head.weight"),
+    "an endless size": (text(hidden_size=float("inf")), "lacks or mistypes cannot convert float infinity"),
+    "a vision tower that turns otherwise": (
+        vision(rope_parameters={"rope_type": "axial", "rope_theta": 100.0}),
+        "rope_theta of the vision tower must be 10000, not 100.0",
+    ),
     "a missing bias": (text(attention_bias=True), "no tensor language_model.layers.0.self_attn.q_proj.bias"),
 }
 
@@ -122,6 +128,10 @@ PICTURES_REFUSED: dict[str, tuple[Config, str]] = {
     "one mean": ({"image_mean": [0.5]}, "lacks or mistypes"),
     "no size": ({"size": None}, r"preprocessor_config\.json lacks or mistypes 'shortest_edge'"),
     "four means": ({"image_mean": [0.5] * 4}, "one number for each channel"),
+    "no deviation": ({"image_std": [0.5, 0, 0.5]}, "no deviation 0"),
+    "no mean": ({"image_mean": [0.5, float("nan"), 0.5]}, "must be finite"),
+    "no largest area": ({"size": {"shortest_edge": 4096, "longest_edge": -1}}, "smallest area must be at most the"),
+    "less than a token": ({"size": {"shortest_edge": 1, "longest_edge": 1023}}, "has room for one visual token"),
 }
 
 
@@ -140,6 +150,24 @@ def test_older_names_of_the_areas_come_first(copy: Path) -> None:
     processor = Qwen2VLImageProcessorPil.from_pretrained(copy)
     assert (image.min_area_px, image.max_area_px) == (4096, 65536)
     assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (4096, 65536)
+
+
+def test_settings_inside_those_of_the_processor_come_first(copy: Path) -> None:
+    """As transformers 5 saves them, and as it reads them."""
+    images = json.loads((copy / "preprocessor_config.json").read_text())
+    nested = {**images, "size": {"shortest_edge": 4096, "longest_edge": 65536}, "image_mean": [0.1, 0.2, 0.3]}
+    path = copy / "processor_config.json"
+    path.write_text(json.dumps({"image_processor": nested, "processor_class": "Qwen3VLProcessor"}))
+    for _saved in ("beside the older file", "alone"):
+        image = open_checkpoint(str(copy)).geometry.image
+        processor = Qwen2VLImageProcessorPil.from_pretrained(copy)
+        assert (image.min_area_px, image.max_area_px, image.mean) == (4096, 65536, (0.1, 0.2, 0.3))
+        assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (4096, 65536)
+        assert tuple(processor.image_mean) == image.mean
+        (copy / "preprocessor_config.json").unlink(missing_ok=True)
+    path.write_text(json.dumps({"image_processor": {**nested, "image_std": [1]}}))
+    with pytest.raises(CheckpointError, match=r"processor_config\.json lacks or mistypes"):
+        open_checkpoint(str(copy))
 
 
 # What people take for a checkpoint: the files in the folder, and what the message must say.
@@ -215,8 +243,10 @@ NORM = "model.language_model.norm.weight"
             r"takes 512 bytes in .*, which are not those of \[128\] in F16",
         ),
         (lambda header: header[NORM].pop("data_offsets"), "is not a whole safetensors file"),
+        (lambda header: header[NORM].update(data_offsets=[-512, 0]), "lies from -512 to 0"),
+        (lambda header: header[NORM].update(data_offsets=["a", "b"]), "is not a whole safetensors file"),
     ],
-    ids=["missing", "fp8", "shape", "bytes", "no place"],
+    ids=["missing", "fp8", "shape", "bytes", "no place", "before the file", "no numbers"],
 )
 def test_tensors_refused(copy: Path, change: Callable[[Config], Any], message: str) -> None:
     rewrite_header(copy / "model.safetensors", change)
@@ -279,6 +309,50 @@ def test_one_whole_file_comes_before_shards_left_beside_it(tiny_checkpoint: Path
     assert ours.rows(0, len(theirs)).tolist() == theirs.tolist()
 
 
+@pytest.mark.parametrize("place", ["../secret.safetensors", "/secret.safetensors", "a/../../secret.safetensors"])
+def test_a_shard_outside_the_checkpoint(copy: Path, place: str) -> None:
+    shutil.move(copy / "model.safetensors", copy.parent / "secret.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {NORM: place}}))
+    with pytest.raises(CheckpointError, match=r"index\.json names .*secret\.safetensors, which is outside"):
+        open_checkpoint(str(copy))
+
+
+def test_nested_without_end(copy: Path) -> None:
+    (copy / "generation_config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"can't read .*generation_config\.json"):
+        open_checkpoint(str(copy))
+
+
+def test_tensors_of_something_else_are_left_out(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A buffer that an older version saved, say: the vision encoders take their own tensors only."""
+    other = "model.visual.rotary_pos_emb.inv_freq"
+    rewrite_header(copy / "model.safetensors", lambda header: header.update({other: header[NORM]}))
+    with caplog.at_level(logging.WARNING):
+        tensors = open_checkpoint(str(copy)).tensors
+    assert "visual.rotary_pos_emb.inv_freq" not in tensors
+    assert "language_model.norm.weight" in tensors
+    assert "left out 1 tensors that this model does not have: visual.rotary_pos_emb.inv_freq" in caplog.text
+
+
+def test_a_head_of_its_own_counts_whatever_the_configuration_says(tmp_path: Path) -> None:
+    """As in transformers, which goes by the weights."""
+    checkpoint = make_checkpoint(tmp_path / "lies", Shape(layers=2, levels=(0,), tied=False))
+    edit(checkpoint, whole(tie_word_embeddings=True))
+    opened = open_checkpoint(str(checkpoint))
+    theirs = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint).lm_head.weight
+    ours = opened.tensors["lm_head.weight"]
+    assert ours.rows(0, len(theirs)).tolist() == theirs.tolist()
+    assert opened.config["tie_word_embeddings"] is False
+
+
+def test_a_head_that_is_stored_twice_stays_tied(copy: Path) -> None:
+    embeddings = "model.language_model.embed_tokens.weight"
+    rewrite_header(copy / "model.safetensors", lambda header: header.update({"lm_head.weight": header[embeddings]}))
+    opened = open_checkpoint(str(copy))
+    assert opened.config["tie_word_embeddings"] is True
+    assert "lm_head.weight" not in opened.tensors
+
+
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no checkpoint folder at"):
         open_checkpoint(str(tmp_path / "nowhere"))
@@ -310,6 +384,13 @@ def test_a_hub_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stop_tokens_of_the_generation_settings(copy: Path, given: int | list[int], stop: tuple[int, ...]) -> None:
     edit(copy, lambda content: content.update(eos_token_id=given), "generation_config.json")
     assert open_checkpoint(str(copy)).geometry.tokens.stop == stop
+
+
+@pytest.mark.parametrize("given", [[], [7, 384], -1])
+def test_stop_tokens_that_never_come(copy: Path, given: int | list[int]) -> None:
+    edit(copy, lambda content: content.update(eos_token_id=given), "generation_config.json")
+    with pytest.raises(CheckpointError, match="eos_token_id must name at least one token"):
+        open_checkpoint(str(copy))
 
 
 def test_stop_tokens_of_the_configuration(copy: Path) -> None:
