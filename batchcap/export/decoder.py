@@ -51,6 +51,8 @@ _TEXT_KEYS = frozenset(
         "vocab_size",
     )
 )
+# Likewise of its rotation; the builder obeys `partial_rotary_factor`, too.
+_ROPE_KEYS = frozenset(("mrope_interleaved", "mrope_section", "rope_theta", "rope_type", "type"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,9 @@ def _stage(checkpoint: Checkpoint, context: int, staging: Path) -> None:
         if path.is_file() and path.suffix != ".safetensors" and path.name != "config.json":
             (staging / path.name).symlink_to(path.resolve())
     text = {name: value for name, value in checkpoint.config["text_config"].items() if name in _TEXT_KEYS}
+    for name in ("rope_parameters", "rope_scaling"):
+        if text.get(name):
+            text[name] = {key: value for key, value in text[name].items() if key in _ROPE_KEYS}
     text |= {"max_position_embeddings": context, "head_dim": checkpoint.geometry.text.head_dim}
     config = {**checkpoint.config, "text_config": text}
     config.pop("quantization_config", None)  # the graph is drawn alike; `fill_weights` knows what is in few bits

@@ -20,7 +20,7 @@ from batchcap.errors import CheckpointError, UsageError
 from batchcap.export.inventory import FLOAT_BYTES
 from batchcap.export.options import BLOCK_SIZES, Rounding, RoundingAlgorithm
 from batchcap.export.quantize import QuantizedMatrix, UInt8Array, pack
-from batchcap.export.tensors import FLOAT_TYPES, StoredTensor
+from batchcap.export.tensors import EMBEDDINGS, FLOAT_TYPES, VISION, StoredTensor
 from batchcap.records import Float32Array
 
 METHODS = ("gptq", "awq")
@@ -146,9 +146,11 @@ def _scheme(quantization: Mapping[str, Any]) -> _Scheme:
 
 
 def _matrix(stem: str, tensors: Mapping[str, StoredTensor], qweight: StoredTensor, scheme: _Scheme) -> PackedMatrix:
+    if stem.startswith(VISION) or stem + "weight" == EMBEDDINGS:
+        raise CheckpointError(f"{stem}weight is quantized, which batchcap reads in the decoder only: {_NOT_QUANTIZED}")
     per_word = _WORD_BITS // scheme.bits
     scales, qzeros = tensors[stem + "scales"], tensors[stem + "qzeros"]
-    rows, columns = qweight.shape
+    rows, columns = qweight.shape if len(qweight.shape) == 2 else (0, 0)
     shape = (columns, rows * per_word) if scheme.method == "gptq" else (columns * per_word, rows)
     groups = shape[1] // scheme.group_size
     sound = (

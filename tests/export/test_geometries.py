@@ -35,6 +35,7 @@ FOREIGN_KEYS = {
     "partial_rotary_factor": 0.5,
     "sliding_window": None,
 }
+FOREIGN_ROPE_KEYS = {"partial_rotary_factor": 0.5}  # likewise, where the rotation is described
 
 SHAPES = {
     "5 heads of 5, 2 levels, 3 vision heads, patches of 14, fp16": Shape(
@@ -103,6 +104,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     assert len(list(checkpoint.glob("model-*.safetensors"))) > 1
     config = json.loads((checkpoint / "config.json").read_text())
     config["text_config"] |= TEXT_KEYS.get(request.param, {})
+    config["text_config"]["rope_parameters"] |= FOREIGN_ROPE_KEYS
     (checkpoint / "config.json").write_text(json.dumps(config))
     options = ExportOptions(precision=Precision.FP32, context=CONTEXT)
     return Made(shape, checkpoint, export_bundle(str(checkpoint), folder / "bundle", options))

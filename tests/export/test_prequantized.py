@@ -187,9 +187,27 @@ def cut_zeros(tensors: dict[str, torch.Tensor]) -> None:
     tensors[name] = tensors[name][:-1].contiguous()
 
 
+def flat_integers(tensors: dict[str, torch.Tensor]) -> None:
+    name = "model.language_model.layers.1.self_attn.o_proj.qweight"
+    tensors[name] = tensors[name].flatten()
+
+
+def few_bits_elsewhere(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    """Make a matrix quantized that the quantizers leave alone."""
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        parts, _meant = quantized(tensors.pop(f"{name}.weight"), "gptq", 4)
+        tensors.update({f"{name}.{part}": values for part, values in parts.items()})
+
+    return edit
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
+        (flat_integers, r"the parts of language_model\.layers\.1\.self_attn\.o_proj\.weight don't fit together"),
+        (few_bits_elsewhere("model.visual.blocks.0.attn.proj"), r"visual\.blocks\.0\.attn\.proj\.weight is quantized"),
+        (few_bits_elsewhere("model.language_model.embed_tokens"), r"language_model\.embed_tokens\.weight is quantized"),
         (out_of_order, r"layers\.1\.self_attn\.o_proj\.weight are grouped out of their order \(GPTQ with desc_act\)"),
         (without_scales, r"no tensor language_model\.layers\.1\.self_attn\.o_proj\.scales: copy it again"),
         (cut_zeros, r"the parts of language_model\.layers\.1\.self_attn\.o_proj\.weight don't fit together"),
@@ -209,6 +227,8 @@ def test_parts_that_cannot_be_kept(
 @pytest.mark.parametrize(
     ("method", "entries", "message"),
     [
+        ("gptq", {"bits": "few"}, r"config\.json lacks or mistypes invalid literal"),
+        ("awq", {"group_size": None}, r"config\.json lacks or mistypes"),
         ("gptq", {"bits": 3}, r"gptq, 3 bits: take the checkpoint that it was made from"),
         ("awq", {"bits": 8}, r"awq, 8 bits"),
         ("gptq", {"group_size": -1}, r"gptq, groups of -1"),
