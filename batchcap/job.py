@@ -4,8 +4,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 
 from batchcap import __version__
@@ -68,13 +69,14 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
     """
     started_s = time.perf_counter()
     output = Path(config.output)
-    sources = list(discover(config.input, output))
+    sources = discover(config.input, output)
+    begun = chain([next(sources)], sources)  # inputs that are not there, or empty, are told before a folder is made
     bundle = load_model(config.model)
     folder = JobFolder.open_or_create(output)
     with job_lock(folder), stop_on_signals() as stop:
         run = JobRun(config, folder, bundle, stop, started_s)
         try:
-            run.work(sources, progress, make_engine)
+            run.work(begun, progress, make_engine)
         except NotSameJobError:
             raise  # the folder is another job's, and so is its summary
         except BatchcapError as error:
@@ -84,6 +86,10 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
             run.write_failure(ExitCode.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
             raise
         return run.conclude()
+
+
+class _StoppedError(Exception):
+    """It was time to stop before the plan was whole."""
 
 
 class JobRun:
@@ -101,21 +107,31 @@ class JobRun:
         self._tally = Tally()
         self._figures: RunFigures | None = None
 
-    def work(self, sources: list[Source], progress: Progress, make_engine: EngineFactory) -> None:
+    def work(self, sources: Iterable[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
         config, folder = self._config, self._folder
+        names = config.generation.prompt_names
         encoder = (resolve_backend(config.vision.backend), resolve_dtype(config.vision))
         fingerprint = fingerprint_of(config, self._bundle.id, encoder)
         check_same_job(folder, fingerprint, config)
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:
-            plan = Plan(journal, config.input)
-            plan.extend(sources, config.placement.rows_per_part, config.limits.limit)
-            recorder = Recorder(folder, plan, journal, part_metadata_of(self._bundle, fingerprint))
+            plan = Plan(journal, config.input, names)
+            try:
+                plan.extend(self._until_stopped(sources), config.placement.rows_per_part, config.limits.limit)
+            except _StoppedError:
+                return  # nothing of the plan is kept: the next run must cut the same parts
+            recorder = Recorder(folder, plan, journal, part_metadata_of(self._bundle, fingerprint), names)
             self._total_rows, self._tally = plan.total_rows, recorder.tally
             recorder.close_whole_shards()
             if recorder.tally.rows < plan.total_rows and not self._stop_in_time():
                 self._caption(recorder, progress, make_engine)
+
+    def _until_stopped(self, sources: Iterable[Source]) -> Iterator[Source]:
+        for source in sources:
+            if self._stop_in_time():
+                raise _StoppedError
+            yield source
 
     def _caption(self, recorder: Recorder, progress: Progress, make_engine: EngineFactory) -> None:
         if self._config.generation.max_new_tokens < FEW_TOKENS_FOR_THINKING and bundle_opens_thinking(self._bundle):
@@ -125,6 +141,8 @@ class JobRun:
                 self._config.generation.max_new_tokens,
                 FEW_TOKENS_FOR_THINKING,
             )
+        if len(names := self._config.generation.prompt_names) > 1:
+            log.info("asking %d prompts of each picture: %s", len(names), ", ".join(names))
         log.info("loading the model")
         stats = StatsWriter(self._folder.stats_path)
         monitor = Monitor(stats, self._started_s)
@@ -153,16 +171,16 @@ class JobRun:
 
     def conclude(self) -> Summary:
         """The summary of a run that did not fail."""
-        tally, total = self._tally, self._total_rows or 0
-        if tally.rows < total:
+        tally, total = self._tally, self._total_rows
+        if total is None or tally.rows < total:
             code = self._stop.exit_code or ExitCode.UNEXPECTED
             state = JobState.INTERRUPTED if code is ExitCode.INTERRUPTED else JobState.STOPPED
-            return self.write_summary(
-                state, code, f"{tally.rows} of {total} rows are done; run the same command again to go on"
-            )
+            how_far = "the inputs are not all found" if total is None else f"{tally.rows} of {total} rows are done"
+            return self.write_summary(state, code, f"{how_far}; run the same command again to go on")
         parts = self._folder.part_paths()
         where = str(parts[0]) if len(parts) == 1 else f"{parts[0].with_name('part-*.parquet')} ({len(parts)} files)"
-        message = f"{tally.ok} captions, {tally.failed} failed: {where}"
+        prompts = len(self._config.generation.prompts)
+        message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions, {tally.failed} failed: {where}"
         if tally.error_rate > self._config.limits.max_error_rate:
             message += f"; more failures than --max-error-rate {self._config.limits.max_error_rate:g} allows"
             return self.write_summary(JobState.COMPLETE, ExitCode.TOO_MANY_FAILURES, message)
@@ -184,7 +202,8 @@ class JobRun:
 
 def part_metadata_of(bundle: Bundle, fingerprint: Fingerprint) -> dict[str, str]:
     """What every part says of itself: the model, and the settings that decided its captions."""
-    prompt = str(fingerprint["prompt"])
+    asked = fingerprint["prompt"]
+    prompt = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False)
     return {  # a path, or a prompt still to be refused, may be no text
         "batchcap.version": __version__,
         "batchcap.bundle": json.dumps({"id": bundle.id, "source": bundle.source, "precision": bundle.precision}),

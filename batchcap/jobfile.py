@@ -73,8 +73,13 @@ def _build(kind: type[Any], data: dict[str, Any], where: str) -> Any:  # noqa: A
 
 def _convert(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - values come from TOML
     """A TOML value as the type its field wants."""
-    if isinstance(hint, types.UnionType):  # only `X | None` occurs, and TOML has no null
-        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
+    if isinstance(hint, types.UnionType):  # only `X | None` and `X | dict` occur, and TOML has no null
+        kinds = {typing.get_origin(one) is dict: one for one in typing.get_args(hint) if one is not types.NoneType}
+        hint = kinds.get(isinstance(value, dict), kinds[False])
+    if typing.get_origin(hint) is dict:
+        if not all(isinstance(one, str) for one in value.values()):
+            raise UsageError(f"{where} must be a text, or a table of texts")
+        return dict(value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise UsageError(f"{where} must be a table")

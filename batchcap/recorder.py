@@ -3,26 +3,32 @@
 import json
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
-from batchcap.engines.base import Outcome
+import pyarrow as pa
+
+from batchcap.engines.base import Outcome, PictureFacts
+from batchcap.errors import StorageError
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, Failure, ImageRow, Status
+from batchcap.records import Caption, CaptionRow, Failure, ImageRow, PromptColumns, Status, Twin
 from batchcap.report.summary import Tally
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
-from batchcap.store.parts import TALLY_KEY, part_is_complete, part_metadata, write_part
+from batchcap.store.parts import TALLY_KEY, UNNAMED, part_is_complete, part_metadata, read_row, write_part
 
 # One fsync for so many rows, or so long after the first of them: a kill costs at most this much work.
 FLUSH_ROWS = 512
 FLUSH_INTERVAL_S = 0.5
+# Rows kept in memory whose pictures other rows have, too.
+TWINNED_ROWS = 256
 
 
-def caption_row(outcome: Outcome) -> CaptionRow:
-    """The output row of an outcome."""
-    row, result, facts = outcome.row, outcome.result, outcome.facts
+def caption_row(row: ImageRow, result: tuple[Caption, ...] | Failure, facts: PictureFacts | None) -> CaptionRow:
+    """The output row of a row that has ended with captions, one for each prompt, or a failure."""
     values: dict[str, Any] = {"id": row.id, "source": row.source, "row": row.row}
     if facts is not None:
         values |= {
@@ -35,18 +41,39 @@ def caption_row(outcome: Outcome) -> CaptionRow:
     if isinstance(result, Failure):
         values |= {"status": Status.FAILED, "error_kind": result.kind, "error_message": result.message}
     else:
-        values |= {
-            "caption": result.text,
-            "thinking": result.thinking,
-            "verdict": result.verdict,
-            "finish_reason": result.finish_reason,
-            "prompt_tokens": result.prompt_tokens,
-            "visual_tokens": result.visual_tokens,
-            "new_tokens": len(result.token_ids),
-            "prefill_ms": result.prefill_ms,
-            "decode_ms": result.decode_ms,
-        }
+        first, *others = result
+        values |= {"visual_tokens": first.visual_tokens, **_of_a_prompt(first)}
+        values["further"] = tuple(PromptColumns(**_of_a_prompt(other)) for other in others)
     return CaptionRow(**values)
+
+
+def _of_a_prompt(caption: Caption) -> dict[str, Any]:
+    """The values of `PromptColumns`."""
+    return {
+        "caption": caption.text,
+        "thinking": caption.thinking,
+        "verdict": caption.verdict,
+        "finish_reason": caption.finish_reason,
+        "prompt_tokens": caption.prompt_tokens,
+        "new_tokens": len(caption.token_ids),
+        "prefill_ms": caption.prefill_ms,
+        "decode_ms": caption.decode_ms,
+    }
+
+
+def twin_row(row: ImageRow, twin: Twin, of: CaptionRow) -> CaptionRow:
+    """The output row of a row whose picture has been captioned as another row; no time was spent on it but reading."""
+    return replace(
+        of,
+        id=row.id,
+        source=row.source,
+        row=row.row,
+        read_ms=twin.read_ms,
+        vision_ms=None,
+        prefill_ms=None,
+        decode_ms=None,
+        further=tuple(replace(columns, prefill_ms=None, decode_ms=None) for columns in of.further),
+    )
 
 
 class Recorder:
@@ -56,17 +83,28 @@ class Recorder:
     one is done as far as its rows are in the journal.
     """
 
-    def __init__(self, folder: JobFolder, plan: Plan, journal: Journal, metadata: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: JobFolder,
+        plan: Plan,
+        journal: Journal,
+        metadata: dict[str, str],
+        prompts: Sequence[str] = UNNAMED,
+    ) -> None:
         self._folder = folder
         self._plan = plan
         self._journal = journal
         self._metadata = metadata
-        self._buffer: list[tuple[int, CaptionRow]] = []
+        self._prompts = prompts
+        self._buffer: dict[int, CaptionRow] = {}
+        self._recorded = lru_cache(TWINNED_ROWS)(self._find)
+        self._twins: set[int] = set()  # of the buffer
         self._flush_at_s = 0.0
         self._open: dict[int, Shard] = {}
         self._left: dict[int, int] = {}
         self.tally = Tally()
         self.run_rows = 0
+        self.run_twins = 0
         self.run_tokens = 0
         self.store_s = 0.0
         for shard in plan.shards():
@@ -104,23 +142,48 @@ class Recorder:
         """Take outcomes in; they are durable and counted after the next `flush`."""
         if outcomes and not self._buffer:
             self._flush_at_s = time.perf_counter() + FLUSH_INTERVAL_S
-        self._buffer.extend((outcome.row.index, caption_row(outcome)) for outcome in outcomes)
+        for outcome in outcomes:
+            if isinstance(outcome.result, Twin):
+                row = twin_row(outcome.row, outcome.result, self._recorded(outcome.result.of))
+                self._twins.add(outcome.row.index)
+            else:
+                row = caption_row(outcome.row, outcome.result, outcome.facts)
+            self._buffer[outcome.row.index] = row
         if self._buffer and (len(self._buffer) >= FLUSH_ROWS or time.perf_counter() >= self._flush_at_s):
             self.flush()
+
+    def _find(self, index: int) -> CaptionRow:
+        """A row recorded before, wherever it is by now."""
+        row = self._buffer.get(index) or self._journal.row(index)
+        if row is not None:
+            return row
+        shard = self._journal.shard_of(index)
+        path = self._folder.part_path(shard.seq)
+        try:
+            return read_row(path, index - shard.first_row)
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(
+                f"can't read {path}, which this run has written ({error}): run the same command again, and its rows "
+                "are captioned anew"
+            ) from error
 
     def flush(self) -> None:
         """Make everything recorded durable; write the parts that are whole now."""
         started = time.perf_counter()
-        self._journal.add(self._buffer)
+        self._journal.add(list(self._buffer.items()))
         touched = set()
-        for index, row in self._buffer:
+        for index, row in self._buffer.items():
             seq = self._open_order[bisect_right(self._first_rows, index) - 1]
             self._left[seq] -= 1
             touched.add(seq)
             self.tally.add_row(row)
             self.run_rows += 1
-            self.run_tokens += row.new_tokens or 0
+            if index in self._twins:
+                self.run_twins += 1
+            else:
+                self.run_tokens += row.new_tokens_of_all
         self._buffer.clear()
+        self._twins.clear()
         for seq in sorted(touched):
             if self._left[seq] == 0:
                 self._write_part(seq)
@@ -134,5 +197,6 @@ class Recorder:
         for row in rows:
             tally.add_row(row)
         metadata = {**self._metadata, TALLY_KEY: json.dumps(tally.to_dict())}
-        write_part(self._folder.part_path(seq), shard, rows, self._plan.shard_columns(shard), metadata)
+        columns = self._plan.shard_columns(shard)
+        write_part(self._folder.part_path(seq), shard, rows, columns, metadata, self._prompts)
         self._journal.forget(shard)

@@ -6,6 +6,7 @@ D DeepStack levels, C·t·p·p values of a patch (channels × frames × patch he
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,8 +159,41 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Twin:
+    """The picture of a row is, byte for byte, that of another row, whose outcome is this row's too.
+
+    Attributes:
+        index: the row's `ImageRow.index`.
+        of: index of the row that had the picture first.
+        read_ms: time to read this row's bytes.
+    """
+
+    index: int
+    of: int
+    read_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptColumns:
+    """The output columns that each prompt has of its own; the field names are theirs without the prompt's name."""
+
+    caption: str | None = None
+    thinking: str | None = None
+    verdict: Verdict | None = None
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CaptionRow:
-    """One output row; the field names are the column names of a part file, in this order."""
+    """One output row; the field names are the column names of a part file, in this order.
+
+    Fields that are also those of `PromptColumns` are the first prompt's; `further` holds those of the others, and is
+    empty in a failed row.
+    """
 
     id: str
     source: str
@@ -182,3 +216,30 @@ class CaptionRow:
     vision_ms: float | None = None
     prefill_ms: float | None = None
     decode_ms: float | None = None
+    further: tuple[PromptColumns, ...] = ()
+
+    @property
+    def answers(self) -> "tuple[CaptionRow | PromptColumns, ...]":
+        """What holds the columns of each prompt, in their order."""
+        return (self, *self.further)
+
+    @property
+    def new_tokens_of_all(self) -> int:
+        """New tokens of all prompts; 0 in a failed row."""
+        return sum(answer.new_tokens or 0 for answer in self.answers)
+
+
+_ENUMS: dict[str, type[StrEnum]] = {
+    "status": Status,
+    "verdict": Verdict,
+    "finish_reason": FinishReason,
+    "error_kind": ErrorKind,
+}
+
+
+def with_enums(values: dict[str, Any]) -> dict[str, Any]:
+    """Values by column as they were stored, those that are words of ours as what they stand for; changed in place."""
+    for name, kind in _ENUMS.items():
+        if values.get(name) is not None:  # journals of earlier versions hold nulls
+            values[name] = kind(values[name])
+    return values

@@ -51,4 +51,4 @@ def outcome_of(row: ImageRow) -> Outcome:
         return Outcome(row, Failure(row.index, ErrorKind.CORRUPT, "cut"))
     facts = PictureFacts(width=64, height=48, sha256="0" * 64, read_ms=1.0, vision_ms=2.0)
     caption = Caption(row.index, (1, 2, 3), f"of {row.id}", FinishReason.STOP, Verdict.OK, 9, 4, 3.0, 5.0)
-    return Outcome(row, caption, facts)
+    return Outcome(row, (caption,), facts)

@@ -11,11 +11,12 @@ import pytest
 
 from batchcap import recorder as recorder_module
 from batchcap.config import InputConfig
+from batchcap.engines.base import Outcome
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.recorder import Recorder, caption_row
-from batchcap.records import Caption, Status, Verdict
+from batchcap.records import CaptionRow, Status, Twin, Verdict
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from tests.fake_engine import outcome_of
@@ -42,13 +43,18 @@ def make(folder: JobFolder, journal: Journal) -> Recorder:
     return Recorder(folder, plan, journal, {"batchcap.bundle": "b"})
 
 
+def row_of(outcome: Outcome) -> CaptionRow:
+    assert not isinstance(outcome.result, Twin)
+    return caption_row(outcome.row, outcome.result, outcome.facts)
+
+
 def test_the_row_of_a_caption_and_of_a_failure(folder: JobFolder, journal: Journal) -> None:
     row = next(make(folder, journal).rows_to_do())
-    found = caption_row(outcome_of(row))
+    found = row_of(outcome_of(row))
     assert (found.id, found.caption, found.status, found.verdict) == (row.id, f"of {row.id}", Status.OK, Verdict.OK)
     assert (found.width, found.height, found.read_ms, found.vision_ms) == (64, 48, 1.0, 2.0)
     assert (found.new_tokens, found.prompt_tokens, found.visual_tokens) == (3, 9, 4)
-    failed = caption_row(outcome_of(type(row)(0, "bad", "s", 0)))
+    failed = row_of(outcome_of(type(row)(0, "bad", "s", 0)))
     assert (failed.status, failed.caption, failed.verdict, failed.error_message) == (Status.FAILED, None, None, "cut")
     assert failed.width is None
 
@@ -56,8 +62,8 @@ def test_the_row_of_a_caption_and_of_a_failure(folder: JobFolder, journal: Journ
 def test_thinking_survives_a_restart(folder: JobFolder, journal: Journal) -> None:
     first, *others = list(make(folder, journal).rows_to_do())[:ROWS_PER_PART]
     outcome = outcome_of(first)
-    assert isinstance(outcome.result, Caption)
-    thoughtful = replace(outcome, result=replace(outcome.result, thinking="It is\na cat."))
+    assert isinstance(outcome.result, tuple)
+    thoughtful = replace(outcome, result=(replace(outcome.result[0], thinking="It is\na cat."),))
     recorder = make(folder, journal)
     recorder.record([thoughtful])
     recorder.flush()
@@ -115,7 +121,7 @@ def test_rows_that_wait_too_long_are_made_durable(
 
 def test_shards_whose_rows_are_all_journalled_become_parts(folder: JobFolder, journal: Journal) -> None:
     recorder = make(folder, journal)
-    journal.add([(row.index, caption_row(outcome_of(row))) for row in recorder.rows_to_do()])
+    journal.add([(row.index, row_of(outcome_of(row))) for row in recorder.rows_to_do()])
     again = make(folder, journal)
     assert list(again.rows_to_do()) == []
     again.close_whole_shards()

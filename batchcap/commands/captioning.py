@@ -8,6 +8,7 @@ import typer
 from batchcap.commands.results import print_result
 from batchcap.config import (
     DEFAULT_PROMPT,
+    PROMPT_NAME,
     GenerationConfig,
     InputConfig,
     JobConfig,
@@ -17,6 +18,7 @@ from batchcap.config import (
     VisionConfig,
     VisionDtype,
 )
+from batchcap.errors import UsageError
 
 if TYPE_CHECKING:
     from batchcap.report.summary import Summary
@@ -61,9 +63,16 @@ def caption(
         ),
     ] = "",
     limit: Annotated[int, typer.Option(help="Caption only the first N rows; 0: all.", rich_help_panel=_INPUT)] = 0,
-    prompt: Annotated[str, typer.Option(help="What to ask about each picture.", rich_help_panel=_WORDS)] = (
-        DEFAULT_PROMPT
-    ),
+    prompt: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[NAME=]TEXT",
+            help="What to ask about each picture. Give several as NAME=TEXT for several captions of each, in columns "
+            "of their own: caption_NAME and so on. A NAME has letters, digits and _; so a text that begins with a "
+            "word and = needs a name before it.",
+            rich_help_panel=_WORDS,
+        ),
+    ] = [DEFAULT_PROMPT],  # noqa: B006 - typer reads the default, nobody changes it
     max_new_tokens: Annotated[int, typer.Option(help="Longest caption, in tokens.", rich_help_panel=_WORDS)] = 128,
     temperature: Annotated[
         float, typer.Option(help="0: always the likeliest token; above 0: drawn by chance.", rich_help_panel=_WORDS)
@@ -154,7 +163,7 @@ def caption(
         output=output,
         model=model,
         generation=GenerationConfig(
-            prompt=prompt,
+            prompt=_prompt(prompt),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -186,6 +195,24 @@ def run(
     from batchcap.jobfile import load_job_file
 
     _run(load_job_file(job_file), show)
+
+
+def _prompt(given: list[str]) -> str | dict[str, str]:
+    """`--prompt` as the configuration wants it: one text, or texts by name."""
+    named = {}
+    for text in given:
+        name, equals, asked = text.partition("=")
+        if not (equals and PROMPT_NAME.fullmatch(name)):
+            if len(given) == 1:
+                return text
+            raise UsageError(
+                f"with several prompts each needs a name, and {text!r} has none: write --prompt NAME=TEXT, with a NAME "
+                "of letters, digits and _"
+            )
+        if name in named:
+            raise UsageError(f"two prompts are called {name}: give each another name")
+        named[name] = asked
+    return named
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from batchcap.records import Caption, Failure, ImageRow
+from batchcap.records import Caption, Failure, ImageRow, Twin
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +19,13 @@ class PictureFacts:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of one row. `facts` is None where the picture could not be read."""
+    """The end of one row: a caption for each prompt in order, a failure, or the word that it ends as another row did.
+
+    `facts` is None where the picture was not read, or not read to its end. A twin comes after the row it is one of.
+    """
 
     row: ImageRow
-    result: Caption | Failure
+    result: tuple[Caption, ...] | Failure | Twin
     facts: PictureFacts | None = None
 
 

@@ -8,7 +8,7 @@ from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, Inbox
 from batchcap.errors import ErrorKind
 from batchcap.prompt import PromptTemplate
-from batchcap.records import Failure
+from batchcap.records import Caption, Failure
 
 
 class DecoderWorker:
@@ -19,6 +19,9 @@ class DecoderWorker:
         prompts = PromptTemplate.all_from_bundle(bundle, spec.generation.prompts)
         placement = DecoderPlacement(slots=spec.slots, threads=spec.threads, max_visual_tokens=spec.max_visual_tokens)
         self._connection = connection
+        self._prompts = len(prompts)
+        self._last_index = -1
+        self._answers: dict[int, dict[int, Caption]] = {}  # captions of rows whose other prompts are still at work
         self._decoder = Decoder(bundle, prompts, spec.generation, placement)
 
     def run(self, inbox: Inbox) -> None:
@@ -29,25 +32,42 @@ class DecoderWorker:
             captions = self._decoder.step()
             self._connection.send(Busy("decode", time.perf_counter() - started))
             for caption in captions:
-                self._connection.send(caption)
+                self._gather(caption)
+
+    def _gather(self, caption: Caption) -> None:
+        """Send the captions of a row when the last of them is there."""
+        answers = self._answers.setdefault(caption.index, {})
+        answers[caption.prompt] = caption
+        if len(answers) == self._prompts:
+            del self._answers[caption.index]
+            self._connection.send(tuple(answers[place] for place in range(self._prompts)))
 
     def _fill(self, inbox: Inbox) -> None:
-        """Give every free slot a row that is waiting; with no row at work, wait for one."""
-        while self._decoder.free_slots:
-            work = inbox.get_nowait() if self._decoder.active else inbox.get()
-            if work is None:
-                return
+        """Give every free slot a prompt or a row that is waiting; with nothing at work, wait for a row."""
+        while self._decoder.can_go_on or self._decoder.free_slots:
+            work = None
+            if not self._decoder.can_go_on:
+                work = inbox.get_nowait() if self._decoder.active else inbox.get()
+                if work is None:
+                    return
             started = time.perf_counter()
-            self._admit(work)
+            self._prefill(work)
             self._connection.send(Busy("prefill", time.perf_counter() - started))
 
-    def _admit(self, work: DecodeWork) -> None:
+    def _prefill(self, work: DecodeWork | None) -> None:
+        """Take in a row; with None, go on with the prompts of the last one."""
         try:
-            self._decoder.admit(work.features, work.row_id)
+            if work is None:
+                self._decoder.go_on()
+            else:
+                self._last_index = work.features.index
+                self._decoder.admit(work.features, work.row_id)
         except Exception as error:  # a worker's edge: one row must not end the job at every start anew
             # That the decoder itself works has been seen when its row tile was measured. Lack of memory is not the
             # row's fault; ONNX Runtime has no class of its own for it.
             if isinstance(error, MemoryError) or "alloc" in str(error):
                 raise
             message = f"{type(error).__name__}: {error}"
-            self._connection.send(Failure(work.features.index, ErrorKind.INTERNAL, message))
+            self._decoder.give_up(self._last_index)
+            self._answers.pop(self._last_index, None)
+            self._connection.send(Failure(self._last_index, ErrorKind.INTERNAL, message))

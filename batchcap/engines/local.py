@@ -23,10 +23,12 @@ from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
 from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, Fatal, Ready, VisionSpec
 from batchcap.errors import BatchcapError, ExitCode, WorkerError
 from batchcap.machine import MIB, available_cores
-from batchcap.records import Caption, Failure, Features, ImageRow
+from batchcap.records import Failure, Features, ImageRow, Twin
 
 # Rows the vision worker may hold: enough to fill its patch budget with small pictures while others are being read.
 VISION_WINDOW_ROWS = 32
+# Rows that may wait for a row with the same picture: so many copies of one blank picture pile up, no more.
+TWIN_WINDOW_ROWS = 1000
 # Rows a decoder holds beyond its slots, so that a slot that gets free is filled without asking the coordinator.
 DECODER_AHEAD_ROWS = 2
 # A first load reads the whole bundle from a cold disk.
@@ -122,6 +124,8 @@ class _Ledger:
     waiting: deque[Features] = field(default_factory=deque)
     waiting_bytes: int = 0
     reading: int = 0
+    twins: dict[int, list[Twin]] = field(default_factory=dict)  # by the row they are twins of, which is in flight
+    twins_waiting: int = 0
 
 
 class LocalEngine:
@@ -134,7 +138,8 @@ class LocalEngine:
         values_per_token = geometry.text.hidden_size * (1 + len(geometry.vision.deepstack_levels))
         self._largest_bytes = config.vision.max_visual_tokens * values_per_token * 4
         self._queue_bytes = placement.queue_mib * MIB
-        self._decoder_rows = placement.slots + DECODER_AHEAD_ROWS
+        # A row takes a slot for each prompt.
+        self._decoder_rows = -(-placement.slots // len(config.generation.prompts)) + DECODER_AHEAD_ROWS
         self._ledger = _Ledger()
         self._failure: BatchcapError | None = None
         self._busy_s: dict[str, float] = dict.fromkeys(("read", "vision", "prefill", "decode"), 0.0)
@@ -153,6 +158,7 @@ class LocalEngine:
             vision=config.vision,
             threads=placement.vision_threads or cores,
             patch_budget=placement.patch_budget,
+            find_twins=not config.generation.depends_on_row,
         )
         self._decoders: list[Worker] = []
         self._vision = Worker("vision", vision_spec)
@@ -194,7 +200,7 @@ class LocalEngine:
     def has_room(self) -> bool:
         """Whether one more row fits: the features it may become are counted before it is read."""
         ledger = self._ledger
-        if ledger.reading >= VISION_WINDOW_ROWS:
+        if ledger.reading >= VISION_WINDOW_ROWS or ledger.twins_waiting >= TWIN_WINDOW_ROWS:
             return False
         if not ledger.reading and not ledger.waiting:
             return True  # a picture larger than the whole queue must still pass
@@ -236,6 +242,7 @@ class LocalEngine:
             outcome = self._take(worker, self._receive(worker))
             if outcome is not None:
                 outcomes.append(outcome)
+                outcomes += self._twins_of(outcome.row.index)
 
     def _receive(self, worker: Worker) -> object:
         try:
@@ -261,13 +268,27 @@ class LocalEngine:
             ledger.waiting.append(message)
             ledger.waiting_bytes += message.nbytes
             return None
-        if not isinstance(message, Caption | Failure):
+        if isinstance(message, Twin):
+            ledger.reading -= 1
+            if message.of not in ledger.rows:
+                return Outcome(ledger.rows.pop(message.index), message)
+            ledger.twins.setdefault(message.of, []).append(message)
+            ledger.twins_waiting += 1
+            return None
+        if not isinstance(message, tuple | Failure):
             raise WorkerError(f"the {worker.name} process sent {type(message).__name__}, which nobody expects")
         if worker is self._vision:
             ledger.reading -= 1
         else:
             worker.rows -= 1
-        return Outcome(ledger.rows.pop(message.index), message, ledger.facts.pop(message.index, None))
+        index = message.index if isinstance(message, Failure) else message[0].index
+        return Outcome(ledger.rows.pop(index), message, ledger.facts.pop(index, None))
+
+    def _twins_of(self, index: int) -> list[Outcome]:
+        """The outcomes of rows that have waited for the outcome of this one."""
+        twins = self._ledger.twins.pop(index, [])
+        self._ledger.twins_waiting -= len(twins)
+        return [Outcome(self._ledger.rows.pop(twin.index), twin) for twin in twins]
 
     def _feed_decoders(self) -> None:
         """Give waiting rows to the decoders with the most room."""

@@ -15,13 +15,14 @@ from batchcap.records import Features
 
 @dataclass(frozen=True, slots=True)
 class VisionSpec:
-    """What the vision worker is built from."""
+    """What the vision worker is built from. `find_twins`: equal pictures are encoded and captioned once."""
 
     bundle_folder: str
     bundle_id: str
     vision: VisionConfig
     threads: int
     patch_budget: int
+    find_twins: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ import numpy as np
 
 from batchcap.bundle import Bundle
 from batchcap.engines.messages import Busy, Inbox, VisionSpec
+from batchcap.engines.twins import KnownPictures
 from batchcap.errors import ErrorKind, RowError
 from batchcap.geometry import VisionGeometry
-from batchcap.images import load_patches
-from batchcap.records import Failure, Features, ImageRow, Patches
+from batchcap.images import patches_of, read_picture
+from batchcap.records import Failure, Features, ImageRow, Patches, Twin
 from batchcap.vision.backend import load_encoder
 
 READ_THREADS = 2
@@ -39,7 +40,8 @@ class VisionWorker:
         # An encoder that can't work on this machine ends the job here, before it fails row after row.
         self._encoder.encode([_blank(self._bundle.geometry.vision)])
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
-        self._loaded: queue.SimpleQueue[Patches | Failure] = queue.SimpleQueue()
+        self._known = KnownPictures() if spec.find_twins else None
+        self._loaded: queue.SimpleQueue[Patches | Failure | Twin] = queue.SimpleQueue()
         self._carried: Patches | None = None
 
     def run(self, inbox: Inbox) -> None:
@@ -55,22 +57,30 @@ class VisionWorker:
             self._readers.submit(self._read, inbox.get())
 
     def _read(self, row: ImageRow) -> None:
-        geometry = self._bundle.geometry
-        result: Patches | Failure
+        result: Patches | Failure | Twin
         try:
-            result = load_patches(row, geometry.vision, geometry.image, self._config)
+            result = self._load(row)
         except RowError as error:
             result = Failure(row.index, error.kind, error.message)
         except Exception as error:  # noqa: BLE001 - a worker's edge: one picture must not end the job
             result = Failure(row.index, ErrorKind.INTERNAL, f"{type(error).__name__}: {error}")
         self._loaded.put(result)
 
+    def _load(self, row: ImageRow) -> Patches | Twin:
+        geometry = self._bundle.geometry
+        picture = read_picture(row)
+        if self._known is not None:
+            first = self._known.first_row(picture.sha256, row.index)
+            if first != row.index:
+                return Twin(row.index, first, picture.read_ms)
+        return patches_of(picture, geometry.vision, geometry.image, self._config)
+
     def _next_batch(self) -> list[Patches]:
-        """Pictures ready now, up to the patch budget; waits for the first. Failures are passed on."""
+        """Pictures ready now, up to the patch budget; waits for the first. Failures and twins are passed on."""
         batch: list[Patches] = []
         patches = 0
         for item in self._ready_items():
-            if isinstance(item, Failure):
+            if isinstance(item, Failure | Twin):
                 self._connection.send(item)
                 continue
             if batch and patches + len(item.values) > self._patch_budget:
@@ -80,7 +90,7 @@ class VisionWorker:
             patches += len(item.values)
         return batch
 
-    def _ready_items(self) -> Iterator[Patches | Failure]:
+    def _ready_items(self) -> Iterator[Patches | Failure | Twin]:
         if self._carried is not None:
             carried, self._carried = self._carried, None
             yield carried

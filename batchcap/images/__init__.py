@@ -1,6 +1,7 @@
 """Owns the picture stage: one row of the manifest in, patches for the vision encoder out."""
 
 import time
+from dataclasses import dataclass
 
 from batchcap.config import VisionConfig
 from batchcap.geometry import ImageSettings, VisionGeometry
@@ -10,14 +11,50 @@ from batchcap.images.patchify import patchify, resize, target_size
 from batchcap.images.source import digest, read_encoded
 from batchcap.records import ImageRow, Patches
 
-__all__ = ["load_patches"]
+__all__ = ["EncodedPicture", "load_patches", "patches_of", "read_picture"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """The bytes of one picture.
+
+    Attributes:
+        index: the row's `ImageRow.index`.
+        encoded: as they are in the file or cell.
+        sha256: their hex digest.
+        read_ms: time to read them.
+    """
+
+    index: int
+    encoded: bytes
+    sha256: str
+    read_ms: float
+
+
+def read_picture(row: ImageRow) -> EncodedPicture:
+    """Read one picture's bytes: `row.data`, else the file at `row.path`. Safe to call from several threads.
+
+    Raises:
+        RowError: there are none, or too many.
+    """
+    started = time.perf_counter()
+    encoded = read_encoded(row)
+    sha256 = digest(encoded)
+    return EncodedPicture(row.index, encoded, sha256, (time.perf_counter() - started) * 1000)
 
 
 def load_patches(row: ImageRow, geometry: VisionGeometry, settings: ImageSettings, config: VisionConfig) -> Patches:
-    """Read, decode, turn upright, resize and cut one picture. Safe to call from several threads.
+    """Read one picture and make patches of it; see `read_picture` and `patches_of`."""
+    return patches_of(read_picture(row), geometry, settings, config)
+
+
+def patches_of(
+    given: EncodedPicture, geometry: VisionGeometry, settings: ImageSettings, config: VisionConfig
+) -> Patches:
+    """Decode, turn upright, resize and cut one picture. Safe to call from several threads.
 
     Args:
-        row: what to read: `data`, else the file at `path`.
+        given: the picture.
         geometry: patch and merge size.
         settings: the checkpoint's area bounds, mean and deviation.
         config: budget of visual tokens and pixel limit.
@@ -29,18 +66,17 @@ def load_patches(row: ImageRow, geometry: VisionGeometry, settings: ImageSetting
         RowError: whatever is wrong with this picture; the message says what.
     """
     started = time.perf_counter()
-    encoded = read_encoded(row)
-    picture = decode(encoded, config.max_image_pixels)
+    picture = decode(given.encoded, config.max_image_pixels)
     size = target_size(picture.pixels.size, geometry, settings, config.max_visual_tokens)
     pixels = apply_profile(resize(picture.pixels, size), picture.profile)
     values, grid = patchify(pixels, geometry, settings)
     width, height = picture.pixels.size
     return Patches(
-        index=row.index,
+        index=given.index,
         values=values,
         grid=grid,
         width=width,
         height=height,
-        sha256=digest(encoded),
-        read_ms=(time.perf_counter() - started) * 1000,
+        sha256=given.sha256,
+        read_ms=given.read_ms + (time.perf_counter() - started) * 1000,
     )

@@ -37,6 +37,7 @@ class ParquetLayout:
         image: column with the picture.
         id: column with the row's id, or None.
         kept: the columns to carry, as they are in the file.
+        kept_as: their names in the output.
         image_root: folder that relative paths start from.
         batch_rows: rows to decode at once.
     """
@@ -44,6 +45,7 @@ class ParquetLayout:
     image: str
     id: str | None
     kept: pa.Schema
+    kept_as: tuple[str, ...]
     image_root: Path
     batch_rows: int
 
@@ -75,8 +77,15 @@ def count_rows(path: Path) -> int:
         return int(pq.read_metadata(path).num_rows)
 
 
-def read_layout(path: Path, config: InputConfig) -> ParquetLayout:
+def read_layout(
+    path: Path, config: InputConfig, own_columns: frozenset[str] = frozenset(OUTPUT_SCHEMA.names)
+) -> ParquetLayout:
     """Decide which columns of a file are used.
+
+    Args:
+        path: the file.
+        config: which columns were asked for.
+        own_columns: names in the output that carried columns can't have.
 
     Raises:
         UsageError: no column or several may hold the picture, or a column that was named is missing.
@@ -95,10 +104,12 @@ def read_layout(path: Path, config: InputConfig) -> ParquetLayout:
         raise UsageError(
             f"column {image!r} of {_shown(path)} is {schema.field(image).type}: neither bytes, an Image, nor a path"
         )
+    wanted = _wanted_columns(path, schema, image, config.keep_columns)
     return ParquetLayout(
         image=image,
         id=config.id_column,
-        kept=_kept_columns(path, schema, image, config.keep_columns),
+        kept=pa.schema([schema.field(name) for name in wanted]),
+        kept_as=_output_names(path, wanted, own_columns),
         image_root=Path(config.image_root).expanduser().absolute() if config.image_root else path.parent,
         batch_rows=_SMALL_BATCH_ROWS if rank == _PATH else _PICTURE_BATCH_ROWS,
     )
@@ -138,7 +149,7 @@ def _find_image_column(path: Path, schema: pa.Schema) -> str:
     )
 
 
-def _kept_columns(path: Path, schema: pa.Schema, image: str, wanted: tuple[str, ...]) -> pa.Schema:
+def _wanted_columns(path: Path, schema: pa.Schema, image: str, wanted: tuple[str, ...]) -> list[str]:
     if ALL_COLUMNS in wanted:
         wanted = tuple(name for name in schema.names if name != image)
     wanted = tuple(dict.fromkeys(wanted))
@@ -147,17 +158,19 @@ def _kept_columns(path: Path, schema: pa.Schema, image: str, wanted: tuple[str, 
             raise UsageError(
                 f"{_shown(path)} has no column {name!r} (--keep-columns); it has {', '.join(schema.names)}"
             )
-        if output_name(name) != name and output_name(name) in wanted:
+    return list(wanted)
+
+
+def _output_names(path: Path, wanted: list[str], own_columns: frozenset[str]) -> tuple[str, ...]:
+    """The names of carried columns in the output: `input_` before one that is called like a column of ours."""
+    names = [RENAMED_PREFIX + name if name in own_columns else name for name in wanted]
+    for name, new in zip(wanted, names, strict=True):
+        if new != name and new in wanted:
             raise UsageError(
-                f"{_shown(path)} has columns {name!r} and {output_name(name)!r}, and the first would get the name of "
+                f"{_shown(path)} has columns {name!r} and {new!r}, and the first would get the name of "
                 "the second in the output: rename one, or keep one with --keep-columns"
             )
-    return pa.schema([schema.field(name) for name in wanted])
-
-
-def output_name(column: str) -> str:
-    """The name of a carried column in the output: `input_` before it where it is called like one of ours."""
-    return RENAMED_PREFIX + column if column in OUTPUT_SCHEMA.names else column
+    return tuple(names)
 
 
 class RowReader:
@@ -278,7 +291,7 @@ def read_columns(reader: RowReader, layout: ParquetLayout, start: int, count: in
     names = layout.kept.names
     batches = list(reader.read(start, count))
     table = pa.Table.from_batches(batches) if batches else layout.kept.empty_table()
-    return table.select(names).rename_columns([output_name(name) for name in names])
+    return table.select(names).rename_columns(list(layout.kept_as))
 
 
 def image_row(values: dict[str, Any], layout: ParquetLayout, place: tuple[int, str, Path, int]) -> ImageRow:

@@ -6,7 +6,8 @@ is there stays right, whatever is added to the inputs.
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,6 @@ from batchcap.manifest.parquet import (
     RowReader,
     carried_reader,
     image_row,
-    output_name,
     picture_reader,
     read_columns,
     read_layout,
@@ -28,6 +28,7 @@ from batchcap.manifest.shard import Shard
 from batchcap.manifest.source import Source, SourceKind, printable_name
 from batchcap.records import ImageRow
 from batchcap.store.journal import Journal
+from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
 
 # A piece of a source: row in the job, source id, path, kind, first row inside the source, rows. Spans lie end to end,
 # so the first one of a shard is the last that begins at or before it: no other span is looked at.
@@ -46,11 +47,14 @@ class Plan:
     Args:
         journal: where the plan is kept.
         config: how the inputs are read.
+        prompts: names of the prompts, whose columns the carried ones must not take.
     """
 
-    def __init__(self, journal: Journal, config: InputConfig) -> None:
+    def __init__(self, journal: Journal, config: InputConfig, prompts: Sequence[str] = UNNAMED) -> None:
         self._journal = journal
         self._config = config
+        # Also the plain names: a carried `caption` beside `caption_short` would be taken for ours.
+        self._own_columns = frozenset((*SCHEMA.names, *output_schema(prompts).names))
         self._layouts: dict[Path, ParquetLayout] = {}
         self._carried: pa.Schema | None = None
         # One file open for each purpose: a job may have thousands.
@@ -69,8 +73,9 @@ class Plan:
     def extend(self, sources: Iterable[Source], rows_per_part: int, limit: int) -> int:
         """Take in what was found; gives the number of rows that are new.
 
-        Known sources keep their rows; new ones come after all others, in new shards. A picture that has changed or
-        vanished keeps its row. Everything is planned together or not at all.
+        Known sources keep their rows; new ones come after all others, in new shards. A file that comes twice counts
+        once, and where an id is taken the whole path is used. A picture that has changed or vanished keeps its row.
+        Everything is planned together or not at all, and nothing is held for each source.
 
         Args:
             sources: the sources found now.
@@ -174,8 +179,9 @@ class Plan:
         for file in [Path(os.fsdecode(path)) for (path,) in files]:
             if not file.exists():  # captioned already, or reported when its rows are read
                 continue
-            for kept in self._layout(file).kept:
-                field = pa.field(output_name(kept.name), kept.type)
+            layout = self._layout(file)
+            for kept, name in zip(layout.kept, layout.kept_as, strict=True):
+                field = pa.field(name, kept.type)
                 try:
                     carried = pa.unify_schemas([carried, pa.schema([field])])
                 except pa.ArrowException:
@@ -202,7 +208,7 @@ class Plan:
 
     def _layout(self, path: Path) -> ParquetLayout:
         if path not in self._layouts:
-            self._layouts[path] = read_layout(path, self._config)
+            self._layouts[path] = read_layout(path, self._config, self._own_columns)
         return self._layouts[path]
 
 
@@ -215,15 +221,20 @@ def _free_id(connection: sqlite3.Connection, source: Source) -> str:
 
 
 def _plan_spans(connection: sqlite3.Connection, planned: int, limit: int) -> None:
-    """Give rows of the job to source rows that have none yet, as far as the limit allows."""
-    open_sources = """
-        SELECT sources.seq, coalesce(sum(spans.rows), 0) AS done, sources.rows
-        FROM sources LEFT JOIN spans ON spans.source = sources.seq
-        GROUP BY sources.seq HAVING done < sources.rows ORDER BY sources.seq
+    """Give rows of the job to source rows that have none yet, as far as the limit allows.
+
+    One statement: a million sources never come to Python.
     """
-    for seq, done, rows in connection.execute(open_sources).fetchall():
-        count = rows - done if limit == 0 else min(rows - done, limit - planned)
-        if count <= 0:
-            return
-        connection.execute("INSERT INTO spans VALUES (?, ?, ?, ?)", (planned, seq, done, count))
-        planned += count
+    connection.execute(
+        """
+        WITH planned AS (SELECT source, sum(rows) AS rows FROM spans GROUP BY source),
+        waiting AS (
+            SELECT sources.seq, coalesce(planned.rows, 0) AS start, sources.rows - coalesce(planned.rows, 0) AS rows
+            FROM sources LEFT JOIN planned ON planned.source = sources.seq
+            WHERE sources.rows > coalesce(planned.rows, 0)),
+        placed AS (SELECT seq, start, rows, :planned + sum(rows) OVER (ORDER BY seq) - rows AS first_row FROM waiting)
+        INSERT INTO spans
+        SELECT first_row, seq, start, min(rows, :end - first_row) FROM placed WHERE first_row < :end
+        """,
+        {"planned": planned, "end": limit or sys.maxsize},
+    )

@@ -18,7 +18,7 @@ from batchcap.report.summary import Tally
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import read_holder
-from batchcap.store.parts import TALLY_KEY, part_is_complete, part_metadata
+from batchcap.store.parts import TALLY_KEY, column_name, part_is_complete, part_metadata, prompt_names
 from batchcap.store.stats import recent_rate_per_s
 
 CAPTION_WIDTH = 90
@@ -151,24 +151,28 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def first_captions(output: Path, count: int) -> str:
-    """The first captions of a job as a table of picture and caption."""
+    """The captions of a job's first pictures as a table of picture and caption; of several prompts a line for each."""
     folder = JobFolder.open_existing(output)
-    rows = list(islice(_captions(folder), count))
+    rows = [line for lines in islice(_captions(folder), count) for line in lines]
     if not rows:
         return "no part file yet"
     width = min(44, max(len(name) for name, _text in rows))
     return "\n".join(f"{_cut(name, width):<{width}}  {_cut(text, CAPTION_WIDTH)}" for name, text in rows)
 
 
-def _captions(folder: JobFolder) -> Iterator[tuple[str, str]]:
+def _captions(folder: JobFolder) -> Iterator[list[tuple[str, str]]]:
+    """The lines of each row, as picture and caption."""
     for path in folder.part_paths():
         try:
-            table = pq.read_table(path, columns=["id", "caption", "error_kind"])
+            columns = {name: column_name("caption", name) for name in prompt_names(path)}
+            table = pq.read_table(path, columns=["id", *columns.values(), "error_kind"])
         except (OSError, ValueError) as error:
             raise UsageError(f"can't read {path}: {error}") from None
         for row in table.to_pylist():
-            text = row["caption"] if row["error_kind"] is None else f"[failed: {row['error_kind']}]"
-            yield printable(row["id"]), printable(text)
+            texts = [f"{name}: {row[column]}" if name else str(row[column]) for name, column in columns.items()]
+            if row["error_kind"] is not None:
+                texts = [f"[failed: {row['error_kind']}]"]
+            yield [("" if place else printable(row["id"]), printable(text)) for place, text in enumerate(texts)]
 
 
 def printable(text: str) -> str:

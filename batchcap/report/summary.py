@@ -37,8 +37,8 @@ class Tally:
         self.rows += 1
         if row.status is Status.OK:
             self.ok += 1
-            self.new_tokens += row.new_tokens or 0
-            self.verdicts[str(row.verdict)] += 1
+            self.new_tokens += row.new_tokens_of_all
+            self.verdicts.update(str(answer.verdict) for answer in row.answers)
         else:
             self.failed += 1
             self.error_kinds[str(row.error_kind)] += 1
@@ -92,6 +92,7 @@ class RunFigures:
         working_s: from the first row handed out to the last one finished: model loading is not in it.
         stage_busy_s: seconds of work by stage, summed over its workers.
         peak_memory_mib: most memory of all processes together, shared pages counted once.
+        twins: rows of this run whose picture had been captioned as another row.
     """
 
     rows: int
@@ -100,6 +101,7 @@ class RunFigures:
     working_s: float
     stage_busy_s: dict[str, float]
     peak_memory_mib: float
+    twins: int = 0
 
     @property
     def images_per_min(self) -> float:
@@ -115,6 +117,7 @@ class RunFigures:
         """Plain JSON types, the two rates included, rounded to what was measured."""
         return {
             "rows": self.rows,
+            "twins": self.twins,
             "new_tokens": self.new_tokens,
             "images_per_min": round(self.images_per_min, 2),
             "tokens_per_s": round(self.tokens_per_s, 2),

@@ -27,9 +27,11 @@ def fingerprint_of(config: JobConfig, bundle_id: str, encoder: tuple[str, str]) 
         encoder: the vision encoder's backend and arithmetic, `auto` resolved.
     """
     generation, vision, given = config.generation, config.vision, config.input
+    prompt = generation.prompt
     return {
         "model": bundle_id,
-        "prompt": generation.prompt,
+        # Pairs, since the order of the prompts is that of the columns, and JSON objects are compared without it.
+        "prompt": prompt if isinstance(prompt, str) else [[name, text] for name, text in prompt.items()],
         "max-new-tokens": generation.max_new_tokens,
         "temperature": generation.temperature,
         "top-p": generation.top_p,

@@ -9,13 +9,13 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from batchcap.errors import ErrorKind, StorageError
+from batchcap.errors import StorageError
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, FinishReason, Status, Verdict
+from batchcap.records import CaptionRow, PromptColumns, with_enums
 from batchcap.store.atomic import storage_error, sync
 
 _SCHEMA = """
@@ -29,13 +29,8 @@ CREATE TABLE IF NOT EXISTS shards (seq INTEGER PRIMARY KEY, first_row INTEGER NO
 """
 # SQLite makes its index of the write-ahead log in pieces of this size.
 SPACE_NEEDED_BYTES = 32 * 1024
-_COLUMNS = tuple(field.name for field in fields(CaptionRow))
-_ENUMS: dict[str, Any] = {
-    "status": Status,
-    "verdict": Verdict,
-    "finish_reason": FinishReason,
-    "error_kind": ErrorKind,
-}
+_FURTHER = "further"
+_COLUMNS = tuple(field.name for field in fields(CaptionRow) if field.name != _FURTHER)
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -138,6 +133,18 @@ class Journal:
         )
         return [(index, _row(content)) for index, content in found]
 
+    def row(self, index: int) -> CaptionRow | None:
+        """A finished row, if it is here."""
+        found = next(self.query("SELECT content FROM rows WHERE row_index = ?", index), None)
+        return None if found is None else _row(found[0])
+
+    def shard_of(self, index: int) -> Shard:
+        """The shard that a row of the plan is in."""
+        found = self.query(
+            "SELECT seq, first_row, rows FROM shards WHERE first_row <= ? ORDER BY seq DESC LIMIT 1", index
+        )
+        return Shard(*next(found))
+
     def done_indexes(self, shard: Shard) -> set[int]:
         """Indexes of a shard's finished rows."""
         found = self.query("SELECT row_index FROM rows WHERE row_index >= ? AND row_index < ?", *shard.span)
@@ -156,6 +163,8 @@ class Journal:
 def _content(row: CaptionRow) -> bytes:
     r"""A row as JSON, nulls left out. What is not valid text (a file name in a message, say) is kept as `\udcNN`."""
     values = {name: value for name in _COLUMNS if (value := getattr(row, name)) is not None}
+    if row.further:
+        values[_FURTHER] = [asdict(columns) for columns in row.further]
     try:
         return _to_json(values).encode()
     except UnicodeEncodeError:
@@ -166,11 +175,9 @@ def _content(row: CaptionRow) -> bytes:
 
 
 def _row(content: bytes) -> CaptionRow:
-    values = json.loads(content)
-    for name, kind in _ENUMS.items():
-        if values.get(name) is not None:  # journals of earlier versions hold nulls
-            values[name] = kind(values[name])
-    return CaptionRow(**values)
+    values = with_enums(json.loads(content))
+    further = values.pop(_FURTHER, ())
+    return CaptionRow(**values, further=tuple(PromptColumns(**with_enums(columns)) for columns in further))
 
 
 @contextmanager

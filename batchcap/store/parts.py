@@ -1,13 +1,17 @@
 """Owns the part files: one Parquet file a shard, in manifest order, written once, whole or not at all."""
 
+import json
 import logging
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow
+from batchcap.records import CaptionRow, PromptColumns, Status, with_enums
 from batchcap.store.atomic import atomic_file, storage_error
 
 log = logging.getLogger(__name__)
@@ -15,6 +19,7 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = "2"  # 2: the column `thinking`
 FORMAT_KEY = "batchcap.format_version"
 SPAN_KEY = "batchcap.rows"
+PROMPTS_KEY = "batchcap.prompts"  # names of the prompts, as JSON
 TALLY_KEY = "batchcap.tally"  # counts of the part, as JSON: totals need not read the rows
 
 SCHEMA = pa.schema(
@@ -44,8 +49,36 @@ SCHEMA = pa.schema(
 )
 
 
+_OF_A_PROMPT = frozenset(field.name for field in fields(PromptColumns))
+UNNAMED = ("",)
+
+
+def column_name(column: str, prompt: str) -> str:
+    """The name of a prompt's column: the prompt's name at its end, or as it is where the prompt has none."""
+    return f"{column}_{prompt}" if prompt else column
+
+
+def output_schema(prompts: Sequence[str]) -> pa.Schema:
+    """Our columns of a part for prompts of these names: `SCHEMA`, with a prompt's own columns once for each of them."""
+    return pa.schema([field for field, _column, _place in _layout(prompts)])
+
+
+def _layout(prompts: Sequence[str]) -> list[tuple[pa.Field, str, int]]:
+    """Each output column, the field of a row it holds, and which prompt's that is."""
+    return [
+        (field.with_name(column_name(field.name, name)), field.name, place)
+        for field in SCHEMA
+        for place, name in enumerate(prompts if field.name in _OF_A_PROMPT else UNNAMED)
+    ]
+
+
 def write_part(
-    path: Path, shard: Shard, rows: list[CaptionRow], columns: pa.Table | None, metadata: dict[str, str]
+    path: Path,
+    shard: Shard,
+    rows: list[CaptionRow],
+    columns: pa.Table | None,
+    metadata: dict[str, str],
+    prompts: Sequence[str] = UNNAMED,
 ) -> None:
     """Write a shard's part file.
 
@@ -54,7 +87,8 @@ def write_part(
         shard: the shard, all of whose rows are given.
         rows: its rows in order.
         columns: input columns to carry, one row for each row; their names don't clash with ours.
-        metadata: key-value metadata of the file, beside the shard's place.
+        metadata: key-value metadata of the file, beside the shard's place and the names of the prompts.
+        prompts: names of the prompts.
 
     Raises:
         StorageError: the file system refused.
@@ -63,12 +97,13 @@ def write_part(
     for what, given in (("rows", rows), ("rows of carried columns", columns)):
         if given is not None and len(given) != shard.rows:
             raise ValueError(f"part {shard.seq} wants {shard.rows} {what}, not {len(given)}")
-    table = pa.Table.from_pydict({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA)
+    arrays = [pa.array(_values(rows, column, place), field.type) for field, column, place in _layout(prompts)]
+    table = pa.Table.from_arrays(arrays, schema=output_schema(prompts))
     if columns is not None:
         for field, values in zip(columns.schema, columns.columns, strict=True):
             table = table.append_column(field, values)
     known = table.schema.metadata or {}
-    own = {FORMAT_KEY: FORMAT_VERSION, SPAN_KEY: _span_text(shard)}
+    own = {FORMAT_KEY: FORMAT_VERSION, SPAN_KEY: _span_text(shard), PROMPTS_KEY: json.dumps(list(prompts))}
     table = table.replace_schema_metadata({**known, **metadata, **own})
     with atomic_file(path) as temporary:
         try:
@@ -76,6 +111,41 @@ def write_part(
         except pa.ArrowException as error:
             cause = error if isinstance(error, OSError) else OSError(str(error))
             raise storage_error(path, cause) from error
+
+
+def _values(rows: list[CaptionRow], column: str, place: int) -> list[Any]:
+    """A column's values; null for a further prompt of a failed row."""
+    if place == 0:
+        return [getattr(row, column) for row in rows]
+    return [getattr(row.further[place - 1], column) if row.further else None for row in rows]
+
+
+def read_row(path: Path, place: int) -> CaptionRow:
+    """One row of a part file.
+
+    Args:
+        path: the part file.
+        place: the row in it, from 0.
+
+    Raises:
+        OSError: there is no such file, or it can't be read.
+        pa.ArrowException: it is damaged.
+    """
+    prompts = prompt_names(path)
+    layout = _layout(prompts)
+    table = pq.read_table(path, columns=[field.name for field, _column, _place in layout]).slice(place, 1)
+    (values,) = table.to_pylist()
+    own: list[dict[str, Any]] = [{} for _name in prompts]
+    for field, column, prompt in layout:
+        own[prompt][column] = values[field.name]
+    first, *others = map(with_enums, own)
+    further = tuple(PromptColumns(**one) for one in others) if first["status"] is Status.OK else ()
+    return CaptionRow(**first, further=further)
+
+
+def prompt_names(path: Path) -> tuple[str, ...]:
+    """The names of the prompts a part file answers, in the order of their columns."""
+    return tuple(json.loads(part_metadata(path).get(PROMPTS_KEY, '[""]')))
 
 
 def part_is_complete(path: Path, shard: Shard) -> bool:

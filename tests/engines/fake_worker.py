@@ -47,7 +47,7 @@ def _answer(connection: Connection, message: Any, behaviour: str) -> None:
         index = message.features.index
         caption = Caption(index, (1, 2), f"of {message.row_id}", FinishReason.STOP, Verdict.OK, 9, 4, 3.0, 4.0)
         connection.send(Busy("decode", 0.25))
-        connection.send(caption)
+        connection.send((caption,))
 
 
 if __name__ == "__main__":

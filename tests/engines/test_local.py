@@ -17,7 +17,7 @@ from batchcap.engines.base import Outcome
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec, Fatal
 from batchcap.errors import BatchcapError, ExitCode, WorkerError
-from batchcap.records import Caption, Failure, ImageRow
+from batchcap.records import Failure, ImageRow
 
 GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
 BUNDLE: Any = SimpleNamespace(folder=Path("/bundle"), id="0" * 64, geometry=GEOMETRY)
@@ -79,8 +79,8 @@ def test_every_row_has_one_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
             assert isinstance(outcome.result, Failure)
             assert outcome.facts is None
         else:
-            assert isinstance(outcome.result, Caption)
-            assert outcome.result.text == f"of good-{index}"
+            assert isinstance(outcome.result, tuple)
+            assert [caption.text for caption in outcome.result] == [f"of good-{index}"]
             assert outcome.facts is not None
             assert (outcome.facts.width, outcome.facts.height, outcome.facts.vision_ms) == (64, 48, 2.0)
         assert outcome.row.data is None, "pictures must not pile up here"

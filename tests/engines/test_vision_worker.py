@@ -22,7 +22,8 @@ def make_worker(bundle: Bundle, patch_budget: int) -> tuple[VisionWorker, Connec
     """A worker, and the other end of its connection."""
     ours, theirs = Pipe()
     config = VisionConfig(dtype=VisionDtype.FP32)
-    return VisionWorker(VisionSpec(str(bundle.folder), bundle.id, config, 1, patch_budget), theirs), ours
+    spec = VisionSpec(str(bundle.folder), bundle.id, config, 1, patch_budget, find_twins=True)
+    return VisionWorker(spec, theirs), ours
 
 
 def pictures(bundle: Bundle) -> list[Patches]:

@@ -12,13 +12,22 @@ from hypothesis import strategies as st
 
 from batchcap.errors import ErrorKind, StorageError
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, FinishReason, Status, Verdict
+from batchcap.records import CaptionRow, FinishReason, PromptColumns, Status, Verdict
 from batchcap.store.journal import Journal
 from tests.store.records import caption_row
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 FLOAT = st.none() | st.floats(allow_nan=False, allow_infinity=False, width=32)
 COUNT = st.none() | st.integers(0, 2**31 - 1)
+FURTHER = st.builds(
+    PromptColumns,
+    caption=TEXT,
+    thinking=st.none() | TEXT,
+    verdict=st.sampled_from(Verdict),
+    finish_reason=st.sampled_from(FinishReason),
+    new_tokens=COUNT,
+    prefill_ms=FLOAT,
+)
 ROW = st.builds(
     CaptionRow,
     id=TEXT,
@@ -36,6 +45,7 @@ ROW = st.builds(
     new_tokens=COUNT,
     read_ms=FLOAT,
     decode_ms=FLOAT,
+    further=st.lists(FURTHER, max_size=2).map(tuple),
 )
 
 
@@ -50,6 +60,18 @@ def test_rows_come_out_as_they_went_in(rows: list[CaptionRow]) -> None:
             found = journal.rows(Shard(0, 0, 10))
     assert found == list(enumerate(rows))
     assert [type(row.status) for _index, row in found] == [Status] * len(rows)
+
+
+def test_one_row_and_its_shard(tmp_path: Path) -> None:
+    shards = [(0, 0, 3), (1, 3, 2), (2, 5, 7)]
+    with closing(Journal.open(tmp_path / "j")) as journal:
+        with journal.transaction() as connection:
+            connection.executemany("INSERT INTO shards VALUES (?, ?, ?)", shards)
+        journal.add([(4, caption_row(4))])
+        assert journal.row(4) == caption_row(4)
+        assert journal.row(3) is None
+        found = [journal.shard_of(index).seq for index in range(12)]
+    assert found == [0] * 3 + [1] * 2 + [2] * 7
 
 
 def test_a_row_keeps_its_first_content(tmp_path: Path) -> None:

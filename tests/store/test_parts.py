@@ -11,9 +11,17 @@ import pytest
 
 from batchcap.errors import ErrorKind, StorageError
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, Status
+from batchcap.records import CaptionRow, FinishReason, PromptColumns, Status, Verdict
 from batchcap.store import parts
-from batchcap.store.parts import SCHEMA, part_is_complete, part_metadata, write_part
+from batchcap.store.parts import (
+    SCHEMA,
+    output_schema,
+    part_is_complete,
+    part_metadata,
+    prompt_names,
+    read_row,
+    write_part,
+)
 from tests.store.records import caption_row
 
 SHARD = Shard(2, 20, 4)
@@ -31,7 +39,8 @@ def part(tmp_path: Path) -> Path:
 
 
 def test_the_columns_are_those_of_a_caption_row() -> None:
-    assert [field.name for field in dataclasses.fields(CaptionRow)] == SCHEMA.names
+    assert [field.name for field in dataclasses.fields(CaptionRow)] == [*SCHEMA.names, "further"]
+    assert {field.name for field in dataclasses.fields(PromptColumns)} < set(SCHEMA.names)
     hints = typing.get_type_hints(CaptionRow)
     optional = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
     assert {field.name for field in SCHEMA if field.nullable} == optional
@@ -39,16 +48,58 @@ def test_the_columns_are_those_of_a_caption_row() -> None:
 
 def test_rows_and_carried_columns_come_back(part: Path) -> None:
     table = pq.read_table(part)
-    expected = [dataclasses.asdict(row) for row in ROWS]
+    expected = [{name: getattr(row, name) for name in SCHEMA.names} for row in ROWS]
     assert table.select(SCHEMA.names).to_pylist() == expected
     assert table.select(COLUMNS.column_names).equals(COLUMNS)
     assert table.column_names == [*SCHEMA.names, "label", "tags"]
+
+
+SHORT = PromptColumns("a cat", None, Verdict.TRUNCATED, FinishReason.LENGTH, 31, 2, 7.5, 8.5)
+LONG = PromptColumns("a cat, a dog", "hm", Verdict.OK, FinishReason.STOP, 40, 9, 1.5, None)
+ANSWERED = [dataclasses.replace(row, further=() if row.status is Status.FAILED else (SHORT, LONG)) for row in ROWS]
+NAMES = ("plain", "short", "long")
+
+
+def test_each_prompt_has_its_columns(tmp_path: Path) -> None:
+    write_part(tmp_path / "p", SHARD, ANSWERED, COLUMNS, {}, NAMES)
+    table = pq.read_table(tmp_path / "p")
+    own = [field.name for field in dataclasses.fields(PromptColumns)]
+    expected = [f"{name}_{prompt}" for name in SCHEMA.names for prompt in NAMES if name in own]
+    assert [name for name in table.column_names if name.rpartition("_")[2] in NAMES] == expected
+    assert set(SCHEMA.names) - set(own) < set(table.column_names)
+    assert not set(own) & set(table.column_names)
+    assert table["caption_plain"].to_pylist() == [row.caption for row in ROWS]
+    assert table["caption_short"].to_pylist() == ["a cat", "a cat", None, "a cat"]
+    assert table["verdict_long"].to_pylist() == ["ok", "ok", None, "ok"]
+    assert table["thinking_long"].to_pylist() == ["hm", "hm", None, "hm"]
+    assert table["prefill_ms_short"].to_pylist() == [7.5, 7.5, None, 7.5]
+    assert table.column_names[-2:] == COLUMNS.column_names
+    assert output_schema(NAMES).names == table.column_names[:-2]
+
+
+def test_one_prompt_may_have_a_name(tmp_path: Path) -> None:
+    write_part(tmp_path / "p", SHARD, ROWS, None, {}, ["short"])
+    table = pq.read_table(tmp_path / "p")
+    assert table.column_names[3:6] == ["caption_short", "thinking_short", "status"]
+    assert len(table.column_names) == len(SCHEMA.names)
+    assert prompt_names(tmp_path / "p") == ("short",)
+
+
+@pytest.mark.parametrize(("rows", "prompts"), [(ROWS, [""]), (ROWS, ["x"]), (ANSWERED, NAMES)])
+def test_a_row_is_read_back(tmp_path: Path, rows: list[CaptionRow], prompts: list[str]) -> None:
+    write_part(tmp_path / "p", SHARD, rows, COLUMNS, {}, prompts)
+    for place, row in enumerate(rows):
+        found = read_row(tmp_path / "p", place)
+        assert found == row
+        assert type(found.status) is Status
+        assert {type(one.verdict) for one in found.answers} <= {Verdict, type(None)}
 
 
 def test_metadata_comes_back(part: Path) -> None:
     assert part_metadata(part) == {
         "batchcap.bundle": "ünï",
         "batchcap.format_version": "2",
+        "batchcap.prompts": '[""]',
         "batchcap.rows": "20+4",
     }
 

@@ -1,0 +1,31 @@
+"""Owns which pictures the vision worker has met: equal bytes are one picture."""
+
+import threading
+from collections import OrderedDict
+
+# Pictures remembered, those met longest ago forgotten first; 34 MB when there are so many.
+REMEMBERED_PICTURES = 131_072
+
+
+class KnownPictures:
+    """The row that had each picture first. Safe to call from several threads."""
+
+    def __init__(self, capacity: int = REMEMBERED_PICTURES) -> None:
+        self._capacity = capacity
+        self._rows: OrderedDict[bytes, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def first_row(self, sha256: str, index: int) -> int:
+        """The row that had the picture first, which is `index` if nobody remembers one.
+
+        Args:
+            sha256: hex digest of the picture's encoded bytes.
+            index: the row's `ImageRow.index`.
+        """
+        key = bytes.fromhex(sha256)
+        with self._lock:
+            first = self._rows.setdefault(key, index)
+            self._rows.move_to_end(key)
+            if len(self._rows) > self._capacity:
+                self._rows.popitem(last=False)
+        return first
