@@ -1,4 +1,8 @@
-"""Owns the check that every new bundle passes: the graph runs, listens to DeepStack, and agrees with itself."""
+"""Owns the checks that every new bundle passes.
+
+The token embeddings are finite, the vision graphs run, and the decoder's graph runs, listens to DeepStack, and agrees
+with itself.
+"""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,13 +14,19 @@ import onnx.helper
 import onnx.numpy_helper
 import onnxruntime
 
+from batchcap.bundle import Bundle
+from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.errors import CheckpointError
 from batchcap.export.integer_products import MIDDLE
 from batchcap.export.options import Precision
 from batchcap.geometry import Geometry
-from batchcap.records import Float32Array, Int64Array
+from batchcap.machine import available_cores
+from batchcap.records import Float32Array, Int64Array, Patches
+from batchcap.vision.backend import load_encoder
 
 PROMPT_TOKENS = 12
+PICTURE_TOKENS = (2, 3)  # down and across
+TOKENS_A_LOOK = 1024
 SEED = 0
 # Largest difference of a logit between one prefill and a prefill with a decode step, as a part of the largest logit.
 # In int4 and int8 activations are rounded too, and one row goes through another kernel than twelve: random weights
@@ -142,6 +152,43 @@ def _plain_product(
         onnx.helper.make_node("DequantizeLinear", [weight, scales, middle], [floats], floats, axis=1),
         onnx.helper.make_node("MatMul", [read, floats], [written], f"{product.name}/plain"),
     )
+
+
+def check_embeddings(unfinished: Bundle) -> None:
+    """Look at every token's embeddings; one that is damaged shows in captions only where the token comes up.
+
+    Raises:
+        CheckpointError: a number is not finite.
+    """
+    table, tokens = unfinished.embeddings(), unfinished.geometry.text.vocab_size
+    for start in range(0, tokens, TOKENS_A_LOOK):
+        ids = np.arange(start, min(start + TOKENS_A_LOOK, tokens))
+        sound = np.isfinite(table.lookup(ids)).all(1)
+        if not sound.all():
+            raise CheckpointError(
+                f"the embeddings of token {ids[~sound][0]} are not finite: the weights may be damaged"
+            )
+
+
+def check_encoder(unfinished: Bundle, dtype: VisionDtype) -> None:
+    """Run a vision graph on random patches.
+
+    Args:
+        unfinished: a bundle whose vision parts are there.
+        dtype: which of its graphs, FP32 or INT8.
+
+    Raises:
+        CheckpointError: it gives numbers that are not finite.
+    """
+    vision = unfinished.geometry.vision
+    grid = (PICTURE_TOKENS[0] * vision.merge_size, PICTURE_TOKENS[1] * vision.merge_size)
+    values = np.random.default_rng(SEED).standard_normal((grid[0] * grid[1], vision.patch_values), np.float32)
+    picture = Patches(0, values, grid, width=0, height=0, sha256="", read_ms=0.0)
+    encoder = load_encoder(unfinished, VisionConfig(dtype=dtype, backend=VisionBackend.ONNX), available_cores())
+    try:
+        encoder.encode([picture])
+    except FloatingPointError as error:
+        raise CheckpointError(f"{error}: the weights may be damaged") from None
 
 
 def check_decoder(graph: Path, geometry: Geometry, precision: Precision) -> CheckResult:

@@ -64,7 +64,7 @@ def open_checkpoint(checkpoint: str) -> Checkpoint:
     """
     folder = _locate(checkpoint)
     require_model_folder(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     try:
         require_dense_qwen3_vl(config, checkpoint)
         stored = unpack_names(read_index(folder), config)
@@ -103,7 +103,12 @@ def _locate(checkpoint: str) -> Path:
         ) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in one of a checkpoint's files.
+
+    Raises:
+        CheckpointError: it is missing, can't be read, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -122,11 +127,11 @@ def _read_images(folder: Path) -> tuple[Path, dict[str, Any]]:
     """
     path = folder / "processor_config.json"
     if path.exists():
-        images = _read_json(path).get("image_processor")
+        images = read_json(path).get("image_processor")
         if isinstance(images, dict):
             return path, images
     path = folder / "preprocessor_config.json"
-    return path, _read_json(path)
+    return path, read_json(path)
 
 
 def _geometry(folder: Path, config: dict[str, Any], image: ImageSettings) -> Geometry:
@@ -183,7 +188,7 @@ def _image_settings(path: Path, images: dict[str, Any]) -> ImageSettings:
 
 def _stop_tokens(folder: Path, text: dict[str, Any]) -> tuple[int, ...]:
     path = folder / "generation_config.json"
-    given = _read_json(path).get("eos_token_id") if path.exists() else None
+    given = read_json(path).get("eos_token_id") if path.exists() else None
     if given is None:
         given = text.get("eos_token_id")
     if given is None:

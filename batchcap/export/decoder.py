@@ -27,6 +27,20 @@ log = logging.getLogger(__name__)
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 _LOG_LINES = 12
+# The keys of transformers' Qwen3VLConfig that the builder may see: it takes others for those of the text_config.
+_KEYS = frozenset(
+    (
+        "architectures",
+        "dtype",
+        "image_token_id",
+        "model_type",
+        "tie_word_embeddings",
+        "video_token_id",
+        "vision_config",
+        "vision_end_token_id",
+        "vision_start_token_id",
+    )
+)
 # The keys of transformers' Qwen3VLTextConfig that shape the graph; `rope_theta` and `rope_scaling` are of version 4.
 _TEXT_KEYS = frozenset(
     (
@@ -125,8 +139,8 @@ def _stage(checkpoint: Checkpoint, context: int, staging: Path) -> None:
         if text.get(name):
             text[name] = {key: value for key, value in text[name].items() if key in _ROPE_KEYS}
     text |= {"max_position_embeddings": context, "head_dim": checkpoint.geometry.text.head_dim}
-    config = {**checkpoint.config, "text_config": text}
-    config.pop("quantization_config", None)  # the graph is drawn alike; `fill_weights` knows what is in few bits
+    # Among those left out is `quantization_config`: the graph is drawn alike, `fill_weights` knows what is in few bits.
+    config = {name: value for name, value in checkpoint.config.items() if name in _KEYS} | {"text_config": text}
     (staging / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

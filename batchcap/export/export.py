@@ -33,9 +33,10 @@ from batchcap.bundle import (
     geometry_to_dict,
     sha256_of,
 )
-from batchcap.errors import BatchcapError, CheckpointError, UsageError
-from batchcap.export.check import check_decoder, decade_above
-from batchcap.export.checkpoint import Checkpoint, open_checkpoint
+from batchcap.config import DEFAULT_PROMPT, VisionDtype
+from batchcap.errors import BatchcapError, BundleError, CheckpointError, UsageError
+from batchcap.export.check import check_decoder, check_embeddings, check_encoder, decade_above
+from batchcap.export.checkpoint import Checkpoint, open_checkpoint, read_json
 from batchcap.export.decoder import draw_decoder, fill_decoder
 from batchcap.export.matrices import matrix_name
 from batchcap.export.options import ExportOptions, Precision
@@ -46,6 +47,7 @@ from batchcap.export.scaling import scaled_tensors, write_scales
 from batchcap.export.scratch import put_in_place, require_space, scratch_folder
 from batchcap.export.tensors import VISION, embedding_tensor, read_file, vision_tensors, write_npy, write_safetensors
 from batchcap.export.vision_graph import write_vision_graph, write_vision_graph_int8
+from batchcap.prompt import PromptTemplate
 
 if TYPE_CHECKING:
     from batchcap.export.auto import Search  # loads torch and transformers
@@ -85,8 +87,8 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint is missing, broken, or not a dense Qwen3-VL.
-        UsageError: `output` exists and may not be replaced, no picture can be read, or no decoder of the search is
-            near enough.
+        UsageError: `output` exists and may not be replaced, the context is longer than the checkpoint's, no picture
+            can be read, or no decoder of the search is near enough.
         LockedError: another export to `output` is at work.
         BatchcapError: the disk is full or can't be written.
     """
@@ -94,6 +96,7 @@ def export_bundle(
         raise UsageError("--calibrate makes rounding closer and fp32 rounds nothing: leave one of them out")
     _require_free(output, overwrite=overwrite)
     opened = open_checkpoint(checkpoint)
+    _require_context(opened, options.context)
     if calibrate is not None or search is not None:
         require_unquantized(opened.tensors, "--calibrate" if search is None else "--auto")
     try:
@@ -131,6 +134,13 @@ def _require_free(output: Path, *, overwrite: bool) -> None:
         raise UsageError(f"there is a bundle at {output} already: pass --overwrite to replace it")
 
 
+def _require_context(checkpoint: Checkpoint, context: int) -> None:
+    """More positions than a model was made for give nonsense, and far too many fill the memory."""
+    known = checkpoint.config["text_config"].get("max_position_embeddings")
+    if isinstance(known, int) and context > known:
+        raise UsageError(f"--context is {context}, and the checkpoint knows {known} positions: choose at most that")
+
+
 def _working_bytes(checkpoint: Checkpoint, options: ExportOptions, *, searching: bool) -> int:
     """Room that an export needs on the disk: the bundle, and where it searches a second decoder."""
     if searching:
@@ -158,7 +168,7 @@ def write_decoder(
     Returns:
         The options it was made with, and what `bundle.json` says of its precision.
     """
-    unfinished = Bundle(folder, "", checkpoint.geometry, options.context, "", checkpoint.name)
+    unfinished = _unfinished(checkpoint, folder, options.context)
     with tempfile.TemporaryDirectory(prefix="drawing-", dir=folder.parent) as scratch:
         drawing = draw_decoder(checkpoint, options.context, Path(scratch))
         if search is not None:
@@ -182,26 +192,36 @@ def write_decoder(
     return options, facts
 
 
+def _unfinished(checkpoint: Checkpoint, folder: Path, context: int = 0) -> Bundle:
+    """The bundle in a folder that lacks its description, and maybe more."""
+    return Bundle(folder, "", checkpoint.geometry, context, "", checkpoint.name)
+
+
 def write_parts(checkpoint: Checkpoint, folder: Path) -> None:
     """Make every part of a bundle but the decoder and the description."""
     log.info("copying vision weights, token embeddings and processor files of %s", checkpoint.name)
     _copy_processor_files(checkpoint.folder, folder)
+    _require_prompt(checkpoint, _unfinished(checkpoint, folder))
     (folder / VISION_FILE).parent.mkdir()
     write_safetensors(folder / VISION_FILE, vision_tensors(checkpoint.tensors))
     _write_vision_graphs(checkpoint, folder)
     write_npy(folder / EMBEDDINGS_FILE, embedding_tensor(checkpoint.tensors))
+    check_embeddings(_unfinished(checkpoint, folder))
 
 
 def _write_vision_graphs(checkpoint: Checkpoint, folder: Path) -> None:
-    """The tower for ONNX Runtime, and the rotary table that both backends read."""
+    """The tower for ONNX Runtime, checked, and the rotary table that both backends read."""
     from batchcap.vision.rotary import rotary_table  # noqa: PLC0415 - loads torch
 
     log.info("drawing the vision graphs")
     vision = checkpoint.geometry.vision
     tensors = read_file(folder / VISION_FILE)
-    write_vision_graph(folder / VISION_GRAPH_FILE, vision, tensors)
-    write_vision_graph_int8(folder / VISION_INT8_FILE, vision, tensors)
     np.save(folder / ROTARY_FILE, rotary_table(vision.head_dim))
+    unfinished = _unfinished(checkpoint, folder)
+    write_vision_graph(folder / VISION_GRAPH_FILE, vision, tensors)
+    check_encoder(unfinished, VisionDtype.FP32)
+    write_vision_graph_int8(folder / VISION_INT8_FILE, vision, tensors)
+    check_encoder(unfinished, VisionDtype.INT8)
 
 
 def _copy_processor_files(source: Path, folder: Path) -> None:
@@ -216,13 +236,31 @@ def _copy_processor_files(source: Path, folder: Path) -> None:
 def _chat_template(source: Path) -> str:
     """The chat template from any of the three places that checkpoints keep it in."""
     if (source / CHAT_TEMPLATE_FILE).exists():
-        return (source / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
+        try:
+            return (source / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{source / CHAT_TEMPLATE_FILE} is no text in UTF-8 ({error})") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (source / name).exists():
-            template = json.loads((source / name).read_text(encoding="utf-8")).get("chat_template")
+            template = read_json(source / name).get("chat_template")
             if isinstance(template, str):
                 return template
     raise CheckpointError(f"{source} has no chat template ({CHAT_TEMPLATE_FILE}): take an instruction-tuned checkpoint")
+
+
+def _require_prompt(checkpoint: Checkpoint, unfinished: Bundle) -> None:
+    """A tokenizer or a template of another model would show only when the first picture is captioned."""
+    try:
+        prompt = PromptTemplate.from_bundle(unfinished, DEFAULT_PROMPT)
+    except BundleError as error:
+        said = str(error).replace(str(unfinished.folder), str(checkpoint.folder))
+        raise CheckpointError(f"tokenizer, chat template and config.json don't fit together: {said}") from None
+    vocabulary = checkpoint.geometry.text.vocab_size
+    if max(prompt.prefix_ids + prompt.suffix_ids) >= vocabulary:
+        raise CheckpointError(
+            f"the tokenizer gives ids of {vocabulary} and more, and the model has {vocabulary} tokens: "
+            f"{checkpoint.folder / TOKENIZER_FILE} is of another model"
+        )
 
 
 def _describe(checkpoint: Checkpoint, options: ExportOptions, folder: Path, precision: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 from batchcap.bundle import BUNDLE_FILE, Bundle
 from batchcap.errors import BatchcapError, CheckpointError, UsageError
@@ -187,6 +191,89 @@ def test_files_a_prompt_needs(checkpoint: Path, tmp_path: Path, name: str) -> No
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         export_bundle(str(copy), tmp_path / "bundle", OPTIONS)
     assert not (tmp_path / "bundle").exists()
+
+
+def rewrite(folder: Path, tensor: str, change: Callable[[NDArray[np.float32]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors[tensor])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def edit(folder: Path, name: str, **values: object) -> None:
+    content = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(content | values))
+
+
+def not_a_number(values: NDArray[np.float32]) -> None:
+    values[3, 5] = np.nan
+
+
+def other_token_of_pictures(folder: Path) -> None:
+    edit(folder, "config.json", image_token_id=1)
+
+
+def broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_bytes(b"")
+
+
+def tokenizer_of_another_model(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        if token["content"] == "<|im_start|>":
+            token["id"] = content["model"]["vocab"]["<|im_start|>"] = 9999
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def template_in_another_encoding(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes("Bild f\xfcr".encode("latin-1"))
+
+
+def template_without_a_picture(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages[0].role }}")
+
+
+def template_in_broken_json(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text("{")
+
+
+def a_token_that_is_no_number(folder: Path) -> None:
+    rewrite(folder, "model.language_model.embed_tokens.weight", not_a_number)
+
+
+def a_vision_weight_that_is_no_number(folder: Path) -> None:
+    rewrite(folder, "model.visual.blocks.1.mlp.linear_fc1.weight", not_a_number)
+
+
+DAMAGES: dict[Callable[[Path], None], str] = {
+    other_token_of_pictures: "gives 0 places for a picture",
+    broken_tokenizer: r"damaged/tokenizer\.json can't be read",
+    tokenizer_of_another_model: r"gives ids of 384 and more, and the model has 384 tokens",
+    template_in_another_encoding: r"chat_template\.jinja is no text in UTF-8",
+    template_without_a_picture: r"damaged/chat_template\.jinja gives 0 places for a picture",
+    template_in_broken_json: r"can't read .*chat_template\.json",
+    a_token_that_is_no_number: "the embeddings of token 3 are not finite",
+    a_vision_weight_that_is_no_number: "vision encoder gave numbers that are not finite: the weights may be damaged",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_what_would_show_with_the_first_picture(
+    checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "write_decoder", lambda *_: pytest.fail("this comes before the work"))
+    copy = shutil.copytree(checkpoint, tmp_path / "damaged")
+    damage(copy)
+    with pytest.raises(CheckpointError, match=DAMAGES[damage]):
+        export_bundle(str(copy), tmp_path / "bundle", OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def test_a_context_that_the_checkpoint_does_not_know(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--context is 4097, and the checkpoint knows 4096 positions"):
+        export_bundle(str(checkpoint), tmp_path / "bundle", ExportOptions(context=4097))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unusable_options() -> None:

@@ -35,6 +35,7 @@ FOREIGN_KEYS = {
     "partial_rotary_factor": 0.5,
     "sliding_window": None,
 }
+FOREIGN_OUTER_KEYS = {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}, "attn_logit_softcapping": 1.0}
 FOREIGN_ROPE_KEYS = {"partial_rotary_factor": 0.5}  # likewise, where the rotation is described
 
 SHAPES = {
@@ -105,6 +106,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     config = json.loads((checkpoint / "config.json").read_text())
     config["text_config"] |= TEXT_KEYS.get(request.param, {})
     config["text_config"]["rope_parameters"] |= FOREIGN_ROPE_KEYS
+    config |= FOREIGN_OUTER_KEYS
     (checkpoint / "config.json").write_text(json.dumps(config))
     options = ExportOptions(precision=Precision.FP32, context=CONTEXT)
     return Made(shape, checkpoint, export_bundle(str(checkpoint), folder / "bundle", options))
