@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,13 @@ import pytest
 from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.engines.base import EngineLoad
-from batchcap.errors import ExitCode, NotSameJobError, WorkerError
+from batchcap.errors import ExitCode, NotSameJobError, UsageError, WorkerError
 from batchcap.job import run_job
+from batchcap.manifest.discover import discover
+from batchcap.manifest.source import Source
 from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder
+from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
 from tests.fake_engine import FakeEngine
 
@@ -162,6 +166,35 @@ def test_the_time_is_up(config: JobConfig) -> None:
     assert run(hurried, FakeEngine()).exit_code is ExitCode.STOPPED_EARLY
     assert run(config, FakeEngine()).exit_code is ExitCode.COMPLETE
     assert_complete(config)
+
+
+def test_a_stop_while_the_inputs_are_found_keeps_nothing_of_the_plan(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the next run would cut other parts than a run that nobody stopped."""
+
+    def interrupted(inputs: InputConfig, output: Path) -> Iterator[Source]:
+        found = list(discover(inputs, output))
+        yield from found
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "discover", interrupted)
+        summary = run(config, FakeEngine())
+    assert (summary.exit_code, summary.total_rows) == (ExitCode.INTERRUPTED, None)
+    assert "run the same command again" in summary.message
+    with closing(Journal.open(JobFolder(Path(config.output)).journal_path)) as journal:
+        assert journal.shards() == []
+    run(config, FakeEngine())
+    assert_complete(config)
+
+
+def test_an_input_that_is_not_there_makes_no_folder(config: JobConfig, tmp_path: Path) -> None:
+    wrong = replace(config, input=InputConfig((str(tmp_path / "in.parquet"), str(tmp_path / "nowhere"))))
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        run(wrong, FakeEngine())
+    assert not Path(config.output).exists()
 
 
 @pytest.mark.parametrize(("allowed", "code"), [(0.1, ExitCode.TOO_MANY_FAILURES), (3 / ROWS, ExitCode.COMPLETE)])

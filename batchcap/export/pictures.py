@@ -99,7 +99,7 @@ def pictures_sha256(choice: PictureChoice, pictures: list[Patches]) -> str:
 def input_rows(choice: PictureChoice, exclude: Path) -> Iterator[ImageRow]:
     """Rows of the inputs, evenly spread."""
     config = InputConfig(choice.inputs)
-    sources = list(discover(config, exclude))
+    sources = list({source.path: source for source in discover(config, exclude)}.values())
     total = sum(source.rows for source in sources)
     count = min(choice.count, total)
     wanted = [number * total // count for number in range(count)]

@@ -18,20 +18,20 @@ class Source:
     """A file of the inputs.
 
     Attributes:
-        id: its name in the output, unique in a job; valid text whatever the file's name is.
+        id: its name in the output; valid text whatever the file's name is.
         path: absolute path.
         kind: a picture, or a Parquet file of pictures.
         rows: 1, or the rows of the Parquet file.
-        size_bytes: size when it was found.
-        mtime_ns: time of its last change then.
+        size_bytes: size of a Parquet file when it was found; 0 for a picture, which may change or vanish.
+        mtime_ns: time of its last change then; 0 for a picture.
     """
 
     id: str
     path: Path
     kind: SourceKind
     rows: int
-    size_bytes: int
-    mtime_ns: int
+    size_bytes: int = 0
+    mtime_ns: int = 0
 
 
 def printable_name(name: str) -> str:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import random
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,9 +41,52 @@ def test_folder_by_relative_path_in_code_point_order(tmp_path: Path) -> None:
     assert ids(tmp_path, tmp_path / "in") == ["Z.png", "a-.png", "a.png", "a/b/c.webp", "a/z.JPG", "b.png", "é.png"]
 
 
-def test_inputs_in_the_order_given_and_a_file_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_the_order_is_that_of_the_whole_paths(tmp_path: Path, depth: int) -> None:
+    """A folder's name sorts with the slash behind it: `a-/` and `a.png` come before `a/`, `a0` comes after."""
+    generator = random.Random(depth)
+    names = {
+        "/".join("".join(generator.choices("a-.0é\U0001f600", k=2)) for _part in range(generator.randint(1, 1 + depth)))
+        for _file in range(200)
+    }
+    touch(tmp_path / "in", *(f"x{name.replace('/', '/x')}.png" for name in names))
+    found_ids = ids(tmp_path, tmp_path / "in")
+    assert found_ids == sorted(found_ids, key=os.fsencode)
+    assert len(found_ids) == len(names)
+
+
+def test_inputs_in_the_order_given(tmp_path: Path) -> None:
+    """A file that two inputs lead to comes twice: the plan knows which ones it has."""
     touch(tmp_path / "in", "a.png", "b.png")
-    assert ids(tmp_path, tmp_path / "in/b.png", tmp_path / "in", tmp_path / "in/../in") == ["b.png", "a.png"]
+    assert ids(tmp_path, tmp_path / "in/b.png", tmp_path / "in/../in") == ["b.png", "a.png", "b.png"]
+    paths = {source.path for source in found(tmp_path, tmp_path / "in/b.png", tmp_path / "in/../in")}
+    assert paths == {tmp_path / "in/a.png", tmp_path / "in/b.png"}
+
+
+def test_an_input_that_is_not_there_is_told_before_the_first_source(tmp_path: Path) -> None:
+    touch(tmp_path / "in", "a.png")
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        next(discover(InputConfig((str(tmp_path / "in"), str(tmp_path / "nowhere"))), tmp_path / "out"))
+
+
+def test_no_more_is_held_than_one_folder(tmp_path: Path) -> None:
+    """Or the command would take hundreds of bytes for each of a million files."""
+    peaks = []
+    for folders in (2, 20):
+        root = tmp_path / str(folders)
+        touch(
+            root,
+            *(
+                f"{folder:02d}/a long name of a picture {number:03d}.png"
+                for folder in range(folders)
+                for number in range(100)
+            ),
+        )
+        tracemalloc.start()
+        assert sum(1 for _source in discover(InputConfig((str(root),)), tmp_path / "out")) == folders * 100
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
@@ -56,11 +101,6 @@ def test_the_jobs_own_output_is_no_input(tmp_path: Path) -> None:
     assert ids(tmp_path, tmp_path) == ["a.png"]
     assert ids(tmp_path, tmp_path / "**") == ["a.png"]
     assert ids(tmp_path, tmp_path / "*") == ["a.png"]
-
-
-def test_a_clash_of_names_falls_back_to_the_whole_path(tmp_path: Path) -> None:
-    touch(tmp_path, "one/x.png", "two/x.png")
-    assert ids(tmp_path, tmp_path / "one", tmp_path / "two") == ["x.png", str(tmp_path / "two/x.png")]
 
 
 def test_mixed_folder_gives_pictures_and_parquet(tmp_path: Path) -> None:
@@ -102,10 +142,8 @@ def test_links_to_files_are_followed_and_dead_ones_keep_their_row(tmp_path: Path
     (tmp_path / "in").mkdir()
     (tmp_path / "in/dead.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "in/live.png").symlink_to(tmp_path / "x.png")
-    assert [(source.id, source.size_bytes) for source in found(tmp_path, tmp_path / "in")] == [
-        ("dead.png", 0),
-        ("live.png", 1),
-    ]
+    (tmp_path / "in/round.png").symlink_to(tmp_path / "in/round.png")
+    assert ids(tmp_path, tmp_path / "in") == ["dead.png", "live.png", "round.png"]
 
 
 def test_a_file_name_that_is_not_text(tmp_path: Path) -> None:

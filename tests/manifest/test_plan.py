@@ -92,6 +92,20 @@ def test_new_sources_come_after_the_old_ones(tmp_path: Path) -> None:
         assert plan.shards() == [Shard(0, 0, 2), Shard(1, 2, 1), Shard(2, 3, 2)]
 
 
+def test_a_file_that_comes_twice_counts_once(tmp_path: Path) -> None:
+    table = table_source(tmp_path / "t.parquet", 3)
+    with opened(tmp_path) as plan:
+        assert plan.extend([picture("b.png"), table, picture("a.png"), picture("b.png"), table], 4, 0) == 5
+        assert [row.id for row in all_rows(plan)] == ["b.png", *(f"t.parquet:{row}" for row in range(3)), "a.png"]
+
+
+def test_a_clash_of_names_falls_back_to_the_whole_path(tmp_path: Path) -> None:
+    one, two = (Source("x.png", Path(f"/{name}/x.png"), SourceKind.IMAGE, 1) for name in ("one", "two"))
+    with opened(tmp_path) as plan:
+        plan.extend([one, two], 4, 0)
+        assert [row.id for row in all_rows(plan)] == ["x.png", "/two/x.png"]
+
+
 def test_the_rows_of_a_late_shard_cost_no_more_than_those_of_an_early_one(tmp_path: Path) -> None:
     """Or a job of a million files would look at each of them a thousand times."""
     with opened(tmp_path) as plan:
