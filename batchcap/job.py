@@ -22,6 +22,7 @@ from batchcap.model import load_model
 from batchcap.monitor import Monitor
 from batchcap.prompt import bundle_opens_thinking
 from batchcap.recorder import Recorder
+from batchcap.report.bottleneck import Bottleneck, find_bottleneck
 from batchcap.report.progress import Progress
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
 from batchcap.signals import StopRequest, stop_on_signals
@@ -106,6 +107,7 @@ class JobRun:
         self._total_rows: int | None = None
         self._tally = Tally()
         self._figures: RunFigures | None = None
+        self._limited_by: Bottleneck | None = None
 
     def work(self, sources: Iterable[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
@@ -160,6 +162,9 @@ class JobRun:
     def _put_away(self, monitor: Monitor, stats: StatsWriter, progress: Progress) -> None:
         progress.close()
         self._figures = monitor.end()
+        self._limited_by = find_bottleneck(self._figures, self._config)
+        if self._limited_by is not None:
+            log.info("%s", self._limited_by.to_text())
         stats.write()
 
     def _stop_in_time(self) -> bool:
@@ -194,7 +199,7 @@ class JobRun:
     def write_summary(self, state: JobState, code: ExitCode, message: str) -> Summary:
         """Write `summary.json`."""
         bundle = {"id": self._bundle.id, "source": self._bundle.source, "precision": self._bundle.precision}
-        summary = Summary(state, code, message, self._total_rows, self._tally, self._figures, bundle)
+        summary = Summary(state, code, message, self._total_rows, self._tally, self._figures, bundle, self._limited_by)
         # A path that is not text becomes a JSON escape.
         write_atomic(self._folder.summary_path, summary.to_json().encode(errors="backslashreplace"))
         return summary

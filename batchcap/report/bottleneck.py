@@ -9,6 +9,7 @@ from batchcap.report.summary import RunFigures
 SHORTEST_S = 30.0
 # A stage at work for less than this share of the time did not hold the others up.
 BUSY_SHARE = 0.6
+NO_STAGE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,12 @@ class Bottleneck:
     stage: str
     busy_share: float
     advice: str
+
+    def to_text(self) -> str:
+        """One line for a person."""
+        if self.stage == NO_STAGE:
+            return f"not limited by a stage: {self.advice}"
+        return f"limited by {self.stage}, at work {self.busy_share:.0%} of the time; to go faster: {self.advice}"
 
     def to_dict(self) -> dict[str, str | float]:
         """Plain JSON types."""

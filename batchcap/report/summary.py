@@ -4,10 +4,13 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchcap.errors import ExitCode
 from batchcap.records import CaptionRow, Status
+
+if TYPE_CHECKING:
+    from batchcap.report.bottleneck import Bottleneck
 
 SUMMARY_FORMAT_VERSION = 1
 
@@ -142,6 +145,7 @@ class Summary:
     tally: Tally
     run: RunFigures | None
     bundle: dict[str, str] | None
+    limited_by: "Bottleneck | None" = None
 
     def to_json(self) -> str:
         """The text of `summary.json`."""
@@ -155,7 +159,12 @@ class Summary:
             "done": counted.pop("rows"),
             "remaining": None if self.total_rows is None else self.total_rows - self.tally.rows,
             **counted,
-            "run": self.run.to_dict() if self.run else None,
+            "run": self._run_to_dict(),
             "bundle": self.bundle,
         }
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    def _run_to_dict(self) -> dict[str, Any] | None:
+        if self.run is None:
+            return None
+        return {**self.run.to_dict(), "limited_by": self.limited_by.to_dict() if self.limited_by else None}
