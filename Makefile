@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: help install demo test check format docs demo-figures quality-demo bench-2b bench-export bench-rotary clean
+.PHONY: help install demo test check format docs demo-figures quality-demo bench-2b bench-export bench-rotary bench-growth clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ bench-export: install  ## Time and memory of exports of 4B and 8B with random we
 
 bench-rotary: install  ## The rotary table beside computing it anew
 	$(BIN)/python benchmarks/rotary.py
+
+bench-growth: install  ## Rows a second, memory and resume of jobs of up to 1,000,000 rows without a model; takes half an hour
+	$(BIN)/python benchmarks/growth.py
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,321 @@
+"""Growth of a job without a model: rows a second, memory and time to resume at 10,000, 100,000 and 1,000,000 rows.
+
+Plan, loop, journal and part files are the real ones. Instead of the model there is an engine that answers at once
+(`--engine echo`), or the real feature queue between worker processes that hold no model (`--engine workers`). Each job
+is ended by `os._exit` half way and started again by the same command; at the end every row must be there once.
+
+usage: python benchmarks/growth.py [--rows N ...] [--inputs parquet files] [--engine echo workers]
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
+from batchcap.engines.base import Engine, EngineLoad, Outcome, PictureFacts
+from batchcap.engines.local import LocalEngine
+from batchcap.job import run_job
+from batchcap.machine import available_cores, cpu_name
+from batchcap.records import Caption, FinishReason, ImageRow, Verdict
+from batchcap.report.progress import LogProgress
+from batchcap.report.status import read_status
+from batchcap.store.folder import JobFolder
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / "benchmarks" / "work" / "growth"
+RESULTS = ROOT / "benchmarks" / "results"
+ROWS = (10_000, 100_000, 1_000_000)
+IN_FLIGHT_ROWS = 50  # what a vision window of 32 and 16 slots hold
+FILES_PER_FOLDER = 1000
+TENTHS = 10
+TEXT = "A red bicycle leans on a brick wall in the rain; behind it a cat looks out of a half-open window, {name}."
+FACTS = PictureFacts(width=1024, height=768, sha256="0" * 64, read_ms=8.25, vision_ms=410.5)
+GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
+BUNDLE: Any = SimpleNamespace(id="0" * 64, source="none", precision="none", folder=Path("/none"), geometry=GEOMETRY)
+
+
+class EchoEngine:
+    """Keeps the contract of `Engine`: as many rows as a machine's stages hold, and a caption for each at once."""
+
+    def __init__(self) -> None:
+        self._rows: list[ImageRow] = []
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the stages could hold one more."""
+        return len(self._rows) < IN_FLIGHT_ROWS
+
+    @property
+    def in_flight(self) -> int:
+        """Rows taken in and not answered."""
+        return len(self._rows)
+
+    def submit(self, row: ImageRow) -> None:
+        """Take a row in."""
+        self._rows.append(row)
+
+    def poll(self, timeout_s: float) -> list[Outcome]:  # noqa: ARG002 - never has to wait
+        """A caption for every row."""
+        outcomes = [Outcome(row, (_caption(row),), FACTS) for row in self._rows]
+        self._rows.clear()
+        return outcomes
+
+    def load(self) -> EngineLoad:
+        """What is in it."""
+        return EngineLoad(decoding_rows=len(self._rows))
+
+    def process_ids(self) -> list[int]:
+        """It has no process of its own."""
+        return []
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+def _caption(row: ImageRow) -> Caption:
+    """A caption as long as a model's, with the row's id in it."""
+    text = TEXT.format(name=row.id)
+    return Caption(row.index, (1,) * 27, text, FinishReason.STOP, Verdict.OK, 124, 108, 812.5, 1210.75)
+
+
+@dataclass(slots=True)
+class Watch:
+    """When rows went in, and the end of the process in the middle of its work."""
+
+    started_s: float
+    rows: int
+    die_after: int | None
+    first_row_s: float = 0.0
+    submitted: int = 0
+    tenths_s: list[float] = field(default_factory=list)
+
+    def count(self) -> None:
+        """One row goes in."""
+        if not self.submitted:
+            self.first_row_s = time.perf_counter() - self.started_s
+        if self.submitted % max(1, self.rows // TENTHS) == 0:
+            self.tenths_s.append(time.perf_counter())
+        if self.submitted == self.die_after:
+            self.report()
+            os._exit(0)
+        self.submitted += 1
+
+    def report(self) -> None:
+        """Print what was measured."""
+        now = time.perf_counter()
+        times = [*self.tenths_s, now] if self.submitted == self.die_after else self.tenths_s
+        spans = [after - before for before, after in pairwise(times)]
+        tenth = max(1, self.rows // TENTHS)
+        figures = {
+            "rows": self.submitted,
+            "seconds": now - self.started_s,
+            "cpu_s": time.process_time(),
+            "first_row_s": self.first_row_s,
+            "first_tenth_rows_per_s": tenth / spans[0] if spans else None,
+            "last_tenth_rows_per_s": tenth / spans[-1] if spans else None,
+            "peak_rss_mib": _peak_rss_mib(),
+        }
+        print(json.dumps(figures), flush=True)
+
+
+def _peak_rss_mib() -> float:
+    """Largest resident set of this process since it began; `getrusage` would count its parent's, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def child(engine: str, inputs: Path, output: Path, rows: int, die_after: int | None) -> None:
+    """Run the job in this process, to its end or to its death, and print the figures."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    config = JobConfig(
+        InputConfig((str(inputs),), keep_columns=("label",) if inputs.suffix == ".parquet" else ()),
+        str(output),
+        generation=GenerationConfig(max_new_tokens=1024),
+        placement=PlacementConfig(),
+    )
+    watch = Watch(time.perf_counter(), rows, die_after)
+    with patch("batchcap.job.load_model", lambda _model: BUNDLE), patch("batchcap.engines.local._popen", _fake_worker):
+        run_job(config, LogProgress(), _factory(engine, watch))
+    watch.report()
+
+
+def _factory(name: str, watch: Watch) -> Callable[..., Engine]:
+    def make(bundle: Any, config: JobConfig, should_stop: Callable[[], bool]) -> Engine:  # noqa: ANN401
+        engine: Any = EchoEngine() if name == "echo" else LocalEngine(bundle, config)
+        if name == "workers":
+            engine.start(should_stop)
+        submit = engine.submit
+
+        def counted(row: ImageRow) -> None:
+            watch.count()
+            submit(row)
+
+        engine.submit = counted
+        return engine
+
+    return make
+
+
+def _fake_worker(_command: list[str], socket_fd: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "tests.engines.fake_worker", "work", "work", str(socket_fd)]
+    # They complain of the end of a coordinator that was killed; that is what is wanted here.
+    return subprocess.Popen(command, pass_fds=[socket_fd], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def make_inputs(kind: str, rows: int) -> Path:
+    """A Parquet file in one row group, or a folder of folders of empty files; kept for the next time."""
+    path = WORK / (f"{rows}.parquet" if kind == "parquet" else f"files-{rows}")
+    if path.exists():
+        return path
+    partial = WORK / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    WORK.mkdir(parents=True, exist_ok=True)
+    if kind == "parquet":
+        paths = pa.array([f"pictures/{row // FILES_PER_FOLDER:04d}/{row:07d}.jpg" for row in range(rows)])
+        table = pa.table({"path": paths, "label": pa.array(np.arange(rows) % 1000)})
+        pq.write_table(table, partial, row_group_size=rows)
+    else:
+        for row in range(rows):
+            folder = partial / f"{row // FILES_PER_FOLDER:04d}"
+            if row % FILES_PER_FOLDER == 0:
+                folder.mkdir(parents=True)
+            (folder / f"{row:07d}.jpg").touch()
+    partial.rename(path)
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one job showed; times in seconds.
+
+    Attributes:
+        rows_per_s: rows of the whole job by the time of both runs, planning included, imports not.
+        rows_per_cpu_s: the same by the CPU time of the coordinator, imports included; others at work change it little.
+        plan_s: until the first row was handed out in a new job.
+        resume_s: the same in a job that was ended half way.
+        first_tenth_rows_per_s: of the first tenth of the job.
+        last_tenth_rows_per_s: of the last whole tenth.
+        peak_rss_mib: of the coordinator, the larger of both runs.
+        status_s: to read the status half way.
+        output_mib: all part files.
+    """
+
+    engine: str
+    inputs: str
+    rows: int
+    rows_per_s: float
+    rows_per_cpu_s: float
+    plan_s: float
+    resume_s: float
+    status_s: float
+    first_tenth_rows_per_s: float
+    last_tenth_rows_per_s: float
+    peak_rss_mib: float
+    parts: int
+    output_mib: float
+
+
+def measure(engine: str, kind: str, rows: int) -> Result:
+    """One job in two runs."""
+    inputs, output = make_inputs(kind, rows), WORK / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    begun = _run_child(engine, inputs, output, rows, rows // 2)
+    started_s = time.perf_counter()
+    halfway = read_status(output)
+    status_s = time.perf_counter() - started_s
+    ended = _run_child(engine, inputs, output, rows, None)
+    parts = JobFolder(output).part_paths()
+    _check(parts, rows, halfway.tally.rows + ended["rows"])
+    result = Result(
+        engine=engine,
+        inputs=kind,
+        rows=rows,
+        rows_per_s=rows / (begun["seconds"] + ended["seconds"]),
+        rows_per_cpu_s=rows / (begun["cpu_s"] + ended["cpu_s"]),
+        plan_s=begun["first_row_s"],
+        resume_s=ended["first_row_s"],
+        status_s=status_s,
+        first_tenth_rows_per_s=begun["first_tenth_rows_per_s"],
+        last_tenth_rows_per_s=ended["last_tenth_rows_per_s"],
+        peak_rss_mib=max(begun["peak_rss_mib"], ended["peak_rss_mib"]),
+        parts=len(parts),
+        output_mib=sum(part.stat().st_size for part in parts) / 1024**2,
+    )
+    shutil.rmtree(output)
+    return result
+
+
+def _run_child(engine: str, inputs: Path, output: Path, rows: int, die_after: int | None) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", engine, str(inputs), str(output), str(rows), str(die_after or 0)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def _check(parts: list[Path], rows: int, worked_on: int) -> None:
+    """Every row once, in order, with its caption; and none of those that were safe half way was done again."""
+    expected = 0
+    for part in parts:
+        table = pq.read_table(part, columns=["id", "caption"])
+        for name, caption in zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True):
+            if name not in caption:
+                sys.exit(f"{part}: the caption of {name} is {caption!r}")
+            number = int(name.rpartition(":")[2] if ":" in name else Path(name).stem)
+            if number != expected:
+                sys.exit(f"{part}: row {expected} is missing or out of order, {name} is in its place")
+            expected += 1
+    if expected != rows or worked_on != rows:
+        sys.exit(f"{expected} rows came out, {worked_on} were worked on, {rows} were wanted")
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        engine, inputs, output, rows, die_after = sys.argv[2:]
+        child(engine, Path(inputs), Path(output), int(rows), int(die_after) or None)
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--inputs", nargs="+", choices=["parquet", "files"], default=["parquet", "files"])
+    parser.add_argument("--engine", nargs="+", choices=["echo", "workers"], default=["echo", "workers"])
+    options = parser.parse_args()
+    print(f"{cpu_name()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f}\n")
+    names = list(Result.__dataclass_fields__)
+    print(f"| {' | '.join(names)} |\n|{' --- |' * len(names)}", flush=True)
+    results = []
+    for engine in options.engine:
+        for kind in options.inputs:
+            for rows in options.rows:
+                results.append(measure(engine, kind, rows))
+                print(f"| {' | '.join(map(_cell, asdict(results[-1]).values()))} |", flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    content = {"cpu": cpu_name(), "cores": available_cores(), "results": [asdict(result) for result in results]}
+    (RESULTS / "growth.json").write_text(json.dumps(content, indent=2) + "\n")
+    with suppress(OSError):
+        WORK.rmdir()
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    main()
