@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from batchcap.config import (
+    DEFAULT_PROMPT,
     GenerationConfig,
     InputConfig,
     JobConfig,
     LimitConfig,
     PlacementConfig,
+    Prompt,
     VisionConfig,
     VisionDtype,
 )
@@ -38,6 +40,24 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     *(
         (GenerationConfig, {"repetition_penalty": value}, "repetition_penalty must be above 0 (1 is off)")
         for value in (0, -1, NAN, INFINITY)
+    ),
+    (
+        GenerationConfig,
+        {"prompt": {}},
+        "prompt is a table without a prompt: give NAME = TEXT in it, or a text in its place",
+    ),
+    *(
+        (
+            GenerationConfig,
+            {"prompt": {"a": "x", name: "y"}},
+            f"{name!r} can't name a prompt: a name has letters, digits and _, and begins with no digit",
+        )
+        for name in ("", "3", "a b", "a-b", "ä", "a\n")
+    ),
+    (
+        GenerationConfig,
+        {"prompt": {"Short": "x", "long": "y", "short": "z"}},
+        "several prompts are called Short and short: give each another name",
     ),
     (VisionConfig, {"max_visual_tokens": 3}, "max_visual_tokens must be at least 4"),
     (VisionConfig, {"max_image_pixels": 1023}, "max_image_pixels must be at least 1024"),
@@ -82,6 +102,14 @@ def test_the_limits_themselves_are_accepted() -> None:
 )
 def test_logits_are_read_only_where_the_arg_max_is_not_enough(values: dict[str, Any], needed: bool) -> None:
     assert GenerationConfig(**values).needs_logits is needed
+
+
+def test_prompts_are_asked_in_their_order() -> None:
+    assert GenerationConfig().prompts == (Prompt(DEFAULT_PROMPT),)
+    assert GenerationConfig("a=b").prompts == (Prompt("a=b"),)
+    several = GenerationConfig({"z": "Last?", "a_1": "First?"})
+    assert several.prompts == (Prompt("Last?", "z"), Prompt("First?", "a_1"))
+    assert several.prompt_names == ("z", "a_1")
 
 
 def test_a_configuration_is_plain_json() -> None:

@@ -11,6 +11,7 @@ from batchcap.config import (
     JobConfig,
     LimitConfig,
     PlacementConfig,
+    Prompt,
     VisionConfig,
     VisionDtype,
 )
@@ -90,6 +91,15 @@ def test_paths_start_from_the_file_wherever_it_is_run(tmp_path: Path, monkeypatc
     assert config.input.inputs == ("/home/somebody/p",)
 
 
+def test_several_prompts_are_a_table_in_their_order(tmp_path: Path) -> None:
+    text = SMALLEST + '[generation]\nseed = 3\n[generation.prompt]\nwords = "Name it."\nat_length = "a = b?"\n'
+    generation = load_job_file(write(tmp_path, text)).generation
+    assert generation == GenerationConfig({"words": "Name it.", "at_length": "a = b?"}, seed=3)
+    assert generation.prompts == (Prompt("Name it.", "words"), Prompt("a = b?", "at_length"))
+    plain = load_job_file(write(tmp_path, SMALLEST + '[generation]\nprompt = "words=Name it."\n'))
+    assert plain.generation.prompts == (Prompt("words=Name it."),), "only the command line has names in the text"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -112,6 +122,11 @@ def test_paths_start_from_the_file_wherever_it_is_run(tmp_path: Path, monkeypatc
         (SMALLEST + "[generation]\nloop_stop = 1", "loop_stop must be of type bool, not int"),
         (SMALLEST + "[generation]\ntop_p = true", "top_p must be of type float, not bool"),
         (SMALLEST + "[generation]\nprompt = 3", "prompt must be of type str, not int"),
+        (SMALLEST + "[generation.prompt]\nshort = 3", "generation: prompt must be a text, or a table of texts"),
+        (SMALLEST + "[generation.prompt]\n", "prompt is a table without a prompt"),
+        (SMALLEST + '[generation.prompt]\n"a b" = "x"', "'a b' can't name a prompt: a name has letters, digits and _"),
+        (SMALLEST + '[generation.prompt]\na = "x"\nA = "y"', "several prompts are called a and A"),
+        (SMALLEST + '[vision.dtype]\na = "x"', "job.toml: vision: dtype must be one of auto, bf16, fp32"),
         (SMALLEST + "[generation]\ntop_p = 2.0", "top_p must be above 0 and at most 1"),
         (SMALLEST + '[vision]\ndtype = "fp16"', "job.toml: vision: dtype must be one of auto, bf16, fp32"),
         (SMALLEST + "[vision]\ndtype = 16", "job.toml: vision: dtype must be one of auto, bf16, fp32"),

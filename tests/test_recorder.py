@@ -12,13 +12,15 @@ import pytest
 from batchcap import recorder as recorder_module
 from batchcap.config import InputConfig
 from batchcap.engines.base import Outcome
+from batchcap.errors import StorageError
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.recorder import Recorder, caption_row
-from batchcap.records import CaptionRow, Status, Twin, Verdict
+from batchcap.records import CaptionRow, ImageRow, Status, Twin, Verdict
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
+from batchcap.store.parts import UNNAMED, column_name
 from tests.fake_engine import outcome_of
 
 ROWS, ROWS_PER_PART = 10, 4
@@ -36,11 +38,11 @@ def journal(folder: JobFolder) -> Iterator[Journal]:
         yield opened
 
 
-def make(folder: JobFolder, journal: Journal) -> Recorder:
+def make(folder: JobFolder, journal: Journal, prompts: tuple[str, ...] = UNNAMED) -> Recorder:
     config = InputConfig((str(folder.path.parent / "in.parquet"),), keep_columns=("label",))
-    plan = Plan(journal, config)
+    plan = Plan(journal, config, prompts)
     plan.extend(discover(config, folder.path), ROWS_PER_PART, 0)
-    return Recorder(folder, plan, journal, {"batchcap.bundle": "b"})
+    return Recorder(folder, plan, journal, {"batchcap.bundle": "b"}, prompts)
 
 
 def row_of(outcome: Outcome) -> CaptionRow:
@@ -127,6 +129,76 @@ def test_shards_whose_rows_are_all_journalled_become_parts(folder: JobFolder, jo
     again.close_whole_shards()
     assert [pq.read_metadata(path).num_rows for path in folder.part_paths()] == [4, 4, 2]
     assert again.tally.rows == ROWS
+
+
+def twin_of(row: ImageRow, of: int) -> Outcome:
+    return Outcome(row, Twin(row.index, of, 0.25))
+
+
+def further(outcome: Outcome) -> Outcome:
+    """The same outcome with the answer to a second prompt."""
+    assert isinstance(outcome.result, tuple)
+    (caption,) = outcome.result
+    return replace(outcome, result=(caption, replace(caption, text="short", token_ids=(1,), prompt=1)))
+
+
+@pytest.mark.parametrize("prompts", [("",), ("long", "short")])
+def test_a_twin_is_the_same_row_wherever_the_first_is_by_now(
+    folder: JobFolder, journal: Journal, monkeypatch: pytest.MonkeyPatch, prompts: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(recorder_module, "FLUSH_INTERVAL_S", 1e9)
+    answer = further if len(prompts) == 2 else lambda outcome: outcome
+    recorder = make(folder, journal, prompts)
+    rows = list(recorder.rows_to_do())
+    recorder.record([answer(outcome_of(rows[0])), twin_of(rows[1], 0)])  # in the buffer
+    recorder.flush()
+    assert recorder.run_twins == 1
+    recorder.record([twin_of(rows[2], 0), answer(outcome_of(rows[3]))])  # in the journal
+    recorder.flush()
+    assert folder.part_paths() == [folder.part_path(0)]
+    again = make(folder, journal, prompts)  # nothing in memory: it is in the part
+    again.record([twin_of(row, row.index % 3) for row in rows[4:]])
+    again.flush()
+    assert again.run_rows == again.run_twins == 6
+    assert again.run_tokens == 0, "no token was written for them"
+    assert again.tally.new_tokens == ROWS * sum((3, 1)[: len(prompts)])
+
+    table = pa.concat_tables([pq.read_table(path) for path in folder.part_paths()]).to_pylist()
+    assert [row["row"] for row in table] == list(range(ROWS))
+    assert [row["id"] for row in table] == [row.id for row in rows]
+    expected = dict.fromkeys(range(ROWS), f"of {rows[0].id}") | {3: f"of {rows[3].id}"}
+    names = {name: column_name("caption", name) for name in prompts}
+    assert {index: row[names[prompts[0]]] for index, row in enumerate(table)} == expected
+    if len(prompts) == 2:
+        assert {row["caption_short"] for row in table} == {"short"}
+    for index, row in enumerate(table):
+        is_first = index in (0, 3)
+        assert (row["width"], row["image_sha256"], row["visual_tokens"]) == (64, "0" * 64, 4)
+        assert (row["read_ms"], row["vision_ms"]) == ((1.0, 2.0) if is_first else (0.25, None))
+        for name in prompts:
+            assert row[column_name("prefill_ms", name)] == (3.0 if is_first else None)
+            assert row[column_name("decode_ms", name)] == (5.0 if is_first else None)
+
+
+def test_a_twin_of_a_failure_fails(folder: JobFolder, journal: Journal) -> None:
+    recorder = make(folder, journal)
+    rows = list(recorder.rows_to_do())
+    bad = replace(rows[0], id="bad")
+    recorder.record([Outcome(rows[0], outcome_of(bad).result), twin_of(rows[1], 0)])
+    recorder.flush()
+    ((_first, one), (_second, two)) = journal.rows(journal.shards()[0])
+    assert (two.status, two.error_kind, two.error_message) == (Status.FAILED, one.error_kind, one.error_message)
+    assert recorder.tally.failed == 2
+
+
+def test_a_part_that_has_gone_while_the_job_ran(folder: JobFolder, journal: Journal) -> None:
+    recorder = make(folder, journal)
+    rows = list(recorder.rows_to_do())
+    recorder.record([outcome_of(row) for row in rows[:4]])
+    recorder.flush()
+    folder.part_path(0).write_bytes(b"torn")
+    with pytest.raises(StorageError, match=r"part-00000.parquet, which this run has written .*same command again"):
+        recorder.record([twin_of(rows[4], 0)])
 
 
 def test_a_kill_between_part_and_journal_doubles_nothing(

@@ -170,7 +170,13 @@ def test_every_part_of_a_bundle_is_described(tiny_bundle_int4: Bundle) -> None:
 
 
 def test_every_metadata_key_is_described(tiny_bundle_int4: Bundle) -> None:
-    keys = {parts.FORMAT_KEY, parts.SPAN_KEY, parts.TALLY_KEY, *part_metadata_of(tiny_bundle_int4, {"prompt": ""})}
+    keys = {
+        parts.FORMAT_KEY,
+        parts.SPAN_KEY,
+        parts.TALLY_KEY,
+        parts.PROMPTS_KEY,
+        *part_metadata_of(tiny_bundle_int4, {"prompt": ""}),
+    }
     assert set(_names("### Metadata of a part")) == keys
 
 

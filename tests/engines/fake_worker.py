@@ -11,7 +11,7 @@ import numpy as np
 
 from batchcap.engines.messages import Busy, Fatal, Ready, VisionSpec
 from batchcap.errors import ErrorKind
-from batchcap.records import Caption, Failure, Features, FinishReason, ImageRow, Verdict
+from batchcap.records import Caption, Failure, Features, FinishReason, ImageRow, Twin, Verdict
 
 
 def main() -> None:
@@ -37,6 +37,9 @@ def _answer(connection: Connection, message: Any, behaviour: str) -> None:
     if behaviour == "nonsense":
         connection.send({"odd": 1})
     elif isinstance(message, ImageRow):
+        if message.id.startswith("twin"):
+            connection.send(Twin(message.index, message.row, 0.5))
+            return
         if message.id.startswith("bad"):
             connection.send(Failure(message.index, ErrorKind.CORRUPT, "cut"))
             return

@@ -17,7 +17,7 @@ from batchcap.engines.base import Outcome
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec, Fatal
 from batchcap.errors import BatchcapError, ExitCode, WorkerError
-from batchcap.records import Failure, ImageRow
+from batchcap.records import Failure, ImageRow, Twin
 
 GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
 BUNDLE: Any = SimpleNamespace(folder=Path("/bundle"), id="0" * 64, geometry=GEOMETRY)
@@ -26,7 +26,11 @@ PATIENCE_S = 30.0
 
 @contextmanager
 def engine(
-    monkeypatch: pytest.MonkeyPatch, vision: str = "work", decoder: str = "work", **placement: int
+    monkeypatch: pytest.MonkeyPatch,
+    vision: str = "work",
+    decoder: str = "work",
+    generation: GenerationConfig = GenerationConfig(),  # noqa: B008 - frozen
+    **placement: int,
 ) -> Iterator[LocalEngine]:
     """An engine, not started, whose workers behave as told."""
 
@@ -35,7 +39,7 @@ def engine(
         return subprocess.Popen(command, pass_fds=[socket_fd], cwd=Path(__file__).parents[2])
 
     monkeypatch.setattr(local, "_popen", popen)
-    config = JobConfig(InputConfig(("p",)), "o", placement=PlacementConfig(**placement))
+    config = JobConfig(InputConfig(("p",)), "o", generation=generation, placement=PlacementConfig(**placement))
     made = LocalEngine(BUNDLE, config)
     processes = [worker.process for worker in made._workers]
     try:
@@ -86,6 +90,71 @@ def test_every_row_has_one_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
         assert outcome.row.data is None, "pictures must not pile up here"
     assert load.busy_s == {"read": 0.0, "vision": 13 * 0.5, "prefill": 0.0, "decode": 13 * 0.25}
     assert (load.reading_rows, load.queue_rows, load.queue_mib, load.decoding_rows) == (0, 0, 0.0, 0)
+
+
+def test_twins_come_after_the_row_they_are_twins_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(monkeypatch, slots=2) as running:
+        running.start(never)
+        rows = [row(0), row(1, "bad"), *[ImageRow(index, f"twin-{index}", "/in", index % 2) for index in range(2, 12)]]
+        for one in rows:
+            running.submit(one)
+        found = collect(running, 12)
+        order = list(found)
+        late = ImageRow(12, "twin-12", "/in", 0)
+        running.submit(late)
+        found |= collect(running, 1)
+        assert running.in_flight == 0
+        assert not running._ledger.twins
+        assert running.has_room
+    for index in range(2, 13):
+        result = found[index].result
+        assert isinstance(result, Twin)
+        assert (result.index, result.of) == (index, index % 2)
+        assert found[index].row.id == f"twin-{index}"
+        if index < 12:
+            assert order.index(index) > order.index(index % 2)
+
+
+def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "TWIN_WINDOW_ROWS", 5)
+    with engine(monkeypatch, decoder="never ready") as waiting:
+        waiting.submit(row(0))
+        given = 0
+        ends_s = time.monotonic() + PATIENCE_S
+        while waiting._ledger.twins_waiting < 5 and time.monotonic() < ends_s:
+            if waiting.has_room:
+                given += 1
+                waiting.submit(ImageRow(given, f"twin-{given}", "/in", 0))
+            while waiting._vision.connection.poll(0.05):
+                message = waiting._vision.connection.recv()
+                if isinstance(message, Twin):
+                    waiting._take(waiting._vision, message)
+        assert waiting._ledger.twins_waiting >= 5
+        assert not waiting.has_room
+
+
+def test_a_decoder_holds_no_more_rows_than_its_slots_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = {"a": "A.", "b": "B.", "c": "C."}
+    with engine(monkeypatch, slots=7) as one:
+        assert one._decoder_rows == 7 + local.DECODER_AHEAD_ROWS
+    with engine(monkeypatch, slots=7, generation=GenerationConfig(prompts)) as three:
+        assert three._decoder_rows == 3 + local.DECODER_AHEAD_ROWS
+
+
+@pytest.mark.parametrize(("temperature", "find_twins"), [(0.0, True), (0.7, False)])
+def test_draws_make_equal_pictures_differ(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, find_twins: bool
+) -> None:
+    specs = []
+
+    class Remembered(local.Worker):
+        def __init__(self, name: str, spec: Any) -> None:
+            specs.append(spec)
+            super().__init__(name, spec)
+
+    monkeypatch.setattr(local, "Worker", Remembered)
+    with engine(monkeypatch, generation=GenerationConfig(temperature=temperature)):
+        assert specs[0].find_twins is find_twins
 
 
 def test_room_is_bounded_by_what_features_may_take(monkeypatch: pytest.MonkeyPatch) -> None:

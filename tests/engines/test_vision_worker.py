@@ -1,28 +1,33 @@
 """The vision worker with a real encoder: what goes into one pass, and a picture that the encoder chokes on."""
 
+import hashlib
+import io
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.engines.messages import Busy, VisionSpec
+from batchcap.engines.twins import KnownPictures
 from batchcap.engines.vision_worker import VisionWorker
 from batchcap.errors import ErrorKind
-from batchcap.records import Failure, Features, Patches
+from batchcap.records import Failure, Features, ImageRow, Patches, Twin
 from batchcap.vision.encoder import VisionEncoder
 from tests.vision.towers import picture
 
 SIDES = [(4, 4), (4, 4), (8, 8), (2, 2), (30, 30), (2, 2)]
 
 
-def make_worker(bundle: Bundle, patch_budget: int) -> tuple[VisionWorker, Connection]:
+def make_worker(bundle: Bundle, patch_budget: int, *, find_twins: bool = True) -> tuple[VisionWorker, Connection]:
     """A worker, and the other end of its connection."""
     ours, theirs = Pipe()
     config = VisionConfig(dtype=VisionDtype.FP32)
-    spec = VisionSpec(str(bundle.folder), bundle.id, config, 1, patch_budget, find_twins=True)
+    spec = VisionSpec(str(bundle.folder), bundle.id, config, 1, patch_budget, find_twins)
     return VisionWorker(spec, theirs), ours
 
 
@@ -50,6 +55,53 @@ def test_failures_pass_by(tiny_bundle_fp32: Bundle) -> None:
         worker._loaded.put(one)
     assert [one.index for one in worker._next_batch()] == [0, 1]
     assert ours.recv() == failure
+
+
+def test_equal_pictures_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path) -> None:
+    data = {name: encoded(colour) for name, colour in (("red", (200, 9, 9)), ("blue", (9, 9, 200)))}
+    (tmp_path / "red.png").write_bytes(data["red"])
+    rows = [
+        ImageRow(3, "a", "s", 0, data=data["red"]),
+        ImageRow(4, "b", "s", 0, data=data["blue"]),
+        ImageRow(5, "c", "s", 0, path=str(tmp_path / "red.png")),
+        ImageRow(6, "d", "s", 0, data=data["red"][:50]),
+        ImageRow(7, "e", "s", 0, data=data["red"][:50]),
+        ImageRow(8, "f", "s", 0),
+        ImageRow(9, "g", "s", 0),
+    ]
+    worker, ours = make_worker(tiny_bundle_fp32, 10_000)
+    for row in rows:
+        worker._read(row)
+    batch = worker._next_batch()
+    assert [one.index for one in batch] == [3, 4]
+    passed = [ours.recv() for _row in range(5)]
+    assert [(type(one), one.index) for one in passed] == [
+        (Twin, 5), (Failure, 6), (Twin, 7), (Failure, 8), (Failure, 9)
+    ]  # fmt: skip
+    assert (passed[0].of, passed[2].of) == (3, 6)
+    assert passed[0].read_ms >= 0
+
+
+def test_nothing_is_a_twin_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
+    worker, _ours = make_worker(tiny_bundle_fp32, 10_000, find_twins=False)
+    for index in range(3):
+        worker._read(ImageRow(index, "a", "s", 0, data=encoded((200, 9, 9))))
+    assert [one.index for one in worker._next_batch()] == [0, 1, 2]
+
+
+def test_the_pictures_met_longest_ago_are_forgotten() -> None:
+    known = KnownPictures(capacity=3)
+    names = {name: hashlib.sha256(name.encode()).hexdigest() for name in "abcde"}
+    assert [known.first_row(names[name], index) for index, name in enumerate("abcaa")] == [0, 1, 2, 0, 0]
+    assert known.first_row(names["d"], 5) == 5
+    assert known.first_row(names["a"], 6) == 0, "met a moment ago"
+    assert known.first_row(names["b"], 7) == 7, "forgotten"
+
+
+def encoded(colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_a_picture_that_can_not_be_encoded_fails_alone(tiny_bundle_fp32: Bundle) -> None:
