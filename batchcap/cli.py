@@ -54,14 +54,14 @@ class _InterruptedError(BatchcapError):
 
 
 class _TerminatedError(BatchcapError):
-    """SIGTERM outside a job: while the inputs are listed or the bundle is checked, say."""
+    """SIGTERM outside a job: while inputs are listed, a bundle is checked or made."""
 
     exit_code = ExitCode.STOPPED_EARLY
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     if number == signal.SIGTERM:
-        raise _TerminatedError("stopped before any work was begun")
+        raise _TerminatedError("stopped")
     raise _InterruptedError("interrupted")
 
 

@@ -18,6 +18,12 @@ from batchcap.export.options import (
 )
 
 _BLOCK_CHOICES = ("block_size", "algorithm", "int8_matrices")
+# Options beside which others say nothing, and why.
+_MEANINGLESS = {
+    Precision.INT8: (("int8_matrices",), "int8 gives every matrix 8 bits"),
+    Precision.W8A8: (_BLOCK_CHOICES, "w8a8 has one scale for each output"),
+    Precision.FP32: (_BLOCK_CHOICES, "fp32 rounds nothing"),
+}
 
 
 def export(
@@ -90,8 +96,13 @@ def export(
     choice = PictureChoice(tuple(calibrate or ()), prompt=prompt)
     if auto:
         _refuse(context_of_call, ("precision", *_BLOCK_CHOICES), "--auto chooses what {} says")
-    elif precision is Precision.W8A8:
-        _refuse(context_of_call, _BLOCK_CHOICES, "w8a8 has one scale for each output, so {} says nothing")
+    else:
+        names, reason = _MEANINGLESS.get(precision, ((), ""))
+        _refuse(context_of_call, names, reason + ", so {} says nothing")
+        _refuse(context_of_call, ("max_kl",), "only --auto keeps to {}, and it is not given", "give both")
+    if not (auto or calibrate):
+        reason = "{} is asked about the pictures of --calibrate or --auto, and neither is given"
+        _refuse(context_of_call, ("prompt",), reason, "give both")
     if auto:
         from batchcap.export.auto import Search
 
@@ -104,12 +115,13 @@ def export(
     print_result(f"{bundle.folder}  {bundle.precision}  id {bundle.id[:16]}")
 
 
-def _refuse(context: typer.Context, parameters: tuple[str, ...], reason: str) -> None:
-    """Options beside which others mean nothing can't be given together with them."""
+def _refuse(context: typer.Context, parameters: tuple[str, ...], reason: str, instead: str = "") -> None:
+    """Options that mean nothing beside the others can't be given together with them."""
     for name in parameters:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
-            raise UsageError(f"{reason.format('--' + name.replace('_', '-'))}: leave one of them out")
+            advice = f"{instead}, or leave it out" if instead else "leave one of them out"
+            raise UsageError(f"{reason.format('--' + name.replace('_', '-'))}: {advice}")
 
 
 def verify(
@@ -150,16 +162,18 @@ def verify(
     from batchcap.verify.quality import compare_bundles
     from batchcap.verify.verify import VerifyOptions, verify_bundle, write_json
 
+    if json is not None and (json.is_dir() or not json.parent.is_dir()):
+        raise UsageError(f"there can be no file {json}: name one in a folder that is there with --json")
     if quality:
         table = compare_bundles(bundles, checkpoint, PictureChoice(tuple(images or ()), limit, prompt))
+        print_result(table.to_text())
         if json is not None:
             write_json(table, json)
-        print_result(table.to_text())
         return
     if len(bundles) > 1:
         raise UsageError("one bundle is checked at a time: name one, or compare several with --quality")
     report = verify_bundle(bundles[0], checkpoint, VerifyOptions(tuple(images or ()), limit, prompt=prompt))
+    print_result(report.to_text())
     if json is not None:
         write_json(report, json)
-    print_result(report.to_text())
     raise typer.Exit(int(ExitCode.COMPLETE if report.passed else ExitCode.TOO_MANY_FAILURES))

@@ -1,6 +1,7 @@
 """Owns the choice of a decoder by measurement: the first of a ladder, fastest first, that stays near the checkpoint."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,10 @@ class Search:
     pictures: PictureChoice
     max_divergence: float
     show: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.max_divergence) and self.max_divergence > 0):
+            raise UsageError(f"--max-kl must be a number of nats above 0, not {self.max_divergence:g}")
 
 
 def ladder(context: int) -> list[Candidate]:

@@ -40,7 +40,7 @@ from batchcap.export.checkpoint import Checkpoint, open_checkpoint, read_json
 from batchcap.export.decoder import draw_decoder, fill_decoder
 from batchcap.export.matrices import matrix_name
 from batchcap.export.options import ExportOptions, Precision
-from batchcap.export.pictures import PictureChoice
+from batchcap.export.pictures import PictureChoice, require_inputs
 from batchcap.export.prequantized import require_unquantized, stored_facts
 from batchcap.export.quantize import Rows
 from batchcap.export.scaling import scaled_tensors, write_scales
@@ -97,8 +97,10 @@ def export_bundle(
     _require_free(output, overwrite=overwrite)
     opened = open_checkpoint(checkpoint)
     _require_context(opened, options.context)
-    if calibrate is not None or search is not None:
+    pictures = calibrate if search is None else search.pictures
+    if pictures is not None:
         require_unquantized(opened.tensors, "--calibrate" if search is None else "--auto")
+        require_inputs(pictures)
     try:
         with scratch_folder(output) as scratch:
             require_space(scratch, _working_bytes(opened, options, searching=search is not None))

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import logging
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,21 @@ class PictureChoice:
     count: int = MAX_PICTURES
     prompt: str = DEFAULT_PROMPT
     max_visual_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"--limit must be at least 1, not {self.count}")
+
+
+def require_inputs(choice: PictureChoice) -> None:
+    """Look whether there are pictures at all, before the work that they are for.
+
+    Raises:
+        UsageError: an input does not exist or has no picture.
+    """
+    if choice.inputs:
+        for _source in discover(InputConfig(choice.inputs), Path(os.devnull)):
+            pass
 
 
 def fitted(choice: PictureChoice, bundle: Bundle, new_tokens: int) -> PictureChoice:

@@ -93,7 +93,7 @@ def test_sigterm_before_the_job_is_begun(job: Job, tmp_path: Path) -> None:
     assert process.wait_until(lambda: writer or _opened(model / "bundle.json", writer))
     process.signal_group(signal.SIGTERM)
     assert process.wait() == ExitCode.STOPPED_EARLY
-    assert "stopped before any work was begun" in process.stderr
+    assert "batchcap: error: stopped" in process.stderr
     os.close(writer[0])
     assert_clean(process)
     assert not output.exists()

@@ -96,8 +96,24 @@ def test_scales_of_the_chosen_one_are_kept(checkpoint: Path, tmp_path: Path, mon
     assert bundle.precision.endswith(", awq")
 
 
-def test_what_is_chosen_cannot_be_given(checkpoint: Path, tmp_path: Path) -> None:
-    arguments = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--auto", "--block-size", "64"]
-    done = CliRunner().invoke(app, arguments)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--auto --block-size 64", "--auto chooses what --block-size says: leave one of them out"),
+        ("--auto --precision int8", "--auto chooses what --precision says"),
+        ("--auto --max-kl nan", "--max-kl must be a number of nats above 0, not nan"),
+        ("--auto --max-kl 0", "--max-kl must be a number of nats above 0, not 0"),
+        ("--auto --calibrate /nowhere/at/all", "/nowhere/at/all does not exist"),
+        ("--calibrate /nowhere/at/all", "/nowhere/at/all does not exist"),
+        ("--max-kl 0.1", "only --auto keeps to --max-kl, and it is not given: give both, or leave it out"),
+        ("--prompt Why?", "--prompt is asked about the pictures of --calibrate or --auto, and neither is given"),
+        ("--precision w8a8 --block-size 64", "w8a8 has one scale for each output, so --block-size says nothing"),
+        ("--precision fp32 --algorithm rtn", "fp32 rounds nothing, so --algorithm says nothing: leave one"),
+        ("--precision int8 --int8-matrices head", "int8 gives every matrix 8 bits, so --int8-matrices says nothing"),
+    ],
+)
+def test_options_that_do_not_go_together(options: str, message: str, checkpoint: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["export", str(checkpoint), "-o", str(tmp_path / "b"), *options.split()])
     assert isinstance(done.exception, UsageError)
-    assert "--auto chooses what --block-size says" in str(done.exception)
+    assert message in str(done.exception)
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.errors import UsageError
-from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
+from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256, require_inputs
 from batchcap.prompt import PromptTemplate
 
 SAMPLE = Path(__file__).parents[2] / "sample_data"
@@ -37,6 +37,20 @@ def test_what_cannot_be_read_is_left_out(
     (tmp_path / "good.jpg").unlink()
     with pytest.raises(UsageError, match=r"no picture in .* can be read: name others"):
         load_pictures(choice, tiny_bundle_fp32.geometry, tmp_path / "out")
+
+
+def test_inputs_are_looked_for_before_the_work(tmp_path: Path) -> None:
+    require_inputs(PictureChoice())
+    require_inputs(PictureChoice((str(SAMPLE / "sizes"), str(SAMPLE / "manifest.parquet"))))
+    for inputs in ((str(tmp_path),), (str(SAMPLE / "sizes"), str(tmp_path / "nothing")), ("",)):
+        with pytest.raises(UsageError):
+            require_inputs(PictureChoice(inputs))
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_some_pictures_must_be_taken(count: int) -> None:
+    with pytest.raises(UsageError, match=f"--limit must be at least 1, not {count}"):
+        PictureChoice(count=count)
 
 
 def test_own_pictures_are_the_same_each_time(tiny_bundle_fp32: Bundle, tmp_path: Path) -> None:

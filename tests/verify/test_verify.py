@@ -181,6 +181,17 @@ def test_another_checkpoint_is_refused(tiny_bundle_fp32: Bundle, tmp_path: Path,
         run(tiny_bundle_fp32.folder, wider, picture)
 
 
+@pytest.mark.parametrize("more", [(), ("--quality",)])
+def test_a_place_for_the_json_is_looked_for_before_the_work(
+    more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bundle, "load", lambda *_: pytest.fail("this comes before the work"))
+    for path in (tmp_path / "nowhere" / "v.json", tmp_path):
+        arguments = ["verify", "bundle", "--checkpoint", "checkpoint", "--json", str(path), *more]
+        with pytest.raises(UsageError, match=r"there can be no file .* name one in a folder that is there with --json"):
+            CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
 @pytest.mark.usefixtures("few_steps")
 def test_pictures_that_cannot_be_read(
     tiny_bundle_fp32: Bundle, tiny_checkpoint: Path, picture: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
