@@ -8,7 +8,9 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,6 +32,8 @@ from batchcap.records import ImageRow
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
 
+# Sources looked up and kept with one statement.
+_SOURCES_AT_ONCE = 1000
 # A piece of a source: row in the job, source id, path, kind, first row inside the source, rows. Spans lie end to end,
 # so the first one of a shard is the last that begins at or before it: no other span is looked at.
 _PIECES = """
@@ -102,24 +106,23 @@ class Plan:
 
     def _take_in(self, connection: sqlite3.Connection, sources: Iterable[Source]) -> None:
         (seq,) = connection.execute("SELECT count(*) FROM sources").fetchone()
-        known = "SELECT rows, size_bytes, mtime_ns FROM sources WHERE path = ?"
-        for source in sources:
-            path = os.fsencode(source.path)
-            found = connection.execute(known, (path,)).fetchone()
-            if source.kind is SourceKind.PARQUET:
-                self._layout(source.path)  # columns that don't fit are told before any work
-                if found and found != (source.rows, source.size_bytes, source.mtime_ns):
-                    raise NotSameJobError(
-                        f"{printable_name(str(source.path))} has changed since this job began, and its captions may "
-                        "not fit any more: put the old file back, or use another --output"
-                    )
-            if not found:
-                name = _free_id(connection, source)
-                connection.execute(
-                    "INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (seq, name, path, source.kind, source.rows, source.size_bytes, source.mtime_ns),
-                )
-                seq += 1
+        unread = iter(sources)
+        while batch := list(islice(unread, _SOURCES_AT_ONCE)):
+            new: dict[bytes, Source] = {}
+            known = _stored(connection, "path", [os.fsencode(source.path) for source in batch])
+            for source in batch:
+                path = os.fsencode(source.path)
+                if source.kind is SourceKind.PARQUET:
+                    self._layout(source.path)  # columns that don't fit are told before any work
+                    if path in known and known[path] != (source.rows, source.size_bytes, source.mtime_ns):
+                        raise NotSameJobError(
+                            f"{printable_name(str(source.path))} has changed since this job began, and its captions "
+                            "may not fit any more: put the old file back, or use another --output"
+                        )
+                if path not in known:
+                    new.setdefault(path, source)
+            _add_sources(connection, seq, new)
+            seq += len(new)
 
     def shard_rows(self, shard: Shard) -> Iterator[ImageRow]:
         """The rows of a shard, in order.
@@ -212,11 +215,40 @@ class Plan:
         return self._layouts[path]
 
 
-def _free_id(connection: sqlite3.Connection, source: Source) -> str:
-    """The source's id, or its path where an earlier source has that id."""
-    name, path = source.id, printable_name(str(source.path))
-    while connection.execute("SELECT 1 FROM sources WHERE id = ?", (name,)).fetchone():
-        name = path if name == source.id != path else f"{name}#"
+def _stored(connection: sqlite3.Connection, column: str, values: list[Any]) -> dict[Any, tuple[int, int, int]]:
+    """Rows, size and time of the sources that have one of the values in a column, by that value."""
+    marks = ", ".join("?" * len(values))
+    found = connection.execute(
+        f"SELECT {column}, rows, size_bytes, mtime_ns FROM sources WHERE {column} IN ({marks})",  # noqa: S608 - our names
+        values,
+    )
+    return {value: (rows, size_bytes, mtime_ns) for value, rows, size_bytes, mtime_ns in found}
+
+
+def _add_sources(connection: sqlite3.Connection, seq: int, new: dict[bytes, Source]) -> None:
+    """Keep sources by their paths, numbered from `seq` on."""
+    taken = set(_stored(connection, "id", [source.id for source in new.values()]))
+    insert = "INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?)"
+    rows: list[tuple[int, str, bytes, Source]] = []
+    clashing: list[tuple[int, str, bytes, Source]] = []
+    for number, (path, source) in enumerate(new.items(), seq):
+        (clashing if source.id in taken else rows).append((number, source.id, path, source))
+        taken.add(source.id)
+    connection.executemany(insert, (_row_of(*row) for row in rows))
+    for number, name, path, source in clashing:
+        free = _free_id(connection, name, printable_name(os.fsdecode(path)))
+        connection.execute(insert, _row_of(number, free, path, source))
+
+
+def _row_of(number: int, name: str, path: bytes, source: Source) -> tuple[Any, ...]:
+    return number, name, path, source.kind, source.rows, source.size_bytes, source.mtime_ns
+
+
+def _free_id(connection: sqlite3.Connection, wanted: str, path: str) -> str:
+    """The path of a source whose id an earlier source has."""
+    name = path if path != wanted else f"{wanted}#"
+    while _stored(connection, "id", [name]):
+        name += "#"
     return name
 
 
