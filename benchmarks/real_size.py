@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -76,19 +77,26 @@ def main() -> None:
         print_variants([(variant, caption(pictures, bundle, job, shlex.split(variant)))], header=False)
 
 
-def make_bundle(work: Path, geometry: str) -> Path:
-    """The bundle, and the checkpoint it is made of, unless they are there."""
-    checkpoint, bundle = work / f"checkpoint-{geometry}", work / f"bundle-{geometry}"
+def make_bundle(work: Path, geometry: str, name: str = "", options: Sequence[str] = ()) -> Path:
+    """The bundle, and the checkpoint it is made of, unless they are there; one with options has a name of its own."""
+    bundle = work / "-".join(filter(None, ("bundle", geometry, name)))
     if not (bundle / BUNDLE_FILE).exists():
-        if not (checkpoint / "model.safetensors.index.json").exists():  # it is written last
-            shutil.rmtree(checkpoint, ignore_errors=True)
-            script = [sys.executable, str(HERE / "make_checkpoint.py")]
-            subprocess.run([*script, "--geometry", geometry, "--output", str(checkpoint)], check=True)
-        usage = run_watched([*batchcap(), "export", str(checkpoint), "--output", str(bundle)])
+        checkpoint = make_checkpoint(work, geometry)
+        usage = run_watched([*batchcap(), "export", str(checkpoint), "--output", str(bundle), *options])
         if usage.exit_code:
             sys.exit(f"the export ended with {usage.exit_code}")
         print(f"export: {usage.elapsed_s:.0f} s, peak memory {usage.peak_rss_mib / 1024:.1f} GiB\n")
     return bundle
+
+
+def make_checkpoint(work: Path, geometry: str) -> Path:
+    """The checkpoint, unless it is there."""
+    checkpoint = work / f"checkpoint-{geometry}"
+    if not (checkpoint / "model.safetensors.index.json").exists():  # it is written last
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        script = [sys.executable, str(HERE / "make_checkpoint.py")]
+        subprocess.run([*script, "--geometry", geometry, "--output", str(checkpoint)], check=True)
+    return checkpoint
 
 
 def batchcap() -> list[str]:
