@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import psutil
+
 MIB = 1024 * 1024
 
 
@@ -42,6 +44,21 @@ def cpu_name() -> str:
         return "unknown"
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return names[0] if names else "unknown"
+
+
+def available_memory_bytes() -> int:
+    """Memory that new work may take without swapping, the limit of the control group (version 2) counted."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        counts = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free
+    if limit == "max":
+        return free
+    files = int(counts.get("inactive_file", 0))  # counted as used, and given up when something else needs room
+    return max(0, min(free, int(limit) - used + files))
 
 
 def memory_mib(process_ids: list[int]) -> float:

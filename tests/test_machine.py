@@ -74,3 +74,13 @@ def test_memory_is_what_a_process_holds_and_none_after_its_end() -> None:
         assert 64 < machine.memory_mib([child.pid]) < 128
         child.kill()
     assert machine.memory_mib([child.pid]) == 0
+
+
+def test_free_memory_respects_the_limit_of_the_control_group(kernel: Path) -> None:
+    """Of what the group uses, the files it only keeps for later are given up when something else needs room."""
+    put(kernel, "sys/fs/cgroup/memory.max", f"{500 * machine.MIB}\n")
+    put(kernel, "sys/fs/cgroup/memory.current", f"{450 * machine.MIB}\n")
+    put(kernel, "sys/fs/cgroup/memory.stat", f"anon {200 * machine.MIB}\ninactive_file {100 * machine.MIB}\n")
+    assert machine.available_memory_bytes() == 150 * machine.MIB
+    put(kernel, "sys/fs/cgroup/memory.max", "max\n")
+    assert machine.available_memory_bytes() > 150 * machine.MIB

@@ -1,0 +1,88 @@
+"""Owns how much memory a job needs, and how many slots fit into what is free."""
+
+import logging
+from dataclasses import dataclass, replace
+
+from batchcap.bundle import Bundle
+from batchcap.config import JobConfig, VisionDtype
+from batchcap.decoder.scheduler import slot_positions
+from batchcap.decoder.slots import kv_bytes_per_slot
+from batchcap.machine import MIB, available_memory_bytes
+from batchcap.prompt import PromptTemplate
+from batchcap.vision.dtype import resolve_dtype
+
+log = logging.getLogger(__name__)
+
+# Measured: the demo model, whose weights are nothing, takes 670 MiB in its three processes with PyTorch.
+RUNTIME_BYTES = 700 * MIB
+MORE_DECODER_BYTES = 150 * MIB
+# A session maps the weights and keeps a copy that is packed for its kernels.
+WEIGHT_COPIES = 2
+# Part of the free memory that is left to everything else.
+SPARE_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """What a job takes, in bytes; an estimate to a tenth or two.
+
+    Attributes:
+        runtime: libraries and what is at work in all processes.
+        vision: weights of the encoder.
+        decoders: weights of all decoders.
+        queue: features that wait.
+        slot: keys and values of one slot, in all decoders together.
+    """
+
+    runtime: int
+    vision: int
+    decoders: int
+    queue: int
+    slot: int
+
+    def total(self, slots: int) -> int:
+        """With so many slots in each decoder."""
+        return self.runtime + self.vision + self.decoders + self.queue + slots * self.slot
+
+    def slots_within(self, free_bytes: int, asked: int) -> int:
+        """The most slots up to those asked for that fit; at least one."""
+        room = int(free_bytes * (1 - SPARE_SHARE)) - self.total(0)
+        return max(1, min(asked, room // self.slot))
+
+
+def memory_need(bundle: Bundle, config: JobConfig) -> MemoryNeed:
+    """What a job takes.
+
+    Raises:
+        UsageError: prompt, picture and caption together need more positions than the bundle has.
+    """
+    generation, placement, vision = config.generation, config.placement, config.vision
+    prompts = PromptTemplate.all_from_bundle(bundle, generation.prompts)
+    positions = max(slot_positions(bundle, one, generation, vision.max_visual_tokens) for one in prompts)
+    decoder_bytes = sum(path.stat().st_size for path in bundle.decoder_path.parent.iterdir())
+    # The file is in 16 bits most often: half of what it takes in float32.
+    widened = 2 if resolve_dtype(vision) is VisionDtype.FP32 else 1
+    return MemoryNeed(
+        runtime=RUNTIME_BYTES + (placement.decoders - 1) * MORE_DECODER_BYTES,
+        vision=widened * bundle.vision_weights_path.stat().st_size,
+        decoders=placement.decoders * WEIGHT_COPIES * decoder_bytes,
+        queue=placement.queue_mib * MIB,
+        slot=placement.decoders * kv_bytes_per_slot(bundle.geometry.text, positions),
+    )
+
+
+def fitted_to_memory(config: JobConfig, bundle: Bundle) -> JobConfig:
+    """The configuration with as many slots as fit into the free memory; captions don't depend on it."""
+    need, asked = memory_need(bundle, config), config.placement.slots
+    free_bytes = available_memory_bytes()
+    slots = need.slots_within(free_bytes, asked)
+    if slots < asked:
+        log.warning(
+            "%d slots need about %d MiB and %d MiB are free: using %d. Fewer --decoders, --max-visual-tokens or "
+            "--max-new-tokens leave room for more.",
+            asked,
+            need.total(asked) // MIB,
+            free_bytes // MIB,
+            slots,
+        )
+    return replace(config, placement=replace(config.placement, slots=slots))

@@ -1,0 +1,47 @@
+"""A job takes as many slots as fit into the free memory, and never none."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from batchcap.bundle import Bundle
+from batchcap.config import InputConfig, JobConfig, PlacementConfig
+from batchcap.engines import capacity
+from batchcap.engines.capacity import MemoryNeed, fitted_to_memory, memory_need
+from batchcap.machine import MIB
+
+NEED = MemoryNeed(runtime=100, vision=50, decoders=30, queue=20, slot=10)
+CONFIG = JobConfig(InputConfig(("pictures",)), output="out")
+
+
+@pytest.mark.parametrize(("free", "slots"), [(10_000, 16), (400, 16), (399, 15), (300, 7), (234, 1), (10, 1)])
+def test_slots_that_fit(free: int, slots: int) -> None:
+    """A tenth is left free: of 400 bytes 360 are there, 200 for all but the slots."""
+    assert NEED.slots_within(free, 16) == slots
+
+
+def test_what_a_job_needs(tiny_bundle_int4: Bundle) -> None:
+    one = memory_need(tiny_bundle_int4, CONFIG)
+    two = memory_need(tiny_bundle_int4, replace(CONFIG, placement=PlacementConfig(decoders=2, queue_mib=64)))
+    assert (two.decoders, two.slot, two.queue) == (2 * one.decoders, 2 * one.slot, 64 * MIB)
+    text = tiny_bundle_int4.geometry.text
+    positions = one.slot // (2 * text.layers * text.kv_heads * text.head_dim * 4)
+    assert positions > CONFIG.vision.max_visual_tokens + CONFIG.generation.max_new_tokens
+    assert one.total(3) - one.total(1) == 2 * one.slot
+
+
+def test_fewer_slots_where_memory_is_short(
+    tiny_bundle_int4: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    need = memory_need(tiny_bundle_int4, CONFIG)
+    monkeypatch.setattr(capacity, "available_memory_bytes", lambda: int(need.total(5) / 0.9) + need.slot // 2)
+    with caplog.at_level(logging.WARNING):
+        assert fitted_to_memory(CONFIG, tiny_bundle_int4).placement.slots == 5
+    assert "16 slots need about" in caplog.text
+    assert "using 5" in caplog.text
+
+
+def test_as_asked_where_there_is_room(tiny_bundle_int4: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    assert fitted_to_memory(CONFIG, tiny_bundle_int4) == CONFIG
+    assert not caplog.records
