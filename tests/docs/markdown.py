@@ -58,7 +58,8 @@ def anchors(text: str) -> set[str]:
 
 def command_lines(text: str) -> list[str]:
     """Every `batchcap …` command line of a page: in shell blocks and in running text."""
-    shell = [line for block in blocks(text, "sh") for line in block.splitlines() if line.startswith("batchcap")]
+    joined = [block.replace("\\\n", " ") for block in blocks(text, "sh")]
+    shell = [line for block in joined for line in block.splitlines() if line.startswith("batchcap")]
     return shell + re.findall(r"`(batchcap [^`]+)`", without_blocks(text))
 
 
