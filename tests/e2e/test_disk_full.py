@@ -70,7 +70,7 @@ def _fill_again_and_again(job: Job, disk: Path) -> None:
         filler = fill(disk, room_kib)
         process = run(*job.arguments(output, *PARTS), expect=ExitCode.UNEXPECTED)
         # With some room it may be the journal that meets the end of it, or the part that becomes whole first.
-        parts = [output / "captions" / f"part-{number:05d}.parquet" for number in range(2)]
+        parts = [output / "captions" / f"part-{number:05d}.parquet" for number in range(-(-ROWS // 40))]
         assert_says_full(process, *((folder.journal_path, *parts) if room_kib else (holder,)))
         filler.unlink()
         before, (durable, _double) = durable, durable_rows(output)
