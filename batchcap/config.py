@@ -163,6 +163,7 @@ class PlacementConfig:
         patch_budget: patches encoded in one pass of the vision encoder.
         queue_mib: bound of the feature queue.
         rows_per_part: rows of a part file.
+        own_cores: keep decoders on cores of their own where the machine has enough of them; see `cores`.
     """
 
     decoders: int = 1
@@ -172,6 +173,7 @@ class PlacementConfig:
     patch_budget: int = 4096
     queue_mib: int = 256
     rows_per_part: int = 1000
+    own_cores: bool = True
 
     def __post_init__(self) -> None:
         for name in ("decoders", "slots", "patch_budget", "queue_mib", "rows_per_part"):

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchcap.config import PlacementConfig
+from batchcap.machine import available_cores
+
 SYSTEM = Path("/sys/devices/system")
 # With fewer the kernel does better: whoever waits gives its core to the others.
 FEWEST_CORES = 8
@@ -30,6 +33,15 @@ class Threads:
     decoders: int
     decoder: int
     vision: int
+
+    @classmethod
+    def of(cls, placement: PlacementConfig, granted: int) -> "Threads":
+        """What a job uses on a machine that grants so many CPUs."""
+        return cls(
+            decoders=placement.decoders,
+            decoder=placement.decoder_threads or max(1, granted // placement.decoders),
+            vision=placement.vision_threads or granted,
+        )
 
     @property
     def decoding(self) -> int:
@@ -58,6 +70,14 @@ class CorePlan:
         placed = [f"decoder {number} on CPUs {cpu_list(cpus)}" for number, cpus in enumerate(self.decoders)]
         vision = f"vision on CPUs {cpu_list(self.vision)}" if self.vision else "vision on any CPU"
         return f"{', '.join([*placed, vision])} ({self.why})"
+
+
+def plan_for(placement: PlacementConfig) -> CorePlan:
+    """The plan of a job on this machine."""
+    if not placement.own_cores:
+        return CorePlan(((),) * placement.decoders, (), "--no-own-cores")
+    granted = available_cores()
+    return plan_cores(usable_cores(), granted, Threads.of(placement, granted))
 
 
 def usable_cores(system: Path = SYSTEM) -> tuple[Core, ...]:

@@ -14,6 +14,7 @@ from batchcap.bundle import Bundle
 from batchcap.config import JobConfig
 from batchcap.engines.base import Engine
 from batchcap.engines.local import LocalEngine
+from batchcap.engines.twins import REMEMBERED_PICTURES
 from batchcap.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
@@ -48,7 +49,9 @@ EngineFactory = Callable[[Bundle, JobConfig, ShouldStop], Engine]
 
 def start_local_engine(bundle: Bundle, config: JobConfig, should_stop: ShouldStop) -> Engine:
     """Worker processes on this machine, their models loaded unless it was time to stop before that."""
-    engine = LocalEngine(bundle, config)
+    from batchcap.engines.capacity import fitted_to_memory  # noqa: PLC0415 - loads ONNX Runtime
+
+    engine = LocalEngine(bundle, fitted_to_memory(config, bundle))
     engine.start(should_stop)
     return engine
 
@@ -149,6 +152,8 @@ class JobRun:
         stats = StatsWriter(self._folder.stats_path)
         monitor = Monitor(stats, self._started_s)
         with closing(make_engine(self._bundle, self._config, self._stop_in_time)) as engine:
+            if not self._config.generation.depends_on_row:
+                engine.remember(recorder.captioned_pictures(REMEMBERED_PICTURES))
             progress.start(self._total_rows or 0, recorder.tally.rows)
             try:
                 caption_rows(recorder, engine, monitor, progress, self._stop_in_time)

@@ -18,7 +18,15 @@ from batchcap.records import Caption, CaptionRow, Failure, ImageRow, PromptColum
 from batchcap.report.summary import Tally
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
-from batchcap.store.parts import TALLY_KEY, UNNAMED, part_is_complete, part_metadata, read_row, write_part
+from batchcap.store.parts import (
+    TALLY_KEY,
+    UNNAMED,
+    captioned_pictures,
+    part_is_complete,
+    part_metadata,
+    read_row,
+    write_part,
+)
 
 # One fsync for so many rows, or so long after the first of them: a kill costs at most this much work.
 FLUSH_ROWS = 512
@@ -137,6 +145,22 @@ class Recorder:
             for row in self._plan.shard_rows(shard):
                 if row.index not in done:
                     yield row
+
+    def captioned_pictures(self, most: int) -> list[tuple[str, int]]:
+        """Digest and row index of pictures that earlier runs have captioned: the last `most`, in order."""
+        found: list[tuple[str, int]] = []
+        for shard in reversed(self._plan.shards()):
+            if len(found) >= most:
+                break
+            if shard.seq in self._open:
+                rows = [
+                    (row.image_sha256, index) for index, row in self._journal.rows(shard) if row.status is Status.OK
+                ]
+            else:
+                places = captioned_pictures(self._folder.part_path(shard.seq))
+                rows = [(sha256, shard.first_row + place) for place, sha256 in places]
+            found += [(sha256, index) for sha256, index in reversed(rows) if sha256 is not None]
+        return found[:most][::-1]
 
     def record(self, outcomes: list[Outcome]) -> None:
         """Take outcomes in; they are durable and counted after the next `flush`."""

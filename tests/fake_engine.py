@@ -10,6 +10,7 @@ class FakeEngine:
 
     def __init__(self, room: int = 4, dies_after: int | None = None) -> None:
         self.submitted: list[int] = []
+        self.remembered: list[tuple[str, int]] = []
         self.closed = False
         self._room = room
         self._dies_after = dies_after
@@ -23,6 +24,9 @@ class FakeEngine:
     @property
     def in_flight(self) -> int:
         return len(self._rows)
+
+    def remember(self, pictures: list[tuple[str, int]]) -> None:
+        self.remembered += pictures
 
     def submit(self, row: ImageRow) -> None:
         assert self.has_room, "a row was submitted without room"

@@ -4,12 +4,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcap.cores import Core, Threads, cpu_list, keep_on, plan_cores, usable_cores
+from batchcap import cores as cores_module
+from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
+from batchcap.cores import Core, CorePlan, Threads, cpu_list, keep_on, plan_cores, plan_for, usable_cores
+from batchcap.engines import local, worker
+from batchcap.engines.local import LocalEngine
+from batchcap.engines.messages import DecoderSpec
+from batchcap.errors import BundleError
+
+GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
+BUNDLE: Any = SimpleNamespace(folder=Path("/bundle"), id="0" * 64, geometry=GEOMETRY)
 
 
 def machine(nodes: int, cores_a_node: int, smt: int = 1) -> tuple[Core, ...]:
@@ -153,6 +164,43 @@ def test_a_process_is_kept_where_it_belongs(wanted: str, kept: str) -> None:
         f"first = everything[0]; keep_on({wanted}); assert sorted(os.sched_getaffinity(0)) == {kept}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_threads_are_those_of_the_configuration() -> None:
+    assert Threads.of(PlacementConfig(), 64) == Threads(decoders=1, decoder=64, vision=64)
+    assert Threads.of(PlacementConfig(decoders=3), 64) == Threads(decoders=3, decoder=21, vision=64)
+    assert Threads.of(PlacementConfig(decoders=8), 2) == Threads(decoders=8, decoder=1, vision=2)
+    given = PlacementConfig(decoders=2, decoder_threads=5, vision_threads=7)
+    assert Threads.of(given, 64) == Threads(decoders=2, decoder=5, vision=7)
+
+
+def test_a_job_may_be_told_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores_module, "usable_cores", lambda: machine(2, 32))
+    monkeypatch.setattr(cores_module, "available_cores", lambda: 64)
+    assert plan_for(PlacementConfig(decoders=2)).decoders == (tuple(range(32)), tuple(range(32, 64)))
+    assert plan_for(PlacementConfig(decoders=2, own_cores=False)).decoders == ((), ())
+
+
+def test_every_worker_is_told_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs: dict[str, Any] = {}
+    monkeypatch.setattr(local, "Worker", specs.setdefault)
+    monkeypatch.setattr(local, "plan_for", lambda _placement: CorePlan(((0, 1), (2, 3)), (4,), "a test"))
+    config = JobConfig(InputConfig(("p",)), "o", placement=PlacementConfig(decoders=2, decoder_threads=2))
+    LocalEngine(BUNDLE, config)
+    assert {name: spec.cpus for name, spec in specs.items()} == {
+        "vision": (4,),
+        "decoder 0": (0, 1),
+        "decoder 1": (2, 3),
+    }
+
+
+def test_a_worker_goes_to_its_cpus_before_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[int, ...]] = []
+    monkeypatch.setattr(worker, "keep_on", kept.append)
+    spec = DecoderSpec("/nowhere", "b", GenerationConfig(), slots=1, threads=1, max_visual_tokens=4, cpus=(5, 6))
+    with pytest.raises(BundleError):
+        worker._build(spec, None)  # type: ignore[arg-type]
+    assert kept == [(5, 6)]
 
 
 def test_lists_of_cpus() -> None:

@@ -109,6 +109,21 @@ def test_rows_come_out_in_order_and_are_counted(config: JobConfig) -> None:
     assert content["run"]["images_per_min"] > 0
 
 
+@pytest.mark.parametrize(("temperature", "remembered"), [(0.0, True), (0.7, False)])
+def test_a_resume_tells_the_engine_which_pictures_are_captioned(
+    config: JobConfig, temperature: float, remembered: bool
+) -> None:
+    config = replace(config, generation=GenerationConfig(temperature=temperature))
+    with pytest.raises(WorkerError):
+        run(config, FakeEngine(dies_after=6))
+    second = FakeEngine()
+    run(config, second)
+    captioned = set(range(ROWS)) - set(second.submitted) - {2}  # row 2 has failed
+    assert len(captioned) >= 5
+    assert {index for _sha256, index in second.remembered} == (captioned if remembered else set())
+    assert_complete(config)
+
+
 def test_nothing_left_to_do_starts_no_engine(config: JobConfig) -> None:
     run(config, FakeEngine())
     untouched = FakeEngine()

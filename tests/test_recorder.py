@@ -11,7 +11,7 @@ import pytest
 
 from batchcap import recorder as recorder_module
 from batchcap.config import InputConfig
-from batchcap.engines.base import Outcome
+from batchcap.engines.base import Outcome, PictureFacts
 from batchcap.errors import StorageError
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
@@ -189,6 +189,25 @@ def test_a_twin_of_a_failure_fails(folder: JobFolder, journal: Journal) -> None:
     ((_first, one), (_second, two)) = journal.rows(journal.shards()[0])
     assert (two.status, two.error_kind, two.error_message) == (Status.FAILED, one.error_kind, one.error_message)
     assert recorder.tally.failed == 2
+
+
+def test_pictures_of_earlier_runs(folder: JobFolder, journal: Journal) -> None:
+    recorder = make(folder, journal)
+    rows = list(recorder.rows_to_do())
+    assert recorder.captioned_pictures(9) == []
+
+    def outcome(index: int) -> Outcome:
+        given = outcome_of(rows[index] if index != 5 else replace(rows[5], id="bad"))
+        facts = PictureFacts(64, 48, f"{index:064x}", 1.0, 2.0)
+        return Outcome(rows[index], given.result, facts)
+
+    recorder.record([outcome(index) for index in (0, 1, 2, 3, 5, 6, 9)])
+    recorder.flush()
+    again = make(folder, journal)
+    done = [0, 1, 2, 3, 6, 9]  # in the first part, in the journal of two shards; a failure is tried anew
+    for most in range(len(done) + 2):
+        expected = done[len(done) - min(most, len(done)) :]
+        assert again.captioned_pictures(most) == [(f"{index:064x}", index) for index in expected]
 
 
 def test_a_part_that_has_gone_while_the_job_ran(folder: JobFolder, journal: Journal) -> None:

@@ -142,6 +142,14 @@ def caption(
     rows_per_part: Annotated[
         int, typer.Option(help="Rows of one captions/part-*.parquet.", rich_help_panel=_PLACE)
     ] = 1000,
+    own_cores: Annotated[
+        bool,
+        typer.Option(
+            help="On machines of 8 cores and more keep each decoder on cores of its own, of one NUMA node where it "
+            "fits; `batchcap doctor` shows the plan.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = True,
     max_runtime: Annotated[
         float,
         typer.Option(
@@ -181,6 +189,7 @@ def caption(
             patch_budget=patch_budget,
             queue_mib=queue_mib,
             rows_per_part=rows_per_part,
+            own_cores=own_cores,
         ),
         limits=LimitConfig(limit, max_runtime, max_error_rate),
     )

@@ -26,11 +26,16 @@ def doctor(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Bundle to look at; default: the demo model.")
     ] = None,
+    decoders: Annotated[int, typer.Option(help="Decoder processes of the job to be planned.")] = 1,
+    decoder_threads: Annotated[int, typer.Option(help="Threads of one decoder of that job; 0: cores / decoders.")] = 0,
+    vision_threads: Annotated[int, typer.Option(help="Threads of its vision encoder; 0: all cores.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show versions, CPU features and memory, and what a job would use on this machine and why."""
+    """Show versions, CPU features and memory, and what a job would use on this machine and why. Starts nothing."""
+    from batchcap.config import PlacementConfig
     from batchcap.report.doctor import examine
 
-    findings = examine(model)
+    placement = PlacementConfig(decoders=decoders, decoder_threads=decoder_threads, vision_threads=vision_threads)
+    findings = examine(model, placement)
     print_result(findings.to_json() if json else findings.to_text())
     raise typer.Exit(int(findings.exit_code))

@@ -4,6 +4,7 @@ Rows go coordinator → vision worker → coordinator → a decoder → coordina
 row is, so no worker's end can lose one.
 """
 
+import logging
 import queue
 import signal
 import socket
@@ -13,17 +14,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from batchcap.bundle import Bundle
 from batchcap.config import JobConfig
+from batchcap.cores import Threads, plan_for
 from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
-from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, Fatal, Ready, VisionSpec
+from batchcap.engines.messages import Busy, Captioned, DecoderSpec, DecodeWork, Fatal, Ready, VisionSpec
 from batchcap.errors import BatchcapError, ExitCode, WorkerError
 from batchcap.machine import MIB, available_cores
 from batchcap.records import Failure, Features, ImageRow, Twin
+
+log = logging.getLogger(__name__)
 
 # Rows the vision worker may hold: enough to fill its patch budget with small pictures while others are being read.
 VISION_WINDOW_ROWS = 32
@@ -133,7 +137,10 @@ class LocalEngine:
 
     def __init__(self, bundle: Bundle, config: JobConfig) -> None:
         placement = config.placement
-        cores = available_cores()
+        threads = Threads.of(placement, available_cores())
+        cores = plan_for(placement)
+        if any(cores.decoders):
+            log.info("cores: %s", cores.to_text())
         geometry = bundle.geometry
         values_per_token = geometry.text.hidden_size * (1 + len(geometry.vision.deepstack_levels))
         self._largest_bytes = config.vision.max_visual_tokens * values_per_token * 4
@@ -149,21 +156,22 @@ class LocalEngine:
             bundle_id=bundle.id,
             generation=config.generation,
             slots=placement.slots,
-            threads=placement.decoder_threads or max(1, cores // placement.decoders),
+            threads=threads.decoder,
             max_visual_tokens=config.vision.max_visual_tokens,
         )
         vision_spec = VisionSpec(
             bundle_folder=folder,
             bundle_id=bundle.id,
             vision=config.vision,
-            threads=placement.vision_threads or cores,
+            threads=threads.vision,
             patch_budget=placement.patch_budget,
             find_twins=not config.generation.depends_on_row,
+            cpus=cores.vision,
         )
         self._decoders: list[Worker] = []
         self._vision = Worker("vision", vision_spec)
-        for number in range(placement.decoders):
-            self._decoders.append(Worker(f"decoder {number}", decoder_spec))
+        for number, cpus in enumerate(cores.decoders):
+            self._decoders.append(Worker(f"decoder {number}", replace(decoder_spec, cpus=cpus)))
 
     def start(self, should_stop: Callable[[], bool]) -> None:
         """Wait until every worker has loaded its model, or it is time to stop.
@@ -210,6 +218,11 @@ class LocalEngine:
     def in_flight(self) -> int:
         """Rows submitted whose outcome has not been returned yet."""
         return len(self._ledger.rows)
+
+    def remember(self, pictures: list[tuple[str, int]]) -> None:
+        """Tell the vision worker of pictures captioned before."""
+        if pictures:
+            self._vision.send(Captioned(pictures))
 
     def submit(self, row: ImageRow) -> None:
         """Send one row to the vision worker; never waits."""

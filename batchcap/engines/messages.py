@@ -23,6 +23,7 @@ class VisionSpec:
     threads: int
     patch_budget: int
     find_twins: bool
+    cpus: tuple[int, ...] = ()  # to be kept on; none: any
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class DecoderSpec:
     slots: int
     threads: int
     max_visual_tokens: int
+    cpus: tuple[int, ...] = ()  # to be kept on; none: any
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,13 @@ class DecodeWork:
 
     row_id: str
     features: Features
+
+
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """Pictures that the job has captions of: hex digest and row index."""
+
+    pictures: list[tuple[str, int]]
 
 
 class Inbox:

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from batchcap.bundle import Bundle
-from batchcap.engines.messages import Busy, Inbox, VisionSpec
+from batchcap.engines.messages import Busy, Captioned, Inbox, VisionSpec
 from batchcap.engines.twins import KnownPictures
 from batchcap.errors import ErrorKind, RowError
 from batchcap.geometry import VisionGeometry
@@ -54,7 +54,12 @@ class VisionWorker:
 
     def _dispatch(self, inbox: Inbox) -> None:
         while True:
-            self._readers.submit(self._read, inbox.get())
+            message = inbox.get()
+            if not isinstance(message, Captioned):
+                self._readers.submit(self._read, message)
+            elif self._known is not None:
+                for sha256, index in message.pictures:
+                    self._known.first_row(sha256, index)
 
     def _read(self, row: ImageRow) -> None:
         result: Patches | Failure | Twin

@@ -12,6 +12,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Protocol
 
+from batchcap.cores import keep_on
 from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec
 from batchcap.errors import BatchcapError, ExitCode
 
@@ -21,6 +22,7 @@ class _Stage(Protocol):
 
 
 def _build(spec: VisionSpec | DecoderSpec, connection: Connection) -> _Stage:
+    keep_on(spec.cpus)  # before the libraries start their threads
     # Imported here so that a decoder never loads torch and the vision worker never loads ONNX Runtime.
     if isinstance(spec, VisionSpec):
         from batchcap.engines.vision_worker import VisionWorker  # noqa: PLC0415

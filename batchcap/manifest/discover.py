@@ -82,7 +82,7 @@ class _Search:
         if os.path.isdir(path):
             yield from self._folder(path)
         elif os.path.lexists(path):
-            yield _source(os.path.abspath(path), os.path.basename(path))
+            yield _source(os.path.abspath(path), os.path.basename(path), _suffix(path))
         else:
             yield from self._pattern(path)
 
@@ -111,29 +111,33 @@ class _Search:
                 # With `**` the files below are matches themselves.
                 if "**" not in pattern:
                     yield from self._folder(path, base)
-            elif names_suffix or self._is_wanted(path):
-                yield _source(os.path.abspath(path), os.path.relpath(path, base))
+            elif names_suffix or self._is_wanted(_suffix(path)):
+                yield _source(os.path.abspath(path), os.path.relpath(path, base), _suffix(path))
 
     def _folder(self, folder: str, base: str | None = None) -> Iterator[Source]:
         """The sources below a folder; their ids are relative to `base`, or to the folder."""
         above = "" if base is None else os.path.relpath(folder, base)
         absolute = os.path.abspath(folder)
         for relative in _walk(absolute, self.exclude):
-            if self._is_wanted(relative):
-                yield _source(os.path.join(absolute, relative), os.path.join(above, relative))
+            suffix = _suffix(relative)
+            if self._is_wanted(suffix):
+                yield _source(os.path.join(absolute, relative), os.path.join(above, relative), suffix)
 
-    def _is_wanted(self, path: str) -> bool:
-        suffix = os.path.splitext(path)[1].lower()
+    def _is_wanted(self, suffix: str) -> bool:
         if suffix in IMAGE_SUFFIXES or suffix in PARQUET_SUFFIXES:
             return True
         self.skipped[printable_name(suffix)] += 1
         return False
 
 
-def _source(path: str, relative: str) -> Source:
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _source(path: str, relative: str, suffix: str) -> Source:
     """The source at an absolute path. Pictures are not looked at: on a network a million looks take minutes."""
     name = printable_name(relative)
-    if os.path.splitext(path)[1].lower() not in PARQUET_SUFFIXES:
+    if suffix not in PARQUET_SUFFIXES:
         return Source(name, Path(path), SourceKind.IMAGE, rows=1)
     try:
         status = os.stat(path)

@@ -109,9 +109,9 @@ class Plan:
         unread = iter(sources)
         while batch := list(islice(unread, _SOURCES_AT_ONCE)):
             new: dict[bytes, Source] = {}
-            known = _stored(connection, "path", [os.fsencode(source.path) for source in batch])
-            for source in batch:
-                path = os.fsencode(source.path)
+            paths = [os.fsencode(source.path) for source in batch]
+            known = _stored(connection, "path", paths)
+            for path, source in zip(paths, batch, strict=True):
                 if source.kind is SourceKind.PARQUET:
                     self._layout(source.path)  # columns that don't fit are told before any work
                     if path in known and known[path] != (source.rows, source.size_bytes, source.mtime_ns):
@@ -255,15 +255,16 @@ def _free_id(connection: sqlite3.Connection, wanted: str, path: str) -> str:
 def _plan_spans(connection: sqlite3.Connection, planned: int, limit: int) -> None:
     """Give rows of the job to source rows that have none yet, as far as the limit allows.
 
-    One statement: a million sources never come to Python.
+    Sources get their rows in order: those before the last one that has any have all of theirs. One statement: a million
+    sources never come to Python.
     """
     connection.execute(
         """
-        WITH planned AS (SELECT source, sum(rows) AS rows FROM spans GROUP BY source),
+        WITH last AS (SELECT source, start + rows AS rows FROM spans ORDER BY first_row DESC LIMIT 1),
         waiting AS (
-            SELECT sources.seq, coalesce(planned.rows, 0) AS start, sources.rows - coalesce(planned.rows, 0) AS rows
-            FROM sources LEFT JOIN planned ON planned.source = sources.seq
-            WHERE sources.rows > coalesce(planned.rows, 0)),
+            SELECT seq, coalesce(last.rows, 0) AS start, sources.rows - coalesce(last.rows, 0) AS rows
+            FROM sources LEFT JOIN last ON last.source = seq
+            WHERE seq >= coalesce((SELECT source FROM last), 0) AND sources.rows > coalesce(last.rows, 0)),
         placed AS (SELECT seq, start, rows, :planned + sum(rows) OVER (ORDER BY seq) - rows AS first_row FROM waiting)
         INSERT INTO spans
         SELECT first_row, seq, start, min(rows, :end - first_row) FROM placed WHERE first_row < :end

@@ -36,4 +36,4 @@ class Source:
 
 def printable_name(name: str) -> str:
     r"""A file name as text: bytes that are not UTF-8 as `\xNN`, so that two names never become one."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -11,18 +11,21 @@ import psutil
 
 from batchcap import __version__
 from batchcap.bundle import Bundle
-from batchcap.config import GenerationConfig, PlacementConfig, VisionBackend, VisionConfig
-from batchcap.decoder.slots import kv_bytes_per_slot
+from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBackend
+from batchcap.cores import Threads, plan_for
+from batchcap.engines.capacity import memory_need
 from batchcap.errors import ExitCode, UsageError
-from batchcap.machine import MIB, available_cores, cpu_flags, cpu_name
+from batchcap.machine import MIB, available_cores, available_memory_bytes, cpu_flags, cpu_name
 from batchcap.model import cache_folder, load_model
-from batchcap.prompt import PromptTemplate
 from batchcap.vision.dtype import resolve_backend, resolve_dtype
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "pillow", "pyarrow", "tokenizers")
 EXPORT_PACKAGES = ("torch", "transformers", "onnxruntime-genai")  # captioning with a bundle works without them
 # Flags that decide the speed of the kernels in use, fastest last.
 SPEED_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+DEFAULT_PLACEMENT = PlacementConfig()
 
 
 @dataclass(slots=True)
@@ -64,7 +67,7 @@ def _versions() -> dict[str, str]:
 
 def _machine() -> dict[str, str]:
     flags = cpu_flags()
-    memory = psutil.virtual_memory()
+    total = psutil.virtual_memory().total
     cache = cache_folder()
     disk = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists()))
     return {
@@ -72,7 +75,7 @@ def _machine() -> dict[str, str]:
         "cpu": cpu_name(),
         "cores": f"{available_cores()} for this process",
         "features": " ".join(flag for flag in SPEED_FLAGS if flag in flags) or "none of the fast ones",
-        "memory": f"{memory.available / MIB:,.0f} MiB free of {memory.total / MIB:,.0f} MiB",
+        "memory": f"{available_memory_bytes() / MIB:,.0f} MiB free of {total / MIB:,.0f} MiB",
         "disk": f"{disk.free / MIB:,.0f} MiB free for the cache in {cache}",
     }
 
@@ -88,33 +91,41 @@ def _model(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def _plan(bundle: Bundle) -> tuple[dict[str, str], int]:
-    """What a job with the default options would use, and its KV cache in bytes."""
-    placement, generation, vision = PlacementConfig(), GenerationConfig(), VisionConfig()
-    cores = available_cores()
+def _plan(bundle: Bundle, config: JobConfig) -> tuple[dict[str, str], str | None]:
+    """What a job with the default options would use, and the problem with it, if there is one."""
+    placement, vision = config.placement, config.vision
+    threads = Threads.of(placement, available_cores())
     backend, dtype = resolve_backend(vision.backend), resolve_dtype(vision)
-    prompt = PromptTemplate.from_bundle(bundle, generation.prompts[0].text)
-    positions = prompt.text_tokens + vision.max_visual_tokens + generation.max_new_tokens
-    kv_bytes = placement.slots * kv_bytes_per_slot(bundle.geometry.text, positions)
+    need, free_bytes = memory_need(bundle, config), available_memory_bytes()
+    slots = need.slots_within(free_bytes, placement.slots)
     why = {VisionBackend.TORCH: "PyTorch is installed", VisionBackend.ONNX: "PyTorch is not installed"}[backend]
     if backend is VisionBackend.TORCH:
         why += ", the CPU has bf16 arithmetic" if dtype == "bf16" else ", the CPU has no bf16 arithmetic"
+    fewer = "" if slots == placement.slots else f" (of {placement.slots}: more do not fit into the free memory)"
     facts = {
-        "vision": f"{backend} {dtype} on {cores} threads ({why})",
+        "vision": f"{backend} {dtype} on {threads.vision} threads ({why})",
         "visual tokens": f"at most {vision.max_visual_tokens} a picture, {bundle.geometry.vision.token_side_px} x "
         f"{bundle.geometry.vision.token_side_px} pixels each",
-        "decoders": f"{placement.decoders} with {placement.slots} slots and {cores // placement.decoders or 1} threads",
-        "KV cache": f"{kv_bytes / MIB:,.0f} MiB a decoder ({positions} positions a slot)",
+        "decoders": f"{placement.decoders} with {slots} slots{fewer} and {threads.decoder} threads",
+        "cores": plan_for(placement).to_text(),
+        "KV cache": f"{slots * need.slot / MIB:,.0f} MiB",
         "feature queue": f"at most {placement.queue_mib} MiB",
+        "memory": f"about {need.total(slots) / MIB:,.0f} MiB",
     }
-    return facts, kv_bytes * placement.decoders
+    if need.total(slots) <= free_bytes:
+        return facts, None
+    return facts, (
+        f"even with {slots} slots a job needs about {need.total(slots) / MIB:,.0f} MiB and {free_bytes / MIB:,.0f} MiB "
+        "are free: end other programs, or take a smaller model"
+    )
 
 
-def examine(model: str | None) -> Findings:
+def examine(model: str | None, placement: PlacementConfig = DEFAULT_PLACEMENT) -> Findings:
     """Look at the machine and at the model.
 
     Args:
         model: bundle folder; None is the demo model.
+        placement: what a job is asked to use, its other options being the default ones.
     """
     findings = Findings({"versions": _versions(), "machine": _machine()})
     versions = findings.sections["versions"].items()
@@ -126,12 +137,8 @@ def examine(model: str | None) -> Findings:
         findings.problems.append(str(error))
         return findings
     findings.sections["model"] = _model(bundle)
-    findings.sections["a job with default options"], kv_bytes = _plan(bundle)
-    weights = sum(path.stat().st_size for path in bundle.folder.rglob("*") if path.is_file())
-    free = psutil.virtual_memory().available
-    if kv_bytes + weights > free:
-        findings.problems.append(
-            f"the model and its KV cache need about {(kv_bytes + weights) / MIB:,.0f} MiB and {free / MIB:,.0f} MiB "
-            "are free: lower --slots, --max-visual-tokens or --max-new-tokens"
-        )
+    config = JobConfig(InputConfig(("pictures",)), output="captions", placement=placement)
+    which = "default" if placement == DEFAULT_PLACEMENT else "these"
+    findings.sections[f"a job with {which} options"], problem = _plan(bundle, config)
+    findings.problems += [problem] if problem else []
     return findings

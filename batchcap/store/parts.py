@@ -143,6 +143,13 @@ def read_row(path: Path, place: int) -> CaptionRow:
     return CaptionRow(**first, further=further)
 
 
+def captioned_pictures(path: Path) -> list[tuple[int, str]]:
+    """The rows of a part file that have a caption: place in it from 0, and hex digest of the picture."""
+    table = pq.read_table(path, columns=["status", "image_sha256"])
+    rows = zip(table["status"].to_pylist(), table["image_sha256"].to_pylist(), strict=True)
+    return [(place, sha256) for place, (status, sha256) in enumerate(rows) if status == Status.OK]
+
+
 def prompt_names(path: Path) -> tuple[str, ...]:
     """The names of the prompts a part file answers, in the order of their columns."""
     return tuple(json.loads(part_metadata(path).get(PROMPTS_KEY, '[""]')))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 
 WRITE_INTERVAL_S = 30.0
 RATE_WINDOW_S = 120.0
+# Samples of the last hour are all kept, of the time before one a minute: a job of weeks rewrites a small file, too.
+DETAIL_S = 3600.0
+COARSE_INTERVAL_S = 60.0
 STAGES = ("read", "vision", "prefill", "decode", "store")
 
 SCHEMA = pa.schema(
@@ -103,10 +107,25 @@ class StatsWriter:
             StorageError: the file can't be written.
         """
         self._next_write_s = time.monotonic() + WRITE_INTERVAL_S
-        self._earlier = pa.concat_tables([self._earlier, pa.Table.from_pylist(self._samples, schema=SCHEMA)])
+        new = pa.Table.from_pylist(self._samples, schema=SCHEMA)
+        # In one piece: every piece of a table takes memory of its own, and a week has twenty thousand.
+        self._earlier = _thinned(pa.concat_tables([self._earlier, new])).combine_chunks()
         self._samples.clear()
         with atomic_file(self._path) as temporary:
             pq.write_table(self._earlier, temporary, compression="zstd")
+
+
+def _thinned(table: pa.Table) -> pa.Table:
+    """Samples without most of those older than `DETAIL_S`; the last one of each run, with its totals, stays."""
+    if not len(table):
+        return table
+    runs, elapsed = table["run"].to_numpy(), table["elapsed_s"].to_numpy()
+    minutes = elapsed // COARSE_INTERVAL_S
+    same_run = runs[1:] == runs[:-1]
+    is_first = np.append(True, ~same_run | (minutes[1:] != minutes[:-1]))
+    is_last = np.append(~same_run, True)
+    is_recent = (runs == runs[-1]) & (elapsed > elapsed[-1] - DETAIL_S)
+    return table.filter(pa.array(is_first | is_last | is_recent))
 
 
 def _read_earlier(path: Path) -> pa.Table:

@@ -109,16 +109,22 @@ def own_contestant(profile: Profile) -> Contestant:
 
 
 def prepare_openvino(work: Path) -> Prepared:
-    """Decoder in INT4 with symmetric groups of 128, the rest as optimum-intel leaves it."""
+    """Exported by optimum-intel, then the decoder in INT4 with symmetric groups of 128, the rest in INT8."""
     folder = _folder(work, "openvino")
     python = OPENVINO.make(folder)
 
-    def export(model: Path) -> None:
+    def export(exact: Path) -> None:
         command = [str(python.with_name("optimum-cli")), "export", "openvino", "--model", str(checkpoint(work))]
-        command += ["--task", "image-text-to-text", "--weight-format", "int4", "--sym", "--group-size", "128"]
-        run_logged([*command, "--ratio", "1.0", str(model)], folder, {"HF_HUB_OFFLINE": "1"})
+        command += ["--task", "image-text-to-text", "--weight-format", "fp16", str(exact)]
+        run_logged(command, folder, {"HF_HUB_OFFLINE": "1"})
 
-    return Prepared(python, _made_once(folder / "model", export))
+    def compress(model: Path) -> None:
+        exact = _made_once(folder / "exact", export)
+        command = [str(python), "-m", "peers.compress_openvino", str(exact), str(model)]
+        run_logged(command, folder, {"PYTHONPATH": str(PROGRAMS)})
+        shutil.rmtree(exact)
+
+    return Prepared(python, _made_once(folder / "model", compress))
 
 
 def prepare_llama_cpp(work: Path) -> Prepared:

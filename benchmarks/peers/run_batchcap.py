@@ -1,12 +1,12 @@
 """batchcap's own command line, read from the summary it leaves.
 
-usage: python -m peers.run_batchcap TASK.json BUNDLE JOB_FOLDER [options of `batchcap caption`] …
+usage: python -m peers.run_batchcap TASK.json BUNDLE [options of `batchcap caption`] …
 """
 
 import json
-import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ from peers.protocol import STAGES, TOKEN_SIDE_PX, Outcome, Task, serve, versions
 
 
 def run(task: Task, bundle: Path, options: list[str]) -> Outcome:
-    job, *caption_options = options
-    shutil.rmtree(job, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        return _caption(task, bundle, options, str(Path(folder) / "job"))
+
+
+def _caption(task: Task, bundle: Path, options: list[str], job: str) -> Outcome:
     command = [str(Path(sys.executable).with_name("batchcap")), "caption", *task.pictures]
     command += ["--output", job, "--model", str(bundle), "--prompt", task.prompt]
     command += ["--max-visual-tokens", str(task.max_pixels // TOKEN_SIDE_PX**2)]
     # Random weights never stop, and loop as they please.
     command += ["--max-new-tokens", str(task.new_tokens), "--no-loop-stop"]
-    subprocess.run([*command, *caption_options], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((Path(job) / "summary.json").read_text(encoding="utf-8"))
     figures: dict[str, Any] = summary["run"]
     busy: dict[str, float] = figures["stage_busy_s"]

@@ -27,7 +27,7 @@ ASKED = (
     Prompt("Describe the colours of this image, please.", "colours"),
     Prompt("What is it?", "what"),
 )
-BUNDLES = ["tiny_bundle_fp32", "tiny_bundle_int8", "tiny_bundle_int4"]
+BUNDLES = ["tiny_bundle_fp32", "tiny_bundle_int8", "tiny_bundle_int4", "tiny_bundle_w8a8"]
 SAMPLED = {"temperature": 1.0, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1}
 
 

@@ -253,7 +253,11 @@ def test_equal_pictures_end_alike_whatever_interrupts(job: Job, doubles: Path, t
     process.signal_group(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.wait_for_group()
+    durable = durable_rows(output)[0]
     found = caption_doubles(job, doubles, output, "--slots", "3")
+    computed = {row["number"] for row in found if row["vision_ms"] is not None}
+    assert sum(row["vision_ms"] is not None for row in found) == len(computed), "nothing was captioned a second time"
+    assert 20 <= durable < 90
     assert [[row[name] for name in WORDS] for row in found] == [[row[name] for name in WORDS] for row in expected]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from batchcap.engines.messages import Busy, Fatal, Ready, VisionSpec
+from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
 from batchcap.errors import ErrorKind
 from batchcap.records import Caption, Failure, Features, FinishReason, ImageRow, Twin, Verdict
 
@@ -36,6 +36,8 @@ def _answer(connection: Connection, message: Any, behaviour: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "nonsense":
         connection.send({"odd": 1})
+    elif isinstance(message, Captioned):
+        return
     elif isinstance(message, ImageRow):
         if message.id.startswith("twin"):
             connection.send(Twin(message.index, message.row, 0.5))

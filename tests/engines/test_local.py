@@ -100,6 +100,7 @@ def test_twins_come_after_the_row_they_are_twins_of(monkeypatch: pytest.MonkeyPa
             running.submit(one)
         found = collect(running, 12)
         order = list(found)
+        running.remember([("0" * 64, 0)])
         late = ImageRow(12, "twin-12", "/in", 0)
         running.submit(late)
         found |= collect(running, 1)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
-from batchcap.engines.messages import Busy, VisionSpec
+from batchcap.engines.messages import Busy, Captioned, VisionSpec
 from batchcap.engines.twins import KnownPictures
 from batchcap.engines.vision_worker import VisionWorker
 from batchcap.errors import ErrorKind
@@ -80,6 +80,26 @@ def test_equal_pictures_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Pat
     ]  # fmt: skip
     assert (passed[0].of, passed[2].of) == (3, 6)
     assert passed[0].read_ms >= 0
+
+
+def test_pictures_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
+    red, blue = encoded((200, 9, 9)), encoded((9, 9, 200))
+    worker, ours = make_worker(tiny_bundle_fp32, 10_000)
+    rows = [ImageRow(7, "a", "s", 0, data=red), ImageRow(8, "b", "s", 0, data=blue)]
+    messages: list[object] = [Captioned([(hashlib.sha256(red).hexdigest(), 2)]), *rows]
+
+    class Hand:
+        def get(self) -> object:
+            if not messages:
+                raise EOFError
+            return messages.pop(0)
+
+    with pytest.raises(EOFError):
+        worker._dispatch(Hand())  # type: ignore[arg-type]
+    worker._readers.shutdown()
+    assert [one.index for one in worker._next_batch()] == [8]
+    twin = ours.recv()
+    assert (twin.index, twin.of) == (7, 2)
 
 
 def test_nothing_is_a_twin_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -33,6 +34,23 @@ def test_the_rate_is_that_of_the_last_run(tmp_path: Path) -> None:
     run(path, StatsSample(0.0, 0, 0), StatsSample(10.0, 1000, 0))
     run(path, StatsSample(0.0, 0, 0), StatsSample(880.0, 100, 0), StatsSample(1000.0, 160, 0))
     assert recent_rate_per_s(path) == pytest.approx(0.5)
+
+
+def test_old_samples_are_thinned_and_totals_stay(tmp_path: Path) -> None:
+    path = tmp_path / "stats.parquet"
+    for seconds in (7200, 10_800):  # two runs, a sample every five seconds
+        writer = StatsWriter(path)
+        for elapsed in range(0, seconds + 1, 5):
+            writer.add(StatsSample(float(elapsed), elapsed, 0))
+            if elapsed % 600 == 0:
+                writer.write()
+        writer.write()
+    table = pq.read_table(path)
+    first, second = (table.filter(pc.equal(table["run"], number))["rows"].to_pylist() for number in (1, 2))
+    assert first == list(range(0, 7201, 60))
+    assert second == [*range(0, 7200, 60), *range(7200, 10_801, 5)]
+    assert recent_rate_per_s(path) == pytest.approx(1.0)
+    assert writer._earlier.column("rows").num_chunks == 1
 
 
 def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
