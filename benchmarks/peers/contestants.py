@@ -31,12 +31,14 @@ class Contestant:
         program: module of its program.
         prepare: makes environment and model below a work folder, unless they are there; raises MissingPeerError.
         options: of the program.
+        every: captions every so many-th picture; for one so slow that all of them take hours.
     """
 
     name: str
     program: str
     prepare: Callable[[Path], Prepared]
     options: tuple[str, ...] = ()
+    every: int = 1
 
     @property
     def is_own(self) -> bool:
@@ -63,7 +65,10 @@ class Profile:
     caption_options: tuple[str, ...] = ()
 
 
-PROFILES = (Profile("int4"),)
+PROFILES = (
+    Profile("int4"),
+    Profile("w8a8", ("--precision", "w8a8"), ("--vision-backend", "onnx", "--vision-dtype", "int8", "--slots", "32")),
+)
 
 OPENVINO = Environment(
     requirements=(
@@ -93,8 +98,8 @@ def contestants() -> list[Contestant]:
         *(own_contestant(profile) for profile in PROFILES),
         Contestant("openvino", "peers.run_openvino", prepare_openvino),
         Contestant("llama.cpp", "peers.run_llama_cpp", prepare_llama_cpp),
-        Contestant("transformers", "peers.run_transformers", prepare_transformers),
-        Contestant("transformers-batch-4", "peers.run_transformers", prepare_transformers, ("--batch", "4")),
+        Contestant("transformers", "peers.run_transformers", prepare_transformers, every=8),
+        Contestant("transformers-batch-4", "peers.run_transformers", prepare_transformers, ("--batch", "4"), every=4),
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 READ, VISION, PREFILL, DECODE = "read", "vision", "prefill", "decode"
 STAGES = (READ, VISION, PREFILL, DECODE)
 TOKEN_SIDE_PX = 32  # one visual token covers so many pixels in each direction
+VISION_MARKS = "<|vision_start|><|vision_end|>"
 # What the checkpoint's chat template makes of one turn with a picture and a text.
 CHAT = "<|im_start|>user\n{picture}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 

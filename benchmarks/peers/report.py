@@ -116,14 +116,16 @@ def tables(results: Results) -> str:
 
 def _notes(results: Results) -> list[str]:
     """Who saw or wrote more or less than the first: their rates can't be compared as they stand."""
-    tokens = {run.contestant: (run.outcome.visual_tokens, run.outcome.new_tokens) for run in results.runs}
-    if len(set(tokens.values())) <= 1:
-        return []
-    (first, (visual, new)), *others = tokens.items()
+    tokens = {run.contestant: run.outcome for run in results.runs}
+    means = {
+        name: f"{each.visual_tokens / each.images:.0f} visual tokens and {each.new_tokens / each.images:.0f} new ones"
+        for name, each in tokens.items()
+    }
+    first = next(iter(means), "")
     return [
-        f"note: {name}: {seen} visual tokens and {written} new ones, {first}: {visual} and {new}"
-        for name, (seen, written) in others
-        if (seen, written) != (visual, new)
+        f"note: an image of {name}: {mean}, of {first}: {means[first]}"
+        for name, mean in means.items()
+        if mean != means[first]
     ]
 
 

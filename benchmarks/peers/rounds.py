@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,10 +20,9 @@ from batchcap.machine import cpu_flags, cpu_name
 from peers.ceiling import PictureSize, arithmetic_ops
 from peers.contestants import PROGRAMS, Contestant, Prepared
 from peers.environments import MissingPeerError, last_lines
-from peers.protocol import CHAT, TOKEN_SIDE_PX, Outcome, Task
+from peers.protocol import CHAT, TOKEN_SIDE_PX, VISION_MARKS, Outcome, Task
 from peers.report import Results, Run
 
-VISION_MARKS = "<|vision_start|><|vision_end|>"
 PATCHES_PER_TOKEN = 4
 
 
@@ -87,7 +86,7 @@ class Benchmark:
         folder = self.work / "peers" / "runs" / contestant.name
         folder.mkdir(parents=True, exist_ok=True)
         task, output, log = folder / "task.json", folder / "output.txt", folder / "log.txt"
-        self.task.write(task)
+        replace(self.task, pictures=self.task.pictures[:: contestant.every]).write(task)
         command = contestant.command(prepared, task)
         with output.open("w", encoding="utf-8") as stdout, log.open("w", encoding="utf-8") as stderr:
             usage = run_watched(command, stdout=stdout, stderr=stderr, env=_environment(self.task))

@@ -13,7 +13,7 @@ import openvino
 import openvino_genai
 from PIL import Image
 
-from peers.protocol import READ, VISION, Outcome, Stopwatch, Task, serve, versions
+from peers.protocol import CHAT, READ, VISION, VISION_MARKS, Outcome, Stopwatch, Task, serve, versions
 
 # The plug-in rounds activations in groups as long as the weights' own, instead of its default of 32.
 PROPERTIES = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
@@ -36,12 +36,14 @@ def run(task: Task, model: Path, options: list[str]) -> Outcome:
     started_s = time.perf_counter()
     results = _caption(pipeline, task, task.pictures, task.new_tokens, clock)
     wall_s = time.perf_counter() - started_s
-    metrics = results[0].perf_metrics  # of all together, in each of them
-    clock.seconds[VISION] = metrics.get_prepare_embeddings_duration().mean / 1000
+    metrics = [result.perf_metrics for result in results]
+    clock.seconds[VISION] = sum(each.get_prepare_embeddings_duration().mean for each in metrics) / 1000
+    text = CHAT.format(picture=VISION_MARKS, prompt=task.prompt)
+    text_tokens: int = pipeline.get_tokenizer().encode(text).input_ids.shape[1]
     return Outcome(
         images=len(results),
-        new_tokens=metrics.get_num_generated_tokens(),
-        visual_tokens=metrics.get_num_input_tokens(),
+        new_tokens=metrics[0].get_num_generated_tokens(),  # each tells that of all
+        visual_tokens=sum(each.get_num_input_tokens() - text_tokens for each in metrics),
         wall_s=wall_s,
         stage_s=clock.seconds,
         precision="INT4 group 128",
@@ -53,6 +55,7 @@ def _set_pixel_budget(model: Path, task: Task) -> None:
     """Write it where the pipeline reads it: no argument of its own says how large pictures are."""
     path = model / "preprocessor_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
+    settings |= {"min_pixels": task.min_pixels, "max_pixels": task.max_pixels}
     settings["size"] = {"shortest_edge": task.min_pixels, "longest_edge": task.max_pixels}
     path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 

@@ -63,7 +63,8 @@ def test_contestants_that_saw_other_pictures_are_noted() -> None:
 
     text = tables(results_of([a_run("ours", 0, 60.0), Run(0, "theirs", odd, 0.0, 0.0, 0.0)]))
 
-    assert "note: theirs: 500 visual tokens and 600 new ones, ours: 1000 and 640" in text
+    ours = "100 visual tokens and 64 new ones"
+    assert f"note: an image of theirs: 50 visual tokens and 60 new ones, of ours: {ours}" in text
 
 
 def test_json_holds_runs_and_summary() -> None:
