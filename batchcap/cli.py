@@ -47,22 +47,22 @@ def _common(
     logging.getLogger("batchcap").setLevel(level)
 
 
-class _InterruptedError(BatchcapError):
-    """Ctrl-C outside a job. Not KeyboardInterrupt, which the command-line library would turn into exit code 1."""
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM outside a job: while inputs are listed, a bundle is checked or made.
 
-    exit_code = ExitCode.INTERRUPTED
+    No Exception, so that what catches every fault of a library lets it pass; and not KeyboardInterrupt, which the
+    command-line library would turn into exit code 1.
+    """
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
-class _TerminatedError(BatchcapError):
-    """SIGTERM outside a job: while inputs are listed, a bundle is checked or made."""
-
-    exit_code = ExitCode.STOPPED_EARLY
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
+def _stop(number: int, _frame: FrameType | None) -> None:
     if number == signal.SIGTERM:
-        raise _TerminatedError("stopped")
-    raise _InterruptedError("interrupted")
+        raise _Stopped("stopped", ExitCode.STOPPED_EARLY)
+    raise _Stopped("interrupted", ExitCode.INTERRUPTED)
 
 
 def _open_standard_streams() -> None:
@@ -85,11 +85,11 @@ def main() -> None:
     Set BATCHCAP_DEBUG=1 to see the traceback of an unexpected error.
     """
     _open_standard_streams()
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
-    except BatchcapError as error:
+    except (BatchcapError, _Stopped) as error:
         typer.echo(f"batchcap: error: {error}", err=True)
         sys.exit(int(error.exit_code))
     except Exception as error:  # noqa: BLE001 - the command line's edge

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib import metadata
@@ -55,7 +54,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Files of the checkpoint that go into the bundle unchanged, where they are there.
-PROCESSOR_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json")
+PROCESSOR_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+)
 LIBRARIES = ("onnxruntime", "onnxruntime-genai", "transformers", "torch")
 # The comparison with transformers holds the whole checkpoint in float32 once more: only for small ones.
 REFERENCE_MAX_BYTES = 1 << 30
@@ -128,7 +133,7 @@ def export_key(checkpoint: Path, options: ExportOptions) -> str:
 
 
 def _require_free(output: Path, *, overwrite: bool) -> None:
-    if not output.exists():
+    if not os.path.lexists(output):  # a link to nowhere is in the way, too
         return
     if not (output / BUNDLE_FILE).exists():
         raise UsageError(f"{output} exists and is not a bundle: choose another --output")
@@ -231,8 +236,15 @@ def _copy_processor_files(source: Path, folder: Path) -> None:
         raise CheckpointError(f"{source / TOKENIZER_FILE} is missing: the checkpoint must have its fast tokenizer")
     for name in (TOKENIZER_FILE, *PROCESSOR_FILES):
         if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+            (folder / name).write_bytes(_content(source / name))
     (folder / CHAT_TEMPLATE_FILE).write_text(_chat_template(source), encoding="utf-8")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"can't read {path} ({error.strerror}): copy the checkpoint again") from None
 
 
 def _chat_template(source: Path) -> str:
@@ -240,8 +252,8 @@ def _chat_template(source: Path) -> str:
     if (source / CHAT_TEMPLATE_FILE).exists():
         try:
             return (source / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{source / CHAT_TEMPLATE_FILE} is no text in UTF-8 ({error})") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"can't read {source / CHAT_TEMPLATE_FILE}: {error}") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (source / name).exists():
             template = read_json(source / name).get("chat_template")

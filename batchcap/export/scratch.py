@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from batchcap.errors import BatchcapError, LockedError
@@ -19,6 +19,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux, fcntl.h and linux/fs.h
 def scratch_folder(output: Path) -> Iterator[Path]:
     """The empty folder `.NAME.partial` beside `output`, removed at the end whatever happens.
 
+    Folders above it that were not there before go with it if nothing has come into them.
+
     Only a kill leaves it; the next export to the same place begins by emptying it. It is beside the bundle because a
     rename must stay on one file system, and because the folder for temporary files is often in memory.
 
@@ -27,6 +29,7 @@ def scratch_folder(output: Path) -> Iterator[Path]:
         OSError: it can't be made.
     """
     folder = output.parent / f".{output.name}.partial"
+    new_parents = [parent for parent in output.parents if not parent.exists()]  # the innermost first
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK_FILE).open("wb") as lock:
         try:
@@ -38,6 +41,9 @@ def scratch_folder(output: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                for parent in new_parents:
+                    parent.rmdir()
 
 
 def _empty(folder: Path) -> None:

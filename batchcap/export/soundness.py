@@ -19,6 +19,7 @@ VISION_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
 HEAD_MULTIPLE = 8  # of a decoder head's width: GroupQueryAttention, ONNX Runtime 1.32, CPU
 VISION_HEAD_MULTIPLE = 4  # of a vision head's width: a rotation of rows and one of columns, of pairs each
 CHANNELS = 3
+DEFAULT_ROPE_THETA = 500_000.0  # transformers, Qwen3VLTextConfig
 # How the image processor prepares pictures; batchcap.images does the same and nothing else. 3 is bicubic.
 PICTURE_STEPS = {
     "do_resize": True,
@@ -102,6 +103,11 @@ def rope_of(text: dict[str, Any]) -> dict[str, Any]:
     """As `rope_scaling` (transformers 4) or `rope_parameters` (5); the model builder reads both."""
     rope: dict[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
     return rope
+
+
+def rope_theta_of(text: dict[str, Any]) -> float:
+    """The base of the language model's rotation, wherever it stands; transformers has one of its own for none."""
+    return float(rope_of(text).get("rope_theta") or text.get("rope_theta") or DEFAULT_ROPE_THETA)
 
 
 def require_sound(geometry: Geometry, config: dict[str, Any], images: dict[str, Any]) -> None:

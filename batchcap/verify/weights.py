@@ -18,6 +18,7 @@ from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.inventory import expected_tensors, head_is_tied
 from batchcap.export.quantize import Rows
 from batchcap.export.scaling import read_scales, scaled_tensors
+from batchcap.export.soundness import rope_of, rope_theta_of
 from batchcap.export.tensors import EMBEDDINGS, HEAD, VISION, read_file, same_bytes, vision_tensors
 from batchcap.machine import available_cores
 from batchcap.records import Float32Array
@@ -165,22 +166,15 @@ def _sections(decoder: DecoderWeights, checkpoint: Checkpoint) -> Row:
     Read, not measured: in the interleaved layout the sections only bound the slowest frequencies, so that logits would
     hardly show a permutation.
     """
-    rope = _rope(checkpoint)
-    expected = (tuple(rope["mrope_section"]), bool(rope.get("mrope_interleaved", True)))
+    rope = rope_of(checkpoint.config["text_config"])
+    expected = (tuple(rope["mrope_section"]), True)  # transformers interleaves whatever `mrope_interleaved` says
     odd = [name for name, found in decoder.sections.items() if found != expected]
     return Row("decoder, mRoPE sections that differ", len(odd), 0, worst=_shortened(odd))
 
 
-def _rope(checkpoint: Checkpoint) -> dict[str, Any]:
-    """As `rope_scaling` (transformers 4) or `rope_parameters` (5)."""
-    text = checkpoint.config["text_config"]
-    rope: dict[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    return rope
-
-
 def _rotary(decoder: DecoderWeights, checkpoint: Checkpoint) -> Row:
     """The rotary tables beside cosines and sines in float64: angle = position · theta^(-2i / head_dim)."""
-    theta = float(_rope(checkpoint).get("rope_theta") or checkpoint.config["text_config"]["rope_theta"])
+    theta = rope_theta_of(checkpoint.config["text_config"])
     half = checkpoint.geometry.text.head_dim // 2
     frequencies = theta ** (-np.arange(half) / half)
     worst = _Worst()

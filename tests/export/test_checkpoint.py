@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 
 from batchcap.errors import CheckpointError
 from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.soundness import VISION_ACTIVATIONS
+from batchcap.export.soundness import VISION_ACTIVATIONS, rope_theta_of
 from batchcap.export.vision_graph import ACTIVATIONS as ONNX_ACTIVATIONS
 from batchcap.vision.tower import ACTIVATIONS as TORCH_ACTIVATIONS
 from tests.checkpoints import Shape, make_checkpoint
@@ -402,3 +403,15 @@ def test_stop_tokens_of_the_configuration(copy: Path) -> None:
 def test_names_hold_no_path(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "deep" / "my-model", Shape(layers=2, levels=(0,)))
     assert open_checkpoint(str(checkpoint)).name == "my-model"
+
+
+@pytest.mark.parametrize(
+    ("text", "theta"),
+    [
+        ({"rope_parameters": {"rope_theta": 7.0}, "rope_theta": 9.0}, 7.0),
+        ({"rope_scaling": {"mrope_section": [1]}, "rope_theta": 9.0}, 9.0),
+        ({"rope_parameters": {"mrope_section": [1]}}, Qwen3VLTextConfig().rope_parameters["rope_theta"]),
+    ],
+)
+def test_base_of_the_rotation_is_found_wherever_it_stands(text: dict[str, Any], theta: float) -> None:
+    assert rope_theta_of(text) == theta

@@ -163,6 +163,13 @@ def test_another_folder_is_never_replaced(checkpoint: Path, tmp_path: Path) -> N
     assert (tmp_path / "holiday.jpg").exists()
 
 
+def test_a_link_to_nowhere_is_in_the_way(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundle").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="exists and is not a bundle"):
+        export_bundle(str(checkpoint), tmp_path / "bundle", OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 @pytest.mark.usefixtures("built_before")
 def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_arguments: object) -> None:
@@ -216,6 +223,11 @@ def broken_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(b"")
 
 
+def tokenizer_in_a_folder(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").mkdir()
+
+
 def tokenizer_of_another_model(folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     content = json.loads(tokenizer.to_str())
@@ -249,8 +261,9 @@ def a_vision_weight_that_is_no_number(folder: Path) -> None:
 DAMAGES: dict[Callable[[Path], None], str] = {
     other_token_of_pictures: "gives 0 places for a picture",
     broken_tokenizer: r"damaged/tokenizer\.json can't be read",
+    tokenizer_in_a_folder: r"can't read .*damaged/tokenizer\.json \(Is a directory\): copy",
     tokenizer_of_another_model: r"gives ids of 384 and more, and the model has 384 tokens",
-    template_in_another_encoding: r"chat_template\.jinja is no text in UTF-8",
+    template_in_another_encoding: r"can't read .*chat_template\.jinja: 'utf-8' codec",
     template_without_a_picture: r"damaged/chat_template\.jinja gives 0 places for a picture",
     template_in_broken_json: r"can't read .*chat_template\.json",
     a_token_that_is_no_number: "the embeddings of token 3 are not finite",

@@ -83,6 +83,16 @@ def test_a_stopped_export_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stop_is_no_fault_of_a_library(checkpoint: Path, tmp_path: Path) -> None:
+    """Ctrl-C while a session is made, which takes seconds and whose every exception means a broken graph."""
+    stop = "import os, signal, onnxruntime; onnxruntime.InferenceSession = lambda *_, **__: os.kill(os.getpid(), 2); "
+    command = [sys.executable, "-c", stop + EXPORT, "export", str(checkpoint), "--output", str(tmp_path / "bundle")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.endswith("batchcap: error: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_exports_to_one_place(tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     with scratch_folder(output) as folder:
@@ -105,6 +115,18 @@ def test_leftovers_go_whatever_they_are(tmp_path: Path) -> None:
     (leftover.parent.parent / "file").touch()
     with scratch_folder(tmp_path / "bundle") as folder:
         assert [path.name for path in folder.iterdir()] == ["lock"]
+
+
+def test_new_folders_above_stay_only_with_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    output = tmp_path / "old" / "new" / "newer" / "bundle"
+    with pytest.raises(ValueError, match="stop"), scratch_folder(output):
+        raise ValueError("stop")
+    assert list((tmp_path / "old").iterdir()) == []
+    with scratch_folder(output) as folder:
+        (folder / "bundle").mkdir()
+        put_in_place(folder / "bundle", output)
+    assert list(output.parent.iterdir()) == [output]
 
 
 def test_a_full_disk_is_noticed_before_the_work(
