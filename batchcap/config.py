@@ -30,6 +30,14 @@ class VisionBackend(StrEnum):
     ONNX = "onnx"
 
 
+class Profile(StrEnum):
+    """Which defaults the settings of speed and vision have; see `profiles`."""
+
+    AUTO = "auto"
+    SMALL = "small"
+    FAST = "fast"
+
+
 def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
     if not condition:
         raise UsageError(message)
@@ -204,20 +212,33 @@ class LimitConfig:
 
 @dataclass(frozen=True, slots=True)
 class JobConfig:
-    """A whole job. `model` is a bundle folder; None is the embedded demo model."""
+    """A whole job.
+
+    Attributes:
+        input: what is to be captioned.
+        output: job folder.
+        model: bundle folder; None is the embedded demo model.
+        profile: where the settings of speed and vision come from that nobody gave.
+        given: names of those that somebody gave (`profiles.Settings`); None: all are as they stand here, and the
+            profile decides nothing.
+    """
 
     input: InputConfig
     output: str
     model: str | None = None
+    profile: Profile = Profile.AUTO
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     limits: LimitConfig = field(default_factory=LimitConfig)
+    given: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         _require(bool(self.output), "output is an empty text: name the job folder")
         _require(self.model != "", "model is an empty text: name a bundle, or leave it out for the demo model")
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain JSON types."""
-        return dataclasses.asdict(self)
+        """The configuration as plain JSON types; who gave a setting is not part of it."""
+        content = dataclasses.asdict(self)
+        del content["given"]
+        return content

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from batchcap import __version__
 from batchcap.bundle import Bundle
-from batchcap.config import JobConfig
+from batchcap.config import JobConfig, Profile
 from batchcap.engines.base import Engine
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.twins import REMEMBERED_PICTURES
@@ -21,6 +21,7 @@ from batchcap.manifest.plan import Plan
 from batchcap.manifest.source import Source
 from batchcap.model import load_model
 from batchcap.monitor import Monitor
+from batchcap.profiles import resolve
 from batchcap.prompt import bundle_opens_thinking
 from batchcap.recorder import Recorder
 from batchcap.report.bottleneck import Bottleneck, find_bottleneck
@@ -28,11 +29,12 @@ from batchcap.report.progress import Progress
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
 from batchcap.signals import StopRequest, stop_on_signals
 from batchcap.store.atomic import write_atomic
-from batchcap.store.fingerprint import Fingerprint, check_same_job, fingerprint_of
+from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
 from batchcap.store.stats import StatsWriter
+from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_backend, resolve_dtype
 
 log = logging.getLogger(__name__)
@@ -111,10 +113,11 @@ class JobRun:
         self._tally = Tally()
         self._figures: RunFigures | None = None
         self._limited_by: Bottleneck | None = None
+        self._remarks: tuple[str, ...] = ()
 
     def work(self, sources: Iterable[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
-        config, folder = self._config, self._folder
+        config, folder = self._settle(), self._folder
         names = config.generation.prompt_names
         encoder = (resolve_backend(config.vision.backend), resolve_dtype(config.vision))
         fingerprint = fingerprint_of(config, self._bundle.id, encoder)
@@ -132,6 +135,18 @@ class JobRun:
             if recorder.tally.rows < plan.total_rows and not self._stop_in_time():
                 self._caption(recorder, progress, make_engine)
 
+    def _settle(self) -> JobConfig:
+        """Decide what nobody gave, once the folder is held and nobody else can begin the job otherwise."""
+        if self._config.given is not None:
+            tuned = read_tuned(self._bundle.id)
+            resolution = resolve(self._config, self._bundle, tuned, begun_encoder(self._folder))
+            self._config = resolution.config
+            if tuned or self._config.profile is not Profile.AUTO:
+                self._remarks = (f"settings: {resolution.why}", *resolution.notes)
+            else:
+                self._remarks = resolution.notes
+        return self._config
+
     def _until_stopped(self, sources: Iterable[Source]) -> Iterator[Source]:
         for source in sources:
             if self._stop_in_time():
@@ -148,6 +163,8 @@ class JobRun:
             )
         if len(names := self._config.generation.prompt_names) > 1:
             log.info("asking %d prompts of each picture: %s", len(names), ", ".join(names))
+        for remark in self._remarks:
+            log.info("%s", remark)
         log.info("loading the model")
         stats = StatsWriter(self._folder.stats_path)
         monitor = Monitor(stats, self._started_s)

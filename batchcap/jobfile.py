@@ -10,6 +10,10 @@ from typing import Any
 
 from batchcap.config import InputConfig, JobConfig
 from batchcap.errors import UsageError
+from batchcap.profiles import names_in_tables
+
+# What the loader fills in itself.
+_NOT_KEYS = frozenset({"given"})
 
 
 def load_job_file(path: Path) -> JobConfig:
@@ -34,7 +38,8 @@ def load_job_file(path: Path) -> JobConfig:
     if "input" not in data or "output" not in data:
         raise UsageError(f"{path} needs an [input] table with `inputs`, and `output`; see jobs/ for examples")
     config: JobConfig = _build(JobConfig, data, str(path))
-    return _anchored(config, path.resolve().parent)
+    given = names_in_tables(data.get("placement", {}), data.get("vision", {}))
+    return _anchored(dataclasses.replace(config, given=given), path.resolve().parent)
 
 
 def _anchored(config: JobConfig, base: Path) -> JobConfig:
@@ -55,7 +60,7 @@ def _anchored(config: JobConfig, base: Path) -> JobConfig:
 
 def _build(kind: type[Any], data: dict[str, Any], where: str) -> Any:  # noqa: ANN401 - one loader for every dataclass
     """A dataclass from a table; unknown keys are refused, since a misspelt option must not run with its default."""
-    hints = typing.get_type_hints(kind)
+    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name not in _NOT_KEYS}
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known here: {', '.join(hints)}")

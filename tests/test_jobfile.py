@@ -11,17 +11,20 @@ from batchcap.config import (
     JobConfig,
     LimitConfig,
     PlacementConfig,
+    Profile,
     Prompt,
     VisionConfig,
     VisionDtype,
 )
 from batchcap.errors import UsageError
 from batchcap.jobfile import load_job_file
+from batchcap.profiles import NAMES
 
 SMALLEST = 'output = "o"\n[input]\ninputs = ["p"]\n'
 EVERYTHING = """
 output = "out"
 model = "bundle"
+profile = "small"
 [input]
 inputs = ["pictures", "/abs/more/*.parquet"]
 image_column = "image"
@@ -69,16 +72,18 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         ),
         output=str(tmp_path / "out"),
         model=str(tmp_path / "bundle"),
+        profile=Profile.SMALL,
         generation=GenerationConfig("Say it.", 7, 1.0, 0.5, 3, 1.5, 9, loop_stop=False),
         vision=VisionConfig(64, VisionDtype.FP32, 5000),
         placement=PlacementConfig(2, 3, 4, 5, 6, 7, 8),
         limits=LimitConfig(10, 60.0, 0.25),
+        given=frozenset(NAMES) - {"vision_backend"},
     )
 
 
 def test_what_is_not_said_has_its_default(tmp_path: Path) -> None:
     config = load_job_file(write(tmp_path, SMALLEST))
-    assert config == JobConfig(InputConfig((str(tmp_path / "p"),)), output=str(tmp_path / "o"))
+    assert config == JobConfig(InputConfig((str(tmp_path / "p"),)), output=str(tmp_path / "o"), given=frozenset())
 
 
 def test_paths_start_from_the_file_wherever_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +116,9 @@ def test_several_prompts_are_a_table_in_their_order(tmp_path: Path) -> None:
         ('output = "o"\n[input]\ninputs = "p"', "job.toml: input: inputs must be a list of strings"),
         ('output = "o"\n[input]\ninputs = [1]', "job.toml: input: inputs must be a list of strings"),
         ('output = "o"\n[input]\ninputs = []', "no input was named"),
-        ('outptu = "o"\n' + SMALLEST, "unknown key 'outptu'; known here: input, output, model"),
+        ('outptu = "o"\n' + SMALLEST, "unknown key 'outptu'; known here: input, output, model, profile, generation"),
+        ('given = ["slots"]\n' + SMALLEST, "unknown key 'given'; known here: input"),
+        ('profile = "quick"\n' + SMALLEST, "job.toml: profile must be one of auto, small, fast"),
         (
             SMALLEST + "[generation]\nmax_tokens = 3",
             "job.toml: generation: unknown key 'max_tokens'; known here: prompt",

@@ -14,6 +14,7 @@ from batchcap.config import (
     JobConfig,
     LimitConfig,
     PlacementConfig,
+    Profile,
     VisionBackend,
     VisionConfig,
     VisionDtype,
@@ -27,6 +28,7 @@ _INPUT, _WORDS, _PICTURES, _PLACE, _LIMITS = "Input", "Words", "Pictures", "Spee
 
 
 def caption(
+    context_of_call: typer.Context,
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -118,6 +120,15 @@ def caption(
     max_image_pixels: Annotated[
         int, typer.Option(help="Refuse pictures with more pixels than this.", rich_help_panel=_PICTURES)
     ] = 256_000_000,
+    profile: Annotated[
+        Profile,
+        typer.Option(
+            help="Defaults of the options below and of the vision encoder. auto: what `batchcap tune` found here, else "
+            "those shown; small: least memory; fast: the fastest encoder of this CPU, even where it rounds more, and "
+            "more slots where the bundle is w8a8. What you give yourself always counts.",
+            rich_help_panel=_PLACE,
+        ),
+    ] = Profile.AUTO,
     decoders: Annotated[
         int, typer.Option(help="Decoder processes, each with its own copy of the weights.", rich_help_panel=_PLACE)
     ] = 1,
@@ -170,6 +181,7 @@ def caption(
         input=InputConfig(tuple(inputs), image_column, id_column, image_root, _names(keep_columns)),
         output=output,
         model=model,
+        profile=profile,
         generation=GenerationConfig(
             prompt=_prompt(prompt),
             max_new_tokens=max_new_tokens,
@@ -192,6 +204,7 @@ def caption(
             own_cores=own_cores,
         ),
         limits=LimitConfig(limit, max_runtime, max_error_rate),
+        given=given_settings(context_of_call),
     )
     _run(config, show)
 
@@ -204,6 +217,14 @@ def run(
     from batchcap.jobfile import load_job_file
 
     _run(load_job_file(job_file), show)
+
+
+def given_settings(context: typer.Context) -> frozenset[str]:
+    """Names of the settings that are on the command line, which no profile changes."""
+    from batchcap.profiles import NAMES
+
+    sources = {name: context.get_parameter_source(name) for name in NAMES}
+    return frozenset(name for name, source in sources.items() if source is not None and source.name != "DEFAULT")
 
 
 def _prompt(given: list[str]) -> str | dict[str, str]:

@@ -1,11 +1,13 @@
-"""Owns `batchcap status` and `batchcap doctor`: how far a job is, and what this machine would do."""
+"""Owns `batchcap status`, `doctor` and `tune`: how far a job is, what this machine would do, how it does it fastest."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from batchcap.commands.captioning import given_settings
 from batchcap.commands.results import print_result
+from batchcap.config import Profile
 
 
 def status(
@@ -23,11 +25,13 @@ def status(
 
 
 def doctor(
+    context_of_call: typer.Context,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Bundle to look at; default: the demo model.")
     ] = None,
-    decoders: Annotated[int, typer.Option(help="Decoder processes of the job to be planned.")] = 1,
-    decoder_threads: Annotated[int, typer.Option(help="Threads of one decoder of that job; 0: cores / decoders.")] = 0,
+    profile: Annotated[Profile, typer.Option(help="Profile of the job to be planned.")] = Profile.AUTO,
+    decoders: Annotated[int, typer.Option(help="Decoder processes of that job.")] = 1,
+    decoder_threads: Annotated[int, typer.Option(help="Threads of one decoder; 0: cores / decoders.")] = 0,
     vision_threads: Annotated[int, typer.Option(help="Threads of its vision encoder; 0: all cores.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -36,6 +40,30 @@ def doctor(
     from batchcap.report.doctor import examine
 
     placement = PlacementConfig(decoders=decoders, decoder_threads=decoder_threads, vision_threads=vision_threads)
-    findings = examine(model, placement)
+    findings = examine(model, profile, placement, given_settings(context_of_call))
     print_result(findings.to_json() if json else findings.to_text())
     raise typer.Exit(int(findings.exit_code))
+
+
+def tune(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Bundle to measure; default: the demo model.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Time to take, about; more tries more.")] = 1.0,
+    allow_rounded_vision: Annotated[
+        bool,
+        typer.Option(
+            "--allow-rounded-vision",
+            help="Try vision encoders, too, that round more than the default one (int8). Captions of new jobs may then "
+            "differ a little.",
+        ),
+    ] = False,
+) -> None:
+    """Measure which settings caption fastest on this machine, and keep them for later jobs with this bundle.
+
+    Captions generated pictures with several numbers of decoders, threads and slots and with the vision backends. Best
+    done when nothing else runs. `batchcap doctor` shows what was found; `--profile auto` uses it.
+    """
+    from batchcap.tuning.tune import tune as find_fastest
+
+    print_result(find_fastest(model, minutes, rounded_vision=allow_rounded_vision).to_text())

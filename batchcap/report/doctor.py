@@ -11,12 +11,14 @@ import psutil
 
 from batchcap import __version__
 from batchcap.bundle import Bundle
-from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBackend
+from batchcap.config import InputConfig, JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
 from batchcap.cores import Threads, plan_for
 from batchcap.engines.capacity import memory_need
 from batchcap.errors import ExitCode, UsageError
 from batchcap.machine import MIB, available_cores, available_memory_bytes, cpu_flags, cpu_name
 from batchcap.model import cache_folder, load_model
+from batchcap.profiles import Resolution, resolve
+from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_backend, resolve_dtype
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "pillow", "pyarrow", "tokenizers")
@@ -91,19 +93,27 @@ def _model(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def _plan(bundle: Bundle, config: JobConfig) -> tuple[dict[str, str], str | None]:
-    """What a job with the default options would use, and the problem with it, if there is one."""
+def _why_encoder(vision: VisionConfig, dtype: VisionDtype) -> str:
+    if vision.backend is not VisionBackend.AUTO:
+        return "by profile, tuning or option"
+    if resolve_backend(vision.backend) is VisionBackend.ONNX:
+        return "PyTorch is not installed"
+    bf16 = "bf16 arithmetic" if dtype is VisionDtype.BF16 else "no bf16 arithmetic"
+    return f"PyTorch is installed, the CPU has {bf16}"
+
+
+def _plan(bundle: Bundle, resolution: Resolution) -> tuple[dict[str, str], str | None]:
+    """What a job with these settings would use, and the problem with it, if there is one."""
+    config = resolution.config
     placement, vision = config.placement, config.vision
     threads = Threads.of(placement, available_cores())
     backend, dtype = resolve_backend(vision.backend), resolve_dtype(vision)
     need, free_bytes = memory_need(bundle, config), available_memory_bytes()
     slots = need.slots_within(free_bytes, placement.slots)
-    why = {VisionBackend.TORCH: "PyTorch is installed", VisionBackend.ONNX: "PyTorch is not installed"}[backend]
-    if backend is VisionBackend.TORCH:
-        why += ", the CPU has bf16 arithmetic" if dtype == "bf16" else ", the CPU has no bf16 arithmetic"
     fewer = "" if slots == placement.slots else f" (of {placement.slots}: more do not fit into the free memory)"
     facts = {
-        "vision": f"{backend} {dtype} on {threads.vision} threads ({why})",
+        "profile": resolution.why,
+        "vision": f"{backend} {dtype} on {threads.vision} threads ({_why_encoder(vision, dtype)})",
         "visual tokens": f"at most {vision.max_visual_tokens} a picture, {bundle.geometry.vision.token_side_px} x "
         f"{bundle.geometry.vision.token_side_px} pixels each",
         "decoders": f"{placement.decoders} with {slots} slots{fewer} and {threads.decoder} threads",
@@ -120,12 +130,19 @@ def _plan(bundle: Bundle, config: JobConfig) -> tuple[dict[str, str], str | None
     )
 
 
-def examine(model: str | None, placement: PlacementConfig = DEFAULT_PLACEMENT) -> Findings:
+def examine(
+    model: str | None,
+    profile: Profile = Profile.AUTO,
+    placement: PlacementConfig = DEFAULT_PLACEMENT,
+    given: frozenset[str] = frozenset(),
+) -> Findings:
     """Look at the machine and at the model.
 
     Args:
         model: bundle folder; None is the demo model.
-        placement: what a job is asked to use, its other options being the default ones.
+        profile: of the job to be planned.
+        placement: what that job is asked to use.
+        given: names of the settings in it that were asked for; the profile decides the others.
     """
     findings = Findings({"versions": _versions(), "machine": _machine()})
     versions = findings.sections["versions"].items()
@@ -137,8 +154,9 @@ def examine(model: str | None, placement: PlacementConfig = DEFAULT_PLACEMENT) -
         findings.problems.append(str(error))
         return findings
     findings.sections["model"] = _model(bundle)
-    config = JobConfig(InputConfig(("pictures",)), output="captions", placement=placement)
-    which = "default" if placement == DEFAULT_PLACEMENT else "these"
-    findings.sections[f"a job with {which} options"], problem = _plan(bundle, config)
+    config = JobConfig(InputConfig(("pictures",)), "captions", profile=profile, placement=placement, given=given)
+    resolution = resolve(config, bundle, read_tuned(bundle.id))
+    which = "these" if given or profile is not Profile.AUTO else "default"
+    findings.sections[f"a job with {which} options"], problem = _plan(bundle, resolution)
     findings.problems += [problem] if problem else []
     return findings

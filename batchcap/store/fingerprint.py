@@ -82,6 +82,21 @@ def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfi
         )
 
 
+def begun_encoder(folder: JobFolder) -> tuple[str, str] | None:
+    """Backend and arithmetic of the vision encoder that wrote the rows of a job; None where no row is finished.
+
+    Raises:
+        UsageError: the folder was written by a later batchcap.
+    """
+    stored = _read(folder)
+    if stored is None or not _has_results(folder):
+        return None
+    try:
+        return stored["vision-backend"], stored["vision-dtype"]
+    except (KeyError, TypeError):
+        return None
+
+
 def _has_results(folder: JobFolder) -> bool:
     """Whether a row is finished: in a part file or in the journal."""
     if folder.part_paths():

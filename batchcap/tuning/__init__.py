@@ -1,0 +1,1 @@
+"""Owns `batchcap tune`: which settings are the fastest on this machine with a bundle."""

@@ -1,0 +1,138 @@
+"""Owns how fast settings are: the same pictures through real worker processes, from the first to the last caption."""
+
+import io
+import random
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from batchcap.bundle import Bundle
+from batchcap.config import GenerationConfig, InputConfig, JobConfig, VisionConfig
+from batchcap.demo.scenes import compose, draw
+from batchcap.engines.local import LocalEngine
+from batchcap.errors import WorkerError
+from batchcap.profiles import Settings
+from batchcap.records import Failure, ImageRow
+
+# A quarter of an everyday job (256 visual tokens, 64 new ones), so that a minute is enough for some candidates.
+VISUAL_TOKENS = 64
+NEW_TOKENS = 16
+SIDE_PX = 256
+# Trained models answer this with more than NEW_TOKENS, so all captions are equally long.
+PROMPT = "Describe everything in this image in as much detail as you can."
+WARM_UP_ROWS = 4
+POLL_S = 0.05
+_SEED = 1 << 39  # no scene that the demo model was trained or is evaluated on
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long one candidate took.
+
+    Attributes:
+        load_s: until its workers had loaded their models and written a first few captions.
+        row_s: seconds a picture; None where it was given up.
+    """
+
+    load_s: float
+    row_s: float | None
+
+
+class Track:
+    """Pictures to be captioned with any settings; the same ones each time."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._pictures: list[bytes] = []
+        self._next_index = 0
+
+    def first(self, settings: Settings, budget_s: float) -> tuple[int, Timing]:
+        """Time the first candidate, and choose how many pictures this and the others are timed with.
+
+        Args:
+            settings: the candidate.
+            budget_s: time that the pictures may take about.
+
+        Returns:
+            The number of pictures, and the candidate's timing.
+        """
+        with closing(self._start(settings)) as engine:
+            began_s = time.perf_counter()
+            engine.start(lambda: False)
+            row_s = self._run(engine, WARM_UP_ROWS) / WARM_UP_ROWS
+            rows = rows_for(budget_s / row_s)
+            self._draw(rows)
+            load_s = time.perf_counter() - began_s
+            return rows, Timing(load_s, self._run(engine, rows) / rows)
+
+    def time(self, settings: Settings, rows: int, give_up_s: float) -> Timing:
+        """Time a candidate.
+
+        Args:
+            settings: the candidate.
+            rows: pictures to caption.
+            give_up_s: when it is slower than this, all pictures together, it is given up.
+
+        Raises:
+            WorkerError: a worker ended, or a picture was not captioned.
+        """
+        began_s = time.perf_counter()
+        with closing(self._start(settings)) as engine:
+            engine.start(lambda: False)
+            self._run(engine, WARM_UP_ROWS)
+            load_s = time.perf_counter() - began_s
+            elapsed_s = self._run(engine, rows, give_up_s)
+            return Timing(load_s, elapsed_s / rows if elapsed_s <= give_up_s else None)
+
+    def _start(self, settings: Settings) -> LocalEngine:
+        return LocalEngine(self._bundle, settings.applied_to(_job(self._bundle)))
+
+    def _draw(self, count: int) -> None:
+        while len(self._pictures) < count:
+            self._pictures.append(_picture(len(self._pictures)))
+
+    def _rows(self, count: int) -> Iterator[ImageRow]:
+        self._draw(count)
+        for data in self._pictures[:count]:
+            # Bytes behind a picture's end change its digest, and nothing else: so no row is another's twin.
+            index = self._next_index
+            self._next_index += 1
+            yield ImageRow(index, str(index), "generated", index, data=data + str(index).encode())
+
+    def _run(self, engine: LocalEngine, count: int, give_up_s: float = float("inf")) -> float:
+        """Seconds from the first picture handed over to the last caption; more than `give_up_s` if it was given up."""
+        rows = self._rows(count)
+        row = next(rows, None)
+        began_s = time.perf_counter()
+        while (row is not None or engine.in_flight) and time.perf_counter() - began_s <= give_up_s:
+            while row is not None and engine.has_room:
+                engine.submit(row)
+                row = next(rows, None)
+            for outcome in engine.poll(POLL_S):
+                if isinstance(outcome.result, Failure):
+                    raise WorkerError(f"a generated picture was not captioned: {outcome.result.message}")
+        return time.perf_counter() - began_s
+
+
+def rows_for(affordable: float) -> int:
+    """How many pictures to time a candidate with: whole batches of 16 where there is time for them, at least 8."""
+    return max(8, min(256, round(affordable / 16) * 16))
+
+
+def _job(bundle: Bundle) -> JobConfig:
+    return JobConfig(
+        InputConfig(("generated",)),
+        "nowhere",
+        str(bundle.folder),
+        generation=GenerationConfig(PROMPT, NEW_TOKENS, loop_stop=False),
+        vision=VisionConfig(VISUAL_TOKENS),
+    )
+
+
+def _picture(number: int) -> bytes:
+    """A few drawn things, as JPEG."""
+    chance = random.Random(_SEED + number)  # noqa: S311 - it draws, it keeps no secret
+    buffer = io.BytesIO()
+    draw(compose(chance, 1.0), chance, SIDE_PX, SIDE_PX).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

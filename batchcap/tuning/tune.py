@@ -1,0 +1,234 @@
+"""Owns one call of `batchcap tune`: the time it may take, what is told meanwhile, what is kept."""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+from batchcap.bundle import Bundle
+from batchcap.config import InputConfig, JobConfig, VisionConfig
+from batchcap.cores import Threads, usable_cores
+from batchcap.engines.capacity import fitted_to_memory, memory_need
+from batchcap.errors import BatchcapError, UsageError
+from batchcap.machine import MIB, available_cores, available_memory_bytes
+from batchcap.model import load_model
+from batchcap.profiles import Settings, Tuned, is_w8a8
+from batchcap.report.progress import format_duration
+from batchcap.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track
+from batchcap.tuning.record import MadeFor, write_tuned
+from batchcap.tuning.search import Machine, Search, Trial, encoders_for, moves_for
+from batchcap.vision.dtype import resolve_backend, resolve_dtype
+
+log = logging.getLogger(__name__)
+
+# The pictures of one candidate take about this part of the time; loading its models comes on top.
+CANDIDATE_SHARE = 1 / 8
+BUSY_LOAD = 0.5
+_HEADERS = ("images/min", "vision", "threads", "decoders", "threads", "slots", "patches", "")
+
+
+@dataclass(frozen=True, slots=True)
+class TuneResult:
+    """What was found.
+
+    Attributes:
+        trials: what was measured; the first is the default.
+        best: the fastest of them.
+        untried: how many candidates there was no time for.
+        path: where it is kept.
+        rows: pictures of each measurement.
+    """
+
+    trials: list[Trial]
+    best: Trial
+    untried: int
+    path: Path
+    rows: int
+
+    @property
+    def speedup(self) -> float:
+        """Of the best over the default."""
+        return self.best.images_per_min / self.trials[0].images_per_min
+
+    def to_text(self) -> str:
+        """A table for a person, the best marked."""
+        what = (
+            f"{self.rows} pictures of {VISUAL_TOKENS} visual tokens and at most {NEW_TOKENS} new ones each, a quarter "
+            "of everyday work: compare these rates with each other only"
+        )
+        said = [*_aligned([_HEADERS, *(_cells(trial, self._remark(trial)) for trial in self.trials)]), "", what]
+        if self.best is self.trials[0]:
+            said.append("nothing was faster than the defaults")
+        else:
+            said.append(f"the best is {self.speedup:.2f} times as fast as the defaults")
+        if self.untried:
+            said.append(f"no time was left for {self.untried} more candidates: --minutes gives it")
+        said.append(f"kept in {self.path}; jobs with this bundle on this machine use it (--profile auto)")
+        return "\n".join(said)
+
+    def _remark(self, trial: Trial) -> str:
+        remarks = [trial.note] if trial.note else []
+        remarks += ["default"] if trial is self.trials[0] else []
+        remarks += ["best"] if trial is self.best else []
+        remarks += [f"measured {len(trial.row_s)} times"] if len(trial.row_s) > 1 else []
+        return ", ".join(remarks)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _cells(trial: Trial, remark: str) -> tuple[str, ...]:
+    settings = trial.settings
+    threads = _threads(settings)
+    return (
+        trial.rate_text,
+        " ".join(settings.encoder),
+        str(threads.vision),
+        str(threads.decoders),
+        str(threads.decoder),
+        str(settings.slots),
+        str(settings.patch_budget),
+        remark,
+    )
+
+
+def _threads(settings: Settings) -> Threads:
+    return Threads.of(settings.applied_to(_everyday_job()).placement, available_cores())
+
+
+def _everyday_job() -> JobConfig:
+    return JobConfig(InputConfig(("pictures",)), "captions")
+
+
+@dataclass(slots=True)
+class _Course:
+    """The measurements of one call."""
+
+    bundle: Bundle
+    track: Track
+    ends_s: float
+    rows: int = 0
+    longest_s: float = 0.0
+    count: int = field(default=0)
+
+    def first(self, settings: Settings, budget_s: float) -> Trial:
+        self._tell(settings)
+        began_s = time.perf_counter()
+        self.rows, timing = self.track.first(settings, budget_s)
+        return self._done(settings, timing, began_s, math.inf)
+
+    def measure(self, settings: Settings, give_up_row_s: float) -> Trial:
+        need = memory_need(self.bundle, settings.applied_to(_everyday_job()))
+        if need.slots_within(available_memory_bytes(), settings.slots) < settings.slots:
+            return Trial(
+                settings, note=f"needs {need.total(settings.slots) // MIB:,} MiB: too much for the free memory"
+            )
+        self._tell(settings)
+        began_s = time.perf_counter()
+        try:
+            timing = self.track.time(settings, self.rows, self.rows * give_up_row_s)
+        except BatchcapError as error:  # it may be what this candidate needs that is not there; the others may work
+            log.warning("not measured: %s", error)
+            return Trial(settings, note="failed")
+        return self._done(settings, timing, began_s, give_up_row_s)
+
+    def has_time(self) -> bool:
+        return time.perf_counter() + self.longest_s <= self.ends_s
+
+    def _tell(self, settings: Settings) -> None:
+        self.count += 1
+        threads = _threads(settings)
+        left_s = max(0.0, self.ends_s - time.perf_counter())
+        log.info(
+            "measuring %d: vision %s on %d threads, decoders %d with %d threads and %d slots, %d patches; %s left",
+            self.count,
+            " ".join(settings.encoder),
+            threads.vision,
+            threads.decoders,
+            threads.decoder,
+            settings.slots,
+            settings.patch_budget,
+            format_duration(left_s),
+        )
+
+    def _done(self, settings: Settings, timing: Timing, began_s: float, give_up_row_s: float) -> Trial:
+        self.longest_s = max(self.longest_s, time.perf_counter() - began_s)
+        if timing.row_s is None:
+            return Trial(settings, note="given up", below=60 / give_up_row_s)
+        log.info("%.1f images/min", 60 / timing.row_s)
+        return Trial(settings, [timing.row_s])
+
+
+def tune(model: str | None, minutes: float, *, rounded_vision: bool) -> TuneResult:
+    """Find the fastest settings for a bundle on this machine, and keep them.
+
+    Args:
+        model: bundle folder; None is the demo model.
+        minutes: time it may take about; the last measurement may end a little later.
+        rounded_vision: try vision encoders, too, that round more than the default one, and so change captions.
+
+    Raises:
+        UsageError: the time is too short to compare anything, the memory is too small for the model, or the result
+            can't be kept.
+    """
+    if not 0 < minutes < 24 * 60:
+        raise UsageError("--minutes must be above 0, and less than a day")
+    began_s = time.perf_counter()
+    bundle = load_model(model)
+    path = MadeFor.here(bundle.id).path  # a machine without a place for it is told before the work
+    start = _start(bundle)
+    _warn_if_busy()
+    budget_s = 60 * minutes
+    course = _Course(bundle, Track(bundle), began_s + budget_s)
+    default = course.first(start, budget_s * CANDIDATE_SHARE)
+    if not course.has_time():
+        raise UsageError(
+            f"--minutes {minutes:g} is too short: the defaults alone took {course.longest_s:.0f} s; "
+            f"--minutes {6 * course.longest_s / 60:.2g} would leave time to compare some"
+        )
+    machine = Machine(available_cores(), min(len(usable_cores()), available_cores()), find_spec("torch") is not None)
+    encoders = encoders_for(start.encoder, machine, rounded=rounded_vision)
+    moves = moves_for(machine, course.rows, w8a8=is_w8a8(bundle), encoders=encoders)
+    search = Search(moves, course.measure, course.has_time, [default])
+    best = search.run()
+    result = TuneResult(search.trials, best, len(search.untried), path, course.rows)
+    write_tuned(
+        bundle.id,
+        Tuned(best.settings, datetime.now(UTC), result.speedup, rounded_vision),
+        [_measured(trial) for trial in search.trials],
+    )
+    return result
+
+
+def _start(bundle: Bundle) -> Settings:
+    """The defaults, as many slots as fit, the encoder that a job would take by itself."""
+    job = fitted_to_memory(_everyday_job(), bundle)
+    need, free = memory_need(bundle, job), available_memory_bytes()
+    if need.total(1) > free:
+        raise UsageError(
+            f"there is not enough memory to measure: the model needs about {need.total(1) // MIB:,} MiB with one slot "
+            f"and {free // MIB:,} MiB are free: end other programs, or take a smaller model"
+        )
+    return Settings.of(job).with_encoder((resolve_backend(job.vision.backend), resolve_dtype(VisionConfig())))
+
+
+def _warn_if_busy() -> None:
+    load = os.getloadavg()[0]
+    if load > BUSY_LOAD * available_cores():
+        log.warning("other programs were at work in the last minute (load average %.1f): best when it is quiet", load)
+
+
+def _measured(trial: Trial) -> dict[str, object]:
+    return {
+        "settings": dataclasses.asdict(trial.settings),
+        "row_s": [round(value, 4) for value in trial.row_s],
+        "note": trial.note,
+    }
