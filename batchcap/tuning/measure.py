@@ -3,7 +3,7 @@
 import io
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -21,7 +21,9 @@ NEW_TOKENS = 16
 SIDE_PX = 256
 # Trained models answer this with more than NEW_TOKENS, so all captions are equally long.
 PROMPT = "Describe everything in this image in as much detail as you can."
-WARM_UP_ROWS = 4
+# A candidate is timed with whole batches of so many pictures where there is time for them; with fewer it is a guess.
+BATCH_ROWS = 16
+FEWEST_ROWS, MOST_ROWS = 4, 256
 POLL_S = 0.05
 _SEED = 1 << 39  # no scene that the demo model was trained or is evaluated on
 
@@ -31,7 +33,7 @@ class Timing:
     """How long one candidate took.
 
     Attributes:
-        load_s: until its workers had loaded their models and written a first few captions.
+        load_s: until its workers had loaded their models and each decoder had written a first caption.
         row_s: seconds a picture; None where it was given up.
     """
 
@@ -47,23 +49,23 @@ class Track:
         self._pictures: list[bytes] = []
         self._next_index = 0
 
-    def first(self, settings: Settings, budget_s: float) -> tuple[int, Timing]:
+    def first(self, settings: Settings, plan: Callable[[float, float], int]) -> tuple[int, Timing]:
         """Time the first candidate, and choose how many pictures this and the others are timed with.
 
         Args:
             settings: the candidate.
-            budget_s: time that the pictures may take about.
+            plan: the number of pictures for seconds of loading and seconds a picture, about.
 
         Returns:
             The number of pictures, and the candidate's timing.
         """
+        began_s = time.perf_counter()
         with closing(self._start(settings)) as engine:
-            began_s = time.perf_counter()
             engine.start(lambda: False)
-            row_s = self._run(engine, WARM_UP_ROWS) / WARM_UP_ROWS
-            rows = rows_for(budget_s / row_s)
-            self._draw(rows)
+            row_s = self._run(engine, settings.decoders) / settings.decoders
             load_s = time.perf_counter() - began_s
+            rows = plan(load_s, row_s)
+            self._draw(rows)
             return rows, Timing(load_s, self._run(engine, rows) / rows)
 
     def time(self, settings: Settings, rows: int, give_up_s: float) -> Timing:
@@ -80,7 +82,7 @@ class Track:
         began_s = time.perf_counter()
         with closing(self._start(settings)) as engine:
             engine.start(lambda: False)
-            self._run(engine, WARM_UP_ROWS)
+            self._run(engine, settings.decoders)
             load_s = time.perf_counter() - began_s
             elapsed_s = self._run(engine, rows, give_up_s)
             return Timing(load_s, elapsed_s / rows if elapsed_s <= give_up_s else None)
@@ -116,8 +118,10 @@ class Track:
 
 
 def rows_for(affordable: float) -> int:
-    """How many pictures to time a candidate with: whole batches of 16 where there is time for them, at least 8."""
-    return max(8, min(256, round(affordable / 16) * 16))
+    """How many pictures to time a candidate with, where there is time for about so many."""
+    if affordable < BATCH_ROWS / 2:
+        return max(FEWEST_ROWS, int(affordable))
+    return min(MOST_ROWS, max(1, round(affordable / BATCH_ROWS)) * BATCH_ROWS)
 
 
 def _job(bundle: Bundle) -> JobConfig:

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from batchcap.machine import MIB, available_cores, available_memory_bytes
 from batchcap.model import load_model
 from batchcap.profiles import Settings, Tuned, is_w8a8
 from batchcap.report.progress import format_duration
-from batchcap.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track
+from batchcap.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
 from batchcap.tuning.record import MadeFor, write_tuned
 from batchcap.tuning.search import Machine, Search, Trial, encoders_for, moves_for
 from batchcap.vision.dtype import resolve_backend, resolve_dtype
@@ -115,15 +115,27 @@ class _Course:
     bundle: Bundle
     track: Track
     ends_s: float
+    budget_s: float
     rows: int = 0
     longest_s: float = 0.0
-    count: int = field(default=0)
+    count: int = 0
 
-    def first(self, settings: Settings, budget_s: float) -> Trial:
+    def first(self, settings: Settings) -> Trial:
         self._tell(settings)
         began_s = time.perf_counter()
-        self.rows, timing = self.track.first(settings, budget_s)
+        self.rows, timing = self.track.first(settings, self._plan)
         return self._done(settings, timing, began_s, math.inf)
+
+    def _plan(self, load_s: float, row_s: float) -> int:
+        """How many pictures each candidate is timed with; so many that some can be compared."""
+        rows = rows_for(CANDIDATE_SHARE * self.budget_s / row_s)
+        candidate_s = load_s + rows * row_s
+        if 2 * candidate_s > self.budget_s:
+            raise UsageError(
+                f"--minutes {self.budget_s / 60:g} is too short for this model on this machine: one measurement takes "
+                f"about {candidate_s:.0f} s, so --minutes {math.ceil(8 * candidate_s / 60)} would leave time for some"
+            )
+        return rows
 
     def measure(self, settings: Settings, give_up_row_s: float) -> Trial:
         need = memory_need(self.bundle, settings.applied_to(_everyday_job()))
@@ -181,28 +193,31 @@ def tune(model: str | None, minutes: float, *, rounded_vision: bool) -> TuneResu
     """
     if not 0 < minutes < 24 * 60:
         raise UsageError("--minutes must be above 0, and less than a day")
-    began_s = time.perf_counter()
     bundle = load_model(model)
+    began_s = time.perf_counter()
     path = MadeFor.here(bundle.id).path  # a machine without a place for it is told before the work
     start = _start(bundle)
     _warn_if_busy()
     budget_s = 60 * minutes
-    course = _Course(bundle, Track(bundle), began_s + budget_s)
-    default = course.first(start, budget_s * CANDIDATE_SHARE)
-    if not course.has_time():
-        raise UsageError(
-            f"--minutes {minutes:g} is too short: the defaults alone took {course.longest_s:.0f} s; "
-            f"--minutes {6 * course.longest_s / 60:.2g} would leave time to compare some"
-        )
+    course = _Course(bundle, Track(bundle), began_s + budget_s, budget_s)
+    default = course.first(start)
     machine = Machine(available_cores(), min(len(usable_cores()), available_cores()), find_spec("torch") is not None)
     encoders = encoders_for(start.encoder, machine, rounded=rounded_vision)
     moves = moves_for(machine, course.rows, w8a8=is_w8a8(bundle), encoders=encoders)
     search = Search(moves, course.measure, course.has_time, [default])
     best = search.run()
+    if search.untried and not any(trial.row_s or trial.below for trial in search.trials[1:]):
+        raise UsageError(
+            f"--minutes {minutes:g} left no time to compare the defaults with anything: they took "
+            f"{course.longest_s:.0f} s alone, so --minutes {math.ceil(8 * course.longest_s / 60)} would do"
+        )
     result = TuneResult(search.trials, best, len(search.untried), path, course.rows)
+    settings = best.settings
+    if settings.slots == start.slots:  # what fits is found out by every job for itself
+        settings = replace(settings, slots=Settings().slots)
     write_tuned(
         bundle.id,
-        Tuned(best.settings, datetime.now(UTC), result.speedup, rounded_vision),
+        Tuned(settings, datetime.now(UTC), result.speedup, rounded_vision),
         [_measured(trial) for trial in search.trials],
     )
     return result

@@ -1,0 +1,61 @@
+"""A tuning takes no more memory than is free, and times the same pictures, none of them twice."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from batchcap.bundle import Bundle
+from batchcap.errors import UsageError, WorkerError
+from batchcap.images.source import digest
+from batchcap.profiles import Settings
+from batchcap.tuning import tune
+from batchcap.tuning.measure import FEWEST_ROWS, MOST_ROWS, Timing, Track, rows_for
+
+
+@pytest.fixture
+def course(tiny_bundle_int4: Bundle) -> tune._Course:
+    return tune._Course(tiny_bundle_int4, Track(tiny_bundle_int4), ends_s=0.0, budget_s=60.0, rows=4)
+
+
+def test_the_memory_must_be_enough(tiny_bundle_int4: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
+    monkeypatch.setattr(tune, "available_memory_bytes", lambda: 1 << 20)
+    with pytest.raises(UsageError, match=r"not enough memory to measure: .* 1 MiB are free: end other programs"):
+        tune.tune(str(tiny_bundle_int4.folder), 1.0, rounded_vision=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_candidate_that_does_not_fit_is_passed_over(course: tune._Course, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = tune.memory_need(course.bundle, tune._everyday_job())
+    monkeypatch.setattr(tune, "available_memory_bytes", lambda: int(need.total(20) / 0.9))
+    trial = course.measure(Settings(slots=32), 1.0)
+    assert not trial.row_s
+    assert "MiB: too much for the free memory" in trial.note
+
+
+def test_a_candidate_whose_worker_ends_is_passed_over(course: tune._Course, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> Timing:
+        raise WorkerError("the decoder 1 process was killed by signal 9.")
+
+    monkeypatch.setattr(course.track, "time", fail)
+    trial = course.measure(Settings(), 1.0)
+    assert (trial.row_s, trial.note) == ([], "failed")
+
+
+def test_pictures_are_the_same_ones_and_never_equal(course: tune._Course) -> None:
+    first, again = (list(islice(course.track._rows(6), 6)) for _time in range(2))
+    assert len({digest(row.data) for row in (*first, *again)}) == 12
+    assert [row.index for row in (*first, *again)] == list(range(12))
+    for one, other in zip(first, again, strict=True):
+        assert one.data
+        assert other.data
+        assert one.data[:-1] == other.data[: len(one.data) - 1]
+
+
+@pytest.mark.parametrize(
+    ("affordable", "rows"),
+    [(0.0, FEWEST_ROWS), (5.9, 5), (7.9, 7), (8, 16), (20, 16), (25, 32), (50, 48), (1e9, MOST_ROWS)],
+)
+def test_how_many_pictures_are_timed(affordable: float, rows: int) -> None:
+    assert rows_for(affordable) == rows
