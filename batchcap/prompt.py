@@ -50,14 +50,16 @@ class PromptTemplate:
         return template
 
     @classmethod
-    def all_from_bundle(cls, bundle: Bundle, prompts: Sequence[Prompt]) -> "tuple[PromptTemplate, ...]":
-        """The templates of several prompts, in their order.
+    def all_from_bundle(
+        cls, bundle: Bundle, prompts: Sequence[Prompt], tokenizer: Tokenizer | None = None
+    ) -> "tuple[PromptTemplate, ...]":
+        """The templates of several prompts, in their order; `tokenizer` is the bundle's, where it is loaded already.
 
         Raises:
             UsageError: as `from_bundle`.
             BundleError: as `from_bundle`.
         """
-        tokenizer = load_tokenizer(bundle)
+        tokenizer = tokenizer or load_tokenizer(bundle)
         return tuple(cls._rendered(bundle, tokenizer, prompt) for prompt in prompts)
 
     @classmethod

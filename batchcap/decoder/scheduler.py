@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
 from batchcap.decoder.answer import AnswerReader
-from batchcap.decoder.invariance import LEAST_PREFILL, find_row_tile, warn_if_a_split_shows
+from batchcap.decoder.invariance import LEAST_PREFILL, warn_if_a_split_shows
+from batchcap.decoder.kept import OpenedDecoder, open_decoder
 from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.sampling import Sampler
-from batchcap.decoder.session import DecoderOutputs, DecoderSession
+from batchcap.decoder.session import DecoderOutputs
 from batchcap.decoder.slots import Slots
 from batchcap.decoder.verdict import LoopDetector, judge
 from batchcap.errors import UsageError
@@ -99,6 +101,8 @@ class Decoder:
         prompts: what to ask about each picture.
         generation: how to choose tokens.
         placement: slots and threads.
+        opened: the bundle's decoder; None: it is loaded here.
+        tokenizer: the bundle's; None: it is loaded here.
 
     Raises:
         UsageError: prompt, picture and caption together need more positions than the bundle has.
@@ -111,11 +115,13 @@ class Decoder:
         prompts: Sequence[PromptTemplate],
         generation: GenerationConfig,
         placement: DecoderPlacement,
+        opened: OpenedDecoder | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         positions = max(slot_positions(bundle, one, generation, placement.max_visual_tokens) for one in prompts)
         geometry = bundle.geometry
-        session = DecoderSession(bundle.decoder_path, geometry, placement.threads)
-        self._tile = find_row_tile(session, geometry)
+        opened = opened or open_decoder(bundle, placement.threads)
+        session, self._tile = opened.session, opened.row_tile
         count = _rounded_up(placement.slots, self._tile)
         self._common = _common_suffix(prompts)
         if self._common is not None:
@@ -136,7 +142,7 @@ class Decoder:
         self._table = bundle.embeddings()
         self._prefixes = [self._table.lookup(np.array(one.prefix_ids, np.int64)) for one in prompts]
         self._suffixes = [self._table.lookup(np.array(one.suffix_ids, np.int64)) for one in prompts]
-        self._answers = AnswerReader(load_tokenizer(bundle), opened=prompts[0].opens_thinking)
+        self._answers = AnswerReader(tokenizer or load_tokenizer(bundle), opened=prompts[0].opens_thinking)
         # Slots added by the rounding stay idle: they cost nothing but the rows of a step.
         self._rows: list[_Row | None] = [None] * placement.slots
         self._picture: _Picture | None = None

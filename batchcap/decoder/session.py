@@ -55,12 +55,17 @@ class DecoderSession:
         graph: the ONNX file; its weights lie beside it.
         geometry: the model's shape.
         threads: threads of one run; never changes a number.
+        packed: the file was written by `save_packed`: nothing is left to optimize in the graph, and the weights are
+            mapped as the kernels want them.
+        save_packed: where to write such a file; its weights lie beside it.
 
     Raises:
-        BundleError: ONNX Runtime can't load the graph.
+        BundleError: ONNX Runtime can't load the graph, or can't save it.
     """
 
-    def __init__(self, graph: Path, geometry: Geometry, threads: int) -> None:
+    def __init__(
+        self, graph: Path, geometry: Geometry, threads: int, *, packed: bool = False, save_packed: Path | None = None
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -72,9 +77,18 @@ class DecoderSession:
         options.enable_cpu_mem_arena = False
         # Waiting threads would take the cores from the vision encoder and the other decoders.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if packed:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if save_packed is not None:
+            options.optimized_model_filepath = str(save_packed)
+            weights_name = f"{save_packed.name}.data"
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights_name)
+            options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         try:
             self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's own exceptions share no base
+            if save_packed is not None:
+                raise BundleError(f"ONNX Runtime can't pack {graph} into {save_packed.parent} ({error})") from None
             raise BundleError(f"ONNX Runtime can't load {graph} ({error}): export the bundle again") from None
         text = geometry.text
         self._cache_names = [f"{layer}.{kind}" for layer in range(text.layers) for kind in ("key", "value")]

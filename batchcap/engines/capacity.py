@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from batchcap.bundle import Bundle
 from batchcap.config import JobConfig, VisionDtype
+from batchcap.decoder.kept import decoder_bytes, shares_weights
 from batchcap.decoder.scheduler import slot_positions
 from batchcap.decoder.slots import kv_bytes_per_slot
 from batchcap.machine import MIB, available_memory_bytes
@@ -15,9 +16,10 @@ log = logging.getLogger(__name__)
 
 # Measured: the demo model, whose weights are nothing, takes 670 MiB in its three processes with PyTorch.
 RUNTIME_BYTES = 700 * MIB
-MORE_DECODER_BYTES = 150 * MIB
-# A session maps the weights and keeps a copy that is packed for its kernels.
-WEIGHT_COPIES = 2
+MORE_DECODER_BYTES = 160 * MIB
+# A session keeps the weights packed for its kernels, 1.01 (W8A8) to 1.08 times (INT4 in blocks of 128) the files' size;
+# while it packs them it holds up to 1.3 times.
+WEIGHT_COPIES = 1.3
 # Part of the free memory that is left to everything else.
 SPARE_SHARE = 0.1
 
@@ -29,7 +31,7 @@ class MemoryNeed:
     Attributes:
         runtime: libraries and what is at work in all processes.
         vision: weights of the encoder.
-        decoders: weights of all decoders.
+        decoders: weights of all decoders, which share one copy where they can.
         queue: features that wait.
         slot: keys and values of one slot, in all decoders together.
     """
@@ -59,13 +61,13 @@ def memory_need(bundle: Bundle, config: JobConfig) -> MemoryNeed:
     generation, placement, vision = config.generation, config.placement, config.vision
     prompts = PromptTemplate.all_from_bundle(bundle, generation.prompts)
     positions = max(slot_positions(bundle, one, generation, vision.max_visual_tokens) for one in prompts)
-    decoder_bytes = sum(path.stat().st_size for path in bundle.decoder_path.parent.iterdir())
+    weight_copies = 1 if shares_weights(bundle, placement.decoders) else placement.decoders
     # The file is in 16 bits most often: half of what it takes in float32.
     widened = 2 if resolve_dtype(vision) is VisionDtype.FP32 else 1
     return MemoryNeed(
         runtime=RUNTIME_BYTES + (placement.decoders - 1) * MORE_DECODER_BYTES,
         vision=widened * bundle.vision_weights_path.stat().st_size,
-        decoders=placement.decoders * WEIGHT_COPIES * decoder_bytes,
+        decoders=int(weight_copies * WEIGHT_COPIES * decoder_bytes(bundle)),
         queue=placement.queue_mib * MIB,
         slot=placement.decoders * kv_bytes_per_slot(bundle.geometry.text, positions),
     )

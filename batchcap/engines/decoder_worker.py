@@ -1,13 +1,15 @@
 """Owns the decoder worker: keeps the slots of one decoder full."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 
 from batchcap.bundle import Bundle
+from batchcap.decoder.kept import KeptDecoder, open_decoder
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, Inbox
 from batchcap.errors import ErrorKind
-from batchcap.prompt import PromptTemplate
+from batchcap.prompt import PromptTemplate, load_tokenizer
 from batchcap.records import Caption, Failure
 
 
@@ -16,13 +18,18 @@ class DecoderWorker:
 
     def __init__(self, spec: DecoderSpec, connection: Connection) -> None:
         bundle = Bundle.load_again(spec.bundle_folder, spec.bundle_id)
-        prompts = PromptTemplate.all_from_bundle(bundle, spec.generation.prompts)
+        with ThreadPoolExecutor(1) as beside:  # the tokenizer takes half a second, and so do the weights
+            opening = beside.submit(
+                open_decoder, bundle, spec.threads, KeptDecoder.of(bundle), share_weights=spec.share_weights
+            )
+            tokenizer = load_tokenizer(bundle)
+            prompts = PromptTemplate.all_from_bundle(bundle, spec.generation.prompts, tokenizer)
         placement = DecoderPlacement(slots=spec.slots, threads=spec.threads, max_visual_tokens=spec.max_visual_tokens)
         self._connection = connection
         self._prompts = len(prompts)
         self._last_index = -1
         self._answers: dict[int, dict[int, Caption]] = {}  # captions of rows whose other prompts are still at work
-        self._decoder = Decoder(bundle, prompts, spec.generation, placement)
+        self._decoder = Decoder(bundle, prompts, spec.generation, placement, opening.result(), tokenizer)
 
     def run(self, inbox: Inbox) -> None:
         """Work until the coordinator goes away (the inbox ends the process then)."""

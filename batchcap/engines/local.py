@@ -93,6 +93,13 @@ class Worker:
         self.connection.close()
 
 
+def _sharing(bundle: Bundle) -> bool:
+    """Whether decoders share one copy of the weights; a check of what is kept of it takes a second or two."""
+    from batchcap.decoder.kept import prepare_sharing  # noqa: PLC0415 - loads ONNX Runtime
+
+    return prepare_sharing(bundle)
+
+
 def _popen(command: list[str], socket_fd: int) -> subprocess.Popen[bytes]:
     """Start a worker that SIGINT and SIGTERM can't meet before it is ready to ignore them.
 
@@ -151,14 +158,6 @@ class LocalEngine:
         self._failure: BatchcapError | None = None
         self._busy_s: dict[str, float] = dict.fromkeys(("read", "vision", "prefill", "decode"), 0.0)
         folder = str(bundle.folder)
-        decoder_spec = DecoderSpec(
-            bundle_folder=folder,
-            bundle_id=bundle.id,
-            generation=config.generation,
-            slots=placement.slots,
-            threads=threads.decoder,
-            max_visual_tokens=config.vision.max_visual_tokens,
-        )
         vision_spec = VisionSpec(
             bundle_folder=folder,
             bundle_id=bundle.id,
@@ -170,6 +169,15 @@ class LocalEngine:
         )
         self._decoders: list[Worker] = []
         self._vision = Worker("vision", vision_spec)
+        decoder_spec = DecoderSpec(
+            bundle_folder=folder,
+            bundle_id=bundle.id,
+            generation=config.generation,
+            slots=placement.slots,
+            threads=threads.decoder,
+            max_visual_tokens=config.vision.max_visual_tokens,
+            share_weights=placement.decoders > 1 and _sharing(bundle),  # while the vision worker loads already
+        )
         for number, cpus in enumerate(cores.decoders):
             self._decoders.append(Worker(f"decoder {number}", replace(decoder_spec, cpus=cpus)))
 

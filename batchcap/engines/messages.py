@@ -28,7 +28,7 @@ class VisionSpec:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """What a decoder worker is built from."""
+    """What a decoder worker is built from. `share_weights`: see `decoder.kept.open_decoder`."""
 
     bundle_folder: str
     bundle_id: str
@@ -36,6 +36,7 @@ class DecoderSpec:
     slots: int
     threads: int
     max_visual_tokens: int
+    share_weights: bool = False
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
 
 

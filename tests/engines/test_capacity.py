@@ -2,11 +2,13 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig
+from batchcap.decoder import kept
 from batchcap.engines import capacity
 from batchcap.engines.capacity import MemoryNeed, fitted_to_memory, memory_need
 from batchcap.machine import MIB
@@ -24,11 +26,26 @@ def test_slots_that_fit(free: int, slots: int) -> None:
 def test_what_a_job_needs(tiny_bundle_int4: Bundle) -> None:
     one = memory_need(tiny_bundle_int4, CONFIG)
     two = memory_need(tiny_bundle_int4, replace(CONFIG, placement=PlacementConfig(decoders=2, queue_mib=64)))
-    assert (two.decoders, two.slot, two.queue) == (2 * one.decoders, 2 * one.slot, 64 * MIB)
+    assert (two.slot, two.queue) == (2 * one.slot, 64 * MIB)
+    assert two.decoders == pytest.approx(2 * one.decoders, abs=1), "small decoders share nothing"
     text = tiny_bundle_int4.geometry.text
     positions = one.slot // (2 * text.layers * text.kv_heads * text.head_dim * 4)
     assert positions > CONFIG.vision.max_visual_tokens + CONFIG.generation.max_new_tokens
     assert one.total(3) - one.total(1) == 2 * one.slot
+
+
+def test_decoders_share_one_copy_of_the_weights_where_they_can(
+    tiny_bundle_int4: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = replace(CONFIG, placement=PlacementConfig(decoders=2))
+    monkeypatch.setattr(kept, "LEAST_BYTES", 0)
+    monkeypatch.setattr(kept, "_file_system", lambda _: "ext4")
+    monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
+    one_copy = memory_need(tiny_bundle_int4, CONFIG).decoders
+    assert memory_need(tiny_bundle_int4, two).decoders == one_copy
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path / "file"))
+    assert memory_need(tiny_bundle_int4, two).decoders == pytest.approx(2 * one_copy, abs=1)
 
 
 def test_fewer_slots_where_memory_is_short(

@@ -39,6 +39,7 @@ def engine(
         return subprocess.Popen(command, pass_fds=[socket_fd], cwd=Path(__file__).parents[2])
 
     monkeypatch.setattr(local, "_popen", popen)
+    monkeypatch.setattr(local, "_sharing", lambda _: True)
     config = JobConfig(InputConfig(("p",)), "o", generation=generation, placement=PlacementConfig(**placement))
     made = LocalEngine(BUNDLE, config)
     processes = [worker.process for worker in made._workers]
@@ -156,6 +157,20 @@ def test_draws_make_equal_pictures_differ(
     monkeypatch.setattr(local, "Worker", Remembered)
     with engine(monkeypatch, generation=GenerationConfig(temperature=temperature)):
         assert specs[0].find_twins is find_twins
+
+
+@pytest.mark.parametrize(("decoders", "share"), [(1, False), (2, True)])
+def test_several_decoders_share_their_weights(monkeypatch: pytest.MonkeyPatch, decoders: int, share: bool) -> None:
+    specs = []
+
+    class Remembered(local.Worker):
+        def __init__(self, name: str, spec: Any) -> None:
+            specs.append(spec)
+            super().__init__(name, spec)
+
+    monkeypatch.setattr(local, "Worker", Remembered)
+    with engine(monkeypatch, decoders=decoders):
+        assert [spec.share_weights for spec in specs[1:]] == [share] * decoders
 
 
 def test_room_is_bounded_by_what_features_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
