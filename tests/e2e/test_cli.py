@@ -58,7 +58,7 @@ def test_help_names_every_command() -> None:
     done = batchcap("--help")
     assert done.returncode == 0
     assert done.stderr == ""
-    for name in ("caption", "run", "export", "status", "doctor"):
+    for name in ("caption", "run", "export", "verify", "status", "doctor", "tune"):
         assert re.search(rf"\b{name}\b", done.stdout)
 
 
