@@ -255,6 +255,9 @@ class Decoder:
         """One new token for every caption at work; gives those that are finished and frees their slots."""
         self.go_on()
         self._close_gaps()
+        for slot, held in enumerate(self._rows):
+            if held is None:  # no row waits: a job that runs out of rows, or is kept short, needs less
+                self._slots.give_back(slot)
         working = [(slot, row) for slot, row in enumerate(self._rows) if row and row.finish_reason is None]
         if working:
             outputs = self._run_step(working)

@@ -5,6 +5,7 @@ Letters: B slots, S tokens of a prompt, H hidden size, M positions of a slot, V 
 
 import numpy as np
 
+from batchcap.decoder.memory import SlotMemory
 from batchcap.decoder.session import BoundRun, DecoderInputs, DecoderOutputs, DecoderSession
 from batchcap.geometry import Geometry, TextGeometry
 from batchcap.records import Float32Array, Int64Array
@@ -51,7 +52,9 @@ class Slots:
         self._levels = len(geometry.vision.deepstack_levels)
         self._vocab_size = text.vocab_size if with_logits else None
         shape = (count + with_shared, text.kv_heads, positions, text.head_dim)
-        self._cache = [np.zeros(shape, np.float32) for _array in range(2 * text.layers)]
+        self._memory = SlotMemory(shape, 2 * text.layers)
+        self._cache = self._memory.arrays
+        self._written = [False] * shape[0]
         self._embeds = np.zeros((count, 1, text.hidden_size), np.float32)
         # An idle slot keeps one position: its row is computed beside the others, and means nothing.
         self._mask = np.zeros((count + with_shared, positions), np.int64)
@@ -89,6 +92,7 @@ class Slots:
             positions=np.ascontiguousarray(positions[:, None]),
             levels=tuple(np.ascontiguousarray(level[None]) for level in levels),
         )
+        self._written[slot] = True
         cache = [array[slot : slot + 1] for array in self._cache]
         outputs = self._session.bind(inputs, DecoderOutputs.allocate(1, self._vocab_size), cache).run()
         self._mask[slot] = 0
@@ -116,9 +120,15 @@ class Slots:
         return bound.run()
 
     def release(self, slot: int) -> None:
-        """Make a slot idle."""
+        """Make a slot idle; its memory stays, for the row that fills it next."""
         self._mask[slot] = 0
         self._mask[slot, 0] = 1
+
+    def give_back(self, slot: int) -> None:
+        """Give an idle slot's memory back, which no row needs for now."""
+        if self._written[slot]:
+            self._written[slot] = False
+            self._memory.give_back(slot)
 
     def move(self, source: int, target: int) -> None:
         """Move a row to an idle slot; copies the keys and values it has so far."""
@@ -128,6 +138,7 @@ class Slots:
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the keys and values of a slot's first tokens; the target is then ready for a prefill of what follows."""
+        self._written[target] = True
         for array in self._cache:
             array[target, :, :length] = array[source, :, :length]
 

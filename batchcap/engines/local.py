@@ -23,6 +23,7 @@ from batchcap.config import JobConfig
 from batchcap.cores import Threads, plan_for
 from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
 from batchcap.engines.messages import Busy, Captioned, DecoderSpec, DecodeWork, Fatal, Ready, VisionSpec
+from batchcap.engines.pressure import MemoryGuard
 from batchcap.errors import BatchcapError, ExitCode, WorkerError
 from batchcap.machine import MIB, available_cores
 from batchcap.records import Failure, Features, ImageRow, Twin
@@ -152,8 +153,8 @@ class LocalEngine:
         values_per_token = geometry.text.hidden_size * (1 + len(geometry.vision.deepstack_levels))
         self._largest_bytes = config.vision.max_visual_tokens * values_per_token * 4
         self._queue_bytes = placement.queue_mib * MIB
-        # A row takes a slot for each prompt.
-        self._decoder_rows = -(-placement.slots // len(config.generation.prompts)) + DECODER_AHEAD_ROWS
+        self._guard = MemoryGuard(placement.slots)
+        self._slots, self._slots_a_row = placement.slots, len(config.generation.prompts)
         self._ledger = _Ledger()
         self._failure: BatchcapError | None = None
         self._busy_s: dict[str, float] = dict.fromkeys(("read", "vision", "prefill", "decode"), 0.0)
@@ -216,6 +217,8 @@ class LocalEngine:
     def has_room(self) -> bool:
         """Whether one more row fits: the features it may become are counted before it is read."""
         ledger = self._ledger
+        if self._guard.is_short and ledger.rows:
+            return False
         if ledger.reading >= VISION_WINDOW_ROWS or ledger.twins_waiting >= TWIN_WINDOW_ROWS:
             return False
         if not ledger.reading and not ledger.waiting:
@@ -243,6 +246,7 @@ class LocalEngine:
         """Outcomes that have arrived; see `Engine.poll`."""
         if self._failure is not None:
             raise self._failure
+        self._guard.check()
         outcomes: list[Outcome] = []
         by_connection = {worker.connection: worker for worker in self._workers}
         for connection in wait(list(by_connection), timeout_s):
@@ -311,13 +315,20 @@ class LocalEngine:
         self._ledger.twins_waiting -= len(twins)
         return [Outcome(self._ledger.rows.pop(twin.index), twin) for twin in twins]
 
+    @property
+    def _decoder_rows(self) -> int:
+        """Rows that a decoder may hold."""
+        slots = self._guard.slots
+        ahead = DECODER_AHEAD_ROWS if slots == self._slots else 0
+        return -(-slots // self._slots_a_row) + ahead
+
     def _feed_decoders(self) -> None:
         """Give waiting rows to the decoders with the most room."""
         ledger = self._ledger
         while ledger.waiting:
             worker = min(self._decoders, key=lambda one: one.rows)
             if worker.rows >= self._decoder_rows:
-                return
+                return  # the others have no more room
             features = ledger.waiting.popleft()
             ledger.waiting_bytes -= features.nbytes
             worker.rows += 1

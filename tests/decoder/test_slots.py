@@ -1,5 +1,6 @@
 """Slots hold their rows apart: prefill in place, ragged lengths, moves and idle neighbours change no bit of a row."""
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.decoder.invariance import LARGEST_BATCH, TILES, find_row_tile
+from batchcap.decoder.memory import SlotMemory
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots, kv_bytes_per_slot
 from batchcap.errors import BundleError
@@ -121,6 +123,34 @@ def test_a_prompt_longer_than_a_slot_is_refused(tiny_bundle_fp32: Bundle) -> Non
     slots = Slots(rows.session, rows.geometry, 1, rows.length(0) - 1, with_logits=True)
     with pytest.raises(ValueError, match="does not fit"):
         rows.prefill(slots, 0, 0)
+
+
+def test_memory_of_an_idle_slot_goes_back_and_its_neighbours_keep_theirs(tiny_bundle_fp32: Bundle) -> None:
+    rows = Rows(tiny_bundle_fp32)
+    slots = rows.slots(4)
+    found = {row: [rows.prefill(slots, row, row)] for row in (0, 1, 2)}
+    slots.release(1)
+    slots.give_back(1)
+    assert slots._cache[0][0].any()
+    assert not slots._cache[0][1].any()
+    for step in range(1, STEPS + 1):
+        for row, logits in rows.step(slots, {0: 0, 2: 2}, 4, step).items():
+            found[row].append(logits)
+    found[1] = [rows.prefill(slots, 1, 1), *[rows.step(slots, {1: 1}, 4, step)[1] for step in range(1, STEPS + 1)]]
+    for row, logits in found.items():
+        assert equal(logits, alone(rows, row, 2)), row
+
+
+def test_given_back_pages_are_those_that_lie_in_the_slot() -> None:
+    memory = SlotMemory((3, 2, mmap.PAGESIZE // 8 - 1, 1), 2)  # a slot is a little shorter than a page
+    larger = SlotMemory((3, 2, mmap.PAGESIZE // 4, 3), 1)  # and here six pages
+    for array in (*memory.arrays, *larger.arrays):
+        array[:] = 1.0
+    for slot in range(3):
+        memory.give_back(slot)
+    assert all((array == 1.0).all() for array in memory.arrays)
+    larger.give_back(1)
+    assert [float(larger.arrays[0][slot].mean()) for slot in range(3)] == [1.0, 0.0, 1.0]
 
 
 def test_kv_bytes(tiny_bundle_fp32: Bundle) -> None:

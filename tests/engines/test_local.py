@@ -117,6 +117,27 @@ def test_twins_come_after_the_row_they_are_twins_of(monkeypatch: pytest.MonkeyPa
             assert order.index(index) > order.index(index % 2)
 
 
+def test_short_memory_lowers_the_rows_at_work_and_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = SimpleNamespace(slots=1, is_short=True, check=lambda: None)
+    monkeypatch.setattr(local, "MemoryGuard", lambda _slots: guard)
+    with engine(monkeypatch, decoders=2, slots=4) as running:
+        running.start(never)
+        assert running.has_room, "one row at a time goes on however short memory is"
+        for index in range(12):
+            running.submit(row(index))
+        assert not running.has_room
+        seen, most = dict[int, Outcome](), 0
+        ends_s = time.monotonic() + PATIENCE_S
+        while len(seen) < 6 and time.monotonic() < ends_s:
+            seen |= {outcome.row.index: outcome for outcome in running.poll(0.1)}
+            most = max(most, *(worker.rows for worker in running._decoders))
+        assert most == 1
+        guard.slots, guard.is_short = 4, False
+        seen |= collect(running, 12 - len(seen))
+        assert running.has_room
+    assert sorted(seen) == list(range(12))
+
+
 def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "TWIN_WINDOW_ROWS", 5)
     with engine(monkeypatch, decoder="never ready") as waiting:
