@@ -65,9 +65,11 @@ class Profile:
     caption_options: tuple[str, ...] = ()
 
 
+FAST = ("--profile", "fast")
 PROFILES = (
     Profile("int4"),
-    Profile("w8a8", ("--precision", "w8a8"), ("--vision-backend", "onnx", "--vision-dtype", "int8", "--slots", "32")),
+    Profile("int4-fast", caption_options=FAST),
+    Profile("fast", ("--precision", "w8a8"), FAST),
 )
 
 OPENVINO = Environment(
@@ -97,7 +99,7 @@ def contestants() -> list[Contestant]:
     return [
         *(own_contestant(profile) for profile in PROFILES),
         Contestant("openvino", "peers.run_openvino", prepare_openvino),
-        Contestant("llama.cpp", "peers.run_llama_cpp", prepare_llama_cpp),
+        Contestant("llama.cpp", "peers.run_llama_cpp", prepare_llama_cpp, every=2),
         Contestant("transformers", "peers.run_transformers", prepare_transformers, every=8),
         Contestant("transformers-batch-4", "peers.run_transformers", prepare_transformers, ("--batch", "4"), every=4),
     ]
