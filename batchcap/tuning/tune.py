@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # The pictures of one candidate take about this part of the time; loading its models comes on top.
 CANDIDATE_SHARE = 1 / 8
 BUSY_LOAD = 0.5
-_HEADERS = ("images/min", "vision", "threads", "decoders", "threads", "slots", "patches", "")
+_HEADERS = ("images/min", "vision", "vision threads", "decoders", "threads each", "slots", "patch budget", "")
 
 
 @dataclass(frozen=True, slots=True)
