@@ -1,6 +1,6 @@
 """Measures a bundle's decoder alone: tokens a second of prefill, and of decode steps at several batch sizes.
 
-usage: python benchmarks/decoder.py BUNDLE [--threads 2] [--slots 1 4 8 16] [--prompt-tokens 112]
+usage: python benchmarks/decoder.py BUNDLE [--threads 2] [--slots 1 4 8 16] [--prompt-tokens 112] [--shared]
 """
 
 import argparse
@@ -15,9 +15,11 @@ import onnxruntime
 from batchcap import __version__
 from batchcap.bundle import Bundle
 from batchcap.decoder.invariance import find_row_tile
+from batchcap.decoder.kept import FOLDER, KeptDecoder
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots, kv_bytes_per_slot
 from batchcap.machine import MIB, available_cores, cpu_name
+from batchcap.model import cache_folder
 
 # Steps of a measurement; each slot is as long as the prompt and all of them.
 STEPS = 16
@@ -30,11 +32,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--prompt-tokens", type=int, default=112)
+    parser.add_argument("--shared", action="store_true", help="with the packed weights that decoders share")
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement; the fastest counts")
     arguments = parser.parse_args()
     bundle = Bundle.load(arguments.bundle, verify=False)
     started_s = time.perf_counter()
-    session = DecoderSession(bundle.decoder_path, bundle.geometry, arguments.threads)
+    if arguments.shared:
+        session = KeptDecoder(bundle, cache_folder() / FOLDER).shared_session(arguments.threads)
+        assert session is not None, "a warning says why"
+    else:
+        session = DecoderSession(bundle.decoder_path, bundle.geometry, arguments.threads)
     loaded_s = time.perf_counter()
     tile = find_row_tile(session, bundle.geometry)
     positions = arguments.prompt_tokens + 1 + STEPS

@@ -130,7 +130,7 @@ def caption(
         ),
     ] = Profile.AUTO,
     decoders: Annotated[
-        int, typer.Option(help="Decoder processes, each with its own copy of the weights.", rich_help_panel=_PLACE)
+        int, typer.Option(help="Decoder processes; they share the weights of a large model.", rich_help_panel=_PLACE)
     ] = 1,
     slots: Annotated[
         int, typer.Option(help="Captions one decoder works on at once; each takes memory.", rich_help_panel=_PLACE)

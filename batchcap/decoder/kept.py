@@ -114,7 +114,7 @@ class KeptDecoder:
 
     def obstacle(self) -> str | None:
         """Why packed weights can be neither found nor made, for a person; None where they can."""
-        if self._is_whole():
+        if self.is_whole():
             return None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -130,13 +130,23 @@ class KeptDecoder:
             return f"{self._folder} is itself in memory"
         return None
 
+    def is_whole(self) -> bool:
+        """Whether the packed weights are there, of the right sizes, and made for this."""
+        try:
+            entry = self._entry()
+            return entry["made_for"] == asdict(self.made_for) and all(
+                (self.packed_folder / name).stat().st_size == file["bytes"] for name, file in entry["files"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
     def check(self) -> None:
         """Compare the packed weights with their sums, and remove them where they differ.
 
         Raises:
             OSError: they can't be read or removed.
         """
-        if self._is_whole() and any(
+        if self.is_whole() and any(
             sha256_of(self.packed_folder / name) != file["sha256"] for name, file in self._entry()["files"].items()
         ):
             log.warning("the packed weights in %s are damaged: packing them again", self.packed_folder)
@@ -149,9 +159,9 @@ class KeptDecoder:
         None where that fails, after a warning: the bundle's own graph gives the same numbers.
         """
         try:
-            if not self._is_whole():
+            if not self.is_whole():
                 with self._lock:
-                    if not self._is_whole():
+                    if not self.is_whole():
                         self._make(threads)
             graph = self.packed_folder / GRAPH_FILE
             return DecoderSession(graph, self._bundle.geometry, threads, packed=True)
@@ -162,16 +172,6 @@ class KeptDecoder:
     def _entry(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.packed_folder / ENTRY_FILE).read_bytes())
         return content
-
-    def _is_whole(self) -> bool:
-        """Whether the packed weights are there, of the right sizes, and made for this."""
-        try:
-            entry = self._entry()
-            return entry["made_for"] == asdict(self.made_for) and all(
-                (self.packed_folder / name).stat().st_size == file["bytes"] for name, file in entry["files"].items()
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
 
     def _make(self, threads: int) -> None:
         """Write the packed weights beside their place and move them there when they are right.
@@ -250,6 +250,8 @@ def prepare_sharing(bundle: Bundle) -> bool:
         obstacle = str(error)
     if obstacle is not None:
         log.info("each decoder keeps its own copy of the weights: %s", obstacle)
+    elif not kept.is_whole():
+        log.info("packing the decoder's weights for this CPU, once, into %s", kept.packed_folder)
     return obstacle is None
 
 

@@ -188,8 +188,9 @@ def test_other_numbers_are_not_used(
 def test_a_cache_folder_that_can_not_be_written(
     tiny_bundle_int4: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path / "file"))
+    """Here there is a file in its place, which stops root as well."""
+    (tmp_path / "decoders").touch()
+    monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
     monkeypatch.setattr(kept_module, "LEAST_BYTES", 0)
     with caplog.at_level(logging.INFO):
         assert not prepare_sharing(tiny_bundle_int4)
@@ -197,6 +198,20 @@ def test_a_cache_folder_that_can_not_be_written(
     assert "can't be written" in caplog.text
     opened = open_decoder(tiny_bundle_int4, 1, KeptDecoder.of(tiny_bundle_int4), share_weights=True)
     assert probe(opened.session, tiny_bundle_int4.geometry) == own_bits(tiny_bundle_int4)
+
+
+def test_packing_is_told(
+    tiny_bundle_int4: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
+    monkeypatch.setattr(kept_module, "LEAST_BYTES", 0)
+    monkeypatch.setattr(kept_module, "_file_system", lambda _: "ext4")
+    for expected in (["packing the decoder's weights for this CPU, once"], []):
+        with caplog.at_level(logging.INFO):
+            assert prepare_sharing(tiny_bundle_int4)
+        assert [message.partition(", into")[0] for message in caplog.messages] == expected
+        caplog.clear()
+        assert open_decoder(tiny_bundle_int4, 1, KeptDecoder.of(tiny_bundle_int4), share_weights=True)
 
 
 def test_packed_weights_need_no_writing(kept: KeptDecoder, tiny_bundle_int4: Bundle) -> None:
