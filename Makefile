@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: help install demo test check format docs demo-figures quality-demo bench bench-2b bench-export bench-rotary bench-growth clean
+.PHONY: help install demo test check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ demo-figures: install  ## Exact-match figures of the demo model on 1,000 unseen 
 
 quality-demo: install  ## What rounding costs the demo model, by algorithm, block size, 8-bit matrices and scaling
 	$(BIN)/python benchmarks/quality.py
+
+quality-profiles: install  ## What each profile costs the demo model: exact captions on 1,000 unseen scenes; takes ten minutes
+	$(BIN)/python benchmarks/profiles.py
 
 bench: install  ## The same 64 pictures through batchcap, OpenVINO, llama.cpp and transformers; 25 GiB in benchmarks/work
 	$(BIN)/python benchmarks/bench.py $(BENCH_OPTIONS)

@@ -124,7 +124,7 @@ def caption(
         Profile,
         typer.Option(
             help="Defaults of the options below and of the vision encoder. auto: what `batchcap tune` found here, else "
-            "those shown; small: least memory; fast: the fastest encoder of this CPU, even where it rounds more, and "
+            "those shown; small: less memory; fast: the fastest encoder of this CPU, even where it rounds more, and "
             "more slots where the bundle is w8a8. What you give yourself always counts.",
             rich_help_panel=_PLACE,
         ),

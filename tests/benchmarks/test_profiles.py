@@ -1,0 +1,52 @@
+"""No profile loses more than a point of the demo model's exact captions, and `small` changes none."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from profiles import MOST_LOST, Row, Scenes, measure
+
+from batchcap.config import Profile
+from batchcap.demo.evaluate import examples
+from batchcap.export.export import export_bundle
+from batchcap.export.options import ExportOptions, Precision
+from batchcap.model import demo_checkpoint
+from batchcap.profiles import INT8_ENCODER, fastest_encoder
+
+SCENES = 200
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    folder = tmp_path_factory.mktemp("scenes")
+    truth = {}
+    for number, example in enumerate(examples(SCENES)):
+        example.image.save(folder / f"{number:05d}.png")
+        truth[f"{number:05d}.png"] = example.caption
+    return Scenes(folder, truth, reference=truth)
+
+
+def _captions(output: Path) -> list[str]:
+    captions: list[str] = pq.read_table(output / "captions")["caption"].to_pylist()
+    return captions
+
+
+@pytest.mark.slow
+def test_what_profiles_cost(scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path / "cache"))
+    rows: dict[tuple[str, Profile], Row] = {}
+    for precision in (Precision.INT4, Precision.W8A8):
+        bundle = tmp_path / str(precision)
+        export_bundle(str(demo_checkpoint()), bundle, ExportOptions(precision=precision))
+        for profile in Profile:
+            rows[precision, profile] = measure(scenes, bundle, profile, tmp_path / f"{precision}-{profile}")
+        auto, small = (_captions(tmp_path / f"{precision}-{profile}") for profile in (Profile.AUTO, Profile.SMALL))
+        assert small == auto
+        job = json.loads((tmp_path / f"{precision}-{Profile.FAST}" / "_batchcap" / "job.json").read_text())
+        if fastest_encoder() == INT8_ENCODER:
+            assert job["fingerprint"]["vision-dtype"] == "int8", "else nothing else was measured"
+    default = rows[Precision.INT4, Profile.AUTO]
+    assert default.exact > 0.9
+    for row in rows.values():
+        assert default.exact - row.exact <= MOST_LOST, row
