@@ -5,7 +5,7 @@ from the best so far. A candidate is given up as soon as it can't win.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from batchcap.config import VisionBackend, VisionDtype
@@ -51,7 +51,12 @@ class Trial:
     @property
     def images_per_min(self) -> float:
         """By the median of its times; 0 without one."""
-        return 60 / statistics.median(self.row_s) if self.row_s else 0.0
+        return 60 / self.typical_row_s if self.row_s else 0.0
+
+    @property
+    def typical_row_s(self) -> float:
+        """The median of its times; it must have one."""
+        return statistics.median(self.row_s)
 
     @property
     def rate_text(self) -> str:
@@ -76,14 +81,14 @@ class Search:
     Attributes:
         moves: the groups of settings, in order.
         measure: times a candidate.
-        has_time: whether one more measurement fits into the time.
+        has_time: whether one more measurement fits into the time, with so many seconds a picture.
         trials: what was tried; the first is the default.
         untried: candidates there was no time for.
     """
 
     moves: Sequence[Move]
     measure: Measure
-    has_time: Callable[[], bool]
+    has_time: Callable[[float], bool]
     trials: list[Trial]
     untried: list[Settings] = field(default_factory=list)
 
@@ -99,27 +104,32 @@ class Search:
         while improved:
             improved = False
             for move in self.moves:
-                for candidate in self._new(move(best.settings)):
-                    trial = self.measure(candidate, 60 / best.images_per_min)
+                for candidate in move(best.settings):
+                    if not self._is_new(candidate, best):
+                        continue
+                    trial = self.measure(candidate, best.typical_row_s)
                     self.trials.append(trial)
                     if trial.beats(best):
                         best, improved = trial, True
         return best
 
-    def _new(self, candidates: Sequence[Settings]) -> Iterator[Settings]:
-        for candidate in candidates:
-            if any(trial.settings == candidate for trial in self.trials):
-                continue
-            if self.has_time():
-                yield candidate
-            elif candidate not in self.untried:
-                self.untried.append(candidate)
+    def _is_new(self, candidate: Settings, best: Trial) -> bool:
+        """Whether to measure it: it was not yet, and there is time for it, since it may not be slower than the best."""
+        if any(trial.settings == candidate for trial in self.trials):
+            return False
+        if self.has_time(best.typical_row_s):
+            return True
+        if candidate not in self.untried:
+            self.untried.append(candidate)
+        return False
 
     def _confirmed(self, best: Trial) -> Trial:
         """Time the winner and the default in turn while there is time: luck does not last."""
         default = self.trials[0]
-        while self.has_time() and len(best.row_s) < 3:
+        while len(best.row_s) < 3:
             for trial in (best, default):
+                if not self.has_time(trial.typical_row_s):
+                    return best if best.beats(default) else default
                 again = self.measure(trial.settings, float("inf"))
                 trial.row_s += again.row_s
         return best if best.beats(default) else default

@@ -117,7 +117,7 @@ class _Course:
     ends_s: float
     budget_s: float
     rows: int = 0
-    longest_s: float = 0.0
+    overhead_s: float = 0.0
     count: int = 0
 
     def first(self, settings: Settings) -> Trial:
@@ -152,8 +152,8 @@ class _Course:
             return Trial(settings, note="failed")
         return self._done(settings, timing, began_s, give_up_row_s)
 
-    def has_time(self) -> bool:
-        return time.perf_counter() + self.longest_s <= self.ends_s
+    def has_time(self, row_s: float) -> bool:
+        return time.perf_counter() + self.overhead_s + self.rows * row_s <= self.ends_s
 
     def _tell(self, settings: Settings) -> None:
         self.count += 1
@@ -172,7 +172,8 @@ class _Course:
         )
 
     def _done(self, settings: Settings, timing: Timing, began_s: float, give_up_row_s: float) -> Trial:
-        self.longest_s = max(self.longest_s, time.perf_counter() - began_s)
+        row_s = give_up_row_s if timing.row_s is None else timing.row_s
+        self.overhead_s = max(self.overhead_s, time.perf_counter() - began_s - self.rows * row_s)
         if timing.row_s is None:
             return Trial(settings, note="given up", below=60 / give_up_row_s)
         log.info("%.1f images/min", 60 / timing.row_s)
@@ -207,9 +208,10 @@ def tune(model: str | None, minutes: float, *, rounded_vision: bool) -> TuneResu
     search = Search(moves, course.measure, course.has_time, [default])
     best = search.run()
     if search.untried and not any(trial.row_s or trial.below for trial in search.trials[1:]):
+        default_s = course.overhead_s + course.rows * default.typical_row_s
         raise UsageError(
-            f"--minutes {minutes:g} left no time to compare the defaults with anything: they took "
-            f"{course.longest_s:.0f} s alone, so --minutes {math.ceil(8 * course.longest_s / 60)} would do"
+            f"--minutes {minutes:g} left no time to compare the defaults with anything: they took {default_s:.0f} s "
+            f"alone, so --minutes {math.ceil(8 * default_s / 60)} would do"
         )
     result = TuneResult(search.trials, best, len(search.untried), path, course.rows)
     settings = best.settings

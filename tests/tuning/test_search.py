@@ -36,7 +36,7 @@ class Clock:
 
     def search(self) -> Search:
         first = Trial(START, [self.cost(START)])
-        return Search(MOVES, self.measure, lambda: self.left >= 1, [first])
+        return Search(MOVES, self.measure, lambda _row_s: self.left >= 1, [first])
 
 
 def by_parts(settings: Settings) -> float:

@@ -1,5 +1,6 @@
 """A tuning takes no more memory than is free, and times the same pictures, none of them twice."""
 
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -59,3 +60,10 @@ def test_pictures_are_the_same_ones_and_never_equal(course: tune._Course) -> Non
 )
 def test_how_many_pictures_are_timed(affordable: float, rows: int) -> None:
     assert rows_for(affordable) == rows
+
+
+def test_time_is_left_for_what_a_candidate_can_take_at_most(course: tune._Course) -> None:
+    course.ends_s = time.perf_counter() + 100
+    course.overhead_s = 20  # loading, and putting away
+    assert course.has_time(15)  # for each of four pictures
+    assert not course.has_time(25)
