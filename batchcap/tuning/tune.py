@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
+
 from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, VisionConfig
 from batchcap.cores import Threads, usable_cores
@@ -29,7 +31,8 @@ log = logging.getLogger(__name__)
 
 # The pictures of one candidate take about this part of the time; loading its models comes on top.
 CANDIDATE_SHARE = 1 / 8
-BUSY_LOAD = 0.5
+# What other programs may take of the processor before the numbers are called rough.
+OTHERS_SHARE = 0.1
 _HEADERS = ("images/min", "vision", "vision threads", "decoders", "threads each", "slots", "patch budget", "")
 
 
@@ -43,6 +46,7 @@ class TuneResult:
         untried: how many candidates there was no time for.
         path: where it is kept.
         rows: pictures of each measurement.
+        others_share: part of the processor that other programs took meanwhile.
     """
 
     trials: list[Trial]
@@ -50,6 +54,7 @@ class TuneResult:
     untried: int
     path: Path
     rows: int
+    others_share: float
 
     @property
     def speedup(self) -> float:
@@ -67,6 +72,11 @@ class TuneResult:
             said.append("nothing was faster than the defaults")
         else:
             said.append(f"the best is {self.speedup:.2f} times as fast as the defaults")
+        if self.others_share > OTHERS_SHARE:
+            said.append(
+                f"other programs took {self.others_share:.0%} of the processor meanwhile, so this may be chance: "
+                "run it again when nothing else runs"
+            )
         if self.untried:
             said.append(f"no time was left for {self.untried} more candidates: --minutes gives it")
         said.append(f"kept in {self.path}; jobs with this bundle on this machine use it (--profile auto)")
@@ -198,7 +208,7 @@ def tune(model: str | None, minutes: float, *, rounded_vision: bool) -> TuneResu
     began_s = time.perf_counter()
     path = MadeFor.here(bundle.id).path  # a machine without a place for it is told before the work
     start = _start(bundle)
-    _warn_if_busy()
+    before = _Processor.now()
     budget_s = 60 * minutes
     course = _Course(bundle, Track(bundle), began_s + budget_s, budget_s)
     default = course.first(start)
@@ -213,7 +223,9 @@ def tune(model: str | None, minutes: float, *, rounded_vision: bool) -> TuneResu
             f"--minutes {minutes:g} left no time to compare the defaults with anything: they took {default_s:.0f} s "
             f"alone, so --minutes {math.ceil(8 * default_s / 60)} would do"
         )
-    result = TuneResult(search.trials, best, len(search.untried), path, course.rows)
+    result = TuneResult(
+        search.trials, best, len(search.untried), path, course.rows, _Processor.now().others_share_since(before)
+    )
     settings = best.settings
     if settings.slots == start.slots:  # what fits is found out by every job for itself
         settings = replace(settings, slots=Settings().slots)
@@ -237,10 +249,27 @@ def _start(bundle: Bundle) -> Settings:
     return Settings.of(job).with_encoder((resolve_backend(job.vision.backend), resolve_dtype(VisionConfig())))
 
 
-def _warn_if_busy() -> None:
-    load = os.getloadavg()[0]
-    if load > BUSY_LOAD * available_cores():
-        log.warning("other programs were at work in the last minute (load average %.1f): best when it is quiet", load)
+@dataclass(frozen=True, slots=True)
+class _Processor:
+    """Seconds so far: of the processor for all programs, and for this one with workers that ended; of the clock."""
+
+    busy_s: float
+    own_s: float
+    wall_s: float
+
+    @classmethod
+    def now(cls) -> "_Processor":
+        times, own = psutil.cpu_times(), os.times()
+        return cls(
+            busy_s=times.user + times.nice + times.system,
+            own_s=own.user + own.system + own.children_user + own.children_system,
+            wall_s=time.perf_counter(),
+        )
+
+    def others_share_since(self, before: "_Processor") -> float:
+        """Part of the processor that others took."""
+        others_s = (self.busy_s - before.busy_s) - (self.own_s - before.own_s)
+        return max(0.0, others_s / ((self.wall_s - before.wall_s) * (os.cpu_count() or 1)))
 
 
 def _measured(trial: Trial) -> dict[str, object]:

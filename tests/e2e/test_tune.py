@@ -21,7 +21,8 @@ UNROUNDED = {"torch fp32", "onnx fp32", "torch bf16"}
 
 
 def _files(cache: Path) -> list[Path]:
-    return [path for path in cache.rglob("*") if path.is_file()]
+    """What tune keeps, temporary files included; models are kept in the cache folder, too."""
+    return [path for path in cache.rglob("tuning/*") if path.is_file()]
 
 
 @pytest.fixture(scope="module")

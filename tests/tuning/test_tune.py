@@ -1,5 +1,6 @@
 """A tuning takes no more memory than is free, and times the same pictures, none of them twice."""
 
+import os
 import time
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from batchcap.images.source import digest
 from batchcap.profiles import Settings
 from batchcap.tuning import tune
 from batchcap.tuning.measure import FEWEST_ROWS, MOST_ROWS, Timing, Track, rows_for
+from batchcap.tuning.search import Trial
 
 
 @pytest.fixture
@@ -67,3 +69,24 @@ def test_time_is_left_for_what_a_candidate_can_take_at_most(course: tune._Course
     course.overhead_s = 20  # loading, and putting away
     assert course.has_time(15)  # for each of four pictures
     assert not course.has_time(25)
+
+
+def test_what_other_programs_took_is_told() -> None:
+    before = tune._Processor(busy_s=100.0, own_s=10.0, wall_s=0.0)
+    cpus = os.cpu_count() or 1
+    quiet = tune._Processor(busy_s=100.0 + 5 * cpus, own_s=10.0 + 5 * cpus, wall_s=10.0)
+    noisy = tune._Processor(busy_s=100.0 + 8 * cpus, own_s=10.0 + 5 * cpus, wall_s=10.0)
+    assert quiet.others_share_since(before) == 0
+    assert noisy.others_share_since(before) == pytest.approx(0.3)
+    trial = Trial(Settings(), [1.0])
+    texts = [tune.TuneResult([trial], trial, 0, Path("x.json"), 4, share).to_text() for share in (0.0, 0.3)]
+    assert "other programs" not in texts[0]
+    assert "other programs took 30% of the processor meanwhile" in texts[1]
+
+
+def test_the_processor_is_read() -> None:
+    before = tune._Processor.now()
+    while (after := tune._Processor.now()).own_s < before.own_s + 0.05:
+        sum(range(10000))
+    assert after.busy_s > before.busy_s
+    assert 0 <= after.others_share_since(before) <= 1
