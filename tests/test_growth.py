@@ -21,7 +21,7 @@ from batchcap.report.status import read_status
 from batchcap.store.journal import Journal
 from tests.fake_engine import FakeEngine, outcome_of
 
-FEW, MANY = 2_000, 20_000
+FEW, MANY = 1_000, 10_000
 ROWS_PER_PART = 500
 
 
