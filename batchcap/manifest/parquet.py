@@ -313,5 +313,5 @@ def image_row(values: dict[str, Any], layout: ParquetLayout, place: tuple[int, s
     if isinstance(cell, bytes):
         return ImageRow(index, name, _shown(path), row, data=cell)
     if cell is not None and not _URL.match(cell):
-        cell = os.path.join(layout.image_root, cell)  # pathlib would intern every name
+        cell = os.path.join(layout.image_root, cell)  # noqa: PTH118 - pathlib interns each name
     return ImageRow(index, name, _shown(path), row, path=cell)
