@@ -4,6 +4,7 @@ usage: python -m peers.run_batchcap TASK.json BUNDLE [options of `batchcap capti
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,9 @@ def _caption(task: Task, bundle: Path, options: list[str], job: str) -> Outcome:
     command += ["--max-visual-tokens", str(task.max_pixels // TOKEN_SIDE_PX**2)]
     # Random weights never stop, and loop as they please.
     command += ["--max-new-tokens", str(task.new_tokens), "--no-loop-stop"]
-    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+    # What `batchcap tune` once found on this machine must not decide.
+    environment = os.environ | {"BATCHCAP_CACHE": str(bundle.parent / "cache")}
+    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL, env=environment)
     summary = json.loads((Path(job) / "summary.json").read_text(encoding="utf-8"))
     figures: dict[str, Any] = summary["run"]
     busy: dict[str, float] = figures["stage_busy_s"]
