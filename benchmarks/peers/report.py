@@ -122,7 +122,12 @@ def _notes(results: Results) -> list[str]:
         for name, each in tokens.items()
     }
     first = next(iter(means), "")
-    return [
+    fewer = [
+        f"note: {name} captioned {each.images} pictures of {tokens[first].images}"
+        for name, each in tokens.items()
+        if each.images != tokens[first].images
+    ]
+    return fewer + [
         f"note: an image of {name}: {mean}, of {first}: {means[first]}"
         for name, mean in means.items()
         if mean != means[first]

@@ -67,6 +67,15 @@ def test_contestants_that_saw_other_pictures_are_noted() -> None:
     assert f"note: an image of theirs: 50 visual tokens and 60 new ones, of ours: {ours}" in text
 
 
+def test_a_contestant_that_captioned_fewer_pictures_is_noted() -> None:
+    slow = Outcome(images=5, new_tokens=320, visual_tokens=500, wall_s=60.0, precision="fp32")
+
+    text = tables(results_of([a_run("ours", 0, 60.0), Run(0, "theirs", slow, 0.0, 0.0, 0.0)]))
+
+    assert "note: theirs captioned 5 pictures of 10" in text
+    assert "an image of theirs" not in text
+
+
 def test_json_holds_runs_and_summary() -> None:
     values = json.loads(json.dumps(results_of([a_run("ours", 0, 60.0), a_run("theirs", 0, 120.0)]).as_json()))
 
