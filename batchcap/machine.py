@@ -61,6 +61,15 @@ def available_memory_bytes() -> int:
     return max(0, min(free, int(limit) - used + files))
 
 
+def total_memory_bytes() -> int:
+    """Memory of the machine, or the limit of the control group (version 2) where that is less."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # none, or `max`
+        return total
+
+
 def memory_mib(process_ids: list[int]) -> float:
     """Memory the processes hold together in MiB, pages they share counted once (proportional set size)."""
     return sum(_pss_mib(pid) for pid in process_ids)

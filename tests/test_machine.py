@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from batchcap import machine
@@ -82,5 +83,7 @@ def test_free_memory_respects_the_limit_of_the_control_group(kernel: Path) -> No
     put(kernel, "sys/fs/cgroup/memory.current", f"{450 * machine.MIB}\n")
     put(kernel, "sys/fs/cgroup/memory.stat", f"anon {200 * machine.MIB}\ninactive_file {100 * machine.MIB}\n")
     assert machine.available_memory_bytes() == 150 * machine.MIB
+    assert machine.total_memory_bytes() == 500 * machine.MIB
     put(kernel, "sys/fs/cgroup/memory.max", "max\n")
     assert machine.available_memory_bytes() > 150 * machine.MIB
+    assert machine.total_memory_bytes() == psutil.virtual_memory().total

@@ -4,9 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
-import psutil
-
-from batchcap.machine import MIB, available_memory_bytes
+from batchcap.machine import MIB, available_memory_bytes, total_memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ class MemoryGuard:
         self._most = slots
         self._free_bytes = free_bytes
         self._clock = clock
-        self._short_bytes = max(LEAST_FREE_BYTES, int(LEAST_FREE_SHARE * psutil.virtual_memory().total))
+        self._short_bytes = max(LEAST_FREE_BYTES, int(LEAST_FREE_SHARE * total_memory_bytes()))
         self._next_check_s = self._next_change_s = clock()
         self.is_short = False
 

@@ -7,15 +7,20 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-import psutil
-
 from batchcap import __version__
 from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
 from batchcap.cores import Threads, plan_for
 from batchcap.engines.capacity import memory_need
 from batchcap.errors import ExitCode, UsageError
-from batchcap.machine import MIB, available_cores, available_memory_bytes, cpu_flags, cpu_name
+from batchcap.machine import (
+    MIB,
+    available_cores,
+    available_memory_bytes,
+    cpu_flags,
+    cpu_name,
+    total_memory_bytes,
+)
 from batchcap.model import cache_folder, load_model
 from batchcap.profiles import Resolution, resolve
 from batchcap.tuning.record import read_tuned
@@ -69,7 +74,6 @@ def _versions() -> dict[str, str]:
 
 def _machine() -> dict[str, str]:
     flags = cpu_flags()
-    total = psutil.virtual_memory().total
     cache = cache_folder()
     disk = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists()))
     return {
@@ -77,7 +81,7 @@ def _machine() -> dict[str, str]:
         "cpu": cpu_name(),
         "cores": f"{available_cores()} for this process",
         "features": " ".join(flag for flag in SPEED_FLAGS if flag in flags) or "none of the fast ones",
-        "memory": f"{available_memory_bytes() / MIB:,.0f} MiB free of {total / MIB:,.0f} MiB",
+        "memory": f"{available_memory_bytes() / MIB:,.0f} MiB free of {total_memory_bytes() / MIB:,.0f} MiB",
         "disk": f"{disk.free / MIB:,.0f} MiB free for the cache in {cache}",
     }
 
