@@ -35,7 +35,7 @@ from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
 from batchcap.store.stats import StatsWriter
 from batchcap.tuning.record import read_tuned
-from batchcap.vision.dtype import resolve_backend, resolve_dtype
+from batchcap.vision.dtype import resolve_encoder
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ class JobRun:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
         config, folder = self._settle(), self._folder
         names = config.generation.prompt_names
-        encoder = (resolve_backend(config.vision.backend), resolve_dtype(config.vision))
-        fingerprint = fingerprint_of(config, self._bundle.id, encoder)
+        fingerprint = fingerprint_of(config, self._bundle.id, resolve_encoder(config.vision))
         check_same_job(folder, fingerprint, config)
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:

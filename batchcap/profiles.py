@@ -14,7 +14,7 @@ from batchcap.bundle import Bundle
 from batchcap.config import JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
 from batchcap.errors import UsageError
 from batchcap.machine import cpu_flags
-from batchcap.vision.dtype import resolve_backend, resolve_dtype
+from batchcap.vision.dtype import resolve_backend, resolve_encoder
 
 Encoder = tuple[VisionBackend, VisionDtype]
 
@@ -208,8 +208,7 @@ def _known_encoder(stored: tuple[str, str] | None) -> Encoder | None:
 
 
 def _resolved(encoder: Encoder) -> Encoder:
-    config = VisionConfig(backend=encoder[0], dtype=encoder[1])
-    return resolve_backend(config.backend), resolve_dtype(config)
+    return resolve_encoder(VisionConfig(backend=encoder[0], dtype=encoder[1]))
 
 
 def _usable(encoder: Encoder) -> bool:

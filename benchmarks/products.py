@@ -17,10 +17,10 @@ import onnxruntime
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from batchcap.machine import available_cores, cpu_flags, cpu_name
+from batchcap.report.doctor import SPEED_FLAGS
 
 HIDDEN, INNER, QUERY, KEY = 2048, 6144, 2048, 1024
 ROWS = (1, 4, 16, 32, 48, 128, 144, 256, 304)
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    flags = " ".join(flag for flag in FLAGS if flag in cpu_flags())
+    flags = " ".join(flag for flag in SPEED_FLAGS if flag in cpu_flags())
     print(f"{cpu_name()} ({flags}), {arguments.threads} threads, onnxruntime {onnxruntime.__version__}, GOP/s\n")
     print(f"| rows | {' | '.join(map(str, ROWS))} |")
     print(f"| --- |{' --: |' * len(ROWS)}")

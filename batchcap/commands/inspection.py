@@ -7,7 +7,7 @@ import typer
 
 from batchcap.commands.captioning import given_settings
 from batchcap.commands.results import print_result
-from batchcap.config import Profile
+from batchcap.config import PlacementConfig, Profile
 
 
 def status(
@@ -36,7 +36,6 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show versions, CPU features and memory, and what a job would use on this machine and why. Starts nothing."""
-    from batchcap.config import PlacementConfig
     from batchcap.report.doctor import examine
 
     placement = PlacementConfig(decoders=decoders, decoder_threads=decoder_threads, vision_threads=vision_threads)

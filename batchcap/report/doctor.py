@@ -24,7 +24,7 @@ from batchcap.machine import (
 from batchcap.model import cache_folder, load_model
 from batchcap.profiles import Resolution, resolve
 from batchcap.tuning.record import read_tuned
-from batchcap.vision.dtype import resolve_backend, resolve_dtype
+from batchcap.vision.dtype import resolve_backend, resolve_encoder
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "pillow", "pyarrow", "tokenizers")
 EXPORT_PACKAGES = ("torch", "transformers", "onnxruntime-genai")  # captioning with a bundle works without them
@@ -111,7 +111,7 @@ def _plan(bundle: Bundle, resolution: Resolution) -> tuple[dict[str, str], str |
     config = resolution.config
     placement, vision = config.placement, config.vision
     threads = Threads.of(placement, available_cores())
-    backend, dtype = resolve_backend(vision.backend), resolve_dtype(vision)
+    backend, dtype = resolve_encoder(vision)
     need, free_bytes = memory_need(bundle, config), available_memory_bytes()
     slots = need.slots_within(free_bytes, placement.slots)
     fewer = "" if slots == placement.slots else f" (of {placement.slots}: more do not fit into the free memory)"

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -14,18 +13,19 @@ from pathlib import Path
 import psutil
 
 from batchcap.bundle import Bundle
-from batchcap.config import InputConfig, JobConfig, VisionConfig
+from batchcap.config import InputConfig, JobConfig
 from batchcap.cores import Threads, usable_cores
 from batchcap.engines.capacity import fitted_to_memory, memory_need
 from batchcap.errors import BatchcapError, UsageError
 from batchcap.machine import MIB, available_cores, available_memory_bytes
 from batchcap.model import load_model
 from batchcap.profiles import Settings, Tuned, is_w8a8
+from batchcap.report.columns import aligned
 from batchcap.report.progress import format_duration
 from batchcap.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
 from batchcap.tuning.record import MadeFor, write_tuned
 from batchcap.tuning.search import Machine, Search, Trial, encoders_for, moves_for
-from batchcap.vision.dtype import resolve_backend, resolve_dtype
+from batchcap.vision.dtype import resolve_encoder
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class TuneResult:
             f"{self.rows} pictures of {VISUAL_TOKENS} visual tokens and at most {NEW_TOKENS} new ones each, a quarter "
             "of everyday work: compare these rates with each other only"
         )
-        said = [*_aligned([_HEADERS, *(_cells(trial, self._remark(trial)) for trial in self.trials)]), "", what]
+        said = [*aligned([_HEADERS, *(_cells(trial, self._remark(trial)) for trial in self.trials)]), "", what]
         if self.best is self.trials[0]:
             said.append("nothing was faster than the defaults")
         else:
@@ -88,11 +88,6 @@ class TuneResult:
         remarks += ["best"] if trial is self.best else []
         remarks += [f"measured {len(trial.row_s)} times"] if len(trial.row_s) > 1 else []
         return ", ".join(remarks)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def _cells(trial: Trial, remark: str) -> tuple[str, ...]:
@@ -246,7 +241,7 @@ def _start(bundle: Bundle) -> Settings:
             f"there is not enough memory to measure: the model needs about {need.total(1) // MIB:,} MiB with one slot "
             f"and {free // MIB:,} MiB are free: end other programs, or take a smaller model"
         )
-    return Settings.of(job).with_encoder((resolve_backend(job.vision.backend), resolve_dtype(VisionConfig())))
+    return Settings.of(job).with_encoder(resolve_encoder(job.vision))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from batchcap.report.columns import aligned
 
 FORMAT_VERSION = 1
 _HEADERS = ("check", "measured", "tolerance", "", "worst")
@@ -82,7 +83,7 @@ class Report:
     def to_text(self) -> str:
         """The facts, an aligned table, and the outcome."""
         facts = [f"{name:<10} {value}" for name, value in self.facts.items() if isinstance(value, (str, int))]
-        return "\n".join([*facts, "", *_aligned([_HEADERS, *(row.cells() for row in self.rows)]), "", self.message])
+        return "\n".join([*facts, "", *aligned([_HEADERS, *(row.cells() for row in self.rows)]), "", self.message])
 
     def to_json(self) -> str:
         """The same as JSON; a value that is not a finite number is null."""
@@ -104,8 +105,3 @@ class Report:
 
 def _number(value: float) -> str:
     return f"{value:.3g}"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -47,3 +47,12 @@ def resolve_dtype(config: VisionConfig) -> VisionDtype:
             "change --vision-dtype or --vision-backend"
         )
     return config.dtype
+
+
+def resolve_encoder(config: VisionConfig) -> tuple[VisionBackend, VisionDtype]:
+    """Backend and arithmetic to use.
+
+    Raises:
+        UsageError: they are not installed, or do not go together.
+    """
+    return resolve_backend(config.backend), resolve_dtype(config)

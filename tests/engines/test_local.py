@@ -50,6 +50,19 @@ def engine(
         assert all(process.poll() is not None for process in processes), "a worker has outlived its engine"
 
 
+def remembered_specs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What workers are built from, in the order they are started."""
+    specs: list[Any] = []
+
+    class Remembered(local.Worker):
+        def __init__(self, name: str, spec: Any) -> None:
+            specs.append(spec)
+            super().__init__(name, spec)
+
+    monkeypatch.setattr(local, "Worker", Remembered)
+    return specs
+
+
 def never() -> bool:
     return False
 
@@ -168,28 +181,14 @@ def test_a_decoder_holds_no_more_rows_than_its_slots_answer(monkeypatch: pytest.
 def test_draws_make_equal_pictures_differ(
     monkeypatch: pytest.MonkeyPatch, temperature: float, find_twins: bool
 ) -> None:
-    specs = []
-
-    class Remembered(local.Worker):
-        def __init__(self, name: str, spec: Any) -> None:
-            specs.append(spec)
-            super().__init__(name, spec)
-
-    monkeypatch.setattr(local, "Worker", Remembered)
+    specs = remembered_specs(monkeypatch)
     with engine(monkeypatch, generation=GenerationConfig(temperature=temperature)):
         assert specs[0].find_twins is find_twins
 
 
 @pytest.mark.parametrize(("decoders", "share"), [(1, False), (2, True)])
 def test_several_decoders_share_their_weights(monkeypatch: pytest.MonkeyPatch, decoders: int, share: bool) -> None:
-    specs = []
-
-    class Remembered(local.Worker):
-        def __init__(self, name: str, spec: Any) -> None:
-            specs.append(spec)
-            super().__init__(name, spec)
-
-    monkeypatch.setattr(local, "Worker", Remembered)
+    specs = remembered_specs(monkeypatch)
     with engine(monkeypatch, decoders=decoders):
         assert [spec.share_weights for spec in specs[1:]] == [share] * decoders
 
