@@ -23,8 +23,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install  ## Caption sample_data with the embedded demo model and show the result
 	$(BIN)/batchcap caption sample_data --output $(DEMO_OUTPUT) --show 12
 
-test: install  ## Run the tests
-	$(BIN)/python -m pytest
+test: install  ## Run the tests, two at once
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: install  ## Lint, format and types
 	$(BIN)/ruff check .

@@ -17,7 +17,6 @@ import onnxruntime
 from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.errors import CheckpointError
-from batchcap.export.integer_products import MIDDLE
 from batchcap.export.options import Precision
 from batchcap.geometry import Geometry
 from batchcap.machine import available_cores
@@ -132,7 +131,7 @@ def _with_plain_inputs(graph: Path) -> bytes:
         if node.op_type == "MatMulIntegerToFloat":
             scaled = scaled_by[node.output[0]]
             read = made_by[made_by[node.input[0]].input[0]].input[0]  # behind QuantizeLinear and Div
-            model.graph.node.extend(_plain_product(model.graph, node, read, scaled.output[0]))
+            model.graph.node.extend(_plain_product(node, read, scaled.output[0]))
             replaced.add(scaled.name)
         elif node.name not in replaced:
             model.graph.node.append(node)
@@ -140,16 +139,12 @@ def _with_plain_inputs(graph: Path) -> bytes:
     return content
 
 
-def _plain_product(
-    graph: onnx.GraphProto, product: onnx.NodeProto, read: str, written: str
-) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+def _plain_product(product: onnx.NodeProto, read: str, written: str) -> tuple[onnx.NodeProto, onnx.NodeProto]:
     """A product of integers as one of float32: its weights times their scales, [K, N], and a MatMul."""
     _bytes, weight, _one, scales = product.input[:4]
-    (columns,) = next(value.dims for value in graph.initializer if value.name == scales)
-    middle, floats = f"{product.name}/middle", f"{product.name}/weight"
-    graph.initializer.append(onnx.numpy_helper.from_array(np.full(columns, MIDDLE, np.uint8), middle))
+    floats = f"{product.name}/weight"
     return (
-        onnx.helper.make_node("DequantizeLinear", [weight, scales, middle], [floats], floats, axis=1),
+        onnx.helper.make_node("DequantizeLinear", [weight, scales], [floats], floats, axis=1),
         onnx.helper.make_node("MatMul", [read, floats], [written], f"{product.name}/plain"),
     )
 

@@ -10,7 +10,7 @@ from batchcap.export.matrices import HEAD, in_sensitive_place
 
 
 class Precision(StrEnum):
-    """Numbers of the decoder's products: weights of 4 or 8 bits in blocks, weights and activations of 8, or float32."""
+    """Numbers of the decoder's products: weights of 4 or 8 bits in blocks, products of 8-bit integers, or float32."""
 
     INT4 = "int4"
     INT8 = "int8"
@@ -20,7 +20,7 @@ class Precision(StrEnum):
     @property
     def bits(self) -> int:
         """Bits of one weight."""
-        return {"int4": 4, "int8": 8, "w8a8": 8, "fp32": 32}[self]
+        return {"int4": 4, "int8": 8, "w8a8": BY_ROWS.bits, "fp32": 32}[self]
 
 
 class RoundingAlgorithm(StrEnum):
@@ -72,6 +72,10 @@ class Rounding:
     algorithm: RoundingAlgorithm
 
 
+# Of products of integers: why seven bits, `batchcap.export.integer_products` tells.
+BY_ROWS = Rounding(bits=7, block_size=WHOLE_ROW, algorithm=RoundingAlgorithm.RTN)
+
+
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
     """What the bundle shall be.
@@ -104,7 +108,7 @@ class ExportOptions:
             layers: decoder layers of the model.
         """
         if self.precision is Precision.W8A8:
-            return Rounding(8, WHOLE_ROW, RoundingAlgorithm.RTN)
+            return BY_ROWS
         wide = self.precision is Precision.INT4 and keeps_8_bits(matrix, layers, self.int8_matrices)
         return Rounding(8 if wide else self.precision.bits, self.block_size, self.algorithm)
 
@@ -113,7 +117,7 @@ class ExportOptions:
         if self.precision is Precision.FP32:
             return {"bits": 32}
         if self.precision is Precision.W8A8:
-            return {"bits": 8, "activation_bits": 8, "algorithm": str(RoundingAlgorithm.RTN)}
+            return {"bits": BY_ROWS.bits, "activation_bits": 8, "algorithm": str(BY_ROWS.algorithm)}
         mixed = {"int8_matrices": str(self.int8_matrices)} if self.precision is Precision.INT4 else {}
         return {
             "bits": self.precision.bits,

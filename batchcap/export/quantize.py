@@ -33,7 +33,7 @@ class QuantizedMatrix:
         packed: [N, blocks, block_size · bits / 8], of two values in a byte the first one in the lower half.
         scales: [N, blocks].
         zero_points: [N, bytes of one value a block], packed alike; None where it is the middle of the range.
-        bits: of one value.
+        bits: of one value; of more than four, each has a byte of its own.
     """
 
     packed: UInt8Array
@@ -134,7 +134,7 @@ def _quantize(weight: Float32Array, rounding: Rounding) -> QuantizedMatrix:
 
 def pack(values: UInt8Array, bits: int) -> UInt8Array:
     """Values of the last axis, two in a byte if they have four bits, the first one in the lower half."""
-    if bits == 8:
+    if bits > 4:
         return values
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
@@ -144,6 +144,6 @@ def pack(values: UInt8Array, bits: int) -> UInt8Array:
 
 def _unpack(packed: UInt8Array, bits: int) -> UInt8Array:
     """The values of `pack`, along the last axis."""
-    if bits == 8:
+    if bits > 4:
         return packed
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

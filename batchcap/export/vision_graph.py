@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from batchcap.errors import CheckpointError
 from batchcap.export.integer_products import IntegerProducts, turned
-from batchcap.export.options import WHOLE_ROW, Rounding, RoundingAlgorithm
+from batchcap.export.options import BY_ROWS
 from batchcap.export.quantize import quantize_matrix
 from batchcap.export.tensors import StoredTensor
 from batchcap.export.weights import WeightFile
@@ -28,7 +28,6 @@ from batchcap.geometry import VisionGeometry
 OPSET = 23  # the first with RotaryEmbedding
 IR_VERSION = 11
 NORM_EPS = 1e-6
-INT8 = Rounding(bits=8, block_size=WHOLE_ROW, algorithm=RoundingAlgorithm.RTN)
 # Gelu's attribute for the activations of the MLP; None: another operator.
 ACTIVATIONS = {"gelu": "none", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "relu": None}
 _ONNX_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
@@ -139,7 +138,7 @@ class _Drawing:
         if self._file is None:
             return self._node("Gemm", [x, self._weight(f"{name}.weight"), bias], name, transB=1)
         matrix = _as_matrix(self._tensors[f"{name}.weight"])
-        rounded = quantize_matrix(matrix, INT8)
+        rounded = quantize_matrix(matrix, BY_ROWS)
         values = self._file.add(f"{name}.values", turned(rounded), matrix.shape[::-1])
         scales = self._file.add(f"{name}.scales", [rounded.scales[:, 0]], matrix.shape[:1])
         weight = (self._initializer(f"{name}.values", values), self._initializer(f"{name}.scales", scales))

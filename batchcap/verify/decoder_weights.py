@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from batchcap.errors import BundleError
+from batchcap.export.options import BY_ROWS
 from batchcap.records import Float32Array
 
 INTERLEAVED = 1  # `mrope_layout` of MRotaryEmbedding
@@ -57,10 +58,11 @@ class RoundedMatrix:
     One with a scale for each output (W8A8) has a single block of K weights.
 
     Attributes:
-        bits: 4 or 8.
+        bits: 4, 7 or 8.
         block_size: weights that share a scale.
         shape: [N, K].
-        packed: [N, B, b · bits / 8] uint8, mapped; of two values in a byte the first one in the lower half.
+        packed: [N, B, b · bits / 8] uint8, mapped; of two values in a byte the first one in the lower half. Those of
+            W8A8 are int8 [N, 1, K], signed already.
         scales: [N, B] float32, mapped.
         zero_points: [N, bytes of one value a block] uint8, mapped; None: the middle of the range.
     """
@@ -68,7 +70,7 @@ class RoundedMatrix:
     bits: int
     block_size: int
     shape: tuple[int, int]
-    packed: NDArray[np.uint8]
+    packed: NDArray[Any]
     scales: Float32Array
     zero_points: NDArray[np.uint8] | None
 
@@ -77,7 +79,10 @@ class RoundedMatrix:
         rows = slice(start, stop)
         scales = np.array(self.scales[rows])
         count, blocks = scales.shape
-        levels = self._unpacked(self.packed[rows]).reshape(count, blocks, self.block_size).astype(np.float32)
+        packed = self.packed[rows]
+        if packed.dtype == np.int8:
+            return RoundedRows(packed.astype(np.float32), scales)
+        levels = self._unpacked(packed).reshape(count, blocks, self.block_size).astype(np.float32)
         if self.zero_points is None:
             levels -= 1 << (self.bits - 1)
         else:
@@ -208,7 +213,7 @@ def _rounded_by_columns(node: ir.Node) -> RoundedMatrix:
     """The weights [K, N] of a product of integers, one scale for each column."""
     columns = _array(_input(node, 1))
     return RoundedMatrix(
-        bits=8,
+        bits=BY_ROWS.bits,
         block_size=len(columns),
         shape=columns.shape[::-1],
         packed=columns.T[:, None],

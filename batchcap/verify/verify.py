@@ -46,6 +46,7 @@ SCALING_TOLERANCE = {ReferenceDtype.FP32: 1e-4, ReferenceDtype.BF16: 0.2}
 LIMITS = {
     32: DecodingLimits(error=1e-3, divergence=1e-5, same_top=0.99, same_captions=1.0),
     8: DecodingLimits(error=0.2, divergence=0.01, same_top=0.5, same_captions=0.0),
+    7: DecodingLimits(error=0.2, divergence=0.01, same_top=0.5, same_captions=0.0),
     4: DecodingLimits(error=1.0, divergence=0.3, same_top=0.05, same_captions=0.0),
 }
 

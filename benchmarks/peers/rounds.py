@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from process_tree import run_watched
 from real_size import FLAGS
 from tokenizers import Tokenizer
@@ -86,7 +87,7 @@ class Benchmark:
         folder = self.work / "peers" / "runs" / contestant.name
         folder.mkdir(parents=True, exist_ok=True)
         task, output, log = folder / "task.json", folder / "output.txt", folder / "log.txt"
-        replace(self.task, pictures=self.task.pictures[:: contestant.every]).write(task)
+        some_of(self.task, contestant.every).write(task)
         command = contestant.command(prepared, task)
         with output.open("w", encoding="utf-8") as stdout, log.open("w", encoding="utf-8") as stderr:
             usage = run_watched(command, stdout=stdout, stderr=stderr, env=_environment(self.task))
@@ -121,6 +122,19 @@ class Benchmark:
             "threads": self.task.threads,
             "sequences": self.task.sequences,
         }
+
+
+def some_of(task: Task, every: int) -> Task:
+    """The task with every so many-th picture in the order of their sizes: as large in the mean as all of them."""
+    if every == 1:
+        return task
+
+    def pixels(path: str) -> int:
+        with Image.open(path) as picture:
+            return min(max(picture.width * picture.height, task.min_pixels), task.max_pixels)
+
+    by_size = sorted(task.pictures, key=pixels)
+    return replace(task, pictures=by_size[every // 2 :: every])
 
 
 def _environment(task: Task) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from peers.contestants import Contestant, Prepared
 from peers.environments import MissingPeerError, run_logged
 from peers.protocol import Outcome, Task
 from peers.report import Results, Run, tables
-from peers.rounds import Benchmark
+from peers.rounds import Benchmark, some_of
+from PIL import Image
 
 TASK = Task(["a.jpg", "b.jpg"], "What?", 65_536, 262_144, new_tokens=8, threads=1, sequences=2)
 
@@ -39,6 +41,20 @@ def test_rounds_that_one_of_two_did_not_finish_are_no_pairs() -> None:
 
     assert results.ratio("ours", "theirs") == pytest.approx(3.0)
     assert results.ratio("ours", "nobody") is None
+
+
+def test_a_slow_peer_gets_fewer_pictures_of_the_same_mean_size(tmp_path: Path) -> None:
+    widths = [256 + 8 * ((7 * number) % 16) for number in range(16)]
+    paths = [tmp_path / f"{number}.png" for number in range(16)]
+    for path, width in zip(paths, widths, strict=True):
+        Image.new("RGB", (width, 512)).save(path)
+    width_of = dict(zip(map(str, paths), widths, strict=True))
+
+    given = some_of(replace(TASK, pictures=list(width_of)), 4).pictures
+
+    assert len(set(given)) == 4
+    assert sum(map(width_of.__getitem__, given)) / 4 == pytest.approx(sum(widths) / 16, rel=0.02)
+    assert some_of(TASK, 1) == TASK
 
 
 def test_share_of_the_ceiling_is_of_the_fastest_product() -> None:

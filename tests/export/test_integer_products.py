@@ -11,12 +11,11 @@ from batchcap.bundle import Bundle
 from batchcap.decoder.invariance import find_row_tile
 from batchcap.decoder.session import DecoderSession
 from batchcap.export.integer_products import IntegerProducts, turned
-from batchcap.export.options import WHOLE_ROW, Rounding, RoundingAlgorithm
+from batchcap.export.options import BY_ROWS
 from batchcap.export.quantize import MatrixInMemory, quantize_matrix
 from batchcap.records import Float32Array
 
 INPUTS, OUTPUTS = 512, 96
-ROUNDING = Rounding(bits=8, block_size=WHOLE_ROW, algorithm=RoundingAlgorithm.RTN)
 
 
 def graph_of(*matrices: Float32Array) -> ir.Model:
@@ -25,7 +24,7 @@ def graph_of(*matrices: Float32Array) -> ir.Model:
     graph = ir.Graph([read], [], nodes=[], name="products", opset_imports={"": 21, "com.microsoft": 1})
     products = IntegerProducts(graph)
     for number, matrix in enumerate(matrices):
-        rounded = quantize_matrix(MatrixInMemory(matrix), ROUNDING)
+        rounded = quantize_matrix(MatrixInMemory(matrix), BY_ROWS)
         arrays = {"weight": np.concatenate([*turned(rounded)]), "scales": rounded.scales[:, 0]}
         parts = []
         for name, array in arrays.items():
@@ -43,10 +42,19 @@ def run(model: ir.Model, read: Float32Array) -> list[Float32Array]:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_nothing_overflows(sign: int) -> None:
-    """All bytes at the end of their range: with signed weights, pairs of products overflow 16 bits on some CPUs."""
+    """All bytes at the end of their range: with weights of eight bits, pairs of products overflow on some CPUs."""
     matrix = np.ones((OUTPUTS, INPUTS), np.float32)
     (found,) = run(graph_of(sign * matrix), np.ones((7, INPUTS), np.float32))
-    np.testing.assert_allclose(found, sign * INPUTS, rtol=0.005)
+    np.testing.assert_allclose(found, sign * INPUTS, rtol=0.01)
+
+
+def test_pairs_of_products_fit_sixteen_bits() -> None:
+    """Where the CPU of the tests adds in 32 bits, `test_nothing_overflows` could not tell."""
+    rounded = quantize_matrix(MatrixInMemory(np.array([[-1, 0.5, 1, 0]], np.float32)), BY_ROWS)
+    (weights,) = turned(rounded)
+    assert weights.dtype == np.int8
+    assert weights[:, 0].tolist() == [-64, 32, 63, 0]
+    assert 2 * np.iinfo(np.uint8).max * np.abs(weights.astype(int)).max() <= np.iinfo(np.int16).max
 
 
 def test_near_the_plain_product() -> None:
@@ -56,7 +64,9 @@ def test_near_the_plain_product() -> None:
     (found,) = run(graph_of(matrix), read)
     expected = read @ matrix.T
     errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    assert 0 < errors.max() < 0.02  # each token has its own scale: small ones are as close as large ones
+    assert (
+        0 < errors.max() < 0.03
+    )  # 0.021 measured; each token has its own scale: small ones are as close as large ones
 
 
 def test_a_token_of_zeros() -> None:
@@ -72,7 +82,7 @@ def test_what_is_read_is_rounded_once() -> None:
     kinds = Counter(node.op_type for node in model.graph)
     assert (kinds["QuantizeLinear"], kinds["MatMulIntegerToFloat"]) == (1, 3)
     for size, found in zip((1, 2, 3), run(model, np.ones((2, INPUTS), np.float32)), strict=True):
-        np.testing.assert_allclose(found, size * INPUTS, rtol=0.005)
+        np.testing.assert_allclose(found, size * INPUTS, rtol=0.01)
 
 
 def test_a_row_alone_is_the_row_among_others() -> None:

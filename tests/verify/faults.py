@@ -145,7 +145,9 @@ def scale_off(factor: float) -> Fault:
 
 def level_off(opened: Opened) -> None:
     """One weight of few bits is another by far."""
-    opened.change_value("model.layers.3.attn.v_proj.MatMul.weight.weight", 500, lambda byte: byte ^ 0x88)
+    opened.change_value(
+        "model.layers.3.attn.v_proj.MatMul.weight.weight", 500, lambda byte: byte ^ byte.dtype.type(0x44)
+    )
 
 
 def weight_off(opened: Opened) -> None:
