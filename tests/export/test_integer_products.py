@@ -13,6 +13,7 @@ from batchcap.decoder.session import DecoderSession
 from batchcap.export.integer_products import IntegerProducts, turned
 from batchcap.export.options import BY_ROWS
 from batchcap.export.quantize import MatrixInMemory, quantize_matrix
+from batchcap.profiles import is_w8a8
 from batchcap.records import Float32Array
 
 INPUTS, OUTPUTS = 512, 96
@@ -99,3 +100,7 @@ def test_a_decoder_of_integer_products_needs_no_padding(tiny_bundle_w8a8: Bundle
     """Its rows are equal in batches of every size, odd ones too."""
     session = DecoderSession(tiny_bundle_w8a8.decoder_path, tiny_bundle_w8a8.geometry, threads=1)
     assert find_row_tile(session, tiny_bundle_w8a8.geometry) == 1
+
+
+def test_such_a_decoder_is_told_from_others(tiny_bundle_w8a8: Bundle, tiny_bundle_int8: Bundle) -> None:
+    assert (is_w8a8(tiny_bundle_w8a8), is_w8a8(tiny_bundle_int8)) == (True, False)
