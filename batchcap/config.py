@@ -198,16 +198,19 @@ class LimitConfig:
         limit: caption only the first rows of the inputs; 0: all.
         max_runtime_s: stop in good order after this time; 0: never.
         max_error_rate: largest share of failed rows for exit code 0.
+        picture_timeout_s: a worker that does not come to an end with a picture for so long is ended itself.
     """
 
     limit: int = 0
     max_runtime_s: float = 0.0
     max_error_rate: float = 1.0
+    picture_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         _require(self.limit >= 0, "limit must be 0 (all) or more")
         _require(self.max_runtime_s >= 0, "max_runtime_s must be 0 (no limit) or more")
         _require(0 <= self.max_error_rate <= 1, "max_error_rate must be between 0 and 1")
+        _require(self.picture_timeout_s > 0, "picture_timeout_s must be above 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,3 +80,8 @@ class Geometry:
     vision: VisionGeometry
     image: ImageSettings
     tokens: TokenIds
+
+
+def feature_bytes(geometry: Geometry, visual_tokens: int) -> int:
+    """What the vision features of a picture take: float32 embeddings and DeepStack levels [1 + D, T, H]."""
+    return 4 * (1 + len(geometry.vision.deepstack_levels)) * visual_tokens * geometry.text.hidden_size

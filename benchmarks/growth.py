@@ -154,7 +154,8 @@ def child(engine: str, inputs: Path, output: Path, rows: int, die_after: int | N
         placement=PlacementConfig(),
     )
     watch = Watch(time.perf_counter(), rows, die_after)
-    with patch("batchcap.job.load_model", lambda _model: BUNDLE), patch("batchcap.engines.local._popen", _fake_worker):
+    worker = patch("batchcap.engines.process._popen", _fake_worker)
+    with patch("batchcap.job.load_model", lambda _model: BUNDLE), worker:
         run_job(config, LogProgress(), _factory(engine, watch))
     watch.report()
 

@@ -171,6 +171,14 @@ def caption(
         float,
         typer.Option(help="Exit code 3 if a larger share of the rows failed; 1: never.", rich_help_panel=_LIMITS),
     ] = 1.0,
+    picture_timeout: Annotated[
+        float,
+        typer.Option(
+            help="A process that does not come to an end with a picture for so many seconds is started anew; a picture "
+            "that has ended two of them fails.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 600.0,
     show: Annotated[int, typer.Option(help="Print the first N captions at the end.")] = 0,
 ) -> None:
     """Caption every picture of the inputs.
@@ -203,7 +211,7 @@ def caption(
             rows_per_part=rows_per_part,
             own_cores=own_cores,
         ),
-        limits=LimitConfig(limit, max_runtime, max_error_rate),
+        limits=LimitConfig(limit, max_runtime, max_error_rate, picture_timeout),
         given=given_settings(context_of_call),
     )
     _run(config, show)

@@ -8,6 +8,7 @@ from batchcap.config import JobConfig, VisionDtype
 from batchcap.decoder.kept import decoder_bytes, shares_weights
 from batchcap.decoder.scheduler import slot_positions
 from batchcap.decoder.slots import kv_bytes_per_slot
+from batchcap.geometry import feature_bytes
 from batchcap.machine import MIB, available_memory_bytes
 from batchcap.prompt import PromptTemplate
 from batchcap.vision.dtype import resolve_dtype
@@ -34,7 +35,7 @@ class MemoryNeed:
         vision: weights of the encoder.
         decoders: weights of all decoders, which share one copy where they can.
         queue: features that wait.
-        slot: keys and values of one slot, in all decoders together.
+        slot: keys and values of one slot and the features of its picture, in all decoders together.
     """
 
     runtime: int
@@ -63,6 +64,7 @@ def memory_need(bundle: Bundle, config: JobConfig) -> MemoryNeed:
     prompts = PromptTemplate.all_from_bundle(bundle, generation.prompts)
     positions = max(slot_positions(bundle, one, generation, vision.max_visual_tokens) for one in prompts)
     weight_copies = 1 if shares_weights(bundle, placement.decoders) else placement.decoders
+    features = feature_bytes(bundle.geometry, vision.max_visual_tokens)
     # The file is in 16 bits most often: half of what it takes in float32.
     widened = 2 if resolve_dtype(vision) is VisionDtype.FP32 else 1
     return MemoryNeed(
@@ -70,7 +72,7 @@ def memory_need(bundle: Bundle, config: JobConfig) -> MemoryNeed:
         vision=widened * bundle.vision_weights_path.stat().st_size,
         decoders=int(weight_copies * WEIGHT_COPIES * decoder_bytes(bundle)),
         queue=placement.queue_mib * MIB,
-        slot=placement.decoders * kv_bytes_per_slot(bundle.geometry.text, positions),
+        slot=placement.decoders * (kv_bytes_per_slot(bundle.geometry.text, positions) + features),
     )
 
 

@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from batchcap.bundle import Bundle
 from batchcap.decoder.kept import KeptDecoder, open_decoder
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
-from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, Inbox
+from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, Inbox, lacks_memory
 from batchcap.errors import ErrorKind
 from batchcap.prompt import PromptTemplate, load_tokenizer
 from batchcap.records import Caption, Failure
@@ -71,8 +71,8 @@ class DecoderWorker:
                 self._decoder.admit(work.features, work.row_id)
         except Exception as error:  # a worker's edge: one row must not end the job at every start anew
             # That the decoder itself works has been seen when its row tile was measured. Lack of memory is not the
-            # row's fault; ONNX Runtime has no class of its own for it.
-            if isinstance(error, MemoryError) or "alloc" in str(error):
+            # row's fault.
+            if lacks_memory(error):
                 raise
             message = f"{type(error).__name__}: {error}"
             self._decoder.give_up(self._last_index)

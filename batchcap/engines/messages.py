@@ -57,10 +57,11 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Fatal:
-    """The worker can't go on; `exit_code` is the one of the error it met."""
+    """The worker can't go on; `exit_code` is the one of the error it met, which may be that memory was lacking."""
 
     message: str
     exit_code: int
+    lacked_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,11 @@ class Captioned:
     """Pictures that the job has captions of: hex digest and row index."""
 
     pictures: list[tuple[str, int]]
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that memory is lacking; ONNX Runtime and PyTorch have no class of their own for it."""
+    return isinstance(error, MemoryError) or "alloc" in str(error)
 
 
 class Inbox:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from batchcap.cores import keep_on
-from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec
+from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec, lacks_memory
 from batchcap.errors import BatchcapError, ExitCode
 
 
@@ -53,7 +53,8 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - a worker's edge: the coordinator tells the person
         if os.environ.get("BATCHCAP_DEBUG"):
             traceback.print_exc()
-        connection.send(Fatal(f"{type(error).__name__}: {error}", int(ExitCode.UNEXPECTED)))
+        message = f"{type(error).__name__}: {error}"
+        connection.send(Fatal(message, int(ExitCode.UNEXPECTED), lacks_memory(error)))
 
 
 if __name__ == "__main__":

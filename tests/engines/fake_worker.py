@@ -34,6 +34,16 @@ def main() -> None:
 def _answer(connection: Connection, message: Any, behaviour: str) -> None:
     if behaviour == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    stage, name = (
+        ("vision", message.id) if isinstance(message, ImageRow) else ("decoder", getattr(message, "row_id", ""))
+    )
+    if name.startswith(f"kills {stage}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith(f"stops {stage}"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if name.startswith(f"breaks {stage}"):
+        connection.send(Fatal("RuntimeError: bad allocation", 1, lacked_memory=True))
+        sys.exit()
     if behaviour == "nonsense":
         connection.send({"odd": 1})
     elif isinstance(message, Captioned):

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
-from batchcap.engines import local
+from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
+from batchcap.engines import local, process, seat
 from batchcap.engines.base import Outcome
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec, Fatal
-from batchcap.errors import BatchcapError, ExitCode, WorkerError
+from batchcap.errors import BatchcapError, ErrorKind, ExitCode, WorkerError
 from batchcap.records import Failure, ImageRow, Twin
 
 GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
@@ -30,37 +30,53 @@ def engine(
     vision: str = "work",
     decoder: str = "work",
     generation: GenerationConfig = GenerationConfig(),  # noqa: B008 - frozen
+    timeout_s: float = 600.0,
     **placement: int,
 ) -> Iterator[LocalEngine]:
     """An engine, not started, whose workers behave as told."""
 
     def popen(_command: list[str], socket_fd: int) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "tests.engines.fake_worker", vision, decoder, str(socket_fd)]
-        return subprocess.Popen(command, pass_fds=[socket_fd], cwd=Path(__file__).parents[2])
+        started.append(subprocess.Popen(command, pass_fds=[socket_fd], cwd=Path(__file__).parents[2]))
+        return started[-1]
 
-    monkeypatch.setattr(local, "_popen", popen)
+    monkeypatch.setattr(process, "_popen", popen)
     monkeypatch.setattr(local, "_sharing", lambda _: True)
-    config = JobConfig(InputConfig(("p",)), "o", generation=generation, placement=PlacementConfig(**placement))
+    limits = LimitConfig(picture_timeout_s=timeout_s)
+    config = JobConfig(
+        InputConfig(("p",)), "o", generation=generation, placement=PlacementConfig(**placement), limits=limits
+    )
+    started: list[subprocess.Popen[bytes]] = []
     made = LocalEngine(BUNDLE, config)
-    processes = [worker.process for worker in made._workers]
     try:
         yield made
     finally:
         made.close()
-        assert all(process.poll() is not None for process in processes), "a worker has outlived its engine"
+        assert len(started) >= 2
+        assert all(one.poll() is not None for one in started), "a worker has outlived its engine"
 
 
 def remembered_specs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What workers are built from, in the order they are started."""
     specs: list[Any] = []
+    made = process.Worker.__init__
 
-    class Remembered(local.Worker):
-        def __init__(self, name: str, spec: Any) -> None:
-            specs.append(spec)
-            super().__init__(name, spec)
+    def remembered(self: process.Worker, name: str, spec: Any) -> None:
+        specs.append(spec)
+        made(self, name, spec)
 
-    monkeypatch.setattr(local, "Worker", Remembered)
+    monkeypatch.setattr(process.Worker, "__init__", remembered)
     return specs
+
+
+def _popen_of(behaviour: str) -> Callable[[list[str], int], "subprocess.Popen[bytes]"]:
+    """Starts workers that behave so, whatever they are."""
+
+    def popen(_command: list[str], socket_fd: int) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "tests.engines.fake_worker", behaviour, behaviour, str(socket_fd)]
+        return subprocess.Popen(command, pass_fds=[socket_fd], cwd=Path(__file__).parents[2])
+
+    return popen
 
 
 def never() -> bool:
@@ -143,7 +159,7 @@ def test_short_memory_lowers_the_rows_at_work_and_loses_none(monkeypatch: pytest
         ends_s = time.monotonic() + PATIENCE_S
         while len(seen) < 6 and time.monotonic() < ends_s:
             seen |= {outcome.row.index: outcome for outcome in running.poll(0.1)}
-            most = max(most, *(worker.rows for worker in running._decoders))
+            most = max(most, *(one.rows for one in running._decoders))
         assert most == 1
         guard.slots, guard.is_short = 4, False
         seen |= collect(running, 12 - len(seen))
@@ -161,8 +177,8 @@ def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
             if waiting.has_room:
                 given += 1
                 waiting.submit(ImageRow(given, f"twin-{given}", "/in", 0))
-            while waiting._vision.connection.poll(0.05):
-                message = waiting._vision.connection.recv()
+            while waiting._vision.worker.connection.poll(0.05):
+                message = waiting._vision.worker.receive()
                 if isinstance(message, Twin):
                     waiting._take(waiting._vision, message)
         assert waiting._ledger.twins_waiting >= 5
@@ -172,9 +188,9 @@ def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_decoder_holds_no_more_rows_than_its_slots_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = {"a": "A.", "b": "B.", "c": "C."}
     with engine(monkeypatch, slots=7) as one:
-        assert one._decoder_rows == 7 + local.DECODER_AHEAD_ROWS
+        assert one._decoder_rows(one._decoders[0]) == 7 + local.DECODER_AHEAD_ROWS
     with engine(monkeypatch, slots=7, generation=GenerationConfig(prompts)) as three:
-        assert three._decoder_rows == 3 + local.DECODER_AHEAD_ROWS
+        assert three._decoder_rows(three._decoders[0]) == 3 + local.DECODER_AHEAD_ROWS
 
 
 @pytest.mark.parametrize(("temperature", "find_twins"), [(0.0, True), (0.7, False)])
@@ -249,15 +265,89 @@ def test_a_stop_does_not_wait_for_the_model(monkeypatch: pytest.MonkeyPatch) -> 
         assert time.monotonic() < asked_s + 5
 
 
+@pytest.mark.parametrize("stage", ["vision", "decoder"])
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("kills", "was killed by signal 9"),
+        ("stops", "has not come to an end with a row in 0.5 s"),
+        ("breaks", "can't go on: RuntimeError: bad allocation"),
+    ],
+)
+def test_a_row_that_ends_two_workers_fails_and_the_others_do_not(
+    monkeypatch: pytest.MonkeyPatch, stage: str, does: str, told: str
+) -> None:
+    with engine(monkeypatch, timeout_s=0.5 if does == "stops" else 60.0, decoders=2, slots=3) as running:
+        running.start(never)
+        for index in range(24):
+            running.submit(row(index, f"{does} {stage}" if index in (3, 4, 17) else "good"))
+        found = collect(running, 24)
+        assert running.in_flight == 0
+        assert running.has_room
+        load = running.load()
+    assert sorted(found) == list(range(24))
+    for index, outcome in found.items():
+        if index not in (3, 4, 17):
+            assert isinstance(outcome.result, tuple), outcome
+            continue
+        assert isinstance(outcome.result, Failure)
+        assert outcome.result.kind is ErrorKind.CRASHED
+        assert stage in outcome.result.message
+        assert told in outcome.result.message
+        assert (outcome.facts is None) is (stage == "vision")
+    assert (load.reading_rows, load.queue_rows, load.queue_mib, load.decoding_rows) == (0, 0, 0.0, 0)
+
+
+def test_twins_of_a_row_that_ends_workers_end_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(monkeypatch) as running:
+        running.start(never)
+        for one in (row(0, "kills decoder"), *(ImageRow(index, f"twin-{index}", "/in", 0) for index in (1, 2))):
+            running.submit(one)
+        found = collect(running, 3)
+    assert isinstance(found[0].result, Failure)
+    assert [found[index].result.of for index in (1, 2) if isinstance(found[index].result, Twin)] == [0, 0]
+
+
+@pytest.mark.parametrize("at_fault", ["vision", "decoder 0"])
+def test_a_worker_that_is_killed_from_outside(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
+    specs = remembered_specs(monkeypatch)
+    with engine(monkeypatch, slots=6) as running:
+        running.start(never)
+        struck = next(one for one in running._seats if one.name == at_fault)
+        struck.worker.process.kill()
+        for index in range(20):
+            running.submit(row(index))
+        found = collect(running, 20)
+    assert all(isinstance(outcome.result, tuple) for outcome in found.values())
+    assert len(found) == 20
+    # What the kernel kills had too much memory: it comes back with fewer slots.
+    slots = [spec.slots for spec in specs if isinstance(spec, DecoderSpec)]
+    assert slots == ([6] if at_fault == "vision" else [6, 3])
+
+
 @pytest.mark.parametrize("at_fault", ["vision", "decoder"])
-def test_a_worker_that_is_killed(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
+def test_a_worker_that_always_ends(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
+    monkeypatch.setattr(seat, "MOST_ENDS_IN_A_ROW", 4)
     with engine(monkeypatch, **{at_fault: "killed"}) as running:  # type: ignore[arg-type]
         running.start(never)
-        running.submit(row(0))
-        with pytest.raises(WorkerError, match=rf"{at_fault}.* was killed by signal 9.*lower --slots.*same command"):
+        for index in range(3):
+            running.submit(row(index))
+        assert list(collect(running, 1)) == [0], "what came before it goes out first"
+        message = rf"{at_fault}.*, 4 times in a row .* was killed by signal 9.*same command"
+        with pytest.raises(WorkerError, match=message):
             collect(running, 1)
         with pytest.raises(WorkerError):
             running.poll(0)
+
+
+@pytest.mark.parametrize("at_fault", ["vision", "decoder"])
+def test_a_successor_that_does_not_start(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
+    with engine(monkeypatch) as running:
+        running.start(never)
+        running.submit(row(0, f"kills {at_fault}"))
+        monkeypatch.setattr(process, "_popen", _popen_of("exit"))
+        with pytest.raises(WorkerError, match=rf"{at_fault}.* ended with code 7"):
+            collect(running, 1)
 
 
 @pytest.mark.parametrize("at_fault", ["vision", "decoder"])
@@ -273,7 +363,7 @@ def test_modules_where_the_command_is_run_are_not_loaded(tmp_path: Path, monkeyp
     for name in ("queue", "socket", "numpy", "onnxruntime"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')")
     monkeypatch.chdir(tmp_path)
-    worker = local.Worker("decoder 0", DecoderSpec("absent", "0" * 64, GenerationConfig(), 1, 1, 16))
+    worker = process.Worker("decoder 0", DecoderSpec("absent", "0" * 64, GenerationConfig(), 1, 1, 16))
     try:
         assert worker.connection.poll(PATIENCE_S), "the worker says nothing"
         answer = worker.connection.recv()

@@ -1,0 +1,119 @@
+"""Owns one worker process and the socket to it: its start, messages to and from it, its end and how to tell of it."""
+
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+from batchcap.engines.messages import DecoderSpec, Fatal, VisionSpec
+from batchcap.errors import BatchcapError, ExitCode
+
+# Giving back the memory of a large model takes the kernel a while.
+END_TIMEOUT_S = 30.0
+KILLED_FOR_MEMORY = -signal.SIGKILL
+
+
+class WorkerEndError(Exception):
+    """A worker has ended, or can't go on; why, as the rest of a sentence that begins with its name.
+
+    Attributes:
+        lacked_memory: whether want of memory is the likely reason.
+    """
+
+    def __init__(self, how: str, *, lacked_memory: bool = False) -> None:
+        super().__init__(how)
+        self.lacked_memory = lacked_memory
+
+
+class Worker:
+    """One worker process and the socket to it."""
+
+    def __init__(self, name: str, spec: VisionSpec | DecoderSpec) -> None:
+        ours, theirs = socket.socketpair()
+        self.name = name
+        with theirs:
+            # -P: a random.py or a folder torch/ where the command is run must not get in the way.
+            self.process = _popen([sys.executable, "-P", "-m", "batchcap.engines.worker"], theirs.fileno())
+        self.connection = Connection(ours.detach())
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._sender = threading.Thread(target=self._send, name=f"send-{name}", daemon=True)
+        self._sender.start()
+        self.send(spec)
+
+    def send(self, message: object) -> None:
+        """Queue a message; never waits for the worker."""
+        self._outbox.put(message)
+
+    def _send(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            try:
+                self.connection.send(message)
+            except OSError:  # the worker is gone; reading from it tells the coordinator
+                return
+
+    def receive(self) -> object:
+        """The next message; waits for it.
+
+        Raises:
+            WorkerEndError: the process has ended, or says that an error which nobody foresaw ended its work.
+            BatchcapError: it says why it can't work, for a person.
+        """
+        try:
+            message: object = self.connection.recv()
+        except (EOFError, OSError):
+            raise self._end() from None
+        if isinstance(message, Fatal):
+            if message.exit_code == ExitCode.UNEXPECTED:
+                raise WorkerEndError(f"can't go on: {message.message}", lacked_memory=message.lacked_memory)
+            error = BatchcapError(f"the {self.name} process can't work: {message.message}")
+            error.exit_code = ExitCode(message.exit_code)
+            raise error
+        return message
+
+    def _end(self) -> WorkerEndError:
+        code = _end_of(self.process)
+        if code is None:
+            return WorkerEndError("closed its connection")
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return WorkerEndError(how, lacked_memory=code == KILLED_FOR_MEMORY)
+
+    def kill(self) -> None:
+        """End the process now."""
+        self.send(None)
+        self.process.kill()
+
+    def close(self) -> None:
+        """Wait for the end of a process that was killed."""
+        _end_of(self.process)
+        self._sender.join(END_TIMEOUT_S)
+        self.connection.close()
+
+
+def _popen(command: list[str], socket_fd: int) -> subprocess.Popen[bytes]:
+    """Start a worker that SIGINT and SIGTERM can't meet before it is ready to ignore them.
+
+    Both reach every process of a group, also one that has not run its first line yet. The mask is inherited; the
+    worker lifts it when the signals are set to be ignored.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        return subprocess.Popen(
+            [*command, str(socket_fd)],
+            pass_fds=[socket_fd],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # stdout carries results only
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code of a process that is ending; None where it does not come to its end."""
+    try:
+        return process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return None

@@ -1,0 +1,181 @@
+"""Owns the place of a worker in the line: what it was given, when it hangs, who takes its place when it has ended.
+
+When a worker ends, everything that it had is suspect. Its successor gets the suspects one at a time, so that a second
+end is the doing of one row: that row fails, and the others go on as before.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from batchcap.engines.messages import DecoderSpec, DecodeWork, VisionSpec
+from batchcap.engines.process import Worker, WorkerEndError
+from batchcap.errors import ErrorKind, WorkerError
+from batchcap.records import Failure, ImageRow
+
+log = logging.getLogger(__name__)
+
+# A row over which so many workers have ended is given up.
+MOST_ENDS_OF_A_ROW = 2
+# So many ends with nothing finished between them are not the rows' doing.
+MOST_ENDS_IN_A_ROW = 20
+# A first load reads the whole bundle from a cold disk.
+START_TIMEOUT_S = 600.0
+
+Work = ImageRow | DecodeWork
+
+
+class Seat:
+    """A worker and, when it has ended, its successor; every row given to it is answered or comes back as a failure.
+
+    Args:
+        name: of the worker, for messages.
+        spec: what it is built from.
+        timeout_s: a worker that is at work and says nothing for so long hangs.
+        start_worker: makes a worker of a name and a spec.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: VisionSpec | DecoderSpec,
+        timeout_s: float,
+        start_worker: Callable[[str, VisionSpec | DecoderSpec], Worker] = Worker,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.is_ready = False
+        self.given: dict[int, Work] = {}
+        self._suspects: deque[Work] = deque()
+        self._ends: dict[int, int] = {}
+        self._ends_in_a_row = 0
+        self._spec = spec
+        self._timeout_s = timeout_s
+        self._start_worker = start_worker
+        self._clock = clock
+        self.worker = start_worker(name, spec)
+        self._oldest: int | None = None
+        self._heard_s = self._oldest_since_s = clock()
+
+    @property
+    def slots(self) -> int | None:
+        """Slots of a decoder, which gets fewer where memory was lacking; None: it is not one."""
+        return self._spec.slots if isinstance(self._spec, DecoderSpec) else None
+
+    @property
+    def rows(self) -> int:
+        """Rows that are here and not answered yet."""
+        return len(self.given) + len(self._suspects)
+
+    @property
+    def is_careful(self) -> bool:
+        """Whether suspects are given out one at a time, and nothing else may be given."""
+        return bool(self._ends)
+
+    def give(self, work: Work) -> None:
+        """Send work to the worker; never waits."""
+        if not self.given:
+            self._heard_s = self._clock()
+        self.given[_index(work)] = work
+        self.worker.send(work)
+
+    def heard(self) -> None:
+        """The worker has said something."""
+        self._heard_s = self._clock()
+
+    def ready(self) -> None:
+        """The worker has loaded its model."""
+        self.is_ready = True
+        self.heard()
+
+    def answered(self, index: int) -> None:
+        """A row is done with here."""
+        self.given.pop(index, None)
+        self._ends.pop(index, None)
+        self._ends_in_a_row = 0
+        self._give_suspect()
+
+    def _give_suspect(self) -> None:
+        if self._suspects and not self.given:
+            self.give(self._suspects.popleft())
+
+    def hangs(self) -> bool:
+        """Whether the worker has been silent for too long, or has not come to the end of its oldest row.
+
+        A decoder's oldest row may wait for many others; it tells of each step instead.
+        """
+        now_s = self._clock()
+        if not self.is_ready:
+            return now_s - self._heard_s > START_TIMEOUT_S
+        oldest = next(iter(self.given), None)
+        if oldest != self._oldest:
+            self._oldest, self._oldest_since_s = oldest, now_s
+        if oldest is None:
+            return False
+        since_s = self._heard_s if isinstance(self._spec, DecoderSpec) else self._oldest_since_s
+        return now_s - since_s > self._timeout_s
+
+    def hang(self) -> WorkerEndError:
+        """What to say of a worker that hangs."""
+        if not self.is_ready:
+            return WorkerEndError(f"has not loaded its model in {START_TIMEOUT_S:.0f} s")
+        return WorkerEndError(f"has not come to an end with a row in {self._timeout_s:g} s")
+
+    def succeed(self, end: WorkerEndError) -> list[Failure]:
+        """Put a new worker in the place of one that has ended; rows that ended too many are given up.
+
+        Raises:
+            WorkerError: it ended while it loaded, or too often with nothing finished between.
+        """
+        self.worker.kill()
+        self._ends_in_a_row += 1
+        if not self.is_ready or self._ends_in_a_row >= MOST_ENDS_IN_A_ROW:
+            raise self.worker_error(end)
+        self.worker.close()
+        kept, given_up = self._judge(end)
+        self._suspects.extendleft(reversed(kept))
+        self.given.clear()
+        if end.lacked_memory and isinstance(self._spec, DecoderSpec):
+            self._spec = replace(self._spec, slots=max(1, self._spec.slots // 2))
+        log.warning(
+            "the %s process %s; a new one is started%s, %d rows are given to it one at a time, %d given up",
+            self.name,
+            end,
+            f" with {self.slots} slots" if end.lacked_memory and self.slots else "",
+            len(self._suspects),
+            len(given_up),
+        )
+        self.worker, self.is_ready = self._start_worker(self.name, self._spec), False
+        self.heard()
+        self._give_suspect()
+        return given_up
+
+    def _judge(self, end: WorkerEndError) -> tuple[list[Work], list[Failure]]:
+        """The rows that are given out again, and those that are given up."""
+        kept, given_up = list[Work](), list[Failure]()
+        for index, work in self.given.items():
+            self._ends[index] = self._ends.get(index, 0) + 1
+            if self._ends[index] < MOST_ENDS_OF_A_ROW:
+                kept.append(work)
+            else:
+                del self._ends[index]
+                message = f"the {self.name} process {end}, as one had ended over this picture before"
+                given_up.append(Failure(index, ErrorKind.CRASHED, message))
+        return kept, given_up
+
+    def worker_error(self, end: WorkerEndError) -> WorkerError:
+        """What to say of a worker that can't be replaced."""
+        count = self._ends_in_a_row
+        often = f", {count} times in a row with nothing finished between," if count > 1 else ""
+        hint = " The system may have run out of memory: lower --slots, --decoders or --queue-mib."
+        return WorkerError(
+            f"the {self.name} process{often} {end}.{hint if end.lacked_memory else ''} No finished caption is lost: "
+            "run the same command again to go on."
+        )
+
+
+def _index(work: Work) -> int:
+    return work.index if isinstance(work, ImageRow) else work.features.index
