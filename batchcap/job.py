@@ -36,6 +36,7 @@ from batchcap.store.lock import job_lock
 from batchcap.store.stats import StatsWriter
 from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_encoder
+from batchcap.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -245,16 +246,19 @@ def caption_rows(
 
     The whole way of a row is here: out of the plan, into the engine, out of the engine, into the store.
     """
-    rows = recorder.rows_to_do()
-    row = next(rows, None)
     monitor.begin()
     try:
-        while (row is not None or engine.in_flight) and not should_stop():
-            while row is not None and engine.has_room:
-                engine.submit(row)
-                row = next(rows, None)
-            recorder.record(engine.poll(POLL_S))
-            progress.advance(recorder.tally.rows, recorder.tally.failed, monitor.watch(engine, recorder))
+        with Watchdog() as watchdog:
+            rows = watchdog.each("reading the inputs", recorder.rows_to_do())
+            row = next(rows, None)
+            while (row is not None or engine.in_flight) and not should_stop():
+                while row is not None and engine.has_room:
+                    engine.submit(row)
+                    row = next(rows, None)
+                outcomes = engine.poll(POLL_S)
+                with watchdog.during("writing what is finished"):
+                    recorder.record(outcomes)
+                progress.advance(recorder.tally.rows, recorder.tally.failed, monitor.watch(engine, recorder))
     except BaseException:
         # What arrived before the worker went, or the input, or our own mistake, is not lost with it.
         with suppress(StorageError):

@@ -1,0 +1,186 @@
+"""Who is suspect when a worker has ended, when one hangs, and when it is nobody's fault but the machine's."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from batchcap.config import GenerationConfig, VisionConfig
+from batchcap.engines import seat as seat_module
+from batchcap.engines.messages import DecoderSpec, DecodeWork, VisionSpec
+from batchcap.engines.process import WorkerEndError
+from batchcap.engines.seat import Seat
+from batchcap.errors import ErrorKind, WorkerError
+from batchcap.records import ImageRow
+
+VISION = VisionSpec("/bundle", "0" * 64, VisionConfig(), 1, 4096, find_twins=True)
+DECODER = DecoderSpec("/bundle", "0" * 64, GenerationConfig(), slots=8, threads=1, max_visual_tokens=16)
+KILLED = WorkerEndError("was killed by signal 9", lacked_memory=True)
+CRASHED = WorkerEndError("was killed by signal 11")
+
+
+class Room:
+    """Workers that only remember what they were sent, and a clock that stands still."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.sent: list[list[int]] = []
+        self.specs: list[Any] = []
+
+    def seat(self, spec: Any, timeout_s: float = 60.0) -> Seat:
+        seat = Seat("it", spec, timeout_s, self._start, lambda: self.now_s)
+        seat.ready()
+        return seat
+
+    def _start(self, _name: str, spec: Any) -> Any:
+        self.specs.append(spec)
+        sent: list[int] = []
+        self.sent.append(sent)
+        send = lambda work: sent.append(work.index if isinstance(work, ImageRow) else work.features.index)  # noqa: E731
+        return SimpleNamespace(send=send, kill=lambda: None, close=lambda: None)
+
+
+def row(index: int) -> ImageRow:
+    return ImageRow(index, str(index), "/in", index)
+
+
+def work(index: int) -> DecodeWork:
+    features: Any = SimpleNamespace(index=index)
+    return DecodeWork(str(index), features)
+
+
+def test_suspects_are_given_one_at_a_time_oldest_first() -> None:
+    room = Room()
+    seat = room.seat(VISION)
+    for index in (5, 6, 7):
+        seat.give(row(index))
+    seat.answered(6)
+    assert seat.succeed(CRASHED) == []
+    seat.ready()
+    assert (seat.rows, seat.is_careful) == (2, True)
+    assert room.sent[1] == [5]
+    seat.answered(5)
+    assert room.sent[1] == [5, 7]
+    assert seat.is_careful
+    seat.answered(7)
+    assert (seat.rows, seat.is_careful) == (0, False)
+
+
+def test_the_second_end_is_the_doing_of_the_one_that_was_alone() -> None:
+    room = Room()
+    seat = room.seat(VISION)
+    for index in (0, 1, 2):
+        seat.give(row(index))
+    seat.succeed(CRASHED)
+    seat.ready()
+    seat.answered(0)
+    (failure,) = seat.succeed(CRASHED)
+    assert (failure.index, failure.kind) == (1, ErrorKind.CRASHED)
+    assert "the it process was killed by signal 11" in failure.message
+    seat.ready()
+    assert room.sent == [[0, 1, 2], [0, 1], [2]]
+    seat.answered(2)
+    assert not seat.is_careful
+
+
+def test_a_worker_that_ends_without_work_is_replaced() -> None:
+    room = Room()
+    seat = room.seat(DECODER)
+    assert seat.succeed(CRASHED) == []
+    assert room.specs == [DECODER, DECODER]
+    assert not seat.is_careful
+
+
+def test_a_decoder_without_memory_comes_back_with_fewer_slots() -> None:
+    room = Room()
+    seat = room.seat(DECODER)
+    for slots in (4, 2, 1, 1):
+        seat.succeed(KILLED)
+        seat.ready()
+        assert seat.slots == slots
+    seat.succeed(CRASHED)
+    assert [spec.slots for spec in room.specs] == [8, 4, 2, 1, 1, 1]
+
+
+def test_too_many_ends_with_nothing_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seat_module, "MOST_ENDS_IN_A_ROW", 3)
+    seat = Room().seat(VISION)
+    for _ in range(2):
+        seat.give(row(0))
+        seat.succeed(CRASHED)
+        seat.ready()
+    seat.answered(0)  # one that was finished: the count begins anew
+    for index in (1, 2):
+        seat.give(row(index))
+        seat.succeed(CRASHED)
+        seat.ready()
+    with pytest.raises(WorkerError, match=r"the it process, 3 times in a row .*, was killed by signal 11. No finished"):
+        seat.succeed(CRASHED)
+
+
+def test_a_successor_that_ends_while_it_loads() -> None:
+    seat = Room().seat(VISION)
+    seat.give(row(0))
+    seat.succeed(CRASHED)
+    with pytest.raises(WorkerError, match="lower --slots"):
+        seat.succeed(KILLED)
+
+
+def test_a_vision_worker_hangs_over_its_oldest_row_whatever_it_says_of_others() -> None:
+    room = Room()
+    seat = room.seat(VISION)
+    assert not seat.hangs()
+    room.now_s += 1000
+    assert not seat.hangs(), "who has nothing to do may be silent"
+    seat.give(row(0))
+    seat.give(row(1))
+    assert not seat.hangs()
+    room.now_s += 59
+    seat.heard()
+    seat.answered(1)
+    assert not seat.hangs()
+    room.now_s += 2
+    seat.heard()
+    assert seat.hangs()
+    assert "in 60 s" in str(seat.hang())
+
+
+def test_the_next_row_has_its_own_time() -> None:
+    room = Room()
+    seat = room.seat(VISION)
+    seat.give(row(0))
+    seat.give(row(1))
+    assert not seat.hangs()
+    room.now_s += 50
+    seat.answered(0)
+    assert not seat.hangs()
+    room.now_s += 50
+    assert not seat.hangs()
+    room.now_s += 11
+    assert seat.hangs()
+
+
+def test_a_decoder_hangs_when_it_is_silent() -> None:
+    room = Room()
+    seat = room.seat(DECODER)
+    room.now_s += 1000
+    seat.give(work(0))
+    assert not seat.hangs()
+    for _ in range(10):
+        room.now_s += 50
+        seat.heard()  # a step
+        assert not seat.hangs()
+    room.now_s += 61
+    assert seat.hangs()
+
+
+def test_loading_has_a_time_of_its_own() -> None:
+    room = Room()
+    seat = room.seat(DECODER)
+    seat.give(work(0))
+    seat.succeed(CRASHED)
+    room.now_s += 300
+    assert not seat.hangs()
+    room.now_s += 301
+    assert seat.hangs()
+    assert "has not loaded its model in 600 s" in str(seat.hang())
