@@ -33,6 +33,17 @@ class Job:
         return ("caption", *self.inputs, "--output", str(output), "--model", self.model, *SETTINGS, *options)
 
 
+def uninterrupted_job(folder: Path, bundle: Bundle, pictures: int = PICTURES, parquet_rows: int = PARQUET_ROWS) -> Job:
+    """A job of so many pictures and rows, run once without interruption."""
+    inputs = (
+        str(write_pictures(folder / "pictures", pictures)),
+        str(write_parquet(folder / "rows.parquet", parquet_rows)),
+    )
+    begun = Job(inputs, str(bundle.folder), pa.table({}))
+    run(*begun.arguments(folder / "out"))
+    return replace(begun, expected=captions(folder / "out"))
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_at_work() -> Iterator[None]:
     yield
@@ -54,19 +65,12 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 @pytest.fixture(scope="session")
 def job(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The shared job, run once without interruption."""
-    folder = tmp_path_factory.mktemp("job")
-    inputs = (
-        str(write_pictures(folder / "pictures", PICTURES)),
-        str(write_parquet(folder / "rows.parquet", PARQUET_ROWS)),
-    )
-    begun = Job(inputs, str(bundle.folder), pa.table({}))
-    run(*begun.arguments(folder / "out"))
-    expected = captions(folder / "out")
+    job = uninterrupted_job(tmp_path_factory.mktemp("job"), bundle)
     # What could never differ would prove nothing.
-    assert len(expected) == ROWS
-    assert len(set(expected["caption"].to_pylist())) > ROWS / 2
-    assert 4 < expected["status"].to_pylist().count("failed") < 20
-    return Job(begun.inputs, begun.model, expected)
+    assert len(job.expected) == ROWS
+    assert len(set(job.expected["caption"].to_pylist())) > ROWS / 2
+    assert 4 < job.expected["status"].to_pylist().count("failed") < 20
+    return job
 
 
 @pytest.fixture(scope="session")

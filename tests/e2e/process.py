@@ -35,9 +35,13 @@ class Process:
     """A running command; its stderr is collected while it runs."""
 
     def __init__(
-        self, *arguments: str, environment: dict[str, str] | None = None, file_size: int | None = None
+        self,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        file_size: int | None = None,
+        program: Sequence[str] = ("batchcap.cli",),
     ) -> None:
-        command = [sys.executable, "-m", "batchcap.cli", *arguments]
+        command = [sys.executable, "-m", *program, *arguments]
         if file_size is not None:
             command = ["prlimit", f"--fsize={file_size}", *command]
         self.popen = subprocess.Popen(

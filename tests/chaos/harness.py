@@ -1,0 +1,53 @@
+"""One job, one fault, the same command again: nothing lost, nothing double, nothing different."""
+
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.faults import Fault, Scene
+from tests.e2e.conftest import Job
+from tests.e2e.process import Process, assert_clean, assert_whole, durable_rows, run
+
+# Small parts, so that many files are written.
+PARTS = ("--rows-per-part", "12")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run with a fault went.
+
+    Attributes:
+        exit_code: of the run that the fault struck.
+        struck: whether it ended otherwise than well.
+        durable: rows that were safe when it had ended.
+    """
+
+    exit_code: int
+    struck: bool
+    durable: int
+
+
+def run_with(fault: Fault, job: Job, output: Path, seed: int) -> Result:
+    """Run a job into a new folder, let the fault happen, resume, and compare with the uninterrupted job.
+
+    Raises:
+        AssertionError: a row is lost, double or different, or an exit code is not a documented one.
+    """
+    shutil.rmtree(output, ignore_errors=True)
+    chance = random.Random(seed)
+    arguments = job.arguments(output, *PARTS, *fault.options)
+    process = Process(*arguments, program=fault.program(chance))
+    scene = Scene(process, output, chance)
+    try:
+        fault.strike(scene)
+        code = process.wait()
+    finally:
+        process.put_away()
+    assert code in fault.ends, f"{fault.name}: exit code {code}, not one of {fault.ends}:\n{process.stderr}"
+    assert_clean(process)
+    durable, _double = durable_rows(output) if output.exists() else (0, 0)
+    fault.damage(scene)
+    run(*job.arguments(output, *PARTS))
+    assert_whole(output, job.expected)
+    return Result(code, code != 0, durable)

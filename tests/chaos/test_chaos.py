@@ -1,0 +1,22 @@
+"""The short form of `make chaos`: every fault once, on a small job."""
+
+from pathlib import Path
+
+import pytest
+
+from batchcap.bundle import Bundle
+from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.harness import run_with
+from tests.e2e.conftest import Job, uninterrupted_job
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def small_job(tiny_bundle_int4: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return uninterrupted_job(tmp_path_factory.mktemp("chaos"), tiny_bundle_int4, pictures=50, parquet_rows=30)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_nothing_is_lost(fault: Fault, small_job: Job, tmp_path: Path) -> None:
+    run_with(fault, small_job, tmp_path / "out", seed=1)
