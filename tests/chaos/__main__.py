@@ -1,7 +1,7 @@
 """The chaos harness: `python -m tests.chaos [--runs 300] [--seed N]`.
 
-Each run is a job of its own that one fault happens to at a random moment; then the same command goes on, and what comes out
-is compared with an uninterrupted job. Prints runs, faults and losses; exit code 1 where there is a loss.
+Each run is a job of its own that one fault happens to at a random moment; then the same command goes on, and what
+comes out is compared with an uninterrupted job. Prints runs, faults and losses; exit code 1 where there is a loss.
 """
 
 import argparse
@@ -42,9 +42,8 @@ def main() -> None:
             except AssertionError as error:
                 losses[fault.name] += 1
                 print(f"run {number}: {fault.name}: {error}", flush=True)
-    print(
-        f"{cpu_name()}, {available_cores()} cores, {time.perf_counter() - started_s:.0f} s; a job of {len(job.expected)} rows"
-    )
+    took_s = time.perf_counter() - started_s
+    print(f"{cpu_name()}, {available_cores()} cores, {took_s:.0f} s; a job of {len(job.expected)} rows")
     print("| fault | runs | struck | losses |")
     print("| --- | --: | --: | --: |")
     for name, count in runs.items():

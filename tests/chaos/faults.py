@@ -55,6 +55,7 @@ class Fault:
         ends: exit codes that the run may have; the last one is that of the fault.
         program: in the place of the plain command; gets the dice.
         options: more options of the run.
+        obeys_modes: also as root the run may write only where the files' modes allow it.
         damage: done to the folder after the run has ended.
     """
 
@@ -63,6 +64,7 @@ class Fault:
     ends: tuple[int, ...]
     program: Callable[[random.Random], tuple[str, ...]] = lambda _chance: ("batchcap.cli",)
     options: tuple[str, ...] = ()
+    obeys_modes: bool = False
     damage: Callable[[Scene], object] = field(default=lambda _scene: None)
 
 
@@ -158,7 +160,7 @@ FAULTS = (
             ("the summary", "summary", 1),
         )
     ),
-    Fault("a read-only folder", read_only, (DONE, UNEXPECTED), damage=writable_again),
+    Fault("a read-only folder", read_only, (DONE, UNEXPECTED), obeys_modes=True, damage=writable_again),
     Fault("a torn journal", kill_all, (DONE, KILLED), damage=tear_journal),
     Fault("a part cut short", kill_all, (DONE, KILLED), damage=cut_part),
     Fault("a clock that jumps", nothing, (DONE,), program=faulty("CLOCK", "-", 1_000_000)),

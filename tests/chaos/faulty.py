@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from batchcap.cli import main
@@ -42,7 +43,7 @@ def at_files(fault: Fault, where: str) -> None:
     fsync = os.fsync
 
     def faulty(descriptor: int) -> None:
-        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH119 - bytes may be no path
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
         if where in name and fault.strikes():
             raise OSError(fault.number, os.strerror(fault.number), name)
         fsync(descriptor)

@@ -37,7 +37,7 @@ def run_with(fault: Fault, job: Job, output: Path, seed: int) -> Result:
     shutil.rmtree(output, ignore_errors=True)
     chance = random.Random(seed)
     arguments = job.arguments(output, *PARTS, *fault.options)
-    process = Process(*arguments, program=fault.program(chance))
+    process = Process(*arguments, program=fault.program(chance), obeys_modes=fault.obeys_modes)
     scene = Scene(process, output, chance)
     try:
         fault.strike(scene)
