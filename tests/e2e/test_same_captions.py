@@ -10,20 +10,7 @@ from tests.e2e.conftest import PARQUET_ROWS, Job
 from tests.e2e.process import captions, run
 
 GREEDY = ("--vision-backend", "torch", "--vision-dtype", "auto")
-SAMPLED = (
-    "--vision-backend",
-    "torch",
-    "--vision-dtype",
-    "bf16",
-    "--temperature",
-    "0.8",
-    "--top-p",
-    "0.9",
-    "--top-k",
-    "50",
-    "--seed",
-    "3",
-)
+SAMPLED = (*GREEDY, "--temperature", "0.8", "--top-p", "0.9", "--top-k", "50", "--seed", "3")
 SAMPLED = (*SAMPLED, "--repetition-penalty", "1.1", "--max-new-tokens", "24")
 
 
