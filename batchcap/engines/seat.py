@@ -89,6 +89,7 @@ class Seat:
     def ready(self) -> None:
         """The worker has loaded its model."""
         self.is_ready = True
+        self._oldest = None  # the first suspect may be the one that its predecessor hung over: its time begins anew
         self.heard()
 
     def answered(self, index: int) -> None:

@@ -336,7 +336,7 @@ def test_a_worker_that_always_ends(monkeypatch: pytest.MonkeyPatch, at_fault: st
         assert list(collect(running, 1)) == [0], "what came before it goes out first"
         message = rf"{at_fault}.*, 4 times in a row .* was killed by signal 9.*same command"
         with pytest.raises(WorkerError, match=message):
-            collect(running, 1)
+            collect(running, 2)
         with pytest.raises(WorkerError):
             running.poll(0)
 

@@ -160,6 +160,24 @@ def test_the_next_row_has_its_own_time() -> None:
     assert seat.hangs()
 
 
+def test_a_successor_has_the_whole_time_for_the_row_that_was_hung_over() -> None:
+    room = Room()
+    seat = room.seat(VISION)
+    seat.give(row(0))
+    assert not seat.hangs()
+    room.now_s += 61
+    assert seat.hangs()
+    seat.succeed(seat.hang())
+    room.now_s += 20
+    assert not seat.hangs()
+    seat.ready()
+    assert not seat.hangs()
+    room.now_s += 59
+    assert not seat.hangs()
+    room.now_s += 2
+    assert seat.hangs()
+
+
 def test_a_decoder_hangs_when_it_is_silent() -> None:
     room = Room()
     seat = room.seat(DECODER)
