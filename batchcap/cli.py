@@ -101,6 +101,10 @@ def main() -> None:
             err=True,
         )
         sys.exit(int(ExitCode.UNEXPECTED))
+    finally:
+        # What is left is the interpreter's own end, with the signals' defaults: they would change the exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.e2e.process import Process
 KILLED = -signal.SIGKILL
 # A run that is through before the fault strikes ends well.
 DONE = int(ExitCode.COMPLETE)
-LAST_MOMENT_S = 6.0
+LAST_MOMENT_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Fault:
 
     Attributes:
         name: for the table.
-        strike: does it, or waits until it has happened; afterwards the run must come to its end.
+        strike: does it, and tells whether it came in time; afterwards the run must come to its end.
         ends: exit codes that the run may have; the last one is that of the fault.
         program: in the place of the plain command; gets the dice.
         options: more options of the run.
@@ -60,7 +60,7 @@ class Fault:
     """
 
     name: str
-    strike: Callable[[Scene], object]
+    strike: Callable[[Scene], bool]
     ends: tuple[int, ...]
     program: Callable[[random.Random], tuple[str, ...]] = lambda _chance: ("batchcap.cli",)
     options: tuple[str, ...] = ()
@@ -68,36 +68,43 @@ class Fault:
     damage: Callable[[Scene], object] = field(default=lambda _scene: None)
 
 
-def kill_all(scene: Scene) -> None:
-    if scene.wait_anywhere():
+def kill_all(scene: Scene) -> bool:
+    struck = scene.wait_anywhere()
+    if struck:
         scene.process.signal_group(signal.SIGKILL)
+    return struck
 
 
-def kill_coordinator(scene: Scene) -> None:
-    if scene.wait_anywhere():
+def kill_coordinator(scene: Scene) -> bool:
+    struck = scene.wait_anywhere()
+    if struck:
         os.kill(scene.process.popen.pid, signal.SIGKILL)
+    return struck
 
 
-def to_worker(name: str, number: int) -> Callable[[Scene], None]:
-    def strike(scene: Scene) -> None:
-        if scene.wait_at_work():
-            pid = scene.process.workers().get(name)
-            if pid is not None:
-                os.kill(pid, number)
+def to_worker(name: str, number: int) -> Callable[[Scene], bool]:
+    def strike(scene: Scene) -> bool:
+        pid = scene.process.workers().get(name) if scene.wait_at_work() else None
+        if pid is not None:
+            os.kill(pid, number)
+        return pid is not None
 
     return strike
 
 
-def to_group(number: int) -> Callable[[Scene], None]:
-    def strike(scene: Scene) -> None:
-        if scene.wait_at_work():
+def to_group(number: int) -> Callable[[Scene], bool]:
+    def strike(scene: Scene) -> bool:
+        struck = scene.wait_at_work()
+        if struck:
             scene.process.signal_group(number)
+        return struck
 
     return strike
 
 
-def nothing(_scene: Scene) -> None:
-    """The fault is inside the program."""
+def inside(scene: Scene) -> bool:
+    """The fault is inside the program: it has struck where the run did not end well, and time goes astray always."""
+    return scene.process.wait() != DONE or "CLOCK" in scene.process.popen.args
 
 
 def faulty(what: str, where: str, most: int) -> Callable[[random.Random], tuple[str, ...]]:
@@ -105,10 +112,12 @@ def faulty(what: str, where: str, most: int) -> Callable[[random.Random], tuple[
     return lambda chance: ("tests.chaos.faulty", what, where, str(chance.randint(1, most)))
 
 
-def read_only(scene: Scene) -> None:
+def read_only(scene: Scene) -> bool:
     """A folder of the job loses its write permission."""
-    if scene.wait_at_work():
+    struck = scene.wait_at_work()
+    if struck:
         scene.chance.choice([scene.output / "captions", scene.output]).chmod(0o555)
+    return struck
 
 
 def writable_again(scene: Scene) -> None:
@@ -151,7 +160,7 @@ FAULTS = (
     Fault("SIGTERM", to_group(signal.SIGTERM), (DONE, STOPPED)),
     Fault("SIGINT", to_group(signal.SIGINT), (DONE, INTERRUPTED)),
     *(
-        Fault(f"{what} at {where}", nothing, (DONE, end), program=faulty(what, name, most))
+        Fault(f"{what} at {where}", inside, (DONE, end), program=faulty(what, name, most))
         for what, end in (("ENOSPC", UNEXPECTED), ("EIO", UNEXPECTED), ("KILL", KILLED))
         for where, name, most in (
             ("the journal", "journal", 8),
@@ -163,5 +172,5 @@ FAULTS = (
     Fault("a read-only folder", read_only, (DONE, UNEXPECTED), obeys_modes=True, damage=writable_again),
     Fault("a torn journal", kill_all, (DONE, KILLED), damage=tear_journal),
     Fault("a part cut short", kill_all, (DONE, KILLED), damage=cut_part),
-    Fault("a clock that jumps", nothing, (DONE,), program=faulty("CLOCK", "-", 1_000_000)),
+    Fault("a clock that jumps", inside, (DONE,), program=faulty("CLOCK", "-", 1_000_000)),
 )

@@ -19,7 +19,7 @@ class Result:
 
     Attributes:
         exit_code: of the run that the fault struck.
-        struck: whether it ended otherwise than well.
+        struck: whether the fault came before the run was over.
         durable: rows that were safe when it had ended.
     """
 
@@ -40,7 +40,7 @@ def run_with(fault: Fault, job: Job, output: Path, seed: int) -> Result:
     process = Process(*arguments, program=fault.program(chance), obeys_modes=fault.obeys_modes)
     scene = Scene(process, output, chance)
     try:
-        fault.strike(scene)
+        struck = fault.strike(scene)
         code = process.wait()
     finally:
         process.put_away()
@@ -50,4 +50,4 @@ def run_with(fault: Fault, job: Job, output: Path, seed: int) -> Result:
     fault.damage(scene)
     run(*job.arguments(output, *PARTS))
     assert_whole(output, job.expected)
-    return Result(code, code != 0, durable)
+    return Result(code, struck, durable)
