@@ -267,7 +267,12 @@ def caption_rows(
     if engine.in_flight:
         log.info("stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S)
     grace_ends_s = time.perf_counter() + STOP_GRACE_S
-    while engine.in_flight and time.perf_counter() < grace_ends_s:
-        recorder.record(engine.poll(POLL_S))
+    try:
+        while engine.in_flight and time.perf_counter() < grace_ends_s:
+            recorder.record(engine.poll(POLL_S))
+    except BaseException:
+        with suppress(StorageError):
+            recorder.flush()
+        raise
     recorder.flush()
     progress.advance(recorder.tally.rows, recorder.tally.failed, monitor.watch(engine, recorder))

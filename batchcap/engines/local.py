@@ -220,7 +220,7 @@ class LocalEngine:
         elif isinstance(message, Twin):
             seat.answered(message.index)
             if message.of not in ledger.rows:
-                return [Outcome(ledger.rows.pop(message.index), message)]
+                return self._ended(message.index, message)
             ledger.twins.setdefault(message.of, []).append(message)
             ledger.twins_waiting += 1
         elif isinstance(message, tuple | Failure):
@@ -231,15 +231,15 @@ class LocalEngine:
             raise WorkerError(f"the {seat.name} process sent {type(message).__name__}, which nobody expects")
         return []
 
-    def _ended(self, index: int, result: tuple[Caption, ...] | Failure) -> list[Outcome]:
+    def _ended(self, index: int, result: tuple[Caption, ...] | Failure | Twin) -> list[Outcome]:
         """The outcome of a row, and of those that have waited for it."""
         ledger = self._ledger
         twins = ledger.twins.pop(index, [])
         ledger.twins_waiting -= len(twins)
-        return [
-            Outcome(ledger.rows.pop(index), result, ledger.facts.pop(index, None)),
-            *(Outcome(ledger.rows.pop(twin.index), twin) for twin in twins),
-        ]
+        outcomes = [Outcome(ledger.rows.pop(index), result, ledger.facts.pop(index, None))]
+        for twin in twins:  # others may wait for a twin: a new vision worker has met the pictures in another order
+            outcomes += self._ended(twin.index, twin)
+        return outcomes
 
     def _decoder_rows(self, seat: Seat) -> int:
         """Rows that a decoder may hold; none but suspects where one has ended."""

@@ -309,6 +309,18 @@ def test_twins_of_a_row_that_ends_workers_end_as_it_does(monkeypatch: pytest.Mon
     assert [found[index].result.of for index in (1, 2) if isinstance(found[index].result, Twin)] == [0, 0]
 
 
+def test_twins_of_a_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new vision worker may call a row a twin that others were called twins of before."""
+    with engine(monkeypatch, vision="never ready") as waiting:
+        for index in range(4):
+            waiting.submit(row(index))
+        taken = [waiting._take(waiting._vision, Twin(index, of, 0.5)) for index, of in ((2, 1), (3, 2), (1, 0))]
+        assert taken == [[], [], []]
+        outcomes = waiting._take(waiting._vision, Failure(0, ErrorKind.CORRUPT, "cut"))
+        assert [outcome.row.index for outcome in outcomes] == [0, 1, 2, 3]
+        assert (waiting.in_flight, waiting._ledger.twins_waiting) == (0, 0)
+
+
 @pytest.mark.parametrize("at_fault", ["vision", "decoder 0"])
 def test_a_worker_that_is_killed_from_outside(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
     specs = remembered_specs(monkeypatch)
