@@ -63,7 +63,7 @@ bench-rotary: install  ## The rotary table beside computing it anew
 bench-growth: install  ## Rows a second, memory and resume of jobs of up to 1,000,000 rows without a model; takes half an hour
 	$(BIN)/python benchmarks/growth.py
 
-chaos: install  ## 300 jobs that a fault happens to at a random moment: nothing may be lost; takes an hour or two
+chaos: install  ## 300 jobs that a fault happens to at a random moment: nothing may be lost; takes half an hour and more
 	$(BIN)/python -m tests.chaos
 
 clean:  ## Remove what the targets made

@@ -259,18 +259,15 @@ def caption_rows(
                 with watchdog.during("writing what is finished"):
                     recorder.record(outcomes)
                 progress.advance(recorder.tally.rows, recorder.tally.failed, monitor.watch(engine, recorder))
-    except BaseException:
-        # What arrived before the worker went, or the input, or our own mistake, is not lost with it.
-        with suppress(StorageError):
-            recorder.flush()
-        raise
-    if engine.in_flight:
-        log.info("stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S)
-    grace_ends_s = time.perf_counter() + STOP_GRACE_S
-    try:
+        if engine.in_flight:
+            log.info(
+                "stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S
+            )
+        grace_ends_s = time.perf_counter() + STOP_GRACE_S
         while engine.in_flight and time.perf_counter() < grace_ends_s:
             recorder.record(engine.poll(POLL_S))
     except BaseException:
+        # What arrived before the worker went, or the input, or our own mistake, is not lost with it.
         with suppress(StorageError):
             recorder.flush()
         raise

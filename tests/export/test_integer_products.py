@@ -65,9 +65,8 @@ def test_near_the_plain_product() -> None:
     (found,) = run(graph_of(matrix), read)
     expected = read @ matrix.T
     errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    assert (
-        0 < errors.max() < 0.03
-    )  # 0.021 measured; each token has its own scale: small ones are as close as large ones
+    # Each token has its own scale, so small ones are as close as large ones; 0.021 measured.
+    assert 0 < errors.max() < 0.03
 
 
 def test_a_token_of_zeros() -> None:
