@@ -203,11 +203,9 @@ def test_mistaken_prompts_are_refused(tmp_path: Path) -> None:
     assert_refused(batchcap(*command, "A=y"), "several prompts are called a and A", "another name")
 
 
-@pytest.fixture(scope="module")
-def doubles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of which each is there several times: side by side, and in parts far apart."""
-    folder = tmp_path_factory.mktemp("doubles")
-    numbers = [number for number in range(30) for _twice in range(2)] + list(range(30))
+def write_doubles(folder: Path, pictures: int) -> Path:
+    """A manifest of pictures of which each is there three times: twice side by side, and in parts far apart."""
+    numbers = [number for number in range(pictures) for _twice in range(2)] + list(range(pictures))
     for place, number in enumerate(numbers):
         (folder / f"{place:03d}").write_bytes(picture(number))
     table = pa.table({"image": [f"{place:03d}" for place in range(len(numbers))], "number": numbers})
@@ -215,11 +213,16 @@ def doubles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "in.parquet"
 
 
-def caption_doubles(job: Job, doubles: Path, output: Path, *options: str) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def doubles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_doubles(tmp_path_factory.mktemp("doubles"), pictures=30)
+
+
+def caption_doubles(job: Job, doubles: Path, output: Path, *options: str, pictures: int = 30) -> list[dict[str, Any]]:
     run("caption", str(doubles), "-o", str(output), "-m", job.model, "--keep-columns", "number",
         "--max-new-tokens", "24", "--rows-per-part", "10", *options)  # fmt: skip
     rows: list[dict[str, Any]] = read_rows(output)
-    assert [row["row"] for row in rows] == list(range(90))
+    assert [row["row"] for row in rows] == list(range(3 * pictures))
     return rows
 
 
@@ -243,9 +246,10 @@ def test_equal_pictures_are_captioned_once(job: Job, doubles: Path, tmp_path: Pa
     assert summary["run"]["new_tokens"] == summary["new_tokens"] / 3
 
 
-def test_equal_pictures_end_alike_whatever_interrupts(job: Job, doubles: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    expected = caption_doubles(job, doubles, tmp_path / "whole")
+def test_equal_pictures_end_alike_whatever_interrupts(job: Job, tmp_path: Path) -> None:
+    pictures = 150  # so many that a fast machine is not through with them at the second flush
+    doubles, output = write_doubles(tmp_path, pictures), tmp_path / "out"
+    expected = caption_doubles(job, doubles, tmp_path / "whole", pictures=pictures)
     arguments = ("caption", str(doubles), "-o", str(output), "-m", job.model, "--keep-columns", "number",
                  "--max-new-tokens", "24", "--rows-per-part", "10", "--slots", "1")  # fmt: skip
     process = Process(*arguments)
@@ -254,10 +258,10 @@ def test_equal_pictures_end_alike_whatever_interrupts(job: Job, doubles: Path, t
     assert process.wait() == -signal.SIGKILL
     process.wait_for_group()
     durable = durable_rows(output)[0]
-    found = caption_doubles(job, doubles, output, "--slots", "3")
+    found = caption_doubles(job, doubles, output, "--slots", "3", pictures=pictures)
     computed = {row["number"] for row in found if row["vision_ms"] is not None}
     assert sum(row["vision_ms"] is not None for row in found) == len(computed), "nothing was captioned a second time"
-    assert 20 <= durable < 90
+    assert 20 <= durable < 3 * pictures
     assert [[row[name] for name in WORDS] for row in found] == [[row[name] for name in WORDS] for row in expected]
 
 
