@@ -5,7 +5,6 @@ row is, and keeps what it gave out until it is answered: so no worker's end can 
 """
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
 from batchcap.engines.messages import Busy, Captioned, DecoderSpec, DecodeWork, Ready, VisionSpec
 from batchcap.engines.pressure import MemoryGuard
 from batchcap.engines.process import WorkerEndError
-from batchcap.engines.seat import START_TIMEOUT_S, Seat
+from batchcap.engines.seat import START_TIMEOUT_S, Seat, SeenTime
 from batchcap.errors import BatchcapError, WorkerError
 from batchcap.geometry import feature_bytes
 from batchcap.machine import MIB, available_cores
@@ -109,7 +108,7 @@ class LocalEngine:
 
     def _await_ready(self, should_stop: Callable[[], bool]) -> None:
         loading = {seat.worker.connection: seat for seat in self._seats}
-        ends_s = time.perf_counter() + START_TIMEOUT_S
+        seen_s = SeenTime()
         while loading and not should_stop():
             for connection in wait(list(loading), START_POLL_S):
                 seat = loading.pop(connection)  # type: ignore[call-overload]
@@ -120,7 +119,7 @@ class LocalEngine:
                 if not isinstance(message, Ready):
                     raise WorkerError(f"the {seat.name} process began with {type(message).__name__}")
                 seat.ready()
-            if loading and time.perf_counter() >= ends_s:
+            if loading and seen_s() >= START_TIMEOUT_S:
                 names = ", ".join(seat.name for seat in loading.values())
                 raise WorkerError(
                     f"no model loaded in {START_TIMEOUT_S:.0f} s ({names}): is the disk with the bundle very slow?"

@@ -3,13 +3,11 @@
 import os
 import queue
 import threading
-import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from batchcap.config import GenerationConfig, VisionConfig
-from batchcap.errors import ExitCode
 from batchcap.records import Features
 
 
@@ -100,17 +98,27 @@ class Inbox:
                 # The coordinator is gone. Leave at once, also out of the middle of a long native call:
                 # nothing here is worth saving, the rows are still undone in the journal.
                 os._exit(0)
-            except Exception:  # noqa: BLE001 - a thread's edge: without it the worker would wait for ever
-                traceback.print_exc()
-                os._exit(int(ExitCode.UNEXPECTED))
+            except Exception as error:  # noqa: BLE001 - a thread's edge: who takes messages is told
+                self._queue.put(error)
+                return
 
     def get(self) -> Any:  # noqa: ANN401 - the message types differ by worker
-        """The next message; waits for it."""
-        return self._queue.get()
+        """The next message; waits for it.
+
+        Raises:
+            Exception: what befell the reading of a message: lack of memory, say.
+        """
+        return self._sound(self._queue.get())
 
     def get_nowait(self) -> Any | None:  # noqa: ANN401 - the message types differ by worker
-        """The next message, or None."""
+        """The next message, or None; raises as `get` does."""
         try:
-            return self._queue.get_nowait()
+            return self._sound(self._queue.get_nowait())
         except queue.Empty:
             return None
+
+    @staticmethod
+    def _sound(message: Any) -> Any:  # noqa: ANN401 - the message types differ by worker
+        if isinstance(message, Exception):
+            raise message
+        return message

@@ -1,11 +1,14 @@
 """Owns one worker process and the socket to it: its start, messages to and from it, its end and how to tell of it."""
 
+import os
 import queue
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,6 +18,8 @@ from batchcap.errors import BatchcapError, ExitCode
 # Giving back the memory of a large model takes the kernel a while.
 END_TIMEOUT_S = 30.0
 KILLED_FOR_MEMORY = -signal.SIGKILL
+# A worker that was frozen in the middle of a message must not freeze who reads it.
+MESSAGE_TIMEOUT_S = 30
 
 
 class WorkerEndError(Exception):
@@ -30,15 +35,24 @@ class WorkerEndError(Exception):
 
 
 class Worker:
-    """One worker process and the socket to it."""
+    """One worker process and the socket to it.
+
+    Raises:
+        WorkerEndError: the system has no process for it.
+    """
 
     def __init__(self, name: str, spec: VisionSpec | DecoderSpec) -> None:
-        ours, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", MESSAGE_TIMEOUT_S, 0))
         self.name = name
-        with theirs:
-            # -P: a random.py or a folder torch/ where the command is run must not get in the way.
-            self.process = _popen([sys.executable, "-P", "-m", "batchcap.engines.worker"], theirs.fileno())
-        self.connection = Connection(ours.detach())
+        try:
+            with theirs:
+                # -P: a random.py or a folder torch/ where the command is run must not get in the way.
+                self.process = _popen([sys.executable, "-P", "-m", "batchcap.engines.worker"], theirs.fileno())
+        except OSError as error:  # too many processes, or no memory for one more
+            self._socket.close()
+            raise WorkerEndError(f"could not be started: {error.strerror}", lacked_memory=True) from None
+        self.connection = Connection(os.dup(self._socket.fileno()))
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._sender = threading.Thread(target=self._send, name=f"send-{name}", daemon=True)
         self._sender.start()
@@ -64,6 +78,8 @@ class Worker:
         """
         try:
             message: object = self.connection.recv()
+        except BlockingIOError:
+            raise WorkerEndError(f"has sent half a message and nothing more for {MESSAGE_TIMEOUT_S} s") from None
         except (EOFError, OSError):
             raise self._end() from None
         if isinstance(message, Fatal):
@@ -82,8 +98,10 @@ class Worker:
         return WorkerEndError(how, lacked_memory=code == KILLED_FOR_MEMORY)
 
     def kill(self) -> None:
-        """End the process now."""
+        """End the process now, and the sending of what it has not taken."""
         self.send(None)
+        with suppress(OSError):  # the other side is closed already
+            self._socket.shutdown(socket.SHUT_RDWR)
         self.process.kill()
 
     def close(self) -> None:
@@ -91,6 +109,7 @@ class Worker:
         _end_of(self.process)
         self._sender.join(END_TIMEOUT_S)
         self.connection.close()
+        self._socket.close()
 
 
 def _popen(command: list[str], socket_fd: int) -> subprocess.Popen[bytes]:

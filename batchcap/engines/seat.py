@@ -23,8 +23,30 @@ MOST_ENDS_OF_A_ROW = 2
 MOST_ENDS_IN_A_ROW = 20
 # A first load reads the whole bundle from a cold disk.
 START_TIMEOUT_S = 600.0
+# Time between two looks that counts as looking on.
+LOOK_S = 5.0
 
 Work = ImageRow | DecodeWork
+
+
+class SeenTime:
+    """Seconds during which somebody looked on; what passes between two calls counts for `LOOK_S` at most.
+
+    A coordinator that was stopped (Ctrl-Z, a paused container, a disk that did not answer) has not heard what its
+    workers said meanwhile, and the workers may have been stopped with it: none of them is to be called hanging.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last_s = clock()
+        self._seen_s = 0.0
+
+    def __call__(self) -> float:
+        """The seconds so far."""
+        now_s = self._clock()
+        self._seen_s += min(now_s - self._last_s, LOOK_S)
+        self._last_s = now_s
+        return self._seen_s
 
 
 class Seat:
@@ -35,7 +57,10 @@ class Seat:
         spec: what it is built from.
         timeout_s: a worker that is at work and says nothing for so long hangs.
         start_worker: makes a worker of a name and a spec.
-        clock: seconds, monotonic.
+        clock: seconds of which the worker's silence is made; None: its own `SeenTime`.
+
+    Raises:
+        WorkerError: the system has no process for it.
     """
 
     def __init__(
@@ -44,7 +69,7 @@ class Seat:
         spec: VisionSpec | DecoderSpec,
         timeout_s: float,
         start_worker: Callable[[str, VisionSpec | DecoderSpec], Worker] = Worker,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.name = name
         self.is_ready = False
@@ -55,10 +80,16 @@ class Seat:
         self._spec = spec
         self._timeout_s = timeout_s
         self._start_worker = start_worker
-        self._clock = clock
-        self.worker = start_worker(name, spec)
+        self._clock = clock or SeenTime()
+        self.worker = self._started()
         self._oldest: int | None = None
-        self._heard_s = self._oldest_since_s = clock()
+        self._heard_s = self._oldest_since_s = self._clock()
+
+    def _started(self) -> Worker:
+        try:
+            return self._start_worker(self.name, self._spec)
+        except WorkerEndError as end:
+            raise self.worker_error(end) from None
 
     @property
     def slots(self) -> int | None:
@@ -149,7 +180,7 @@ class Seat:
             len(self._suspects),
             len(given_up),
         )
-        self.worker, self.is_ready = self._start_worker(self.name, self._spec), False
+        self.worker, self.is_ready = self._started(), False
         self.heard()
         self._give_suspect()
         return given_up

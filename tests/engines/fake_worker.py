@@ -2,6 +2,7 @@
 
 import os
 import signal
+import struct
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -37,13 +38,7 @@ def _answer(connection: Connection, message: Any, behaviour: str) -> None:
     stage, name = (
         ("vision", message.id) if isinstance(message, ImageRow) else ("decoder", getattr(message, "row_id", ""))
     )
-    if name.startswith(f"kills {stage}"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    if name.startswith(f"stops {stage}"):
-        os.kill(os.getpid(), signal.SIGSTOP)
-    if name.startswith(f"breaks {stage}"):
-        connection.send(Fatal("RuntimeError: bad allocation", 1, lacked_memory=True))
-        sys.exit()
+    _misbehave(connection, name.partition(f" {stage}")[0])
     if behaviour == "nonsense":
         connection.send({"odd": 1})
     elif isinstance(message, Captioned):
@@ -63,6 +58,19 @@ def _answer(connection: Connection, message: Any, behaviour: str) -> None:
         caption = Caption(index, (1, 2), f"of {message.row_id}", FinishReason.STOP, Verdict.OK, 9, 4, 3.0, 4.0)
         connection.send(Busy("decode", 0.25))
         connection.send((caption,))
+
+
+def _misbehave(connection: Connection, how: str) -> None:
+    if how == "kills":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "stops":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if how == "stammers":
+        os.write(connection.fileno(), struct.pack("!i", 1000) + b"half")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if how == "breaks":
+        connection.send(Fatal("RuntimeError: bad allocation", 1, lacked_memory=True))
+        sys.exit()
 
 
 if __name__ == "__main__":

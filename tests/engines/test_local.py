@@ -1,5 +1,7 @@
 """The engine of this machine with worker processes that work, fail, die, talk nonsense, or never get ready."""
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -271,13 +273,15 @@ def test_a_stop_does_not_wait_for_the_model(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("kills", "was killed by signal 9"),
         ("stops", "has not come to an end with a row in 2 s"),
+        ("stammers", "has sent half a message and nothing more for 1 s"),
         ("breaks", "can't go on: RuntimeError: bad allocation"),
     ],
 )
 def test_a_row_that_ends_two_workers_fails_and_the_others_do_not(
     monkeypatch: pytest.MonkeyPatch, stage: str, does: str, told: str
 ) -> None:
-    culprits = (3, 4) if does == "stops" else (3, 4, 17)
+    monkeypatch.setattr(process, "MESSAGE_TIMEOUT_S", 1)
+    culprits = (3, 4) if does in ("stops", "stammers") else (3, 4, 17)
     with engine(monkeypatch, timeout_s=2.0 if does == "stops" else 60.0, decoders=2, slots=3) as running:
         running.start(never)
         for index in range(24):
@@ -361,6 +365,31 @@ def test_a_successor_that_does_not_start(monkeypatch: pytest.MonkeyPatch, at_fau
         monkeypatch.setattr(process, "_popen", _popen_of("exit"))
         with pytest.raises(WorkerError, match=rf"{at_fault}.* ended with code 7"):
             collect(running, 1)
+
+
+@pytest.mark.parametrize("at_fault", ["vision", "decoder"])
+def test_a_successor_that_the_system_has_no_process_for(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
+    def popen(_command: list[str], _socket_fd: int) -> "subprocess.Popen[bytes]":
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with engine(monkeypatch) as running:
+        running.start(never)
+        running.submit(row(0, f"kills {at_fault}"))
+        monkeypatch.setattr(process, "_popen", popen)
+        with pytest.raises(WorkerError, match=rf"{at_fault}.* could not be started: Resource temporarily unavailable"):
+            collect(running, 1)
+
+
+def test_what_a_worker_has_not_taken_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(monkeypatch, vision="never ready") as waiting:
+        for index in range(2000):  # more than a socket holds
+            waiting.submit(row(index))
+        time.sleep(0.2)
+        sender = waiting._vision.worker._sender
+        assert sender.is_alive()
+        waiting._vision.worker.kill()
+        sender.join(PATIENCE_S)
+        assert not sender.is_alive()
 
 
 @pytest.mark.parametrize("at_fault", ["vision", "decoder"])

@@ -9,7 +9,7 @@ from batchcap.config import GenerationConfig, VisionConfig
 from batchcap.engines import seat as seat_module
 from batchcap.engines.messages import DecoderSpec, DecodeWork, VisionSpec
 from batchcap.engines.process import WorkerEndError
-from batchcap.engines.seat import Seat
+from batchcap.engines.seat import LOOK_S, Seat, SeenTime
 from batchcap.errors import ErrorKind, WorkerError
 from batchcap.records import ImageRow
 
@@ -202,3 +202,32 @@ def test_loading_has_a_time_of_its_own() -> None:
     room.now_s += 301
     assert seat.hangs()
     assert "has not loaded its model in 600 s" in str(seat.hang())
+
+
+def test_time_in_which_nobody_looked_on_is_nobodys_silence() -> None:
+    now_s = 0.0
+    seen_s = SeenTime(lambda: now_s)
+    for _ in range(8):
+        now_s += 0.25
+        seen_s()
+    assert seen_s() == 2.0
+    now_s += 3600
+    assert seen_s() == 2.0 + LOOK_S
+    now_s += 1
+    assert seen_s() == 3.0 + LOOK_S
+
+
+def test_a_coordinator_that_was_stopped_calls_nobody_hanging() -> None:
+    room = Room()
+    seen_s = SeenTime(lambda: room.now_s)
+    seat = Seat("it", VISION, 60.0, room._start, seen_s)
+    seat.ready()
+    seat.give(row(0))
+    assert not seat.hangs()
+    room.now_s += 3600
+    assert not seat.hangs()
+    for _ in range(11):
+        room.now_s += 5
+        assert not seat.hangs()
+    room.now_s += 5
+    assert seat.hangs()

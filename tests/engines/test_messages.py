@@ -1,0 +1,41 @@
+"""What comes out of a worker's inbox."""
+
+from multiprocessing import Pipe
+from typing import Any
+
+import pytest
+
+from batchcap.engines.messages import Inbox
+
+
+class Unreadable:
+    """Reading it ends as that of a picture does for which there is no memory."""
+
+    def __reduce__(self) -> Any:
+        return _no_memory, ()
+
+
+def _no_memory() -> None:
+    raise MemoryError("no room for the picture")
+
+
+def test_messages_come_in_order() -> None:
+    ours, theirs = Pipe()
+    inbox = Inbox(theirs)
+    for number in range(3):
+        ours.send(number)
+    assert [inbox.get() for _ in range(3)] == [0, 1, 2]
+    assert inbox.get_nowait() is None
+    ours.send(Unreadable())  # it listens no more: when this end is closed, it would end the process
+    with pytest.raises(MemoryError):
+        inbox.get()
+
+
+def test_what_befalls_the_reading_of_a_message_is_told() -> None:
+    ours, theirs = Pipe()
+    inbox = Inbox(theirs)
+    ours.send("sound")
+    ours.send(Unreadable())
+    assert inbox.get() == "sound"
+    with pytest.raises(MemoryError, match="no room for the picture"):
+        inbox.get()
