@@ -213,6 +213,42 @@ class LimitConfig:
         _require(self.picture_timeout_s > 0, "picture_timeout_s must be above 0")
 
 
+class Retry(StrEnum):
+    """Rows that have ended and may be captioned again: the failed ones, and captions of these verdicts."""
+
+    FAILED = "failed"
+    TRUNCATED = "truncated"
+    REPEATED = "repeated"
+    DEGENERATE = "degenerate"
+    EMPTY = "empty"
+
+
+class OnChanged(StrEnum):
+    """What becomes of captions whose input is not what it was when they were written."""
+
+    KEEP = "keep"
+    RECAPTION = "recaption"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeConfig:
+    """What a run does about rows that earlier runs have finished.
+
+    Attributes:
+        retry: which of them it captions again.
+        on_changed: what becomes of those whose input has changed.
+    """
+
+    retry: tuple[str, ...] = ()
+    on_changed: OnChanged = OnChanged.STOP
+
+    def __post_init__(self) -> None:
+        known = [str(one) for one in Retry]
+        for name in self.retry:
+            _require(name in known, f"retry {name!r} is unknown: give some of {', '.join(known)}, separated by commas")
+
+
 @dataclass(frozen=True, slots=True)
 class JobConfig:
     """A whole job.
@@ -234,6 +270,7 @@ class JobConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     limits: LimitConfig = field(default_factory=LimitConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
     given: frozenset[str] | None = None
 
     def __post_init__(self) -> None:

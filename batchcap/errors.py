@@ -52,6 +52,12 @@ class NotSameJobError(BatchcapError):
     exit_code = ExitCode.NOT_SAME_JOB
 
 
+class ChangedInputError(BatchcapError):
+    """An input of this job is not what it was when it was captioned."""
+
+    exit_code = ExitCode.NOT_SAME_JOB
+
+
 class WorkerError(BatchcapError):
     """A worker process ended or reported an error that is not about one picture."""
 

@@ -24,6 +24,7 @@ from batchcap.monitor import Monitor
 from batchcap.profiles import resolve
 from batchcap.prompt import bundle_opens_thinking
 from batchcap.recorder import Recorder
+from batchcap.reopening import Reopening
 from batchcap.report.bottleneck import Bottleneck, find_bottleneck
 from batchcap.report.progress import Progress
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
@@ -33,6 +34,7 @@ from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_jo
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
+from batchcap.store.parts import SETTINGS_KEY
 from batchcap.store.stats import StatsWriter
 from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_encoder
@@ -121,7 +123,7 @@ class JobRun:
         config, folder = self._settle(), self._folder
         names = config.generation.prompt_names
         fingerprint = fingerprint_of(config, self._bundle.id, resolve_encoder(config.vision))
-        check_same_job(folder, fingerprint, config)
+        differing = check_same_job(folder, fingerprint, config)
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:
             plan = Plan(journal, config.input, names)
@@ -129,6 +131,9 @@ class JobRun:
                 plan.extend(self._until_stopped(sources), config.placement.rows_per_part, config.limits.limit)
             except _StoppedError:
                 return  # nothing of the plan is kept: the next run must cut the same parts
+            reopening = Reopening(folder, journal, plan)
+            reopening.settle_changes(config.resume.on_changed, differing)
+            reopening.retry(config.resume.retry, differing)
             recorder = Recorder(folder, plan, journal, part_metadata_of(self._bundle, fingerprint), names)
             self._total_rows, self._tally = plan.total_rows, recorder.tally
             recorder.close_whole_shards()
@@ -234,7 +239,7 @@ def part_metadata_of(bundle: Bundle, fingerprint: Fingerprint) -> dict[str, str]
     return {  # a path, or a prompt still to be refused, may be no text
         "batchcap.version": __version__,
         "batchcap.bundle": json.dumps({"id": bundle.id, "source": bundle.source, "precision": bundle.precision}),
-        "batchcap.settings": json.dumps(fingerprint, ensure_ascii=False).encode(errors="backslashreplace").decode(),
+        SETTINGS_KEY: json.dumps(fingerprint, ensure_ascii=False).encode(errors="backslashreplace").decode(),
         "batchcap.prompt_sha256": hashlib.sha256(prompt.encode(errors="backslashreplace")).hexdigest(),
     }
 

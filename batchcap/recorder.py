@@ -11,20 +11,22 @@ from typing import Any
 import pyarrow as pa
 
 from batchcap.engines.base import Outcome, PictureFacts
-from batchcap.errors import StorageError
+from batchcap.errors import StorageError, UsageError
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.records import Caption, CaptionRow, Failure, ImageRow, PromptColumns, Status, Twin
 from batchcap.report.summary import Tally
+from batchcap.standing import Standing, ended_rows, standing_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import (
     TALLY_KEY,
     UNNAMED,
     captioned_pictures,
-    part_is_complete,
     part_metadata,
+    read_carried,
     read_row,
+    retried_metadata,
     write_part,
 )
 
@@ -85,11 +87,7 @@ def twin_row(row: ImageRow, twin: Twin, of: CaptionRow) -> CaptionRow:
 
 
 class Recorder:
-    """Takes outcomes in any order and leaves whole parts behind.
-
-    The part files are the truth: a shard whose part is complete is done, whatever the journal says; a shard without
-    one is done as far as its rows are in the journal.
-    """
+    """Takes outcomes in any order and leaves whole parts behind."""
 
     def __init__(
         self,
@@ -108,7 +106,7 @@ class Recorder:
         self._recorded = lru_cache(TWINNED_ROWS)(self._find)
         self._twins: set[int] = set()  # of the buffer
         self._flush_at_s = 0.0
-        self._open: dict[int, Shard] = {}
+        self._open: dict[int, Standing] = {}
         self._left: dict[int, int] = {}
         self.tally = Tally()
         self.run_rows = 0
@@ -117,33 +115,31 @@ class Recorder:
         self.store_s = 0.0
         for shard in plan.shards():
             self._take_up(shard)
-        self._first_rows = [shard.first_row for shard in self._open.values()]
+        self._has_reopened = journal.has_reopened()
+        self._first_rows = [standing.shard.first_row for standing in self._open.values()]
         self._open_order = list(self._open)
 
     def _take_up(self, shard: Shard) -> None:
         """Count what an earlier run left of a shard, and finish what it had nearly finished."""
-        path = self._folder.part_path(shard.seq)
-        if part_is_complete(path, shard):
-            self.tally.add(Tally.from_dict(json.loads(part_metadata(path)[TALLY_KEY])))
+        standing = standing_of(self._folder, self._journal, shard)
+        self.tally.add(standing.tally)
+        if standing.is_done:
             self._journal.forget(shard)  # a kill between part and journal leaves both
             return
-        rows = self._journal.rows(shard)
-        for _index, row in rows:
-            self.tally.add_row(row)
-        self._open[shard.seq] = shard
-        self._left[shard.seq] = shard.rows - len(rows)
+        self._open[shard.seq] = standing
+        self._left[shard.seq] = standing.left
 
     def close_whole_shards(self) -> None:
-        """Write the parts of shards whose rows are all in the journal already."""
+        """Write the parts of shards whose rows have all ended already."""
         for seq in [seq for seq, left in self._left.items() if left == 0]:
             self._write_part(seq)
 
     def rows_to_do(self) -> Iterator[ImageRow]:
         """Rows without an outcome, in manifest order."""
-        for shard in list(self._open.values()):
-            done = self._journal.done_indexes(shard)
-            for row in self._plan.shard_rows(shard):
-                if row.index not in done:
+        for standing in list(self._open.values()):
+            done = self._journal.done_indexes(standing.shard)
+            for row in self._plan.shard_rows(standing.shard):
+                if row.index not in done and (not standing.has_part or row.index in standing.reopened):
                     yield row
 
     def captioned_pictures(self, most: int) -> list[tuple[str, int]]:
@@ -153,9 +149,9 @@ class Recorder:
             if len(found) >= most:
                 break
             if shard.seq in self._open:
-                rows = [
-                    (row.image_sha256, index) for index, row in self._journal.rows(shard) if row.status is Status.OK
-                ]
+                has_part = self._open[shard.seq].has_part
+                ended = ended_rows(self._folder, self._journal, shard, has_part=has_part)
+                rows = [(row.image_sha256, index) for index, row in ended if row.status is Status.OK]
             else:
                 places = captioned_pictures(self._folder.part_path(shard.seq))
                 rows = [(sha256, shard.first_row + place) for place, sha256 in places]
@@ -172,6 +168,8 @@ class Recorder:
                 self._twins.add(outcome.row.index)
             else:
                 row = caption_row(outcome.row, outcome.result, outcome.facts)
+            if self._has_reopened:
+                row = replace(row, attempts=1 + self._journal.attempts(outcome.row.index))
             self._buffer[outcome.row.index] = row
         if self._buffer and (len(self._buffer) >= FLUSH_ROWS or time.perf_counter() >= self._flush_at_s):
             self.flush()
@@ -214,13 +212,25 @@ class Recorder:
         self.store_s += time.perf_counter() - started
 
     def _write_part(self, seq: int) -> None:
-        shard = self._open.pop(seq)
+        standing = self._open.pop(seq)
         del self._left[seq]
-        rows = [row for _index, row in self._journal.rows(shard)]
+        shard, path = standing.shard, self._folder.part_path(seq)
+        ended = ended_rows(self._folder, self._journal, shard, has_part=standing.has_part)
+        rows = [row for _index, row in ended]
         tally = Tally()
         for row in rows:
             tally.add_row(row)
         metadata = {**self._metadata, TALLY_KEY: json.dumps(tally.to_dict())}
-        columns = self._plan.shard_columns(shard)
-        write_part(self._folder.part_path(seq), shard, rows, columns, metadata, self._prompts)
+        if standing.has_part:
+            metadata = retried_metadata(part_metadata(path), metadata)
+        write_part(path, shard, rows, self._carried(standing), metadata, self._prompts)
         self._journal.forget(shard)
+
+    def _carried(self, standing: Standing) -> pa.Table | None:
+        """The carried columns of a shard, as they are now; where an input is gone, as they were."""
+        try:
+            return self._plan.shard_columns(standing.shard)
+        except UsageError:
+            if not standing.has_part:
+                raise
+            return read_carried(self._folder.part_path(standing.shard.seq))

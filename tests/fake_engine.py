@@ -1,5 +1,7 @@
 """An engine without a model: captions are made of ids, the last row given in comes out first."""
 
+from collections.abc import Callable
+
 from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
 from batchcap.errors import ErrorKind, WorkerError
 from batchcap.records import Caption, Failure, FinishReason, ImageRow, Verdict
@@ -8,12 +10,18 @@ from batchcap.records import Caption, Failure, FinishReason, ImageRow, Verdict
 class FakeEngine:
     """Keeps the contract of `Engine`; `dies_after` rows it raises, and remembers which rows it was given."""
 
-    def __init__(self, room: int = 4, dies_after: int | None = None) -> None:
+    def __init__(
+        self,
+        room: int = 4,
+        dies_after: int | None = None,
+        end: Callable[[ImageRow], Outcome] | None = None,
+    ) -> None:
         self.submitted: list[int] = []
         self.remembered: list[tuple[str, int]] = []
         self.closed = False
         self._room = room
         self._dies_after = dies_after
+        self._end = end or outcome_of
         self._rows: list[ImageRow] = []
         self._given = 0
 
@@ -37,7 +45,7 @@ class FakeEngine:
         if self._dies_after is not None and self._given >= self._dies_after:
             raise WorkerError("the decoder 0 process was killed by signal 9.")
         self._given += 1
-        return [outcome_of(self._rows.pop())] if self._rows else []
+        return [self._end(self._rows.pop())] if self._rows else []
 
     def load(self) -> EngineLoad:
         return EngineLoad(busy_s={"vision": 0.5 * self._given}, decoding_rows=len(self._rows))

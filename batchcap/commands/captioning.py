@@ -13,8 +13,10 @@ from batchcap.config import (
     InputConfig,
     JobConfig,
     LimitConfig,
+    OnChanged,
     PlacementConfig,
     Profile,
+    ResumeConfig,
     VisionBackend,
     VisionConfig,
     VisionDtype,
@@ -24,7 +26,14 @@ from batchcap.errors import UsageError
 if TYPE_CHECKING:
     from batchcap.report.summary import Summary
 
-_INPUT, _WORDS, _PICTURES, _PLACE, _LIMITS = "Input", "Words", "Pictures", "Speed and memory", "Limits"
+_INPUT, _WORDS, _PICTURES, _PLACE, _LIMITS, _RESUME = (
+    "Input",
+    "Words",
+    "Pictures",
+    "Speed and memory",
+    "Limits",
+    "Resume",
+)
 
 
 def caption(
@@ -179,6 +188,22 @@ def caption(
             rich_help_panel=_LIMITS,
         ),
     ] = 600.0,
+    retry: Annotated[
+        str,
+        typer.Option(
+            help="Caption these rows of earlier runs again, separated by commas: failed; truncated, repeated, "
+            "degenerate, empty (verdicts), for which a setting of Words must differ from the job's.",
+            rich_help_panel=_RESUME,
+        ),
+    ] = "",
+    on_changed: Annotated[
+        OnChanged,
+        typer.Option(
+            help="If a picture is not the one that an earlier run has captioned under its name, or a Parquet file was "
+            "changed: stop (exit code 5), keep the captions there are, or recaption.",
+            rich_help_panel=_RESUME,
+        ),
+    ] = OnChanged.STOP,
     show: Annotated[int, typer.Option(help="Print the first N captions at the end.")] = 0,
 ) -> None:
     """Caption every picture of the inputs.
@@ -212,6 +237,7 @@ def caption(
             own_cores=own_cores,
         ),
         limits=LimitConfig(limit, max_runtime, max_error_rate, picture_timeout),
+        resume=ResumeConfig(_names(retry), on_changed),
         given=given_settings(context_of_call),
     )
     _run(config, show)

@@ -135,15 +135,15 @@ def _suffix(path: str) -> str:
 
 
 def _source(path: str, relative: str, suffix: str) -> Source:
-    """The source at an absolute path. Pictures are not looked at: on a network a million looks take minutes."""
+    """The source at an absolute path."""
     name = printable_name(relative)
-    if suffix not in PARQUET_SUFFIXES:
-        return Source(name, Path(path), SourceKind.IMAGE, rows=1)
     try:
         status = os.stat(path)
         size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
     except OSError:  # reading its rows tells what is wrong
         size_bytes = mtime_ns = 0
+    if suffix not in PARQUET_SUFFIXES:
+        return Source(name, Path(path), SourceKind.IMAGE, 1, size_bytes, mtime_ns)
     return Source(name, Path(path), SourceKind.PARQUET, count_rows(Path(path)), size_bytes, mtime_ns)
 
 

@@ -8,14 +8,15 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from batchcap.config import InputConfig
-from batchcap.errors import NotSameJobError, UsageError
+from batchcap.errors import ChangedInputError, UsageError
 from batchcap.manifest.parquet import (
     ParquetLayout,
     RowReader,
@@ -43,6 +44,28 @@ WHERE spans.first_row >= (SELECT max(first_row) FROM spans WHERE first_row <= ?)
 ORDER BY spans.first_row
 """
 _Piece = tuple[int, str, bytes, str, int, int]
+# What a known source looks like now, where that is not how it looked before. It lives as long as the connection.
+_TOUCHED = """
+CREATE TEMP TABLE IF NOT EXISTS touched (
+    source INTEGER PRIMARY KEY, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TouchedSource:
+    """A source of earlier runs whose size or time is another one now.
+
+    Attributes:
+        number: its number in the plan.
+        path: as bytes of the file system.
+        kind: what it is.
+        spans: its rows in the job: the first one and how many, end to end or apart.
+    """
+
+    number: int
+    path: bytes
+    kind: SourceKind
+    spans: tuple[tuple[int, int], ...]
 
 
 class Plan:
@@ -78,8 +101,8 @@ class Plan:
         """Take in what was found; gives the number of rows that are new.
 
         Known sources keep their rows; new ones come after all others, in new shards. A file that comes twice counts
-        once, and where an id is taken the whole path is used. A picture that has changed or vanished keeps its row.
-        Everything is planned together or not at all, and nothing is held for each source.
+        once, and where an id is taken the whole path is used. What has changed or vanished keeps its rows; `touched`
+        tells of it. Everything is planned together or not at all, and nothing is held for each source.
 
         Args:
             sources: the sources found now.
@@ -87,10 +110,11 @@ class Plan:
             limit: plan no more than so many rows in all; 0: no limit.
 
         Raises:
-            NotSameJobError: a known Parquet file has changed.
+            ChangedInputError: a known Parquet file has another number of rows.
             UsageError: a Parquet file's columns don't fit, or not together with those of another.
         """
         with self._journal.transaction() as connection:
+            connection.execute(_TOUCHED)
             before = self.total_rows
             self._take_in(connection, sources)
             self._carried = self._carried_schema()
@@ -114,15 +138,35 @@ class Plan:
             for path, source in zip(paths, batch, strict=True):
                 if source.kind is SourceKind.PARQUET:
                     self._layout(source.path)  # columns that don't fit are told before any work
-                    if path in known and known[path] != (source.rows, source.size_bytes, source.mtime_ns):
-                        raise NotSameJobError(
-                            f"{printable_name(str(source.path))} has changed since this job began, and its captions "
-                            "may not fit any more: put the old file back, or use another --output"
-                        )
-                if path not in known:
+                if path in known:
+                    _compare(connection, known[path], source)
+                else:
                     new.setdefault(path, source)
             _add_sources(connection, seq, new)
             seq += len(new)
+
+    def touched(self) -> Iterator[TouchedSource]:
+        """The sources that `extend` found to look otherwise than before, in the order of their rows."""
+        found = self._journal.query(
+            """
+            SELECT sources.seq, sources.path, sources.kind, spans.first_row, spans.rows FROM touched
+            JOIN sources ON sources.seq = touched.source JOIN spans ON spans.source = sources.seq
+            ORDER BY sources.seq, spans.first_row
+            """
+        )
+        for (number, path, kind), spans in groupby(found, key=lambda row: row[:3]):
+            yield TouchedSource(number, path, SourceKind(kind), tuple((first, rows) for *_, first, rows in spans))
+
+    def accept(self, touched: Sequence[TouchedSource]) -> None:
+        """What these sources look like now is how they are to look at the next run."""
+        with self._journal.transaction() as connection:
+            connection.executemany(
+                """
+                UPDATE sources SET (size_bytes, mtime_ns) =
+                (SELECT size_bytes, mtime_ns FROM touched WHERE source = seq) WHERE seq = ?
+                """,
+                ((one.number,) for one in touched),
+            )
 
     def shard_rows(self, shard: Shard) -> Iterator[ImageRow]:
         """The rows of a shard, in order.
@@ -215,14 +259,30 @@ class Plan:
         return self._layouts[path]
 
 
-def _stored(connection: sqlite3.Connection, column: str, values: list[Any]) -> dict[Any, tuple[int, int, int]]:
-    """Rows, size and time of the sources that have one of the values in a column, by that value."""
+_Known = tuple[int, int, int, int]
+
+
+def _stored(connection: sqlite3.Connection, column: str, values: list[Any]) -> dict[Any, _Known]:
+    """Number, rows, size and time of the sources that have one of the values in a column, by that value."""
     marks = ", ".join("?" * len(values))
     found = connection.execute(
-        f"SELECT {column}, rows, size_bytes, mtime_ns FROM sources WHERE {column} IN ({marks})",  # noqa: S608 - our names
+        f"SELECT {column}, seq, rows, size_bytes, mtime_ns FROM sources WHERE {column} IN ({marks})",  # noqa: S608 - our names
         values,
     )
-    return {value: (rows, size_bytes, mtime_ns) for value, rows, size_bytes, mtime_ns in found}
+    return {value: tuple(known) for value, *known in found}
+
+
+def _compare(connection: sqlite3.Connection, known: _Known, source: Source) -> None:
+    """Note a known source that looks otherwise now; one that can't be looked at says nothing."""
+    number, rows, *looks = known
+    looks_now = [source.size_bytes, source.mtime_ns]
+    if rows != source.rows:
+        raise ChangedInputError(
+            f"{printable_name(str(source.path))} had {rows} rows when this job began and has {source.rows} now, so "
+            "its captions belong to others: put the old file back, or use another --output"
+        )
+    if looks != looks_now and any(looks_now):
+        connection.execute("INSERT OR REPLACE INTO touched VALUES (?, ?, ?)", (number, *looks_now))
 
 
 def _add_sources(connection: sqlite3.Connection, seq: int, new: dict[bytes, Source]) -> None:

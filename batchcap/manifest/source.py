@@ -22,8 +22,8 @@ class Source:
         path: absolute path.
         kind: a picture, or a Parquet file of pictures.
         rows: 1, or the rows of the Parquet file.
-        size_bytes: size of a Parquet file when it was found; 0 for a picture, which may change or vanish.
-        mtime_ns: time of its last change then; 0 for a picture.
+        size_bytes: its size when it was found; 0 where it could not be looked at.
+        mtime_ns: time of its last change then; 0 where it could not be looked at.
     """
 
     id: str

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from batchcap.errors import UsageError
-from batchcap.manifest.shard import Shard
 from batchcap.report.progress import format_duration
 from batchcap.report.summary import Tally
+from batchcap.standing import standing_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import read_holder
-from batchcap.store.parts import TALLY_KEY, column_name, part_is_complete, part_metadata, prompt_names
+from batchcap.store.parts import column_name, prompt_names
 from batchcap.store.stats import recent_rate_per_s
 
 CAPTION_WIDTH = 90
@@ -115,7 +115,9 @@ def read_status(output: Path) -> JobStatus:
         raise UsageError(f"no run in {output} has come as far as its first row: start it again")
     with closing(Journal.open_to_read(folder.journal_path)) as journal:
         shards = journal.shards()
-        tally = _tally(folder, journal, shards)
+        tally = Tally()
+        for shard in shards:
+            tally.add(standing_of(folder, journal, shard).tally)
     summary = _read_json(folder.summary_path)
     rate = recent_rate_per_s(folder.stats_path) if holder else None
     return JobStatus(
@@ -127,19 +129,6 @@ def read_status(output: Path) -> JobStatus:
         images_per_min=60 * rate if rate else None,
         last_run=summary,
     )
-
-
-def _tally(folder: JobFolder, journal: Journal, shards: list[Shard]) -> Tally:
-    """Rows in part files, and rows in the journal of shards without one."""
-    tally = Tally()
-    for shard in shards:
-        path = folder.part_path(shard.seq)
-        if part_is_complete(path, shard):
-            tally.add(Tally.from_dict(json.loads(part_metadata(path)[TALLY_KEY])))
-            continue
-        for _index, row in journal.rows(shard):
-            tally.add_row(row)
-    return tally
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -15,6 +15,20 @@ FORMAT_VERSION = 2  # 2: parts have the column `thinking`
 SHOWN_LENGTH = 80
 SHOWN_BEFORE = 30
 
+# A retry may have others for the rows that it captions again.
+RETRY_SETTINGS = frozenset(
+    {
+        "max-new-tokens",
+        "temperature",
+        "top-p",
+        "top-k",
+        "repetition-penalty",
+        "seed",
+        "loop-stop",
+        "max-image-pixels",
+    }
+)
+
 Fingerprint = dict[str, Any]
 
 
@@ -50,10 +64,13 @@ def fingerprint_of(config: JobConfig, bundle_id: str, encoder: tuple[str, str]) 
     }
 
 
-def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfig) -> None:
+def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfig) -> tuple[str, ...]:
     """Store the fingerprint in a new job folder; compare it with the stored one in an old folder.
 
     A job without a finished row is not bound yet: a mistyped column or a setting that the model refuses may be mended.
+
+    Returns:
+        Names of the settings that differ, all of them in `RETRY_SETTINGS`; empty unless the run is a retry.
 
     Raises:
         NotSameJobError: something differs; the message names it.
@@ -72,14 +89,16 @@ def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfi
             folder.job_path,
             (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"),
         )
-        return
-    differing = [name for name in fingerprint if stored.get(name) != fingerprint[name]]
-    if differing:
-        lines = [f"  --{name}: {_difference(stored.get(name), fingerprint[name])}" for name in differing]
+        return ()
+    differing = tuple(name for name in fingerprint if stored.get(name) != fingerprint[name])
+    refused = [name for name in differing if not (config.resume.retry and name in RETRY_SETTINGS)]
+    if refused:
+        lines = [f"  --{name}: {_difference(stored.get(name), fingerprint[name])}" for name in refused]
         raise NotSameJobError(
             f"{folder.path} belongs to another job; these differ:\n" + "\n".join(lines) + "\n"
             "Use the old settings to go on, or another --output for a new job."
         )
+    return differing
 
 
 def begun_encoder(folder: JobFolder) -> tuple[str, str] | None:

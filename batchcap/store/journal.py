@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS sources (
 CREATE TABLE IF NOT EXISTS spans (
     first_row INTEGER PRIMARY KEY, source INTEGER NOT NULL, start INTEGER NOT NULL, rows INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS shards (seq INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, rows INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS reopened (row_index INTEGER PRIMARY KEY, attempts INTEGER NOT NULL);
 """
 # SQLite makes its index of the write-ahead log in pieces of this size.
 SPACE_NEEDED_BYTES = 32 * 1024
@@ -75,6 +76,9 @@ class Journal:
         with _translated(path), ExitStack() as on_error:
             connection = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, isolation_level=None)
             on_error.callback(connection.close)
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "shards" in tables and "reopened" not in tables:  # made by an earlier batchcap; this file stays as it is
+                connection.execute("CREATE TEMP TABLE reopened (row_index INTEGER PRIMARY KEY, attempts INTEGER)")
             connection.execute("SELECT count(*) FROM shards")
             on_error.pop_all()
             return cls(path, connection)
@@ -150,6 +154,40 @@ class Journal:
         found = self.query("SELECT row_index FROM rows WHERE row_index >= ? AND row_index < ?", *shard.span)
         return {index for (index,) in found}
 
+    def reopen(self, rows: Sequence[tuple[int, int]]) -> None:
+        """Rows that have ended are to be captioned again, whether they are here or in a part file, which stays.
+
+        Args:
+            rows: row index, and how often the row has been tried.
+
+        Raises:
+            StorageError: the journal can't be written.
+        """
+        with self.transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO reopened VALUES (?, ?)", rows)
+            connection.executemany("DELETE FROM rows WHERE row_index = ?", ((index,) for index, _attempts in rows))
+
+    def reopened(self, shard: Shard) -> set[int]:
+        """Indexes of a shard's rows that are captioned again, whether they have ended again or not."""
+        found = self.query("SELECT row_index FROM reopened WHERE row_index >= ? AND row_index < ?", *shard.span)
+        return {index for (index,) in found}
+
+    def has_reopened(self) -> bool:
+        """Whether any row is captioned again."""
+        return any(True for _row in self.query("SELECT 1 FROM reopened LIMIT 1"))
+
+    def count_reopened_to_do(self) -> int:
+        """Rows that are captioned again and have not ended yet."""
+        (count,) = next(
+            self.query("SELECT count(*) FROM reopened WHERE row_index NOT IN (SELECT row_index FROM rows)"),
+        )
+        return int(count)
+
+    def attempts(self, index: int) -> int:
+        """How often a row has been tried before: 0, unless it was reopened."""
+        found = next(self.query("SELECT attempts FROM reopened WHERE row_index = ?", index), None)
+        return 0 if found is None else int(found[0])
+
     def forget(self, shard: Shard) -> None:
         """Drop a shard's rows: its part file holds them now.
 
@@ -157,7 +195,11 @@ class Journal:
             StorageError: the journal can't be written.
         """
         with self.transaction() as connection:
-            connection.execute("DELETE FROM rows WHERE row_index >= ? AND row_index < ?", shard.span)
+            for table in ("rows", "reopened"):
+                connection.execute(
+                    f"DELETE FROM {table} WHERE row_index >= ? AND row_index < ?",  # noqa: S608 - our names
+                    shard.span,
+                )
 
 
 def _content(row: CaptionRow) -> bytes:

@@ -21,6 +21,8 @@ FORMAT_KEY = "batchcap.format_version"
 SPAN_KEY = "batchcap.rows"
 PROMPTS_KEY = "batchcap.prompts"  # names of the prompts, as JSON
 TALLY_KEY = "batchcap.tally"  # counts of the part, as JSON: totals need not read the rows
+SETTINGS_KEY = "batchcap.settings"  # what decided the captions, as JSON
+RETRIES_KEY = "batchcap.retries"  # a list, as JSON: the settings of each later run that captioned rows again otherwise
 
 SCHEMA = pa.schema(
     [
@@ -120,27 +122,45 @@ def _values(rows: list[CaptionRow], column: str, place: int) -> list[Any]:
     return [getattr(row.further[place - 1], column) if row.further else None for row in rows]
 
 
-def read_row(path: Path, place: int) -> CaptionRow:
-    """One row of a part file.
-
-    Args:
-        path: the part file.
-        place: the row in it, from 0.
+def read_part(path: Path) -> list[CaptionRow]:
+    """The rows of a part file, in order.
 
     Raises:
         OSError: there is no such file, or it can't be read.
         pa.ArrowException: it is damaged.
     """
-    prompts = prompt_names(path)
-    layout = _layout(prompts)
+    layout = _layout(prompt_names(path))
+    table = pq.read_table(path, columns=[field.name for field, _column, _place in layout])
+    return [_row_of(values, layout) for values in table.to_pylist()]
+
+
+def read_row(path: Path, place: int) -> CaptionRow:
+    """One row of a part file; raises as `read_part` does.
+
+    Args:
+        path: the part file.
+        place: the row in it, from 0.
+    """
+    layout = _layout(prompt_names(path))
     table = pq.read_table(path, columns=[field.name for field, _column, _place in layout]).slice(place, 1)
     (values,) = table.to_pylist()
-    own: list[dict[str, Any]] = [{} for _name in prompts]
+    return _row_of(values, layout)
+
+
+def _row_of(values: dict[str, Any], layout: list[tuple[pa.Field, str, int]]) -> CaptionRow:
+    own: list[dict[str, Any]] = [{} for _prompt in range(1 + max(prompt for _field, _column, prompt in layout))]
     for field, column, prompt in layout:
         own[prompt][column] = values[field.name]
     first, *others = map(with_enums, own)
     further = tuple(PromptColumns(**one) for one in others) if first["status"] is Status.OK else ()
     return CaptionRow(**first, further=further)
+
+
+def read_carried(path: Path) -> pa.Table | None:
+    """The input columns that a part file carries; None where there are none. Raises as `read_part` does."""
+    own = set(output_schema(prompt_names(path)).names)
+    carried = [name for name in pq.read_schema(path).names if name not in own]
+    return pq.read_table(path, columns=carried) if carried else None
 
 
 def captioned_pictures(path: Path) -> list[tuple[int, str]]:
@@ -175,6 +195,14 @@ def part_metadata(path: Path) -> dict[str, str]:
     """The key-value metadata of a part file that is complete."""
     metadata = pq.read_metadata(path).metadata or {}
     return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"batchcap.")}
+
+
+def retried_metadata(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """The metadata of a part of which some rows are captioned again: the settings of the others are still told."""
+    if before.get(SETTINGS_KEY) == now.get(SETTINGS_KEY):
+        return {**now, **({RETRIES_KEY: before[RETRIES_KEY]} if RETRIES_KEY in before else {})}
+    retries = [*json.loads(before.get(RETRIES_KEY, "[]")), json.loads(now[SETTINGS_KEY])]
+    return {**now, SETTINGS_KEY: before[SETTINGS_KEY], RETRIES_KEY: json.dumps(retries)}
 
 
 def _span_text(shard: Shard) -> str:

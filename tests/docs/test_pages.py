@@ -175,6 +175,7 @@ def test_every_metadata_key_is_described(tiny_bundle_int4: Bundle) -> None:
         parts.SPAN_KEY,
         parts.TALLY_KEY,
         parts.PROMPTS_KEY,
+        parts.RETRIES_KEY,
         *part_metadata_of(tiny_bundle_int4, {"prompt": ""}),
     }
     assert set(_names("### Metadata of a part")) == keys

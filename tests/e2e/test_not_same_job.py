@@ -108,11 +108,12 @@ def test_removed_and_changed_inputs_keep_their_rows(small: tuple[Job, Path], tmp
     assert (found[later]["status"], found[later]["error_kind"]) == ("failed", "missing")
     # A Parquet file whose rows may be others now is refused, and nothing changes.
     write_parquet(rows, 21)
-    before, summary = snapshot(output / "captions"), read_summary(output)
-    process = run(*mine.arguments(output), expect=ExitCode.NOT_SAME_JOB)
-    assert "rows.parquet has changed since this job began" in process.stderr
-    assert snapshot(output / "captions") == before
-    assert read_summary(output) == summary
+    before = snapshot(output / "captions")
+    for choice in ("stop", "keep", "recaption"):
+        process = run(*mine.arguments(output, "--on-changed", choice), expect=ExitCode.NOT_SAME_JOB)
+        assert "rows.parquet had 20 rows when this job began and has 21 now" in process.stderr
+        assert snapshot(output / "captions") == before
+        assert read_summary(output)["exit_code"] == ExitCode.NOT_SAME_JOB
 
 
 def test_a_second_run_is_turned_away_and_told_by_whom(job: Job, tmp_path: Path) -> None:

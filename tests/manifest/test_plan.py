@@ -1,8 +1,10 @@
 """The plan: rows in are rows out, and what is planned once never moves."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
-from batchcap.errors import NotSameJobError, UsageError
+from batchcap.errors import ChangedInputError, UsageError
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.manifest.source import Source, SourceKind
@@ -136,18 +138,36 @@ def test_a_larger_limit_goes_on_inside_a_source(tmp_path: Path) -> None:
         assert [row.id for row in all_rows(plan)] == [*(f"a.parquet:{row}" for row in range(10)), "b.png"]
 
 
-def test_a_picture_that_changed_keeps_its_row(tmp_path: Path) -> None:
+def test_what_looks_otherwise_keeps_its_rows_and_is_told_until_it_is_accepted(tmp_path: Path) -> None:
+    table = table_source(tmp_path / "a.parquet", 3)
+    now = [picture("a.png", mtime_ns=9), replace(table, mtime_ns=7), picture("b.png", mtime_ns=2), picture("new.png")]
     with opened(tmp_path) as plan:
-        plan.extend([picture("a.png")], 4, 0)
-        assert plan.extend([picture("a.png", mtime_ns=9)], 4, 0) == 0
+        plan.extend([picture("a.png"), table, picture("b.png", mtime_ns=2)], 2, 2)
+        assert plan.extend(now[:3], 2, 0) == 3
+        touched = list(plan.touched())
+        assert [(one.path, one.kind, one.spans) for one in touched] == [
+            (b"/in/a.png", SourceKind.IMAGE, ((0, 1),)),
+            (os.fsencode(table.path), SourceKind.PARQUET, ((1, 1), (2, 2))),
+        ]
+        plan.accept(touched[:1])
+    with opened(tmp_path) as plan:
+        assert plan.extend(now, 2, 0) == 1
+        assert [one.kind for one in plan.touched()] == [SourceKind.PARQUET]
 
 
-def test_a_parquet_file_that_changed_stops_the_job_and_plans_nothing(tmp_path: Path) -> None:
+def test_what_can_not_be_looked_at_is_not_said_to_have_changed(tmp_path: Path) -> None:
+    with opened(tmp_path) as plan:
+        plan.extend([picture("a.png", mtime_ns=5)], 4, 0)
+        plan.extend([replace(picture("a.png"), size_bytes=0)], 4, 0)
+        assert list(plan.touched()) == []
+
+
+def test_a_parquet_file_with_other_rows_stops_the_job_and_plans_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     with opened(tmp_path) as plan:
         plan.extend([table_source(path, 3)], 4, 0)
         path.unlink()
-        with pytest.raises(NotSameJobError, match=r"a\.parquet has changed"):
+        with pytest.raises(ChangedInputError, match=r"a\.parquet had 3 rows when this job began and has 4 now"):
             plan.extend([picture("new.png"), table_source(path, 4)], 4, 0)
         assert plan.total_rows == 3
 

@@ -165,3 +165,19 @@ def test_every_commit_is_flushed_to_the_disk(tmp_path: Path) -> None:
         assert next(journal.query("PRAGMA synchronous")) == (full,)
         assert next(journal.query("PRAGMA journal_mode")) == ("wal",)
     assert sqlite3.connect(tmp_path / "j").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_journal_of_an_earlier_version_can_be_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with closing(Journal.open(path)) as journal:
+        journal.add([(0, caption_row(0))])
+        with journal.transaction() as connection:
+            connection.execute("DROP TABLE reopened")
+    with closing(Journal.open_to_read(path)) as journal:
+        assert journal.reopened(Shard(0, 0, 5)) == set()
+        assert not journal.has_reopened()
+    with closing(Journal.open(path)) as journal:
+        journal.reopen([(0, 1)])
+        assert (journal.reopened(Shard(0, 0, 5)), journal.attempts(0), journal.row(0)) == ({0}, 1, None)
+        journal.forget(Shard(0, 0, 5))
+        assert not journal.has_reopened()

@@ -1,0 +1,304 @@
+"""Rows that have ended and are captioned again: by a retry, or because their picture is another one now."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchcap import job
+from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged, PlacementConfig, ResumeConfig
+from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
+from batchcap.errors import ChangedInputError, ErrorKind, ExitCode, NotSameJobError, StorageError, UsageError
+from batchcap.job import run_job
+from batchcap.records import Caption, Failure, FinishReason, ImageRow, Verdict
+from batchcap.report.status import read_status
+from batchcap.report.summary import Summary
+from batchcap.store.folder import JobFolder
+from batchcap.store.journal import Journal
+from tests.fake_engine import FakeEngine
+
+# What is in the pictures: how they end. Parts of three rows.
+PICTURES = {
+    "a.png": "cat",
+    "b.png": "bad",
+    "c.png": "long story",
+    "d.png": "dog",
+    "e.png": "cow",
+    "f.png": "hen",
+    "g.png": "again and again",
+    "h.png": "bad, too",
+}
+SHORT, ENOUGH = 10, 100
+
+
+class Silent:
+    def start(self, rows: int, done: int) -> None: ...
+    def advance(self, done: int, failed: int, load: EngineLoad) -> None: ...
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
+    bundle = SimpleNamespace(id="b" * 64, source="none", precision="int4")
+    monkeypatch.setattr(job, "load_model", lambda _model: bundle)
+    monkeypatch.setattr("batchcap.recorder.FLUSH_ROWS", 1)
+    (tmp_path / "in").mkdir()
+    for name, content in PICTURES.items():
+        (tmp_path / "in" / name).write_text(content)
+    return JobConfig(
+        InputConfig((str(tmp_path / "in"),)),
+        str(tmp_path / "out"),
+        generation=GenerationConfig(max_new_tokens=SHORT),
+        placement=PlacementConfig(rows_per_part=3),
+    )
+
+
+def engine_of(config: JobConfig, dies_after: int | None = None) -> FakeEngine:
+    """Captions say what is in a file; `bad` ones fail, `long` ones want tokens, `again` ones a penalty."""
+    words = config.generation
+
+    def end(row: ImageRow) -> Outcome:
+        assert row.path is not None
+        content = Path(row.path).read_bytes()
+        if content.startswith(b"bad"):
+            return Outcome(row, Failure(row.index, ErrorKind.CORRUPT, "cut"))
+        verdict = Verdict.OK
+        if content.startswith(b"long") and words.max_new_tokens < ENOUGH:
+            verdict = Verdict.TRUNCATED
+        if content.startswith(b"again") and words.repetition_penalty == 1:
+            verdict = Verdict.REPEATED
+        caption = Caption(row.index, (1,), f"of {content.decode()}", FinishReason.STOP, verdict, 9, 4, 3.0, 5.0)
+        return Outcome(row, (caption,), PictureFacts(64, 48, hashlib.sha256(content).hexdigest(), 1.0, 2.0))
+
+    return FakeEngine(end=end, dies_after=dies_after)
+
+
+def run(config: JobConfig, engine: FakeEngine | None = None) -> tuple[Summary, list[int]]:
+    """The summary, and the rows that were given to the engine."""
+    engine = engine or engine_of(config)
+    summary = run_job(config, Silent(), lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type, return-value]
+    return summary, sorted(engine.submitted)
+
+
+def resuming(config: JobConfig, *retry: str, on_changed: OnChanged = OnChanged.STOP, **words: Any) -> JobConfig:
+    generation = replace(config.generation, **words)
+    return replace(config, resume=ResumeConfig(retry, on_changed), generation=generation)
+
+
+def rows_of(config: JobConfig) -> list[dict[str, Any]]:
+    paths = JobFolder(Path(config.output)).part_paths()
+    rows: list[dict[str, Any]] = pa.concat_tables([pq.read_table(path) for path in paths]).to_pylist()
+    assert [row["id"] for row in rows] == sorted(path.name for path in Path(config.input.inputs[0]).iterdir())
+    return rows
+
+
+def write(config: JobConfig, name: str, content: str) -> None:
+    (Path(config.input.inputs[0]) / name).write_text(content)
+
+
+def test_only_failed_rows_are_tried_again(config: JobConfig) -> None:
+    run(config)
+    before = rows_of(config)
+    write(config, "b.png", "bat")
+    summary, submitted = run(resuming(config, "failed"))
+    assert submitted == [1, 7]
+    rows = rows_of(config)
+    assert (rows[1]["status"], rows[1]["caption"], rows[1]["attempts"]) == ("ok", "of bat", 2)
+    assert (rows[7]["status"], rows[7]["error_kind"], rows[7]["attempts"]) == ("failed", "corrupt", 2)
+    assert [row for number, row in enumerate(rows) if number not in submitted] == [
+        row for number, row in enumerate(before) if number not in submitted
+    ]
+    assert (summary.exit_code, summary.tally.rows, summary.tally.ok, summary.tally.failed) == (0, 8, 7, 1)
+    assert run(config)[1] == [], "what was tried again is not tried for ever"
+    assert run(resuming(config, "failed"))[1] == [7]
+    assert rows_of(config)[7]["attempts"] == 3
+
+
+def test_captions_are_tried_again_with_other_settings_only(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
+    run(config)
+    assert run(resuming(config, "truncated", "repeated"))[1] == []
+    assert "2 captions (repeated, truncated) would come out as they are" in caplog.text
+    assert run(resuming(config, "truncated", max_new_tokens=ENOUGH))[1] == [2]
+    assert run(resuming(config, "truncated", "repeated", repetition_penalty=1.1))[1] == [6]
+    assert [row["verdict"] for row in rows_of(config)] == ["ok", None, "ok", "ok", "ok", "ok", "ok", None]
+    metadata = pq.read_metadata(JobFolder(Path(config.output)).part_path(0)).metadata
+    assert json.loads(metadata[b"batchcap.settings"])["max-new-tokens"] == SHORT
+    assert [one["max-new-tokens"] for one in json.loads(metadata[b"batchcap.retries"])] == [ENOUGH]
+    run(resuming(config, "failed"))
+    metadata = pq.read_metadata(JobFolder(Path(config.output)).part_path(0)).metadata
+    assert len(json.loads(metadata[b"batchcap.retries"])) == 1
+
+
+def test_other_settings_are_for_a_retry_of_a_finished_job(config: JobConfig) -> None:
+    run(config)
+    with pytest.raises(NotSameJobError, match="--max-new-tokens: was 10, now 100"):
+        run(resuming(config, max_new_tokens=ENOUGH))
+    with pytest.raises(NotSameJobError, match="--prompt"):
+        run(resuming(config, "failed", prompt="Why?"))
+    write(config, "i.png", "new")
+    with pytest.raises(
+        UsageError, match=r"1 rows have never been captioned.* another --max-new-tokens is not for them"
+    ):
+        run(resuming(config, "truncated", max_new_tokens=ENOUGH))
+    assert run(resuming(config, "failed"))[1] == [1, 7, 8]
+    assert run(resuming(config, "truncated", max_new_tokens=ENOUGH))[1] == [2]
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 2])
+def test_an_interrupted_retry_goes_on(config: JobConfig, dies_after: int) -> None:
+    run(config)
+    write(config, "b.png", "bat")
+    write(config, "h.png", "hat")
+    retry = resuming(config, "failed", "truncated", max_new_tokens=ENOUGH)
+    with pytest.raises(Exception, match="was killed by signal 9"):
+        run(retry, engine_of(retry, dies_after=dies_after))
+    status = read_status(Path(config.output))
+    assert (status.total_rows, status.remaining) == (8, 3 - dies_after)
+    assert [row["id"] for row in rows_of(config)] == list(PICTURES), "the parts are whole all the time"
+    assert len(run(retry)[1]) == 3 - dies_after
+    rows = rows_of(config)
+    assert [row["caption"] for row in rows] == [
+        f"of {text}" for text in ("cat", "bat", "long story", "dog", "cow", "hen", "again and again", "hat")
+    ]
+    assert [row["attempts"] for row in rows] == [1, 2, 2, 1, 1, 1, 1, 2]
+    assert read_status(Path(config.output)).remaining == 0
+
+
+def test_a_plain_resume_ends_an_interrupted_retry(config: JobConfig) -> None:
+    run(config)
+    write(config, "b.png", "bat")
+    with pytest.raises(Exception, match="was killed by signal 9"):
+        run(resuming(config, "failed"), engine_of(config, dies_after=0))
+    assert run(config)[1] == [1, 7]
+    assert rows_of(config)[1]["caption"] == "of bat"
+
+
+def test_a_kill_between_the_part_and_the_journal(config: JobConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(config)
+    write(config, "b.png", "bat")
+    forget = Journal.forget
+
+    def refused(journal: Journal, shard: Any) -> None:
+        if shard.seq == 0 and journal.reopened(shard):
+            raise StorageError("killed here")
+        forget(journal, shard)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "forget", refused)
+        with pytest.raises(StorageError):
+            run(resuming(config, "failed"))
+    assert rows_of(config)[1]["caption"] == "of bat"
+    assert run(config)[1] in ([], [7])
+    rows = rows_of(config)
+    assert [row["attempts"] for row in rows] == [1, 2, 1, 1, 1, 1, 1, 2]
+
+
+def test_a_retry_before_the_parts_are_there(config: JobConfig) -> None:
+    with pytest.raises(Exception, match="was killed by signal 9"):
+        run(config, engine_of(config, dies_after=2))
+    with closing(Journal.open(JobFolder(Path(config.output)).journal_path)) as journal:
+        ended = {index for shard in journal.shards() for index, _row in journal.rows(shard)}
+    submitted = run(resuming(config, "failed"))[1]
+    assert submitted == sorted(set(range(8)) - (ended - {1}))
+    rows = rows_of(config)
+    assert rows[1]["attempts"] == (2 if 1 in ended else 1)
+    assert [row["status"] for row in rows].count("failed") == 2
+
+
+def test_a_changed_picture_stops_the_job_by_default(config: JobConfig) -> None:
+    run(config)
+    write(config, "d.png", "fox")
+    write(config, "e.png", "cow")  # other time, same picture
+    with pytest.raises(ChangedInputError, match=r"in/d\.png has changed since.*--on-changed recaption") as caught:
+        run(config)
+    assert caught.value.exit_code == ExitCode.NOT_SAME_JOB
+    summary = json.loads((Path(config.output) / "summary.json").read_text())
+    assert (summary["exit_code"], summary["state"]) == (5, "failed")
+    with pytest.raises(ChangedInputError):
+        run(config)
+
+
+def test_a_changed_picture_keeps_its_caption(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
+    run(config)
+    write(config, "d.png", "fox")
+    assert run(resuming(config, on_changed=OnChanged.KEEP))[1] == []
+    assert "d.png has changed; the captions are kept" in caplog.text
+    assert rows_of(config)[3]["caption"] == "of dog"
+    with pytest.raises(ChangedInputError):  # to keep is no answer for ever
+        run(config)
+
+
+def test_a_changed_picture_is_captioned_again(config: JobConfig) -> None:
+    run(config)
+    write(config, "d.png", "fox")
+    write(config, "h.png", "hat")  # it had failed, and was mended
+    assert run(resuming(config, on_changed=OnChanged.RECAPTION))[1] == [3, 7]
+    rows = rows_of(config)
+    assert [rows[3]["caption"], rows[7]["caption"]] == ["of fox", "of hat"]
+    assert run(config)[1] == []
+
+
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: os.utime(path, (5, 5))])
+def test_what_vanished_or_was_touched_is_not_changed(config: JobConfig, change: Callable[[Path], None]) -> None:
+    run(config)
+    change(Path(config.input.inputs[0]) / "d.png")
+    assert run(config)[1] == []
+    captions = pq.read_table(JobFolder(Path(config.output)).part_path(1))["caption"].to_pylist()
+    assert captions == ["of dog", "of cow", "of hen"]
+
+
+def test_a_failed_row_whose_picture_was_mended_waits_for_a_retry(config: JobConfig) -> None:
+    run(config)
+    write(config, "b.png", "bat")
+    assert run(config)[1] == []
+    assert run(resuming(config, "failed"))[1] == [1, 7]
+
+
+def test_changed_pictures_get_the_jobs_settings(config: JobConfig) -> None:
+    run(config)
+    write(config, "d.png", "fox")
+    both = resuming(config, "truncated", on_changed=OnChanged.RECAPTION, max_new_tokens=ENOUGH)
+    with pytest.raises(UsageError, match=r"d\.png has changed, and what changed is captioned"):
+        run(both)
+    assert run(resuming(config, on_changed=OnChanged.RECAPTION))[1] == [3]
+    assert run(both)[1] == [2]
+
+
+def test_pictures_changed_before_they_were_captioned_are_just_read(config: JobConfig) -> None:
+    with pytest.raises(Exception, match="was killed by signal 9"):
+        run(config, engine_of(config, dies_after=2))
+    write(config, "h.png", "hat")
+    run(config)
+    assert rows_of(config)[7]["caption"] == "of hat"
+
+
+def test_a_changed_parquet_file(config: JobConfig, tmp_path: Path) -> None:
+    def write_table(label: str) -> None:
+        paths = [str(tmp_path / "in" / name) for name in PICTURES]
+        pq.write_table(pa.table({"path": paths, "label": [label] * len(paths)}), tmp_path / "rows.parquet")
+
+    config = replace(config, input=InputConfig((str(tmp_path / "rows.parquet"),), keep_columns=("label",)))
+    write_table("old")
+    run(config)
+    write_table("new, and longer")
+    with pytest.raises(ChangedInputError, match=r"rows\.parquet has changed"):
+        run(config)
+    assert run(resuming(config, on_changed=OnChanged.KEEP))[1] == []
+    paths = JobFolder(tmp_path / "out").part_paths()
+    assert {label for path in paths for label in pq.read_table(path)["label"].to_pylist()} == {"old"}
+    assert run(resuming(config, on_changed=OnChanged.RECAPTION))[1] == list(range(8))
+    assert {label for path in paths for label in pq.read_table(path)["label"].to_pylist()} == {"new, and longer"}
+
+
+def test_unknown_kinds_are_refused() -> None:
+    with pytest.raises(UsageError, match="retry 'lost' is unknown: give some of failed, truncated"):
+        ResumeConfig(("failed", "lost"))
