@@ -33,13 +33,23 @@ def doctor(
     decoders: Annotated[int, typer.Option(help="Decoder processes of that job.")] = 1,
     decoder_threads: Annotated[int, typer.Option(help="Threads of one decoder; 0: cores / decoders.")] = 0,
     vision_threads: Annotated[int, typer.Option(help="Threads of its vision encoder; 0: all cores.")] = 0,
+    check: Annotated[
+        bool,
+        typer.Option(
+            help="Load the model and check on this CPU that a caption is the same in batches of any size, with one "
+            "decoder and several."
+        ),
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show versions, CPU features and memory, and what a job would use on this machine and why. Starts nothing."""
+    """Show versions, CPU features and memory, and what a job would use on this machine and why.
+
+    Starts no job. The check of captions takes seconds, half a minute with a large model; --no-check leaves it out.
+    """
     from batchcap.report.doctor import examine
 
     placement = PlacementConfig(decoders=decoders, decoder_threads=decoder_threads, vision_threads=vision_threads)
-    findings = examine(model, profile, placement, given_settings(context_of_call))
+    findings = examine(model, profile, placement, given_settings(context_of_call), check=check)
     print_result(findings.to_json() if json else findings.to_text())
     raise typer.Exit(int(findings.exit_code))
 

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 TILES = (1, 2, 4, 8, 16)
 # Always measured over the same sizes, whatever the number of slots, so that it never depends on that either.
 LARGEST_BATCH = 16
+BATCHES = (1, 2, 3, 5, 8, 13, 16, 21, 32)  # of `rows_stay_equal`
 PROMPT_TOKENS = 3
 POSITIONS = 8
 SEED = 1
@@ -46,8 +47,22 @@ def find_row_tile(session: DecoderSession, geometry: Geometry) -> int:
     return LARGEST_BATCH
 
 
+def rows_stay_equal(session: DecoderSession, geometry: Geometry, tile: int, most: int) -> bool:
+    """Whether one row's logits are bitwise equal at both ends of padded batches of up to `most` rows."""
+    sizes = sorted({-(-size // tile) * tile for size in (*BATCHES, most) if size <= most})
+    probe = _Probe(session, geometry, sizes[-1])
+    expected = probe.logits(sizes[0], 0)
+    return all(np.array_equal(expected, probe.logits(size, place)) for size in sizes for place in (0, size - 1))
+
+
 def warn_if_a_split_shows(session: DecoderSession, geometry: Geometry, tile: int) -> None:
-    """Say so if a prompt prefilled in two parts gives other bits than in one; split where the scheduler does."""
+    """Say so if a prompt prefilled in two parts gives other bits than in one."""
+    if a_split_shows(session, geometry, tile):
+        log.warning("on this CPU a caption may depend on the prompts beside it: a prefill in two parts rounds apart")
+
+
+def a_split_shows(session: DecoderSession, geometry: Geometry, tile: int) -> bool:
+    """Whether a prompt prefilled in two parts gives other bits than in one; split where the scheduler does."""
     first = SPLIT_TILES * max(tile, LEAST_PREFILL)
     length = first + SPLIT_REST
     random = np.random.default_rng(SEED)
@@ -60,15 +75,14 @@ def warn_if_a_split_shows(session: DecoderSession, geometry: Geometry, tile: int
     rest = slots.prefill(1, embeds[first:], positions[:, first:], levels[:, first:], past=first).logits
     assert whole is not None  # noqa: S101 - asked for above
     assert rest is not None  # noqa: S101 - asked for above
-    if not np.array_equal(whole, rest):
-        log.warning("on this CPU a caption may depend on the prompts beside it: a prefill in two parts rounds apart")
+    return not np.array_equal(whole, rest)
 
 
 class _Probe:
     """One row decoded among others that are different each time: other tokens, mostly in empty slots."""
 
-    def __init__(self, session: DecoderSession, geometry: Geometry) -> None:
-        self._slots = Slots(session, geometry, LARGEST_BATCH, POSITIONS, with_logits=True)
+    def __init__(self, session: DecoderSession, geometry: Geometry, most: int = LARGEST_BATCH) -> None:
+        self._slots = Slots(session, geometry, most, POSITIONS, with_logits=True)
         self._random = np.random.default_rng(SEED)
         hidden = geometry.text.hidden_size
         self._positions = np.broadcast_to(np.arange(PROMPT_TOKENS), (3, PROMPT_TOKENS)).astype(np.int64)

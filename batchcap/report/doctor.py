@@ -139,6 +139,8 @@ def examine(
     profile: Profile = Profile.AUTO,
     placement: PlacementConfig = DEFAULT_PLACEMENT,
     given: frozenset[str] = frozenset(),
+    *,
+    check: bool = True,
 ) -> Findings:
     """Look at the machine and at the model.
 
@@ -147,6 +149,7 @@ def examine(
         profile: of the job to be planned.
         placement: what that job is asked to use.
         given: names of the settings in it that were asked for; the profile decides the others.
+        check: whether to load the model and see that captions don't depend on where they are made.
     """
     findings = Findings({"versions": _versions(), "machine": _machine()})
     versions = findings.sections["versions"].items()
@@ -163,4 +166,10 @@ def examine(
     which = "these" if given or profile is not Profile.AUTO else "default"
     findings.sections[f"a job with {which} options"], problem = _plan(bundle, resolution)
     findings.problems += [problem] if problem else []
+    if check and problem is None:
+        from batchcap.report.promise import check_promise  # noqa: PLC0415 - loads the model libraries
+
+        promise = check_promise(bundle, resolution.config)
+        findings.sections["the same caption everywhere"] = promise.facts
+        findings.problems += promise.problems
     return findings

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from batchcap.decoder import invariance
-from batchcap.decoder.invariance import LARGEST_BATCH, find_row_tile
+from batchcap.decoder.invariance import LARGEST_BATCH, find_row_tile, rows_stay_equal
 from batchcap.records import Float32Array
 
 
@@ -50,6 +50,15 @@ def test_one_row_left_over_beside_many_is_noticed(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(invariance, "_Probe", Odd)
     assert find_row_tile(None, None) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kernel", "padded", "expected"), [(4, 4, True), (4, 2, False), (1, 1, True), (8, 4, False)])
+def test_padded_batches_of_all_sizes_are_compared(
+    kernel: int, padded: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KernelProbe, "tile", kernel)
+    monkeypatch.setattr(invariance, "_Probe", KernelProbe)
+    assert rows_stay_equal(None, None, padded, 32) is expected  # type: ignore[arg-type]
 
 
 def test_no_tile_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -168,7 +168,8 @@ def test_status_of_a_finished_job_and_as_json(tmp_path: Path, pictures: Path, ti
 
 def test_doctor(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
     done = batchcap("doctor", "--model", tiny_bundle_int4.folder)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert re.fullmatch(r"\S+ checking that captions are the same in every batch\n", done.stderr)
     for word in (
         "onnxruntime",
         "cores",
@@ -176,9 +177,14 @@ def test_doctor(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
         "every checksum is right",
         "PyTorch",
         "KV cache",
+        "the same caption everywhere",
+        "equal in batches of 1 to 32",
         "no problem found",
     ):
         assert word in done.stdout
+    unchecked = batchcap("doctor", "--model", tiny_bundle_int4.folder, "--no-check")
+    assert (unchecked.returncode, unchecked.stderr) == (0, "")
+    assert "the same caption everywhere" not in unchecked.stdout
     broken = batchcap("doctor", "--model", tmp_path, "--json")
     assert broken.returncode == 2
     content = json.loads(broken.stdout)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from batchcap.bundle import Bundle
 from tests.e2e.conftest import PARQUET_ROWS, Job
 from tests.e2e.process import captions, run
 
@@ -95,3 +96,14 @@ def test_sampled_captions_are_the_same_everywhere(
 ) -> None:
     place = PLACES[name]
     assert_same(caption_at(job, tmp_path / "out", SAMPLED, place), sampled, place)
+
+
+@pytest.mark.slow
+def test_integer_products_give_the_same_captions_everywhere(job: Job, tiny_bundle_w8a8: Bundle, tmp_path: Path) -> None:
+    """The profile that rounds most, with as few and as many beside each other as the slots and decoders allow."""
+    fast = Job(job.inputs, str(tiny_bundle_w8a8.folder), job.expected)
+    settings = ("--profile", "fast", "--vision-backend", "onnx", "--vision-dtype", "int8")
+    expected = caption_at(fast, tmp_path / "one", settings, Place(("--slots", "1", "--patch-budget", "1")))
+    for number, options in enumerate((("--slots", "32"), ("--slots", "8", "--decoders", "4"))):
+        place = Place(options, backwards=bool(number))
+        assert_same(caption_at(fast, tmp_path / f"many-{number}", settings, place), expected, place)
