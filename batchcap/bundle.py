@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,8 +23,13 @@ ROTARY_FILE = "vision/rotary.npy"
 EMBEDDINGS_FILE = "embeddings.npy"
 TOKENIZER_FILE = "tokenizer.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+_NEEDED = frozenset({DECODER_FILE, VISION_FILE, ROTARY_FILE, EMBEDDINGS_FILE, TOKENIZER_FILE, CHAT_TEMPLATE_FILE})
+_PARTS = ("decoder", "vision")  # folders of graphs
 _READ_BYTES = 1 << 22
+_MOST = 2**31  # of any number in the geometry
 _EXPORT_AGAIN = "export it again with `batchcap export CHECKPOINT --output BUNDLE`"
+
+_Part = TypeVar("_Part", TextGeometry, VisionGeometry, ImageSettings, TokenIds)
 
 
 class EmbeddingTable:
@@ -34,7 +39,16 @@ class EmbeddingTable:
     """
 
     def __init__(self, path: Path) -> None:
-        self._table = np.load(path, mmap_mode="r")
+        try:
+            self._table = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:  # pickled ones among them: they may run any program
+            raise BundleError(f"the token embeddings {path} can't be read ({error}): {_EXPORT_AGAIN}") from None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Tokens and numbers of each, [V, H]."""
+        shape: tuple[int, ...] = self._table.shape
+        return shape
 
     def lookup(self, token_ids: Int64Array) -> Float32Array:
         """Embeddings [..., H] float32 of token ids [...]; the expansion to float32 is exact."""
@@ -95,8 +109,18 @@ class Bundle:
         return self.folder / CHAT_TEMPLATE_FILE
 
     def embeddings(self) -> EmbeddingTable:
-        """The token embeddings."""
-        return EmbeddingTable(self.folder / EMBEDDINGS_FILE)
+        """The token embeddings.
+
+        Raises:
+            BundleError: they can't be read, or are of another geometry.
+        """
+        table, text = EmbeddingTable(self.folder / EMBEDDINGS_FILE), self.geometry.text
+        if table.shape != (text.vocab_size, text.hidden_size):
+            raise BundleError(
+                f"{self.folder / EMBEDDINGS_FILE} is not what {BUNDLE_FILE} says: it has the shape {table.shape}, not "
+                f"{(text.vocab_size, text.hidden_size)}: {_EXPORT_AGAIN}"
+            )
+        return table
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = True) -> "Bundle":
@@ -114,6 +138,7 @@ class Bundle:
         try:
             if content["id"] != bundle_id(content):
                 raise BundleError(f"{folder / BUNDLE_FILE} was changed after the export: {_EXPORT_AGAIN}")
+            _require_listed(folder, set(content["files"]))
             for name, expected in content["files"].items():
                 _check_file(folder, name, expected, verify=verify)
             return cls(
@@ -124,7 +149,7 @@ class Bundle:
                 precision=precision_text(content["precision"]),
                 source=content["source"]["name"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BundleError(f"{folder / BUNDLE_FILE} is damaged ({error!r}): {_EXPORT_AGAIN}") from None
 
     @classmethod
@@ -170,7 +195,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise BundleError(_not_a_bundle(folder)) from None
     except NotADirectoryError:
         raise BundleError(f"{folder} is a file; --model wants a bundle folder made by `batchcap export`") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"can't read {path} ({error}): {_EXPORT_AGAIN}") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
@@ -189,6 +214,21 @@ def _not_a_bundle(folder: Path) -> str:
             "and pass --model BUNDLE"
         )
     return f"{folder} is not a bundle (no {BUNDLE_FILE}); make one with `batchcap export CHECKPOINT --output BUNDLE`"
+
+
+def _require_listed(folder: Path, listed: set[str]) -> None:
+    """A job must read nothing that has no checksum: a graph may name files beside it as the place of its weights."""
+    outside = sorted(name for name in listed if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts)
+    if outside:
+        raise BundleError(f"{folder / BUNDLE_FILE} names {outside[0]!r}, which is not in the bundle: {_EXPORT_AGAIN}")
+    there = {path.relative_to(folder).as_posix() for part in _PARTS for path in (folder / part).rglob("*")}
+    lost = sorted(_NEEDED - listed)
+    unknown = sorted(name for name in there - listed if not (folder / name).is_dir())
+    if lost or unknown:
+        raise BundleError(
+            f"{folder / (lost or unknown)[0]} has no checksum in {BUNDLE_FILE}: "
+            + (_EXPORT_AGAIN if lost else "remove it from the bundle, or export again")
+        )
 
 
 def _check_file(folder: Path, name: str, expected: dict[str, Any], *, verify: bool) -> None:
@@ -227,4 +267,30 @@ def _geometry(data: dict[str, Any]) -> Geometry:
     vision = {**data["vision"], "deepstack_levels": tuple(data["vision"]["deepstack_levels"])}
     image = {**data["image"], "mean": tuple(data["image"]["mean"]), "std": tuple(data["image"]["std"])}
     tokens = {**data["tokens"], "stop": tuple(data["tokens"]["stop"])}
-    return Geometry(TextGeometry(**data["text"]), VisionGeometry(**vision), ImageSettings(**image), TokenIds(**tokens))
+    text = _checked(TextGeometry, data["text"], least=1)
+    return Geometry(
+        text,
+        _checked(VisionGeometry, vision, least=1),
+        _checked(ImageSettings, image, least=1),
+        _checked(TokenIds, tokens, least=0, most=text.vocab_size - 1),
+    )
+
+
+def _checked(kind: type[_Part], values: dict[str, Any], *, least: int, most: int = _MOST) -> _Part:
+    """A part of the geometry from JSON: sizes are whole numbers between bounds, what is in tuples is not negative.
+
+    Raises:
+        ValueError: one is not.
+        TypeError: one is missing, or nobody knows it.
+    """
+    for field in dataclasses.fields(kind):
+        value = values.get(field.name)
+        if isinstance(value, tuple):
+            is_sound = all(type(one) in (int, float) and 0 <= one <= most for one in value)
+        elif field.type is int:
+            is_sound = type(value) is int and least <= value <= most  # a JSON boolean is no number
+        else:
+            is_sound = isinstance(value, str)
+        if not is_sound:
+            raise ValueError(f"{field.name} is {value!r}")
+    return kind(**values)

@@ -24,7 +24,7 @@ from batchcap.bundle import Bundle, sha256_of
 from batchcap.decoder.invariance import LARGEST_BATCH, SEED, TILES, find_row_tile
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
-from batchcap.errors import BatchcapError, UsageError
+from batchcap.errors import BatchcapError, BundleError, UsageError
 from batchcap.geometry import Geometry
 from batchcap.machine import MIB, cpu_flags, cpu_name
 from batchcap.model import cache_folder
@@ -275,13 +275,20 @@ def open_decoder(
         share_weights: whether to use packed weights that other processes use, too, and to make them first.
 
     Raises:
-        BundleError: ONNX Runtime can't load the graph.
+        BundleError: ONNX Runtime can't load the graph, or can't run it.
     """
     session = kept.shared_session(threads) if kept is not None and share_weights else None
     if session is None:
         session = DecoderSession(bundle.decoder_path, bundle.geometry, threads)
     _give_back_memory()
-    tile = find_row_tile(session, bundle.geometry) if kept is None else kept.row_tile(session)
+    try:
+        tile = find_row_tile(session, bundle.geometry) if kept is None else kept.row_tile(session)
+    except RuntimeError as error:  # the first runs of a graph that nobody has run here
+        if "alloc" in str(error):
+            raise
+        raise BundleError(
+            f"the decoder {bundle.decoder_path} does not run ({error}): export the bundle again"
+        ) from None
     return OpenedDecoder(session, tile)
 
 

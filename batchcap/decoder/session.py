@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from batchcap.errors import BundleError
 from batchcap.geometry import Geometry
+from batchcap.graph import FLOAT, INT64, Shape, require_values
 from batchcap.records import Float32Array, Int64Array
 
 
@@ -60,7 +61,7 @@ class DecoderSession:
         save_packed: where to write such a file; its weights lie beside it.
 
     Raises:
-        BundleError: ONNX Runtime can't load the graph, or can't save it.
+        BundleError: ONNX Runtime can't load the graph, or can't save it; or it is of another geometry.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class DecoderSession:
                 raise BundleError(f"ONNX Runtime can't pack {graph} into {save_packed.parent} ({error})") from None
             raise BundleError(f"ONNX Runtime can't load {graph} ({error}): export the bundle again") from None
         text = geometry.text
+        require_values(self._session, graph, _inputs(geometry), _outputs(geometry))
         self._cache_names = [f"{layer}.{kind}" for layer in range(text.layers) for kind in ("key", "value")]
 
     def bind(self, inputs: DecoderInputs, outputs: DecoderOutputs, cache: list[NDArray[Any]]) -> "BoundRun":
@@ -119,6 +121,31 @@ class DecoderSession:
             if target is not None:
                 binding.bind_output(name, "cpu", 0, target.dtype.type, target.shape, target.ctypes.data)
         return BoundRun(self._session, binding, inputs, outputs)
+
+
+def _inputs(geometry: Geometry) -> dict[str, tuple[str, Shape]]:
+    hidden, levels = geometry.text.hidden_size, len(geometry.vision.deepstack_levels)
+    return {
+        "inputs_embeds": (FLOAT, (None, None, hidden)),
+        "attention_mask": (INT64, (None, None)),
+        "position_ids": (INT64, (3, None, None)),
+        **{f"deepstack_embeds.{level}": (FLOAT, (None, None, hidden)) for level in range(levels)},
+        **_cache_values(geometry, "past_key_values"),
+    }
+
+
+def _outputs(geometry: Geometry) -> dict[str, tuple[str, Shape]]:
+    return {
+        "next_token": (INT64, (None, 1)),
+        "logits": (FLOAT, (None, 1, geometry.text.vocab_size)),
+        **_cache_values(geometry, "present"),
+    }
+
+
+def _cache_values(geometry: Geometry, prefix: str) -> dict[str, tuple[str, Shape]]:
+    text = geometry.text
+    shape = (None, text.kv_heads, None, text.head_dim)
+    return {f"{prefix}.{layer}.{kind}": (FLOAT, shape) for layer in range(text.layers) for kind in ("key", "value")}
 
 
 @dataclass(frozen=True, slots=True)

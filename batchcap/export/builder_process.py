@@ -17,7 +17,7 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
 FIRST_NUMBER = 1000  # above every number that the builder puts into a graph by itself
-EXTRA_OPTIONS = ("exclude_embeds=true", "prune_lm_head=true")
+EXTRA_OPTIONS = ("exclude_embeds=true", "prune_lm_head=true", "hf_remote=false")
 
 
 def main() -> None:

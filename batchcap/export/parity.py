@@ -53,7 +53,7 @@ def compare_with_transformers(
     Both get the same features, those of transformers' vision tower, so only the decoder is compared. Needs memory for
     the whole checkpoint in float32.
     """
-    model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True)
     run = DecoderRun(graph, geometry)
     return [_compare(run, prompt) for prompt in _prompts(model, embeddings, geometry)]
 

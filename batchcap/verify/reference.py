@@ -76,7 +76,9 @@ class Reference:
     def __init__(self, checkpoint: Path, dtype: ReferenceDtype = ReferenceDtype.AUTO) -> None:
         self.dtype = _fitting_dtype(checkpoint, dtype)
         # Any: transformers' own annotations don't describe what its models take.
-        self._model: Any = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=_TORCH_DTYPES[self.dtype])
+        self._model: Any = Qwen3VLForConditionalGeneration.from_pretrained(
+            checkpoint, dtype=_TORCH_DTYPES[self.dtype], use_safetensors=True
+        )
         self._model.eval().requires_grad_(requires_grad=False)
         self._model.model.visual.float()  # small, and features are compared closely
         self._image_pad: int = self._model.config.image_token_id

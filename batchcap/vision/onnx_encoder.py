@@ -14,6 +14,8 @@ from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.errors import BundleError, CheckpointError
 from batchcap.export.tensors import read_file
+from batchcap.geometry import VisionGeometry
+from batchcap.graph import FLOAT, Shape, require_values
 from batchcap.records import Features, Float32Array, Patches
 from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
@@ -38,7 +40,9 @@ class OnnxVisionEncoder:
     def __init__(self, bundle: Bundle, config: VisionConfig, threads: int) -> None:
         geometry = bundle.geometry.vision
         self.dtype = resolve_dtype(config)
-        self._session = _session(bundle.vision_graph_path(int8=self.dtype is VisionDtype.INT8), threads)
+        path = bundle.vision_graph_path(int8=self.dtype is VisionDtype.INT8)
+        self._session = _session(path, threads)
+        require_values(self._session, path, *_values(geometry))
         self._outputs = ["embeds", *(f"deepstack.{level}" for level in range(len(geometry.deepstack_levels)))]
         self._rotary = RotaryTable(read_rotary_table(bundle), geometry.merge_size)
         self._positions = PositionEmbeddings(_position_table(bundle), geometry.merge_size)
@@ -66,6 +70,18 @@ class OnnxVisionEncoder:
         outputs = self._session.run(self._outputs, {name: array[None] for name, array in feed.items()})
         array: Float32Array = np.concatenate(outputs)  # [1 + L, T, H]
         return features_of(picture, array, self._merge, (time.perf_counter() - started) * 1000)
+
+
+def _values(geometry: VisionGeometry) -> tuple[dict[str, tuple[str, Shape]], dict[str, tuple[str, Shape]]]:
+    """Inputs and outputs of the graph."""
+    turns = (None, None, geometry.head_dim // 2)
+    inputs = {"patches": (None, None, geometry.patch_values), "positions": (None, None, geometry.hidden_size)}
+    levels = [f"deepstack.{level}" for level in range(len(geometry.deepstack_levels))]
+    outputs = dict.fromkeys(["embeds", *levels], (None, None, geometry.out_hidden_size))
+    return (
+        {name: (FLOAT, shape) for name, shape in {**inputs, "cos": turns, "sin": turns}.items()},
+        {name: (FLOAT, shape) for name, shape in outputs.items()},
+    )
 
 
 def _session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
