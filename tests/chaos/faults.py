@@ -15,7 +15,8 @@ from tests.e2e.process import Process
 KILLED = -signal.SIGKILL
 # A run that is through before the fault strikes ends well.
 DONE = int(ExitCode.COMPLETE)
-LAST_MOMENT_S = 4.0
+# Share of a whole run in which its models are loaded and rows are captioned.
+WORKING_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +27,24 @@ class Scene:
         process: the run.
         output: its job folder.
         chance: decides moments and places.
+        usual_s: what the job takes with nothing happening to it.
     """
 
     process: Process
     output: Path
     chance: random.Random
+    usual_s: float
 
     def wait_at_work(self) -> bool:
         """Wait for a random moment after the models are loaded; False where the run is over."""
         if not self.process.wait_until(lambda: self.process.done_before is not None):
             return False
-        time.sleep(self.chance.uniform(0, LAST_MOMENT_S) ** 2 / LAST_MOMENT_S)  # more often early: rows are quick
+        time.sleep(self.chance.random() ** 2 * WORKING_SHARE * self.usual_s)  # more often early: it may be quicker
         return self.process.popen.poll() is None
 
     def wait_anywhere(self) -> bool:
         """Wait for a random moment, also while nothing is loaded; False where the run is over."""
-        time.sleep(self.chance.uniform(0, 2 * LAST_MOMENT_S))
+        time.sleep(self.chance.random() * self.usual_s)
         return self.process.popen.poll() is None
 
 
@@ -69,16 +72,17 @@ class Fault:
 
 
 def kill_all(scene: Scene) -> bool:
-    struck = scene.wait_anywhere()
-    if struck:
-        scene.process.signal_group(signal.SIGKILL)
-    return struck
+    return _kill(scene, os.killpg)
 
 
 def kill_coordinator(scene: Scene) -> bool:
+    return _kill(scene, os.kill)
+
+
+def _kill(scene: Scene, kill: Callable[[int, int], None]) -> bool:
     struck = scene.wait_anywhere()
     if struck:
-        os.kill(scene.process.popen.pid, signal.SIGKILL)
+        kill(scene.process.popen.pid, signal.SIGKILL)
     return struck
 
 

@@ -38,7 +38,7 @@ def run_with(fault: Fault, job: Job, output: Path, seed: int) -> Result:
     chance = random.Random(seed)
     arguments = job.arguments(output, *PARTS, *fault.options)
     process = Process(*arguments, program=fault.program(chance), obeys_modes=fault.obeys_modes)
-    scene = Scene(process, output, chance)
+    scene = Scene(process, output, chance, job.took_s)
     try:
         struck = fault.strike(scene)
         code = process.wait()

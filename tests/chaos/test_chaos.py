@@ -25,6 +25,7 @@ SHORT = (
     "ENOSPC at the statistics",
     "EIO at the summary",
     "a read-only folder",
+    "SIGSTOP of a decoder",
     "a torn journal",
     "a part cut short",
     "a clock that jumps",

@@ -1,5 +1,6 @@
 """One job that the end-to-end tests share, and its uninterrupted run, which others are compared with."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ class Job:
     inputs: tuple[str, ...]
     model: str
     expected: pa.Table
+    took_s: float = 0.0
 
     def arguments(self, output: Path, *options: str) -> tuple[str, ...]:
         """The command line; later options take the place of earlier ones."""
@@ -42,8 +44,9 @@ def uninterrupted_job(folder: Path, bundle: Bundle, pictures: int = PICTURES, pa
         str(write_parquet(folder / "rows.parquet", parquet_rows)),
     )
     begun = Job(inputs, str(bundle.folder), pa.table({}))
+    started_s = time.monotonic()
     run(*begun.arguments(folder / "out"))
-    return replace(begun, expected=captions(folder / "out"))
+    return replace(begun, expected=captions(folder / "out"), took_s=time.monotonic() - started_s)
 
 
 @pytest.fixture(autouse=True)
