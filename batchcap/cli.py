@@ -16,6 +16,7 @@ from batchcap.commands.bundles import export, verify
 from batchcap.commands.captioning import caption, run
 from batchcap.commands.inspection import doctor, status, tune
 from batchcap.errors import BatchcapError, ExitCode
+from batchcap.terminal import harmless
 
 app = typer.Typer(
     name="batchcap",
@@ -43,8 +44,17 @@ def _common(
     ] = False,
 ) -> None:
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("batchcap").setLevel(level)
+
+
+class _Formatter(logging.Formatter):
+    """Log lines that do no harm to a terminal, whatever the names in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
 
 
 class _Stopped(BaseException):
@@ -90,14 +100,14 @@ def main() -> None:
     try:
         app()
     except (BatchcapError, _Stopped) as error:
-        typer.echo(f"batchcap: error: {error}", err=True)
+        typer.echo(harmless(f"batchcap: error: {error}"), err=True)
         sys.exit(int(error.exit_code))
     except Exception as error:  # noqa: BLE001 - the command line's edge
         if os.environ.get("BATCHCAP_DEBUG"):
             traceback.print_exc()
+        message = harmless(f"batchcap: error: unexpected {type(error).__name__}: {error}")
         typer.echo(
-            f"batchcap: error: unexpected {type(error).__name__}: {error}\n"
-            "This is a bug in batchcap. Nothing finished is lost; BATCHCAP_DEBUG=1 shows the traceback.",
+            f"{message}\nThis is a bug in batchcap. Nothing finished is lost; BATCHCAP_DEBUG=1 shows the traceback.",
             err=True,
         )
         sys.exit(int(ExitCode.UNEXPECTED))

@@ -11,12 +11,13 @@ from batchcap.errors import ChangedInputError, ErrorKind, RowError, UsageError
 from batchcap.images.source import digest, read_encoded
 from batchcap.manifest.plan import Plan, TouchedSource
 from batchcap.manifest.shard import Shard
-from batchcap.manifest.source import SourceKind, printable_name
+from batchcap.manifest.source import SourceKind
 from batchcap.records import CaptionRow, ImageRow, Status
 from batchcap.report.summary import Tally
 from batchcap.standing import Standing, ended_rows, standing_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
+from batchcap.terminal import shown_name
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def _is_stale(source: TouchedSource, row: CaptionRow) -> bool:
 
 
 def _names(sources: Sequence[TouchedSource]) -> str:
-    names = [printable_name(os.fsdecode(source.path)) for source in sources[:_SHOWN_NAMES]]
+    names = [shown_name(os.fsdecode(source.path)) for source in sources[:_SHOWN_NAMES]]
     more = f" and {len(sources) - len(names)} more" if len(sources) > len(names) else ""
     return f"{', '.join(names)}{more} {'has' if len(sources) == 1 else 'have'}" if names else ""
 

@@ -18,9 +18,10 @@ from batchcap.geometry import Geometry
 from batchcap.images import load_patches
 from batchcap.manifest.discover import discover
 from batchcap.manifest.parquet import image_row, picture_reader, read_layout, read_rows
-from batchcap.manifest.source import Source, SourceKind, printable_name
+from batchcap.manifest.source import Source, SourceKind
 from batchcap.prompt import PromptTemplate
 from batchcap.records import ImageRow, Patches
+from batchcap.terminal import shown_name
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def load_pictures(choice: PictureChoice, geometry: Geometry, exclude: Path) -> l
         except RowError as error:
             log.warning("%s is left out: %s", row.id, error.message)
     if not pictures:
-        raise UsageError(f"no picture in {', '.join(map(printable_name, choice.inputs))} can be read: name others")
+        raise UsageError(f"no picture in {', '.join(map(shown_name, choice.inputs))} can be read: name others")
     return pictures
 
 

@@ -12,6 +12,7 @@ from batchcap.config import InputConfig
 from batchcap.errors import UsageError
 from batchcap.manifest.parquet import count_rows
 from batchcap.manifest.source import Source, SourceKind, printable_name
+from batchcap.terminal import shown_name
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +58,15 @@ def discover(config: InputConfig, exclude: Path) -> Iterator[Source]:
         if not found:
             raise UsageError(search.nothing_found(name))
         if search.skipped:
-            log.warning("%s: %s", printable_name(name), search.passed_over())
+            log.warning("%s: %s", shown_name(name), search.passed_over())
     if not rows:
-        raise UsageError(f"no Parquet file in {', '.join(map(printable_name, config.inputs))} has a row")
+        raise UsageError(f"no Parquet file in {', '.join(map(shown_name, config.inputs))} has a row")
 
 
 def _require_input(name: str) -> None:
     path = os.path.expanduser(name)
     if not os.path.lexists(path) and not glob.has_magic(path):
-        raise UsageError(f"the input {printable_name(name)} does not exist")
+        raise UsageError(f"the input {shown_name(name)} does not exist")
 
 
 @dataclass(slots=True)
@@ -88,7 +89,7 @@ class _Search:
 
     def nothing_found(self, name: str) -> str:
         """What to say of an input without a picture."""
-        text = f"no picture and no Parquet file in {printable_name(name)}"
+        text = f"no picture and no Parquet file in {shown_name(name)}"
         if self.skipped:
             text += f"; {self.passed_over()}. Name a file itself to take it as it is"
         return text
@@ -126,7 +127,7 @@ class _Search:
     def _is_wanted(self, suffix: str) -> bool:
         if suffix in IMAGE_SUFFIXES or suffix in PARQUET_SUFFIXES:
             return True
-        self.skipped[printable_name(suffix)] += 1
+        self.skipped[shown_name(suffix)] += 1
         return False
 
 
@@ -188,9 +189,7 @@ def _names(folder: str, exclude: str, seen: set[tuple[int, int]]) -> list[bytes]
                 elif os.path.realpath(os.fsdecode(entry.path)) != exclude:
                     names.append(entry.name + b"/")
     except OSError as error:
-        log.warning(
-            "can't look into the folder %s (%s): what is in it is left out", printable_name(folder), error.strerror
-        )
+        log.warning("can't look into the folder %s (%s): what is in it is left out", shown_name(folder), error.strerror)
     names.sort()
     return names
 

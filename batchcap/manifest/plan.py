@@ -32,6 +32,7 @@ from batchcap.manifest.source import Source, SourceKind, printable_name
 from batchcap.records import ImageRow
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
+from batchcap.terminal import shown_name
 
 # Sources looked up and kept with one statement.
 _SOURCES_AT_ONCE = 1000
@@ -234,7 +235,7 @@ class Plan:
                 except pa.ArrowException:
                     raise UsageError(
                         f"column {kept.name!r} is {carried.field(field.name).type} in "
-                        f"{printable_name(str(owners[field.name]))} and {kept.type} in {printable_name(str(file))}: "
+                        f"{shown_name(str(owners[field.name]))} and {kept.type} in {shown_name(str(file))}: "
                         "leave it out with --keep-columns, or caption these files apart"
                     ) from None
                 owners.setdefault(field.name, file)
@@ -278,7 +279,7 @@ def _compare(connection: sqlite3.Connection, known: _Known, source: Source) -> N
     looks_now = [source.size_bytes, source.mtime_ns]
     if rows != source.rows:
         raise ChangedInputError(
-            f"{printable_name(str(source.path))} had {rows} rows when this job began and has {source.rows} now, so "
+            f"{shown_name(str(source.path))} had {rows} rows when this job began and has {source.rows} now, so "
             "its captions belong to others: put the old file back, or use another --output"
         )
     if looks != looks_now and any(looks_now):
