@@ -73,14 +73,18 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
         How the job stands; also written to `summary.json`.
 
     Raises:
-        BatchcapError: an error that is not about one row. Once the job folder is held, it is in `summary.json` too,
-            unless the folder is another job's: then nothing in it changes.
+        BatchcapError: an error that is not about one row. It is in `summary.json` too where there is a job folder,
+            unless another run holds it, or it is another job's: then nothing in it changes.
     """
     started_s = time.perf_counter()
     output = Path(config.output)
-    sources = discover(config.input, output)
-    begun = chain([next(sources)], sources)  # inputs that are not there, or empty, are told before a folder is made
-    bundle = load_model(config.model)
+    try:
+        sources = discover(config.input, output)
+        begun = chain([next(sources)], sources)  # inputs that are not there, or empty, are told before a folder is made
+        bundle = load_model(config.model)
+    except BatchcapError as error:
+        _record_early_failure(output, error)
+        raise
     folder = JobFolder.open_or_create(output)
     with job_lock(folder), stop_on_signals() as stop:
         run = JobRun(config, folder, bundle, stop, started_s)
@@ -95,6 +99,19 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
             run.write_failure(ExitCode.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
             raise
         return run.conclude()
+
+
+def _record_early_failure(output: Path, error: BatchcapError) -> None:
+    """Say in a job folder of earlier runs why this one did not come to it: who looks there must not find `complete`."""
+    with suppress(BatchcapError):
+        folder = JobFolder.open_existing(output)
+        with job_lock(folder):
+            _write_summary(folder, Summary(JobState.FAILED, error.exit_code, str(error), None, Tally(), None, None))
+
+
+def _write_summary(folder: JobFolder, summary: Summary) -> None:
+    # A path that is not text becomes a JSON escape.
+    write_atomic(folder.summary_path, summary.to_json().encode(errors="backslashreplace"))
 
 
 class _StoppedError(Exception):
@@ -227,8 +244,7 @@ class JobRun:
         """Write `summary.json`."""
         bundle = {"id": self._bundle.id, "source": self._bundle.source, "precision": self._bundle.precision}
         summary = Summary(state, code, message, self._total_rows, self._tally, self._figures, bundle, self._limited_by)
-        # A path that is not text becomes a JSON escape.
-        write_atomic(self._folder.summary_path, summary.to_json().encode(errors="backslashreplace"))
+        _write_summary(self._folder, summary)
         return summary
 
 

@@ -1,7 +1,8 @@
 """The chaos harness: `python -m tests.chaos [--runs 300] [--seed N]`.
 
 Each run is a job of its own that one fault happens to at a random moment; then the same command goes on, and what
-comes out is compared with an uninterrupted job. Prints runs, faults and losses; exit code 1 where there is a loss.
+comes out is compared with an uninterrupted job. Then two runs of one job are started at once, 50 times: one works and
+is killed, the other must be turned away. Prints runs, faults and losses; exit code 1 where there is a loss.
 """
 
 import argparse
@@ -15,9 +16,11 @@ from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions
 from batchcap.machine import available_cores, cpu_name
 from tests.chaos.faults import FAULTS
-from tests.chaos.harness import run_with
+from tests.chaos.harness import one_of_two_runs, run_with
 from tests.checkpoints import make_checkpoint
 from tests.e2e.conftest import uninterrupted_job
+
+TWO_AT_ONCE = "two runs at once"
 
 
 def main() -> None:
@@ -25,6 +28,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=150)
+    parser.add_argument("--lock-rounds", type=int, default=50)
     arguments = parser.parse_args()
     runs, struck, losses = Counter[str](), Counter[str](), Counter[str]()
     started_s = time.perf_counter()
@@ -42,6 +46,15 @@ def main() -> None:
             except AssertionError as error:
                 losses[fault.name] += 1
                 print(f"run {number}: {fault.name}: {error}", flush=True)
+        for _ in range(arguments.lock_rounds):
+            runs[TWO_AT_ONCE] += 1
+            try:
+                working = one_of_two_runs(job, work / "two")
+                struck[TWO_AT_ONCE] += 1
+                working.put_away()
+            except AssertionError as error:
+                losses[TWO_AT_ONCE] += 1
+                print(f"{TWO_AT_ONCE}: {error}", flush=True)
     took_s = time.perf_counter() - started_s
     print(f"{cpu_name()}, {available_cores()} cores, {took_s:.0f} s; a job of {len(job.expected)} rows")
     print("| fault | runs | struck | losses |")

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchcap.errors import ExitCode
 from tests.chaos.faults import Fault, Scene
 from tests.e2e.conftest import Job
 from tests.e2e.process import Process, assert_clean, assert_whole, durable_rows, run
@@ -51,3 +52,19 @@ def run_with(fault: Fault, job: Job, output: Path, seed: int) -> Result:
     run(*job.arguments(output, *PARTS))
     assert_whole(output, job.expected)
     return Result(code, struck, durable)
+
+
+def one_of_two_runs(job: Job, output: Path) -> Process:
+    """Start the same job twice at once: the one that works, once the other has been turned away.
+
+    Raises:
+        AssertionError: both work or both leave, or the one that left did so otherwise than it must.
+    """
+    both = [Process(*job.arguments(output, "--slots", "1")) for _ in range(2)]
+    first, second = both
+    assert first.wait_until(lambda: second.popen.poll() is not None) or second.popen.poll() is None
+    working, turned_away = both if second.popen.poll() is not None else both[::-1]
+    code = turned_away.wait()
+    assert code == ExitCode.LOCKED, f"exit code {code}, not {int(ExitCode.LOCKED)}:\n{turned_away.stderr}"
+    assert working.popen.poll() is None, f"both have left:\n{working.stderr}"
+    return working
