@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: help install demo test check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos clean
+.PHONY: help install demo test check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos load clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ bench-export: install  ## Time and memory of exports of 4B and 8B with random we
 
 bench-rotary: install  ## The rotary table beside computing it anew
 	$(BIN)/python benchmarks/rotary.py
+
+load: install  ## 10,000 pictures with 4 decoders, two worker kills a minute: all rows right, memory flat; takes half an hour
+	$(BIN)/python benchmarks/load.py
 
 bench-growth: install  ## Rows a second, memory and resume of jobs of up to 1,000,000 rows without a model; takes half an hour
 	$(BIN)/python benchmarks/growth.py
