@@ -14,7 +14,7 @@ import typer
 from batchcap import __version__
 from batchcap.commands.bundles import export, verify
 from batchcap.commands.captioning import caption, run
-from batchcap.commands.inspection import doctor, status, tune
+from batchcap.commands.inspection import doctor, report, status, tune
 from batchcap.errors import BatchcapError, ExitCode
 from batchcap.terminal import harmless
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (caption, run, export, verify, status, doctor, tune):
+for _command in (caption, run, export, verify, status, report, doctor, tune):
     app.command()(_command)
 
 

@@ -131,7 +131,7 @@ def watch(folder: Path, output: Path, options: tuple[str, ...], kills_per_minute
 
 
 def _next_kill_s(per_minute: float, chance: random.Random) -> float:
-    return chance.expovariate(per_minute / 60) if per_minute else float("inf")
+    return chance.uniform(0.5, 1.5) * 60 / per_minute if per_minute else float("inf")
 
 
 def _sample(pid: int, output: Path) -> Sample:

@@ -1,4 +1,4 @@
-"""Owns `batchcap status`, `doctor` and `tune`: how far a job is, what this machine would do, how it does it fastest."""
+"""Owns `batchcap status`, `report`, `doctor` and `tune`: how a job stands and looks, what this machine would do."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +22,24 @@ def status(
     print_result(state.to_json() if json else state.to_text())
     if captions and not json:
         print_result(first_captions(output, captions))
+
+
+def report(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Job folder.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Where to write the page; default: report.html in the job folder.")
+    ] = None,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Pictures on the page; half of them such as failed or look odd, as far as there are such."
+        ),
+    ] = 200,
+) -> None:
+    """Write a page with pictures and their captions: one file, no scripts, nothing loaded. Works while a job runs."""
+    from batchcap.report.page import write_page
+
+    print_result(str(write_page(output, to, pictures)))
 
 
 def doctor(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, PromptColumns, Status, with_enums
+from batchcap.records import CaptionRow, PromptColumns, Status, Verdict, with_enums
 from batchcap.store.atomic import atomic_file, storage_error
 
 log = logging.getLogger(__name__)
@@ -168,6 +168,14 @@ def captioned_pictures(path: Path) -> list[tuple[int, str]]:
     table = pq.read_table(path, columns=["status", "image_sha256"])
     rows = zip(table["status"].to_pylist(), table["image_sha256"].to_pylist(), strict=True)
     return [(place, sha256) for place, (status, sha256) in enumerate(rows) if status == Status.OK]
+
+
+def well_rows(path: Path) -> list[bool]:
+    """Of each row of a part file, whether it has captions and all of them are as captions should be."""
+    columns = ["status", *(column_name("verdict", name) for name in prompt_names(path))]
+    table = pq.read_table(path, columns=columns)
+    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    return [status == Status.OK and set(verdicts) == {Verdict.OK} for status, *verdicts in rows]
 
 
 def prompt_names(path: Path) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ def test_help_names_every_command() -> None:
     done = batchcap("--help")
     assert done.returncode == 0
     assert done.stderr == ""
-    for name in ("caption", "run", "export", "verify", "status", "doctor", "tune"):
+    for name in ("caption", "run", "export", "verify", "status", "report", "doctor", "tune"):
         assert re.search(rf"\b{name}\b", done.stdout)
 
 

@@ -64,10 +64,11 @@ def test_the_demo_shows_pictures_and_captions(outputs: dict[str, str], reader: S
 
 
 def test_own_pictures_are_captioned_with_an_own_checkpoint(outputs: dict[str, str], reader: Shell) -> None:
-    assert len(outputs) == 4
+    assert len(outputs) == 5
     table = read_captions(reader.folder / "captions")
     assert sorted(table["id"].to_pylist()) == sorted(Path(name).name for name in PICTURES)
     assert "3 of 3 done" in outputs["batchcap status captions"]
+    assert outputs["batchcap report captions"] == "captions/report.html\n"
 
 
 def test_the_job_folder_is_what_the_readme_draws(outputs: dict[str, str], reader: Shell) -> None:

@@ -1,0 +1,240 @@
+"""Owns `report.html`: pictures with their captions on one page without scripts, for people who would rather look."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchcap import __version__
+from batchcap.config import InputConfig, VisionConfig
+from batchcap.errors import UsageError
+from batchcap.manifest.plan import Plan
+from batchcap.manifest.shard import Shard
+from batchcap.records import CaptionRow, ImageRow, Status, Verdict
+from batchcap.report.status import JobStatus, read_status
+from batchcap.report.thumbnails import ThumbnailMaker
+from batchcap.standing import ended_rows, standing_of
+from batchcap.store.atomic import write_atomic
+from batchcap.store.folder import JobFolder
+from batchcap.store.journal import Journal
+from batchcap.store.parts import well_rows
+from batchcap.terminal import harmless
+
+PAGE_FILE = "report.html"
+TEMPLATE = "page.html.jinja"
+PLOT_WIDTH, PLOT_HEIGHT = 640, 120
+MOST_POINTS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one prompt gave; `name` is the prompt's."""
+
+    name: str
+    text: str
+    thinking: str | None
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A picture and what was said of it, or why nothing was."""
+
+    id: str
+    picture: str | None
+    answers: list[Answer]
+    failure: str | None
+    facts: str
+
+    @property
+    def is_well(self) -> bool:
+        """Whether every caption looks as one should."""
+        return self.failure is None and all(answer.verdict == Verdict.OK for answer in self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Pictures a minute over the time of all runs, as the points of an SVG polyline."""
+
+    points: str
+    most: float
+    hours: float
+
+
+def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> Path:
+    """Write the page of a job; half of its pictures, at most, are those to be looked at first.
+
+    Args:
+        output: the job folder; a run may be at work on it.
+        place: the page; None: `report.html` in the job folder.
+        pictures: how many are shown.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UsageError: the folder is no job folder, or the job has no plan yet.
+        StorageError: the page can't be written.
+    """
+    status = read_status(output)
+    folder = JobFolder.open_existing(output)
+    configuration = _configuration(folder)
+    with closing(Journal.open_to_read(folder.journal_path)) as journal:
+        cards = list(_cards(folder, journal, configuration, pictures))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("batchcap.report", "."),
+        autoescape=True,  # names and captions are anybody's
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    text = environment.get_template(TEMPLATE).render(
+        status=status,
+        version=__version__,
+        facts=_facts(status, configuration),
+        to_look_at=[card for card in cards if not card.is_well],
+        well=[card for card in cards if card.is_well],
+        plot=_plot(folder.stats_path),
+        plot_width=PLOT_WIDTH,
+        plot_height=PLOT_HEIGHT,
+    )
+    target = place or output / PAGE_FILE
+    write_atomic(target, harmless(text).encode(errors="backslashreplace"))
+    return target
+
+
+def _configuration(folder: JobFolder) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(folder.job_path.read_text(encoding="utf-8"))["configuration"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder.job_path} can't be read ({error})") from None
+    return content
+
+
+def _cards(folder: JobFolder, journal: Journal, configuration: dict[str, Any], most: int) -> Iterator[Card]:
+    given = configuration["input"]
+    plan = Plan(journal, InputConfig(**{**given, "inputs": tuple(given["inputs"]), "keep_columns": ()}))
+    limit = configuration["vision"].get("max_image_pixels", VisionConfig().max_image_pixels)
+    prompt = configuration["generation"]["prompt"]
+    names = [""] if isinstance(prompt, str) else list(prompt)
+    chosen = _choose(folder, journal, most)
+    with ThumbnailMaker(limit) as thumbnails:
+        for shard in journal.shards():
+            wanted = {index for index in chosen if shard.first_row <= index < shard.first_row + shard.rows}
+            if wanted:
+                rows = _rows(folder, journal, shard)
+                pictures = _pictures(plan, shard, wanted)
+                for index in sorted(wanted & rows.keys()):
+                    image = pictures.get(index)
+                    yield _card(rows[index], names, None if image is None else thumbnails.make(image))
+
+
+def _rows(folder: JobFolder, journal: Journal, shard: Shard) -> dict[int, CaptionRow]:
+    has_part = standing_of(folder, journal, shard).has_part
+    return dict(ended_rows(folder, journal, shard, has_part=has_part))
+
+
+def _choose(folder: JobFolder, journal: Journal, most: int) -> set[int]:
+    """Row indexes: half failed or odd ones, or as there is room, and well ones from all over the job."""
+    odd, well = list[int](), list[int]()
+    for shard in journal.shards():
+        standing = standing_of(folder, journal, shard)
+        if standing.is_done:
+            found: Iterable[tuple[int, bool]] = enumerate(well_rows(folder.part_path(shard.seq)), shard.first_row)
+        else:
+            ended = ended_rows(folder, journal, shard, has_part=standing.has_part)
+            found = ((index, _is_well(row)) for index, row in ended)
+        for index, is_well in found:
+            (well if is_well else odd).append(index)
+    odd = odd[: max(most // 2, most - len(well))]
+    return {*odd, *_spread(well, most - len(odd))}
+
+
+def _is_well(row: CaptionRow) -> bool:
+    return row.status is Status.OK and all(answer.verdict == Verdict.OK for answer in row.answers)
+
+
+def _spread(indexes: list[int], most: int) -> list[int]:
+    """At most so many of them, evenly."""
+    if len(indexes) <= most:
+        return indexes
+    return [indexes[int(place)] for place in np.linspace(0, len(indexes) - 1, most)] if most else []
+
+
+def _pictures(plan: Plan, shard: Shard, wanted: Iterable[int]) -> dict[int, ImageRow]:
+    """Where the pictures of some rows of a shard are; nothing where an input is gone."""
+    wanted, found = set(wanted), dict[int, ImageRow]()
+    try:
+        for row in plan.shard_rows(shard):
+            if row.index in wanted:
+                found[row.index] = row
+    except UsageError:
+        pass
+    return found
+
+
+def _card(row: CaptionRow, names: list[str], picture: str | None) -> Card:
+    failure = None
+    answers = list[Answer]()
+    if row.status is Status.FAILED:
+        failure = f"{row.error_kind}: {row.error_message}"
+    else:
+        answers = [
+            Answer(name, one.caption or "", one.thinking, str(one.verdict))
+            for name, one in zip(names, row.answers, strict=True)
+        ]
+    facts = [
+        f"{row.width} x {row.height} pixels" if row.width else "",
+        f"{row.visual_tokens} visual tokens" if row.visual_tokens else "",
+        f"tried {row.attempts} times" if row.attempts > 1 else "",
+    ]
+    return Card(row.id, picture, answers, failure, ", ".join(filter(None, facts)))
+
+
+def _facts(status: JobStatus, configuration: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of what stands at the page's head."""
+    last, tally, prompt = status.last_run or {}, status.tally, configuration["generation"]["prompt"]
+    bundle, run = last.get("bundle") or {}, last.get("run") or {}
+    asked = [("prompt", prompt)] if isinstance(prompt, str) else [(f"prompt {name}", prompt[name]) for name in prompt]
+    facts = [
+        ("rows", f"{tally.rows:,} of {status.total_rows:,} done"),
+        ("captions", f"{tally.ok:,}" + _counts(tally.verdicts)),
+        ("failed", f"{tally.failed:,}" + _counts(tally.error_kinds)),
+        ("model", f"{bundle.get('source', '')} {bundle.get('precision', '')}".strip()),
+        *asked,
+        ("last run", f"{run['images_per_min']:.1f} images/min, {run['tokens_per_s']:.0f} tokens/s" if run else ""),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _counts(kinds: dict[str, int]) -> str:
+    return f" ({', '.join(f'{name} {count:,}' for name, count in sorted(kinds.items()))})" if kinds else ""
+
+
+def _plot(path: Path) -> Plot | None:
+    """The rate of all runs, one after the other; None without two samples of a run."""
+    try:
+        table = pq.read_table(path, columns=["run", "elapsed_s", "rows"])
+    except (OSError, pa.ArrowException):
+        return None
+    run, elapsed, rows = (table[name].to_numpy().astype(np.float64) for name in table.column_names)
+    inside = run[1:] == run[:-1]
+    seconds = np.diff(elapsed)[inside]
+    if not seconds.sum() > 0:
+        return None
+    ends = np.cumsum(seconds)
+    # The same stretches of time for all points: a sample now and then must not look like a slow job.
+    edges = np.linspace(0, ends[-1], min(MOST_POINTS, len(ends)) + 1)
+    done = np.interp(edges, np.append(0, ends), np.append(0, np.cumsum(np.diff(rows)[inside])))
+    rates = 60 * np.diff(done) / np.diff(edges)
+    most = max(float(rates.max()), 1e-9)
+    across = np.linspace(0, PLOT_WIDTH, len(rates))
+    points = " ".join(f"{x:.1f},{PLOT_HEIGHT * (1 - y / most):.1f}" for x, y in zip(across, rates, strict=True))
+    return Plot(points, most, float(ends[-1]) / 3600)
