@@ -17,7 +17,7 @@ from batchcap.images.quiet import silence
 # file for a picture, and ones that start other programs (EPS); none of them gets at untrusted bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
 _SIGNATURE_BYTES = 16
-_TIFF = (b"II", b"MM")
+_TIFF = (b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+")
 _JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 
 # What Pillow's parsers raise on damaged bytes, apart from its own errors.
@@ -89,7 +89,8 @@ def decode(encoded: bytes, max_pixels: int) -> Picture:
         # The picture as it was stored is no longer in memory here.
         return Picture(pixels if turn is None else pixels.transpose(turn), profile)
     except Image.DecompressionBombError as error:
-        raise RowError(ErrorKind.TOO_LARGE, f"the picture has more than {max_pixels:,} pixels") from error
+        message = f"the picture has more than {max_pixels:,} pixels (--max-image-pixels)"
+        raise RowError(ErrorKind.TOO_LARGE, message) from error
     except _PARSER_ERRORS as error:
         raise RowError(ErrorKind.CORRUPT, f"the picture does not decode: {error or type(error).__name__}") from error
 
@@ -134,7 +135,8 @@ def _require_parts(encoded: bytes, max_pixels: int) -> None:
     """Refuse what makes the libraries take memory for other things than the pixels."""
     if encoded.startswith(_TIFF):
         if tiff.tile_px(encoded) > max_pixels:
-            raise RowError(ErrorKind.TOO_LARGE, f"a tile of the picture has more than {max_pixels:,} pixels")
+            message = f"a tile of the picture has more than {max_pixels:,} pixels (--max-image-pixels)"
+            raise RowError(ErrorKind.TOO_LARGE, message)
         has_too_many_parts = tiff.has_too_many_parts(encoded)
     else:
         has_too_many_parts = encoded.startswith(_JPEG2000) and jpeg2000.has_too_many_parts(encoded)

@@ -152,5 +152,6 @@ def _no_pictures(generator: np.random.Generator) -> list[HostileFile]:
         "sound.webp": b"RIFF\x24\0\0\0WAVEfmt " + bytes(40),
         "film.avif": b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(100),
         "layers.tif": b"8BPS\0\1" + bytes(100),
+        "capitals.tif": b"MM" + generator.bytes(400_000),
     }
     return [HostileFile(f"other/{name}", data, frozenset({ErrorKind.NOT_AN_IMAGE})) for name, data in contents.items()]

@@ -1,6 +1,7 @@
 """Sound little pictures in every format and of every kind: good files, and what is cut and flipped for bad ones."""
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +46,16 @@ class Original:
         return SUFFIXES[self.kind]
 
 
-def originals(seed: int, size: Size = LITTLE) -> list[Original]:
+def originals(seed: int, size: Size = LITTLE, orientations: Iterable[int] = range(1, 9)) -> list[Original]:
     """The same for the same seed; so many pixels across and down, but for the icon."""
     generator = np.random.default_rng(seed)
     colours = _picture(generator, size)
-    return [*_plain(colours), *_modes(colours, generator), *_of_several(colours, generator), *_with_metadata(colours)]
+    return [
+        *_plain(colours),
+        *_modes(colours, generator),
+        *_of_several(colours, generator),
+        *_with_metadata(colours, orientations),
+    ]
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -145,10 +151,10 @@ def _without_times(data: bytes) -> bytes:
     return bytes(cleared)
 
 
-def _with_metadata(colours: Image.Image) -> list[Original]:
+def _with_metadata(colours: Image.Image, orientations: Iterable[int]) -> list[Original]:
     found = []
     for kind in ORIENTED:
-        for orientation in range(1, 9):
+        for orientation in orientations:
             exif = Image.Exif()
             exif[0x0112] = orientation
             name = f"{kind.lower()}-orientation-{orientation}"
