@@ -69,7 +69,7 @@ class ErrorKind(StrEnum):
     UNREADABLE = "unreadable"  # the file exists but can't be opened or read
     NOT_AN_IMAGE = "not_an_image"  # no known picture format, whatever the name says
     CORRUPT = "corrupt"  # a known format that does not decode (truncated, damaged)
-    TOO_LARGE = "too_large"  # more pixels than the limit (decompression bomb)
+    TOO_LARGE = "too_large"  # more pixels, parts or bytes than the limits (decompression bomb)
     BAD_SHAPE = "bad_shape"  # an aspect ratio the model can't take
     CRASHED = "crashed"  # the process that worked on it ended, or did not come to an end with it, twice
     INTERNAL = "internal"  # an error of ours while this row was worked on

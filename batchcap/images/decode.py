@@ -2,19 +2,23 @@
 
 import io
 import struct
-import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from batchcap.errors import ErrorKind, RowError
+from batchcap.images import jpeg2000, tiff
 from batchcap.images.colour import to_rgb
+from batchcap.images.quiet import silence
 
 # What people keep pictures in. Pillow knows more, among them formats without a signature, which would take any text
 # file for a picture, and ones that start other programs (EPS); none of them gets at untrusted bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
 _SIGNATURE_BYTES = 16
+_TIFF = (b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+")
+_JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 
 # What Pillow's parsers raise on damaged bytes, apart from its own errors.
 _PARSER_ERRORS = (
@@ -42,9 +46,17 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Odd metadata is not worth a line on stderr for every picture; faults that matter become a RowError.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# PNGs below 8 or with 16 bits a sample have their samples made 8 bits by Pillow, but not their transparent colour.
+_TO_8_BIT: dict[object, Callable[[int], int]] = {
+    "L;2": lambda sample: sample * 85,
+    "L;4": lambda sample: sample * 17,
+    "RGB;16B": lambda sample: sample >> 8,
+}
+
+# Pillow refuses a PNG for a profile or a text of more than 1 MiB, which sound ones have, and takes 64 times as much in
+# all, four bytes a character: more in one, less in all.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 8 * 1024 * 1024
+silence()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +82,28 @@ def decode(encoded: bytes, max_pixels: int) -> Picture:
     Raises:
         RowError: NOT_AN_IMAGE, CORRUPT or TOO_LARGE.
     """
-    # Pillow's own check covers pictures inside of pictures (ICO, TIFF tiles) too; the same limit for both.
-    Image.MAX_IMAGE_PIXELS = max_pixels
+    # Pillow's own check, which refuses from twice this on, covers pictures inside of pictures (ICO, GIF frames) too.
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     try:
-        with _open(encoded) as image:
-            _require_size(image, max_pixels)
-            image.load()
-            _require_size(image, max_pixels)  # an icon's header may not tell the truth
-            pixels, profile = to_rgb(_upright(image))
-            return Picture(pixels, profile)
+        pixels, profile, turn = _load(encoded, max_pixels)
+        # The picture as it was stored is no longer in memory here.
+        return Picture(pixels if turn is None else pixels.transpose(turn), profile)
     except Image.DecompressionBombError as error:
-        raise RowError(ErrorKind.TOO_LARGE, f"the picture has more than {max_pixels:,} pixels") from error
+        message = f"the picture has more than {max_pixels:,} pixels (--max-image-pixels)"
+        raise RowError(ErrorKind.TOO_LARGE, message) from error
     except _PARSER_ERRORS as error:
         raise RowError(ErrorKind.CORRUPT, f"the picture does not decode: {error or type(error).__name__}") from error
+
+
+def _load(encoded: bytes, max_pixels: int) -> tuple[Image.Image, bytes | None, Image.Transpose | None]:
+    """The pixels in RGB as they are stored, their profile, and how they are to be turned."""
+    _require_parts(encoded, max_pixels)
+    with _open(encoded) as image:
+        _require_size(image, max_pixels)
+        _mend_transparent_colour(image)
+        image.load()
+        _require_size(image, max_pixels)  # an icon's header may not tell the truth
+        return *to_rgb(image), _turn(image)
 
 
 def _open(encoded: bytes) -> Image.Image:
@@ -110,13 +131,36 @@ def _require_size(image: Image.Image, max_pixels: int) -> None:
         raise RowError(ErrorKind.BAD_SHAPE, f"the picture has {width} x {height} pixels")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says; broken EXIF says nothing.
+def _require_parts(encoded: bytes, max_pixels: int) -> None:
+    """Refuse what makes the libraries take memory for other things than the pixels."""
+    if encoded.startswith(_TIFF):
+        if tiff.tile_px(encoded) > max_pixels:
+            message = f"a tile of the picture has more than {max_pixels:,} pixels (--max-image-pixels)"
+            raise RowError(ErrorKind.TOO_LARGE, message)
+        has_too_many_parts = tiff.has_too_many_parts(encoded)
+    else:
+        has_too_many_parts = encoded.startswith(_JPEG2000) and jpeg2000.has_too_many_parts(encoded)
+    if has_too_many_parts:
+        raise RowError(ErrorKind.TOO_LARGE, "the picture is cut into more parts than any sound one")
+
+
+def _mend_transparent_colour(image: Image.Image) -> None:
+    """Give the transparent colour of a picture that is not loaded yet the range its pixels will have."""
+    tiles = getattr(image, "tile", None)
+    to_8_bit = _TO_8_BIT.get(tiles[0].args) if image.format == "PNG" and tiles else None
+    transparent = image.info.get("transparency")
+    if to_8_bit is None or transparent is None:
+        return
+    is_grey = isinstance(transparent, int)
+    image.info["transparency"] = to_8_bit(transparent) if is_grey else tuple(map(to_8_bit, transparent))
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What the EXIF orientation asks for; broken EXIF asks for nothing.
 
     `ImageOps.exif_transpose` would also write the EXIF block anew, which fails on odd ones, and copy every picture.
     """
     try:
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _PARSER_ERRORS:
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None

@@ -35,8 +35,7 @@ def read_encoded(row: ImageRow) -> bytes:
         raise RowError(ErrorKind.MISSING, "the picture's cell is null")
     if not encoded:
         raise RowError(ErrorKind.NOT_AN_IMAGE, "the picture has no bytes at all")
-    if len(encoded) > MAX_ENCODED_MIB * _MIB:
-        raise RowError(ErrorKind.TOO_LARGE, f"the encoded picture is larger than {MAX_ENCODED_MIB} MiB")
+    _require_size("the encoded picture", len(encoded))
     return encoded
 
 
@@ -45,7 +44,9 @@ def _read_file(path: str) -> bytes:
         _require_regular(path, Path(path).stat().st_mode)
         # Should a pipe take the file's place in between: do not wait for its writer.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            _require_regular(path, os.fstat(file.fileno()).st_mode)
+            status = os.fstat(file.fileno())
+            _require_regular(path, status.st_mode)
+            _require_size(path, status.st_size)  # before there is memory taken for it
             return file.read(MAX_ENCODED_MIB * _MIB + 1)
     except OSError as error:
         kind = ErrorKind.MISSING if error.errno in _NOT_THERE else ErrorKind.UNREADABLE
@@ -59,3 +60,8 @@ def _require_regular(path: str, mode: int) -> None:
         raise RowError(ErrorKind.UNREADABLE, f"{path}: is a folder, not a picture file")
     if not stat.S_ISREG(mode):
         raise RowError(ErrorKind.UNREADABLE, f"{path}: is a pipe, socket or device, not a picture file")
+
+
+def _require_size(name: str, size_bytes: int) -> None:
+    if size_bytes > MAX_ENCODED_MIB * _MIB:
+        raise RowError(ErrorKind.TOO_LARGE, f"{name} is larger than {MAX_ENCODED_MIB} MiB")

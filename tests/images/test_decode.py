@@ -247,10 +247,11 @@ def test_decoding_does_not_depend_on_the_order_of_pictures() -> None:
     assert np.array_equal(np.asarray(decode(small, LIMIT).pixels), alone)
 
 
-def test_an_icons_inner_picture_is_limited_too() -> None:
+@pytest.mark.parametrize("size", [(40_000, 40_000), (16_001, 16_000)])
+def test_an_icons_inner_picture_is_limited_too(size: tuple[int, int]) -> None:
     data = bytearray(encode(scene(64, 64), "ICO", sizes=[(64, 64)]))
     start = data.index(b"\x89PNG")
-    inner = png_header(40000, 40000)
+    inner = png_header(*size)
     data[start:] = inner
     struct.pack_into("<I", data, 6 + 8, len(inner))
     assert fails(bytes(data)).kind is ErrorKind.TOO_LARGE

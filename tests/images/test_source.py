@@ -1,6 +1,7 @@
 """What happens to rows whose bytes can't be read."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,17 @@ def test_an_endless_file_is_too_large(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(RowError) as caught:
         source.read_encoded(row(path=str(path)))
     assert caught.value.kind is ErrorKind.TOO_LARGE
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MAX_ENCODED_MIB", 16)
+    path = tmp_path / "large"
+    path.touch()
+    os.truncate(path, (17 << 20) + 1)
+    tracemalloc.start()
+    try:
+        assert kind_of(path) is ErrorKind.TOO_LARGE
+        _now_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 20
