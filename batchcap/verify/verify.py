@@ -43,10 +43,11 @@ SCALING_TOLERANCE = {ReferenceDtype.FP32: 1e-4, ReferenceDtype.BF16: 0.2}
 # 0.94, of one picture at least 0.06 and 0.81. So these bounds only find gross damage; faults of an export are found by
 # the checks of weights and structure, which rounding does not blur. Captions part at the first near tie: how many are
 # the same is only told.
+_OF_8_BITS = DecodingLimits(error=0.2, divergence=0.01, same_top=0.5, same_captions=0.0)
 LIMITS = {
     32: DecodingLimits(error=1e-3, divergence=1e-5, same_top=0.99, same_captions=1.0),
-    8: DecodingLimits(error=0.2, divergence=0.01, same_top=0.5, same_captions=0.0),
-    7: DecodingLimits(error=0.2, divergence=0.01, same_top=0.5, same_captions=0.0),
+    8: _OF_8_BITS,
+    7: _OF_8_BITS,  # of w8a8
     4: DecodingLimits(error=1.0, divergence=0.3, same_top=0.05, same_captions=0.0),
 }
 
