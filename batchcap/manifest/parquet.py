@@ -100,15 +100,10 @@ def row_group_sizes(metadata: pq.FileMetaData) -> list[int]:
     Raises:
         pa.ArrowInvalid: the footer contradicts itself, or has more rows than a job can have.
     """
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    sizes = [group.num_rows for group in groups]
+    # No column of a row group is looked at: where its statistics are damaged, pyarrow ends the process.
+    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     if metadata.num_rows != sum(sizes) or any(size < 0 for size in sizes):
         raise pa.ArrowInvalid(f"its footer says {metadata.num_rows} rows, its row groups have {sum(sizes)}")
-    flat = [column for column in range(metadata.num_columns) if not metadata.schema.column(column).max_repetition_level]
-    for number, group in enumerate(groups if flat else []):
-        values = group.column(flat[0]).num_values
-        if values != group.num_rows:
-            raise pa.ArrowInvalid(f"its footer says {group.num_rows} rows in row group {number}, and {values} values")
     if metadata.num_rows > _MOST_ROWS:
         raise pa.ArrowInvalid(f"it says it has {metadata.num_rows} rows, and {_MOST_ROWS} are the most a file may have")
     return sizes

@@ -118,12 +118,7 @@ class RowReader:
 
     def _open(self, group: int) -> None:
         metadata = self._file.metadata.row_group(group)
-        wanted = set(self._columns)
-        chunks = (metadata.column(number) for number in range(metadata.num_columns))
-        size_bytes = sum(
-            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in wanted
-        )
-        at_once = rows_at_once(size_bytes, metadata.num_rows, self._batch_rows)
+        at_once = rows_at_once(metadata.total_byte_size, metadata.num_rows, self._batch_rows)
         self._batches = self._file.iter_batches(at_once, row_groups=[group], columns=self._columns)
         self._group, self._next, self._rest, self._fault = group, self._group_starts[group], None, None
 
