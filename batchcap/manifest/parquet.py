@@ -220,10 +220,11 @@ def _find_image_column(path: Path, schema: pa.Schema) -> str:
 
 def _output_names(path: Path, wanted: list[str], own_columns: frozenset[str]) -> tuple[str, ...]:
     """The names of carried columns in the output: `input_` before one that is called like a column of ours."""
-    names = [RENAMED_PREFIX + name if name in own_columns else name for name in wanted]
-    taken = set(wanted)
+    # Names that differ in case only are the same for DuckDB and other readers.
+    own, taken = ({name.lower() for name in names} for names in (own_columns, wanted))
+    names = [RENAMED_PREFIX + name if name.lower() in own else name for name in wanted]
     for name, new in zip(wanted, names, strict=True):
-        if new != name and new in taken:
+        if new != name and new.lower() in taken:
             raise UsageError(
                 f"{shown(path)} has columns {_quoted(name)} and {_quoted(new)}, and the first would get the name of "
                 "the second in the output: rename one, or keep one with --keep-columns"

@@ -29,10 +29,11 @@ from batchcap.records import ImageRow
 
 log = logging.getLogger(__name__)
 
-# Rows decoded at once: pictures may be tens of megabytes each, paths are short.
-_PICTURE_BATCH_ROWS = 16
+# Rows decoded at once. Pictures come one by one: a file of some kilobytes may hold hundreds of megabytes in each cell,
+# and to decode one alone takes a tenth of a millisecond more.
+_PICTURE_BATCH_ROWS = 1
 _SMALL_BATCH_ROWS = 1024
-_BATCH_BYTES = 64 * 1024 * 1024
+_MOST_BATCH_BYTES = 1 << 30
 # No path is longer on Linux; what a column of something else holds may be.
 _LONGEST_PATH = 4096
 _SHOWN_LETTERS = 200
@@ -51,9 +52,9 @@ class Unreadable:
     reason: str
 
 
-def rows_at_once(size_bytes: int, rows: int, most: int) -> int:
-    """How many of `rows` rows that take `size_bytes` are decoded at once, at most `most`."""
-    return max(1, min(most, _BATCH_BYTES * rows // size_bytes if size_bytes else most))
+def rows_at_once(group_bytes: int, most: int) -> int:
+    """How many rows of a row group are decoded at once: each may have a cell as large as all that is in the group."""
+    return max(1, min(most, _MOST_BATCH_BYTES // max(1, group_bytes)))
 
 
 class RowReader:
@@ -117,8 +118,7 @@ class RowReader:
                 yield batch.slice(skip, take - skip)
 
     def _open(self, group: int) -> None:
-        metadata = self._file.metadata.row_group(group)
-        at_once = rows_at_once(metadata.total_byte_size, metadata.num_rows, self._batch_rows)
+        at_once = rows_at_once(self._file.metadata.row_group(group).total_byte_size, self._batch_rows)
         self._batches = self._file.iter_batches(at_once, row_groups=[group], columns=self._columns)
         self._group, self._next, self._rest, self._fault = group, self._group_starts[group], None, None
 

@@ -68,7 +68,7 @@ def in_order(value: object) -> object:
     return list(value.items()) if isinstance(value, dict) else value
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.fixed_dictionaries(DECIDING), st.fixed_dictionaries({}, optional=DECIDING), OTHERS, OTHERS)
 def test_what_differs_is_named(
     before: dict[str, Any], changes: dict[str, Any], others: dict[str, Any], other_others: dict[str, Any]

@@ -89,5 +89,5 @@ class AnyJournal(RuleBasedStateMachine):
             shutil.rmtree(self.root)
 
 
-AnyJournal.TestCase.settings = settings(max_examples=25, stateful_step_count=15)
+AnyJournal.TestCase.settings = settings(max_examples=15, stateful_step_count=15)
 TestAnyJournal = AnyJournal.TestCase

@@ -57,7 +57,7 @@ def carried(draw: st.DrawFn, rows: int) -> dict[str, pa.Array]:
     return columns
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(st.data(), ROWS)
 def test_rows_and_columns_come_back(data: st.DataObject, rows: list[CaptionRow]) -> None:
     columns = pa.table(data.draw(carried(len(rows))))
@@ -72,7 +72,7 @@ def test_rows_and_columns_come_back(data: st.DataObject, rows: list[CaptionRow])
     assert table.column_names == [*output_schema(NAMES).names, *columns.column_names]
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(ANY_TEXT, ANY_TEXT, ANY_TEXT), min_size=1, max_size=4))
 def test_any_text_goes_through_journal_and_part(texts: list[tuple[str, str, str]]) -> None:
     r"""What is no UTF-8 (a file name) is written as `\udcNN`, and ends no job."""
