@@ -68,15 +68,32 @@ def in_order(value: object) -> object:
     return list(value.items()) if isinstance(value, dict) else value
 
 
-@settings(max_examples=60)
-@given(st.fixed_dictionaries(DECIDING), st.fixed_dictionaries({}, optional=DECIDING), OTHERS, OTHERS)
-def test_what_differs_is_named(
+def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {name for name in DECIDING if in_order(before[name]) != in_order(after[name])}
+
+
+JOB, CHANGES = st.fixed_dictionaries(DECIDING), st.fixed_dictionaries({}, optional=DECIDING)
+
+
+@settings(max_examples=200)
+@given(JOB, CHANGES, OTHERS, OTHERS)
+def test_equal_settings_and_only_they_have_equal_fingerprints(
     before: dict[str, Any], changes: dict[str, Any], others: dict[str, Any], other_others: dict[str, Any]
 ) -> None:
     after = {**before, **changes}
-    differing = {name for name in DECIDING if in_order(before[name]) != in_order(after[name])}
+    (_config, one), (_later, other) = job(before, others), job(after, other_others)
+    assert set(one) == set(DECIDING)
+    assert {name for name in one if one[name] != other[name]} == differences(before, after)
+
+
+@settings(max_examples=20)
+@given(JOB, CHANGES, OTHERS, OTHERS)
+def test_what_differs_from_the_stored_job_is_named(
+    before: dict[str, Any], changes: dict[str, Any], others: dict[str, Any], other_others: dict[str, Any]
+) -> None:
+    after = {**before, **changes}
+    differing = differences(before, after)
     (config, fingerprint), (later, later_fingerprint) = job(before, others), job(after, other_others)
-    assert (fingerprint == later_fingerprint) == (not differing)
     with tempfile.TemporaryDirectory() as name:
         folder = JobFolder.open_or_create(Path(name) / "out")
         check_same_job(folder, fingerprint, config)
