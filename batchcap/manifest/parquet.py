@@ -130,7 +130,7 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
     names = Counter(schema.names)
     doubles = [name for name, count in names.items() if count > 1]
     if doubles:
-        raise UsageError(f"{shown(path)} has several columns called {_listed(sorted(doubles))}: rename them")
+        raise UsageError(f"{shown(path)} has several columns called {listed(sorted(doubles))}: rename them")
     for option, wanted in (
         ("--image-column", (config.image_column,)),
         ("--id-column", (config.id_column,)),
@@ -138,7 +138,7 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
     ):
         for name in wanted:
             if name is not None and name not in names:
-                raise UsageError(f"{shown(path)} has no column {_quoted(name)} ({option}); it has {_listed(names)}")
+                raise UsageError(f"{shown(path)} has no column {_quoted(name)} ({option}); it has {listed(names)}")
     image = config.image_column or _find_image_column(path, schema)
     kind = schema.field(image)
     rank = rank_of(kind)
@@ -175,11 +175,11 @@ def _quoted(name: str) -> str:
     return f"'{_cut(name)}'"
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Names of columns, as many as fit into a line."""
-    listed = list(names)
-    more = len(listed) - _SHOWN_NAMES
-    return ", ".join(map(_cut, listed[:_SHOWN_NAMES])) + (f", … and {more} more" if more > 0 else "")
+    every = list(names)
+    more = len(every) - _SHOWN_NAMES
+    return ", ".join(map(_cut, every[:_SHOWN_NAMES])) + (f", … and {more} more" if more > 0 else "")
 
 
 def rank_of(field: pa.Field) -> int:
@@ -209,11 +209,11 @@ def _find_image_column(path: Path, schema: pa.Schema) -> str:
             return str(names[0])
         if names:
             raise UsageError(
-                f"{shown(path)} has several columns that may hold the picture ({_listed(names)}): "
+                f"{shown(path)} has several columns that may hold the picture ({listed(names)}): "
                 "name one with --image-column"
             )
     raise UsageError(
-        f"{shown(path)} has no column with pictures; it has {_listed(schema.names)}. Name one with "
+        f"{shown(path)} has no column with pictures; it has {listed(schema.names)}. Name one with "
         "--image-column: bytes, a Hugging Face Image, or a path"
     )
 

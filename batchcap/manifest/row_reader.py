@@ -17,6 +17,7 @@ from batchcap.errors import ErrorKind
 from batchcap.manifest.parquet import (
     PATH,
     ParquetLayout,
+    listed,
     one_line,
     rank_of,
     readable,
@@ -86,7 +87,7 @@ class RowReader:
         self._rest: pa.RecordBatch | None = None  # decoded, but not reached yet
         self._next = 0  # row of the file that `_rest` or the next batch begins with
         self._fault: str | None = None  # why nothing follows in the open row group
-        self._warned = -1
+        self._lost: set[tuple[int, str]] = set()  # row groups and columns that a warning has told of
 
     def read(self, start: int, count: int) -> Iterator[pa.RecordBatch | Unreadable]:
         """Record batches that hold exactly rows `start` to `start + count`.
@@ -138,7 +139,11 @@ class RowReader:
         return None
 
     def read_apart(self, start: int, count: int) -> pa.Table:
-        """Rows `start` to `start + count` of the open row group, column by column; null where one can't be read."""
+        """Rows `start` to `start + count` of the open row group, column by column; null where one can't be read.
+
+        Raises:
+            UsageError: the file can't be read.
+        """
         group = self._group
         skip = start - self._group_starts[group]
         schema = self._file.schema_arrow
@@ -146,20 +151,32 @@ class RowReader:
         for name in self._columns:
             try:
                 pieces = self._file.iter_batches(self._batch_rows, row_groups=[group], columns=[name])
-                table = pa.Table.from_batches(pieces, pa.schema([schema.field(name)])).slice(skip, count)
+                table = pa.Table.from_batches(_within(pieces, skip, count), pa.schema([schema.field(name)]))
             except (pa.ArrowException, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
-                    raise
+                    with readable(self.path):
+                        raise
                 table = pa.table({})
             if len(table) < count:
                 lost.append(name)
                 columns.append(pa.chunked_array([pa.nulls(count, schema.field(name).type)]))
             else:
                 columns.append(table.column(0))
-        if lost and self._warned != group:
-            self._warned = group
-            log.warning("%s: null from row %d on: %s", self._fault, start, ", ".join(map(one_line, lost)))
+        new = [name for name in lost if (group, name) not in self._lost]
+        if new:
+            self._lost.update((group, name) for name in new)
+            log.warning("%s; carried as null from row %d on: %s", self._fault, start, listed(new))
         return pa.table(columns, names=self._columns)
+
+
+def _within(batches: Iterator[pa.RecordBatch], skip: int, count: int) -> Iterator[pa.RecordBatch]:
+    """Rows `skip` to `skip + count` of some batches; no batch after them is decoded."""
+    first, stop = 0, skip + count
+    while first < stop and (batch := next(batches, None)) is not None:
+        low = max(0, skip - first)
+        if low < len(batch):
+            yield batch.slice(low, stop - first - low)
+        first += len(batch)
 
 
 def picture_reader(path: Path, layout: ParquetLayout) -> RowReader:
