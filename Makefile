@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: help install demo test check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos load clean
+.PHONY: help install demo test check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos fuzz load clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ bench-growth: install  ## Rows a second, memory and resume of jobs of up to 1,00
 
 chaos: install  ## 300 jobs that a fault happens to at a random moment: nothing may be lost; takes half an hour and more
 	$(BIN)/python -m tests.chaos
+
+fuzz: install  ## Pictures, Parquet and job files damaged by chance: none may crash; takes six minutes
+	$(BIN)/python -m tests.fuzz
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

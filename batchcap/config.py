@@ -51,7 +51,8 @@ class InputConfig:
         inputs: picture files, folders, Parquet files, folders of Parquet files, or glob patterns.
         image_column: Parquet column with the picture (bytes, Hugging Face `Image` struct, path); None: found by itself.
         id_column: Parquet column to use as `id`; None: file name and row number.
-        image_root: folder that relative paths of a path column start from; None: the Parquet file's folder.
+        image_root: folder that relative paths of a path column start from and no path may lead out of; None: they
+            start from the Parquet file's folder and may lead anywhere.
         keep_columns: input columns carried into the output; ("*",) carries all but the picture.
     """
 

@@ -1,6 +1,7 @@
 """Owns job files: a TOML file becomes the same `JobConfig` as a command line does."""
 
 import dataclasses
+import stat
 import tomllib
 import types
 import typing
@@ -10,10 +11,15 @@ from typing import Any
 
 from batchcap.config import InputConfig, JobConfig
 from batchcap.errors import UsageError
+from batchcap.manifest.source import is_address
 from batchcap.profiles import names_in_tables
 
 # What the loader fills in itself.
 _NOT_KEYS = frozenset({"given"})
+# A job with a thousand long prompts fits many times; what is larger is something else by mistake.
+_LARGEST_BYTES = 4 * 1024 * 1024
+# Journal and plan count in 64 bits.
+_LARGEST_NUMBER = 2**63 - 1
 
 
 def load_job_file(path: Path) -> JobConfig:
@@ -26,14 +32,10 @@ def load_job_file(path: Path) -> JobConfig:
         UsageError: the file is missing, is not TOML, or has an unknown key or a value of the wrong type.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(f"no job file at {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"can't read the job file {path}: {error}") from None
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = tomllib.loads(_text_of(path))
+    except RecursionError:
+        raise UsageError(f"{path} is not a job file: its arrays or tables are nested too deeply") from None
+    except ValueError as error:  # not only TOMLDecodeError: a number of ten thousand digits is another one
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     if "input" not in data or "output" not in data:
         raise UsageError(f"{path} needs an [input] table with `inputs`, and `output`; see jobs/ for examples")
@@ -42,11 +44,32 @@ def load_job_file(path: Path) -> JobConfig:
     return _anchored(dataclasses.replace(config, given=given), path.resolve().parent)
 
 
+def _text_of(path: Path) -> str:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
+            raise UsageError(f"can't read the job file {path}: it is a folder, pipe or device, not a file")
+        if status.st_size > _LARGEST_BYTES:
+            raise UsageError(f"{path} is not a job file: it is larger than {_LARGEST_BYTES >> 20} MiB")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with the mark
+    except FileNotFoundError:
+        raise UsageError(f"no job file at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read the job file {path}: {error}") from None
+
+
 def _anchored(config: JobConfig, base: Path) -> JobConfig:
     """The same job with its relative paths made absolute."""
 
     def anchor(value: str) -> str:
-        return str(base / Path(value).expanduser())
+        if "\0" in value:
+            raise UsageError(f"{value!r} is no path: a path has no NUL in it")
+        if is_address(value):
+            return value  # refused as such, not as a file that does not exist
+        try:
+            return str(base / Path(value).expanduser())
+        except RuntimeError as error:
+            raise UsageError(f"{value!r} is no path: {error}") from None
 
     given = config.input
     anchored_input: InputConfig = dataclasses.replace(
@@ -106,4 +129,6 @@ def _convert_scalar(hint: type[Any], value: Any, where: str) -> Any:  # noqa: AN
         return float(value)
     if type(value) is not hint:  # not isinstance: a TOML boolean is not a number
         raise UsageError(f"{where} must be of type {hint.__name__}, not {type(value).__name__}")
+    if hint is int and abs(value) > _LARGEST_NUMBER:
+        raise UsageError(f"{where} is too large a number")
     return value

@@ -53,6 +53,7 @@ class ImageRow:
         row: row inside the source; 0 for a picture file.
         path: file that holds the encoded picture, or None where `data` holds it.
         data: encoded picture bytes from the manifest, or None. Both None: the manifest's cell is null.
+        failure: why the manifest has no picture for the row, if it is more than a null cell.
     """
 
     index: int
@@ -61,6 +62,7 @@ class ImageRow:
     row: int
     path: str | None = None
     data: bytes | None = None
+    failure: tuple[ErrorKind, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

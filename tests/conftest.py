@@ -1,13 +1,19 @@
 """Fixtures that several areas share: tiny random checkpoints and their bundles, made once a session."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from batchcap.bundle import Bundle
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Precision
 from tests.checkpoints import make_checkpoint
+
+# The same examples in each run: a test must not fail by chance. HYPOTHESIS_PROFILE=default draws new ones.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session")

@@ -241,8 +241,9 @@ def test_an_unexpected_error_is_in_the_summary_and_the_folder_is_free(config: Jo
 
 
 def test_a_path_that_is_not_text_ends_no_job(config: JobConfig) -> None:
-    odd = os.fsdecode(b"gr\xf6\xdfe")
-    given = replace(config.input, image_root=f"/{odd}")
+    odd = Path(config.output).with_name(os.fsdecode(b"gr\xf6\xdfe"))
+    odd.mkdir()
+    given = replace(config.input, image_root=str(odd))
     there = replace(config, input=given)
     assert run(there, FakeEngine()).exit_code is ExitCode.COMPLETE
     assert run(there, FakeEngine()).exit_code is ExitCode.COMPLETE

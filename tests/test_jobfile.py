@@ -1,5 +1,6 @@
 """A job file gives the same configuration as the command line; whatever is misspelt in it is refused by name."""
 
+import os
 import re
 from pathlib import Path
 
@@ -137,7 +138,19 @@ def test_several_prompts_are_a_table_in_their_order(tmp_path: Path) -> None:
         (SMALLEST + "[generation]\ntop_p = 2.0", "top_p must be above 0 and at most 1"),
         (SMALLEST + '[vision]\ndtype = "fp16"', "job.toml: vision: dtype must be one of auto, bf16, fp32"),
         (SMALLEST + "[vision]\ndtype = 16", "job.toml: vision: dtype must be one of auto, bf16, fp32"),
+        (SMALLEST + "[limits]\nlimit = 9223372036854775808", "limits: limit is too large a number"),
+        (SMALLEST + "[limits]\nlimit = " + "9" * 10_000, "is not valid TOML"),
+        (SMALLEST + "[limits]\nmax_runtime_s = nan", "max_runtime_s must be 0 (no limit) or more"),
+        (SMALLEST + "[limits]\nlimit = 1979-05-27", "limits: limit must be of type int, not date"),
+        (SMALLEST + "a = " + "[" * 100_000, "is not a job file: its arrays or tables are nested too deeply"),
+        (SMALLEST + "a = " + "{a=" * 100_000, "is not a job file: its arrays or tables are nested too deeply"),
+        (SMALLEST + "[" + "a." * 50_000 + "a]", "unknown key 'a'"),
+        ('output = "a\\u0000b"\n[input]\ninputs = ["p"]', "is no path: a path has no NUL in it"),
+        ('output = "~nobody-is-called-so/o"\n[input]\ninputs = ["p"]', "is no path"),
+        ("\0", "is not valid TOML"),
+        ('"" = 1\n' + SMALLEST, "unknown key ''"),
     ],
+    ids=lambda value: value[-40:],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
@@ -152,3 +165,33 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'output = "\xe4"')
     with pytest.raises(UsageError, match="can't read the job file"):
         load_job_file(tmp_path / "latin.toml")
+
+
+def test_what_is_no_plain_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    for path in (tmp_path / "pipe.toml", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UsageError, match="it is a folder, pipe or device, not a file"):
+            load_job_file(path)
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(UsageError, match="is not a job file: it is larger than 4 MiB"):
+        load_job_file(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe" + SMALLEST.encode("utf-16-le"), b"\xc0\x80", b"PAR1\x15\x80"])
+def test_other_encodings_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "job.toml").write_bytes(content)
+    with pytest.raises(UsageError, match="can't read the job file"):
+        load_job_file(tmp_path / "job.toml")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    assert load_job_file(write(tmp_path, "\ufeff" + SMALLEST)) == load_job_file(write(tmp_path, SMALLEST))
+
+
+def test_addresses_are_kept_so_that_they_are_refused_as_such(tmp_path: Path) -> None:
+    text = 'output = "o"\n[input]\ninputs = ["https://example.org/a.parquet", "p"]\n'
+    assert load_job_file(write(tmp_path, text)).input.inputs == ("https://example.org/a.parquet", str(tmp_path / "p"))

@@ -62,7 +62,8 @@ def caption(
     image_root: Annotated[
         str | None,
         typer.Option(
-            help="Where relative paths of a path column start. Default: the Parquet file's folder.",
+            help="Where relative paths of a path column start, and what no path may lead out of. Default: the Parquet "
+            "file's folder, and anywhere.",
             rich_help_panel=_INPUT,
         ),
     ] = None,

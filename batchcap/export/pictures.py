@@ -17,7 +17,8 @@ from batchcap.errors import RowError, UsageError
 from batchcap.geometry import Geometry
 from batchcap.images import load_patches
 from batchcap.manifest.discover import discover
-from batchcap.manifest.parquet import image_row, picture_reader, read_layout, read_rows
+from batchcap.manifest.parquet import read_layout
+from batchcap.manifest.row_reader import image_row, picture_reader, read_rows
 from batchcap.manifest.source import Source, SourceKind
 from batchcap.prompt import PromptTemplate
 from batchcap.records import ImageRow, Patches

@@ -24,9 +24,11 @@ def read_encoded(row: ImageRow) -> bytes:
     """The encoded bytes of a row's picture.
 
     Raises:
-        RowError: MISSING (null cell, no such file), UNREADABLE (folder, device, no permission, input/output
-            error), NOT_AN_IMAGE (nothing in it) or TOO_LARGE.
+        RowError: what the manifest says of the row, MISSING (null cell, no such file), UNREADABLE (folder, device, no
+            permission, input/output error), NOT_AN_IMAGE (nothing in it) or TOO_LARGE.
     """
+    if row.failure is not None:
+        raise RowError(*row.failure)
     if row.data is not None:
         encoded = row.data
     elif row.path is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from batchcap.config import InputConfig
 from batchcap.errors import UsageError
 from batchcap.manifest.parquet import count_rows
-from batchcap.manifest.source import Source, SourceKind, printable_name
+from batchcap.manifest.source import Source, SourceKind, is_address, printable_name
 from batchcap.terminal import shown_name
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,15 @@ _IMAGE_EXTENSIONS = """
     pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm xpm
 """
 IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in _IMAGE_EXTENSIONS.split())
+# What holds pictures and yet is none: each of them would be one failed row, and nobody would know why.
+_ARCHIVE = "is an archive, which batchcap does not open: unpack it and give the folder"
+_TABLE = "is a table that batchcap does not read: convert it to Parquet, with pandas or DuckDB for example"
+_JOB_FILE = "is a job file: give it to `batchcap run`"
+_NOT_READ = {
+    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _ARCHIVE),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".feather", ".avro", ".orc"), _TABLE),
+    ".toml": _JOB_FILE,
+}
 _SHOWN_SUFFIXES = 5
 
 
@@ -42,8 +51,8 @@ def discover(config: InputConfig, exclude: Path) -> Iterator[Source]:
         Sources; an id is the path inside the input folder.
 
     Raises:
-        UsageError: an input does not exist (told before the first source) or has no picture, a Parquet file can't be
-            read, or all of them are empty.
+        UsageError: an input does not exist or is an address (told before the first source), has no picture, or is an
+            archive or another table; a Parquet file can't be read, or all of them are empty.
     """
     search = _Search(os.path.realpath(exclude))
     for name in config.inputs:
@@ -64,6 +73,8 @@ def discover(config: InputConfig, exclude: Path) -> Iterator[Source]:
 
 
 def _require_input(name: str) -> None:
+    if is_address(name):
+        raise UsageError(f"batchcap works offline and fetches nothing: download {shown_name(name)} and give the file")
     path = os.path.expanduser(name)
     if not os.path.lexists(path) and not glob.has_magic(path):
         raise UsageError(f"the input {shown_name(name)} does not exist")
@@ -91,7 +102,10 @@ class _Search:
         """What to say of an input without a picture."""
         text = f"no picture and no Parquet file in {shown_name(name)}"
         if self.skipped:
-            text += f"; {self.passed_over()}. Name a file itself to take it as it is"
+            text += f"; {self.passed_over()}"
+            (suffix, _count), *_others = self.skipped.most_common(1)
+            advice = _NOT_READ.get(suffix)
+            text += f". A {suffix} file {advice}" if advice else ". Name a file itself to take it as it is"
         return text
 
     def passed_over(self) -> str:
@@ -138,6 +152,8 @@ def _suffix(path: str) -> str:
 def _source(path: str, relative: str, suffix: str) -> Source:
     """The source at an absolute path."""
     name = printable_name(relative)
+    if suffix in _NOT_READ:
+        raise UsageError(f"{shown_name(path)} {_NOT_READ[suffix]}")
     try:
         status = os.stat(path)
         size_bytes, mtime_ns = status.st_size, status.st_mtime_ns

@@ -17,14 +17,13 @@ import pyarrow as pa
 
 from batchcap.config import InputConfig
 from batchcap.errors import ChangedInputError, UsageError
-from batchcap.manifest.parquet import (
-    ParquetLayout,
+from batchcap.manifest.parquet import ParquetLayout, read_layout
+from batchcap.manifest.row_reader import (
     RowReader,
     carried_reader,
     image_row,
     picture_reader,
     read_columns,
-    read_layout,
     read_rows,
 )
 from batchcap.manifest.shard import Shard
@@ -210,10 +209,8 @@ class Plan:
                 if self._columns is None or self._columns.path != file:
                     self._columns = carried_reader(file, layout)
                 columns = read_columns(self._columns, layout, start, count)
-            values = [
-                columns[field.name] if field.name in columns.column_names else pa.nulls(count, field.type)
-                for field in schema
-            ]
+            there = dict(zip(columns.column_names, columns.columns, strict=True))
+            values = [there[field.name] if field.name in there else pa.nulls(count, field.type) for field in schema]
             tables.append(pa.table(values, names=schema.names).cast(schema))
         return pa.concat_tables(tables)
 
@@ -228,16 +225,12 @@ class Plan:
             if not file.exists():  # captioned already, or reported when its rows are read
                 continue
             layout = self._layout(file)
-            for kept, name in zip(layout.kept, layout.kept_as, strict=True):
-                field = pa.field(name, kept.type)
-                try:
-                    carried = pa.unify_schemas([carried, pa.schema([field])])
-                except pa.ArrowException:
-                    raise UsageError(
-                        f"column {kept.name!r} is {carried.field(field.name).type} in "
-                        f"{shown_name(str(owners[field.name]))} and {kept.type} in {shown_name(str(file))}: "
-                        "leave it out with --keep-columns, or caption these files apart"
-                    ) from None
+            fields = [pa.field(name, kept.type) for kept, name in zip(layout.kept, layout.kept_as, strict=True)]
+            try:
+                carried = pa.unify_schemas([carried, pa.schema(fields)])
+            except pa.ArrowException:
+                raise UsageError(_clash(carried, owners, layout, file)) from None
+            for field in fields:
                 owners.setdefault(field.name, file)
         return carried
 
@@ -261,6 +254,19 @@ class Plan:
 
 
 _Known = tuple[int, int, int, int]
+
+
+def _clash(carried: pa.Schema, owners: dict[str, Path], layout: ParquetLayout, file: Path) -> str:
+    """What to say of a file whose carried columns don't fit to those of the files before."""
+    for kept, name in zip(layout.kept, layout.kept_as, strict=True):
+        try:
+            pa.unify_schemas([carried, pa.schema([(name, kept.type)])])
+        except pa.ArrowException:
+            return (
+                f"column {kept.name!r} is {carried.field(name).type} in {shown_name(str(owners[name]))} and {kept.type} "
+                f"in {shown_name(str(file))}: leave it out with --keep-columns, or caption these files apart"
+            )
+    raise AssertionError(file)
 
 
 def _stored(connection: sqlite3.Connection, column: str, values: list[Any]) -> dict[Any, _Known]:

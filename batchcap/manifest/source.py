@@ -1,9 +1,12 @@
 """Owns the source: one file that rows come from, and how its name becomes text."""
 
 import os
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+_ADDRESS = re.compile(r"(?i)([a-z][a-z0-9+.-]*://|data:[a-z])")
 
 
 class SourceKind(StrEnum):
@@ -37,3 +40,8 @@ class Source:
 def printable_name(name: str) -> str:
     r"""A file name as text: bytes that are not UTF-8 as `\xNN`, so that two names never become one."""
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def is_address(name: str) -> bool:
+    """Whether a name leads to a web or store picture (`https://`, `s3://`, `hf://`, `data:`) and not to a file."""
+    return _ADDRESS.match(name) is not None

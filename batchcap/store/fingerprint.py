@@ -145,10 +145,10 @@ def _cut(text: str, start: int) -> str:
 def _read(folder: JobFolder) -> Fingerprint | None:
     try:
         content = json.loads(folder.job_path.read_text(encoding="utf-8"))
-        version, stored = content["format_version"], content["fingerprint"]
+        version, stored = content["format_version"], dict(content["fingerprint"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder.job_path} can't be read ({error}): choose another --output") from None
     if version != FORMAT_VERSION:
         raise UsageError(

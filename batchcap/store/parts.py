@@ -99,14 +99,14 @@ def write_part(
     for what, given in (("rows", rows), ("rows of carried columns", columns)):
         if given is not None and len(given) != shard.rows:
             raise ValueError(f"part {shard.seq} wants {shard.rows} {what}, not {len(given)}")
-    arrays = [pa.array(_values(rows, column, place), field.type) for field, column, place in _layout(prompts)]
-    table = pa.Table.from_arrays(arrays, schema=output_schema(prompts))
+    layout = _layout(prompts)
+    fields = [field for field, _column, _place in layout]
+    arrays = [pa.array(_values(rows, column, place), field.type) for field, column, place in layout]
     if columns is not None:
-        for field, values in zip(columns.schema, columns.columns, strict=True):
-            table = table.append_column(field, values)
-    known = table.schema.metadata or {}
+        fields += columns.schema
+        arrays += columns.columns
     own = {FORMAT_KEY: FORMAT_VERSION, SPAN_KEY: _span_text(shard), PROMPTS_KEY: json.dumps(list(prompts))}
-    table = table.replace_schema_metadata({**known, **metadata, **own})
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, {**metadata, **own}))
     with atomic_file(path) as temporary:
         try:
             pq.write_table(table, temporary, compression="zstd")

@@ -17,6 +17,8 @@ from PIL import Image
 from batchcap.bundle import Bundle
 from tests.checkpoints import make_checkpoint
 from tests.e2e.command import assert_refused, batchcap, read_rows
+from tests.manifest.hostile import damage_pages
+from tests.manifest.parquets import write_table
 
 
 @pytest.fixture
@@ -150,6 +152,53 @@ def test_inputs_refused(tmp_path: Path, tiny_bundle_int4: Bundle, case: str) -> 
     done = batchcap("caption", path, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
     assert_refused(done, str(path), *parts)
     assert not (tmp_path / "out" / "captions").exists() or not read_rows(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("a.tar", "unpack it and give the folder"), ("a.jsonl", "convert it to Parquet")]
+)
+def test_archives_and_other_tables_are_refused(tmp_path: Path, tiny_bundle_int4: Bundle, name: str, part: str) -> None:
+    (tmp_path / name).write_bytes(bytes(1024))
+    done = batchcap("caption", tmp_path / name, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
+    assert_refused(done, str(tmp_path / name), part)
+    assert not (tmp_path / "out").exists()
+
+
+def test_addresses_are_refused(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle) -> None:
+    address = "https://example.org/a.parquet"
+    command = ("caption", pictures, address, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
+    assert_refused(batchcap(*command), "batchcap works offline and fetches nothing", address)
+    job = tmp_path / "job.toml"
+    job.write_text(f'output = "out"\n[input]\ninputs = ["{address}"]\n')
+    assert_refused(batchcap("run", job), "batchcap works offline and fetches nothing", address)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_row_group_is_failed_rows_and_the_others_are_captioned(
+    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle
+) -> None:
+    cells = pa.array([encoded((40 + row, 40)) for row in range(9)])
+    columns = {"image": cells, "label": [f"label {row}" for row in range(9)]}
+    path = write_table(tmp_path / "in.parquet", columns, row_group_size=3)
+    write_table(tmp_path / "paths.parquet", {"path": ["good.png", "../in.parquet", "https://example.org/a.png"]})
+    damage_pages(path, group=1, column=0)
+    damage_pages(path, group=2, column=1)
+    command = ("caption", tmp_path / "*.parquet", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
+    done = batchcap(*command, "--max-new-tokens", 4, "--keep-columns", "", "--image-root", pictures)
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path / "out")
+    kinds = [*[None] * 3, *["unreadable"] * 3, *[None] * 4, *["refused"] * 2]
+    assert [row["error_kind"] for row in rows] == kinds
+    assert {row["error_message"] for row in rows[3:6]} == {rows[3]["error_message"]}
+    assert f"row group 1 of {path} is damaged" in str(rows[3]["error_message"])
+
+    with_labels = batchcap("caption", path, *command[2:], "-o", tmp_path / "2", "--keep-columns", "label")
+    assert with_labels.returncode == 0, with_labels.stderr
+    rows = read_rows(tmp_path / "2")
+    assert [row["error_kind"] for row in rows] == kinds[:9]
+    assert [row["label"] for row in rows] == [*columns["label"][:6], *[None] * 3]
+    assert f"row group 2 of {path} is damaged" in with_labels.stderr
+    assert "Traceback" not in with_labels.stderr
 
 
 def _lose(bundle: Path) -> None:

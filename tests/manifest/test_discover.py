@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -187,3 +188,36 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "in/bad.parquet")
     with pytest.raises(UsageError, match=r"can't read the Parquet file .*bad\.parquet"):
         ids(tmp_path, tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("rows.jsonl", "is a table that batchcap does not read: convert it to Parquet"),
+        ("rows.CSV", "is a table that batchcap does not read: convert it to Parquet"),
+        ("shard-0001.tar", "is an archive, which batchcap does not open: unpack it and give the folder"),
+        ("shard.tar.gz", "is an archive, which batchcap does not open: unpack it and give the folder"),
+        ("job.toml", "is a job file: give it to `batchcap run`"),
+    ],
+)
+def test_what_holds_pictures_and_is_none_is_refused(tmp_path: Path, name: str, advice: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    suffix = Path(name).suffix
+    for given in (name, f"*{suffix}", "."):
+        with pytest.raises(UsageError, match=rf"(?i){re.escape(suffix)}.* {re.escape(advice)}") as caught:
+            list(discover(InputConfig((str(tmp_path / given),)), tmp_path / "out"))
+        assert "\n" not in str(caught.value)
+
+
+def test_archives_beside_pictures_are_passed_over(tmp_path: Path) -> None:
+    for name in ("a.png", "b.tar"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [source.id for source in discover(InputConfig((str(tmp_path),)), tmp_path / "out")] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "address", ["https://example.org/a.parquet", "s3://bucket/*.png", "hf://datasets/a/b", "file:///a"]
+)
+def test_addresses_are_refused_before_anything_is_read(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UsageError, match=r"batchcap works offline and fetches nothing: download .*://"):
+        list(discover(InputConfig((str(tmp_path / "nowhere"), address)[::-1]), tmp_path / "out"))

@@ -228,3 +228,11 @@ def test_a_path_that_is_not_text_is_the_same_next_time(folder: JobFolder) -> Non
     config = replace(CONFIG, input=InputConfig(("caf\udce9",), image_root="/caf\udce9"))
     check(folder, config)
     check(folder, config)
+
+
+@pytest.mark.parametrize("fingerprint", ["null", "3", '"text"', "[1]", "[" * 100_000])
+def test_a_description_with_another_content_says_what_to_do(folder: JobFolder, fingerprint: str) -> None:
+    check(folder)
+    folder.job_path.write_text(f'{{"format_version": 2, "fingerprint": {fingerprint}}}')
+    with pytest.raises(UsageError, match=r"job\.json can't be read .*choose another --output"):
+        check(folder)

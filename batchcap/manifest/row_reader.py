@@ -1,0 +1,328 @@
+"""Owns the streaming of a Parquet file's rows: ranges of it, pictures and carried columns, and what can't be read."""
+
+import logging
+import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchcap.errors import ErrorKind
+from batchcap.manifest.parquet import (
+    PATH,
+    ParquetLayout,
+    listed,
+    one_line,
+    rank_of,
+    readable,
+    reason_of,
+    row_group_sizes,
+    shown,
+)
+from batchcap.manifest.source import is_address, printable_name
+from batchcap.records import ImageRow
+
+log = logging.getLogger(__name__)
+
+# Rows decoded at once. Pictures come one by one: a file of some kilobytes may hold hundreds of megabytes in each cell,
+# and to decode one alone takes a tenth of a millisecond more.
+_PICTURE_BATCH_ROWS = 1
+_SMALL_BATCH_ROWS = 1024
+_MOST_BATCH_BYTES = 1 << 30
+# No path is longer on Linux; what a column of something else holds may be.
+_LONGEST_PATH = 4096
+_SHOWN_LETTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Rows in the place of which there is only a reason.
+
+    Attributes:
+        rows: how many.
+        reason: names the file and the row group.
+    """
+
+    rows: int
+    reason: str
+
+
+def rows_at_once(group_bytes: int, most: int) -> int:
+    """How many rows of a row group are decoded at once: each may have a cell as large as all that is in the group."""
+    return max(1, min(most, _MOST_BATCH_BYTES // max(1, group_bytes)))
+
+
+class RowReader:
+    """Some columns of one Parquet file, by ranges of rows; one pass over the file where the ranges come in order.
+
+    A range that lies after the last one goes on in the open row group. Opened for every part anew, a row group of a
+    million rows would be decoded a thousand times.
+
+    Args:
+        path: the file.
+        columns: names of the columns.
+        batch_rows: most rows decoded at once.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+
+    def __init__(self, path: Path, columns: list[str], batch_rows: int) -> None:
+        self.path = path
+        self._columns = columns
+        self._batch_rows = batch_rows
+        with readable(path):
+            # Checksums are verified where a file has them: a picture with a flipped bit would be another picture.
+            self._file = pq.ParquetFile(path, memory_map=False, buffer_size=1 << 20, page_checksum_verification=True)
+            sizes = row_group_sizes(self._file.metadata)
+        self._group_starts = [0, *accumulate(sizes)]
+        self._group = -1
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._rest: pa.RecordBatch | None = None  # decoded, but not reached yet
+        self._next = 0  # row of the file that `_rest` or the next batch begins with
+        self._fault: str | None = None  # why nothing follows in the open row group
+        self._lost: set[tuple[int, str]] = set()  # row groups and columns that a warning has told of
+
+    def read(self, start: int, count: int) -> Iterator[pa.RecordBatch | Unreadable]:
+        """Record batches that hold exactly rows `start` to `start + count`.
+
+        Where a row group is damaged, what is left of it comes as `Unreadable`, the same in each run. An error of the
+        disk or the network is no damage: it may be over soon.
+
+        Raises:
+            UsageError: the file can't be read.
+        """
+        starts, stop = self._group_starts, start + count
+        with readable(self.path):
+            for group in range(bisect_right(starts, start) - 1, bisect_left(starts, stop)):
+                yield from self._read_group(group, max(start, starts[group]), min(stop, starts[group + 1]))
+
+    def _read_group(self, group: int, low: int, high: int) -> Iterator[pa.RecordBatch | Unreadable]:
+        while low < high:
+            if group != self._group or low < self._next:  # looked at each time: another range may have been read since
+                self._open(group)
+            batch = self._rest if self._rest is not None else self._decode()
+            if batch is None:
+                yield Unreadable(high - low, self._fault or "")
+                return
+            skip, take = max(0, low - self._next), min(len(batch), high - self._next)
+            self._rest = batch.slice(take) if take < len(batch) else None
+            self._next += take
+            if skip < take:
+                low = self._next
+                yield batch.slice(skip, take - skip)
+
+    def _open(self, group: int) -> None:
+        at_once = rows_at_once(self._file.metadata.row_group(group).total_byte_size, self._batch_rows)
+        self._batches = self._file.iter_batches(at_once, row_groups=[group], columns=self._columns)
+        self._group, self._next, self._rest, self._fault = group, self._group_starts[group], None, None
+
+    def _decode(self) -> pa.RecordBatch | None:
+        """The next batch of the open row group; None where it is damaged, now and for the rest of it."""
+        if self._fault is None:
+            try:
+                return next(self._batches)
+            except StopIteration:
+                reason = f"it ends after {self._next - self._group_starts[self._group]} rows"
+            except (pa.ArrowException, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    self._group = -1
+                    raise
+                reason = reason_of(error)
+            self._fault = f"row group {self._group} of {shown(self.path)} is damaged: {reason}"
+        return None
+
+    def read_apart(self, start: int, count: int) -> pa.Table:
+        """Rows `start` to `start + count` of the open row group, column by column; null where one can't be read.
+
+        Raises:
+            UsageError: the file can't be read.
+        """
+        group = self._group
+        skip = start - self._group_starts[group]
+        schema = self._file.schema_arrow
+        columns, lost = [], []
+        for name in self._columns:
+            try:
+                pieces = self._file.iter_batches(self._batch_rows, row_groups=[group], columns=[name])
+                table = pa.Table.from_batches(_within(pieces, skip, count), pa.schema([schema.field(name)]))
+            except (pa.ArrowException, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    with readable(self.path):
+                        raise
+                table = pa.table({})
+            if len(table) < count:
+                lost.append(name)
+                columns.append(pa.chunked_array([pa.nulls(count, schema.field(name).type)]))
+            else:
+                columns.append(table.column(0))
+        new = [name for name in lost if (group, name) not in self._lost]
+        if new:
+            self._lost.update((group, name) for name in new)
+            log.warning("%s; carried as null from row %d on: %s", self._fault, start, listed(new))
+        return pa.table(columns, names=self._columns)
+
+
+def _within(batches: Iterator[pa.RecordBatch], skip: int, count: int) -> Iterator[pa.RecordBatch]:
+    """Rows `skip` to `skip + count` of some batches; no batch after them is decoded."""
+    first, stop = 0, skip + count
+    while first < stop and (batch := next(batches, None)) is not None:
+        low = max(0, skip - first)
+        if low < len(batch):
+            yield batch.slice(low, stop - first - low)
+        first += len(batch)
+
+
+def picture_reader(path: Path, layout: ParquetLayout) -> RowReader:
+    """The reader for `read_rows`.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    columns = [layout.image] if layout.id is None else list(dict.fromkeys([layout.image, layout.id]))
+    return RowReader(path, columns, _SMALL_BATCH_ROWS if layout.rank == PATH else _PICTURE_BATCH_ROWS)
+
+
+def read_rows(reader: RowReader, start: int, count: int) -> Iterator[dict[str, Any] | Unreadable]:
+    """Rows `start` to `start + count` of the picture and id columns, a few at a time; `Unreadable` comes for each row.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    for piece in reader.read(start, count):
+        if isinstance(piece, Unreadable):
+            for _row in range(piece.rows):
+                yield piece
+            continue
+        try:
+            values = piece.to_pylist()
+        except (ValueError, OverflowError, pa.ArrowException):  # of a million rows one must not end the job
+            values = _undecoded(piece)
+        yield from values
+
+
+def _undecoded(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows of a batch with values that Python has none for.
+
+    Text that is not UTF-8 is taken as file names are, byte for byte; a time out of range as Arrow writes it.
+    """
+    texts = {field.name for field in batch.schema if rank_of(field) == PATH}
+    columns = [column.cast(_bytes_type(column.type)) for column in batch.columns]
+    rows: list[dict[str, Any]] = [{} for _row in range(len(batch))]
+    for name, column in zip(batch.schema.names, columns, strict=True):
+        for values, value in zip(rows, _values(column), strict=True):
+            if name in texts and value is not None:
+                values[name] = os.fsdecode(value)
+            else:
+                values[name] = value
+                if isinstance(value, dict) and isinstance(value.get("path"), bytes):
+                    value["path"] = os.fsdecode(value["path"])
+    return rows
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Python values of a column; of an Image only its parts count, and a value without any is null."""
+    if pa.types.is_struct(column.type):
+        parts = {field.name: part for field, part in zip(column.type, column.flatten(), strict=True)}
+        names = [name for name in ("bytes", "path") if name in parts]
+        cells = zip(*(_values(parts[name]) for name in names), strict=True)
+        return [dict(zip(names, values, strict=True)) for values in cells]
+    return [_value(cell) for cell in column]
+
+
+def _value(cell: pa.Scalar) -> Any:  # noqa: ANN401 - whatever a column holds
+    with suppress(ValueError, OverflowError, pa.ArrowException):
+        return cell.as_py()
+    with suppress(ValueError, OverflowError, pa.ArrowException):
+        return cell.cast(pa.string()).as_py()
+    return None
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType:
+    """The type with bytes in the place of text."""
+    if pa.types.is_dictionary(kind):
+        return _bytes_type(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([part.with_type(_bytes_type(part.type)) for part in kind])
+    is_text = rank_of(pa.field("", kind)) == PATH and not pa.types.is_null(kind)
+    return pa.large_binary() if is_text else kind
+
+
+def carried_reader(path: Path, layout: ParquetLayout) -> RowReader:
+    """The reader for `read_columns`.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    return RowReader(path, layout.kept.names, _SMALL_BATCH_ROWS)
+
+
+def read_columns(reader: RowReader, layout: ParquetLayout, start: int, count: int) -> pa.Table:
+    """The carried columns of rows `start` to `start + count`, under their names in the output.
+
+    A column that is damaged is null from there to the end of its row group, and a warning says so: the captions of
+    these rows are whole.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    names = layout.kept.names
+    tables = [layout.kept.empty_table()]
+    for piece in reader.read(start, count):
+        if isinstance(piece, Unreadable):
+            tables.append(reader.read_apart(start, piece.rows).select(names).cast(layout.kept))
+            start += piece.rows
+        else:
+            tables.append(pa.Table.from_batches([piece]).select(names).cast(layout.kept))
+            start += len(piece)
+    return pa.concat_tables(tables).rename_columns(list(layout.kept_as))
+
+
+def image_row(
+    values: dict[str, Any] | Unreadable, layout: ParquetLayout, place: tuple[int, str, Path, int]
+) -> ImageRow:
+    """The `ImageRow` of one row's values.
+
+    Args:
+        values: picture and id as Python values, or why there are none.
+        layout: the file's columns.
+        place: row index in the job, id of the source, path of the source, row in the source.
+    """
+    index, source_id, path, row = place
+    source, name = printable_name(str(path)), f"{source_id}:{row}"
+    if isinstance(values, Unreadable):
+        return ImageRow(index, name, source, row, failure=(ErrorKind.UNREADABLE, values.reason))
+    given = values.get(layout.id) if layout.id is not None else None
+    if given is not None:
+        name = printable_name(str(given))
+    cell = values[layout.image]
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        return ImageRow(index, name, source, row, data=cell)
+    if cell is None:
+        return ImageRow(index, name, source, row)
+    failure = _refusal(cell, layout)
+    if failure is not None:
+        return ImageRow(index, name, source, row, failure=failure)
+    return ImageRow(index, name, source, row, path=os.path.join(layout.image_root, cell))  # noqa: PTH118 - pathlib interns each name
+
+
+def _refusal(cell: str, layout: ParquetLayout) -> tuple[ErrorKind, str] | None:
+    """Why a path in a manifest is not opened, if so."""
+    shown_cell = one_line(cell if len(cell) <= _SHOWN_LETTERS else f"{cell[:_SHOWN_LETTERS]}…")
+    if is_address(cell):
+        return ErrorKind.REFUSED, f"{shown_cell}: batchcap works offline and fetches nothing; download it first"
+    if len(cell) > _LONGEST_PATH:
+        return ErrorKind.MISSING, f"{shown_cell}: {len(cell)} characters are no path"
+    if layout.fence is not None and "\0" not in cell:  # with a NUL it is no path at all, as the picture stage says
+        real = os.path.realpath(os.path.join(layout.image_root, cell))  # noqa: PTH118
+        if os.path.commonpath([real, layout.fence]) != layout.fence:
+            return ErrorKind.REFUSED, f"{shown_cell}: leads out of --image-root {shown(layout.image_root)}"
+    return None

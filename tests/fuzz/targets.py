@@ -1,0 +1,138 @@
+"""What is fuzzed: each target takes an input in, or refuses it with an error of ours; anything else is a crash."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from batchcap.config import InputConfig
+from batchcap.jobfile import load_job_file
+from batchcap.manifest.parquet import count_rows, read_layout
+from batchcap.manifest.row_reader import carried_reader, image_row, picture_reader, read_columns, read_rows
+from tests.images.pictures import encode, load, noise, scene
+from tests.manifest.parquets import IMAGE_STRUCT
+
+# A few more pixels than the seeds have: a header that claims more is refused, as it is in a job.
+MOST_PIXELS = 4_000_000
+# A footer may claim a thousand million rows, and each of them would be read.
+MOST_ROWS = 2000
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that reads what others wrote.
+
+    Attributes:
+        name: for the command line.
+        seeds: makes good inputs.
+        read: takes one input, which is also in a file; raises BatchcapError or RowError where it refuses it.
+    """
+
+    name: str
+    seeds: Callable[[], list[bytes]]
+    read: Callable[[bytes, Path], None]
+
+
+def picture_seeds() -> list[bytes]:
+    """Small pictures in every format and in the modes that take other ways through the decoders."""
+    small, grey = scene(96, 64), scene(48, 40).convert("L")
+    found = [
+        encode(small, "PNG"),
+        encode(small.quantize(8), "PNG"),
+        encode(small.convert("RGBA"), "PNG", dpi=(72, 72), icc_profile=b"x" * 200),
+        encode(grey.convert("I;16"), "PNG"),
+        encode(small, "JPEG"),
+        encode(small, "JPEG", progressive=True, subsampling=2, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"),
+        encode(small.convert("CMYK"), "JPEG"),
+        encode(small, "WEBP"),
+        encode(small.convert("RGBA"), "WEBP", lossless=True),
+        encode(small, "WEBP", save_all=True, append_images=[noise(96, 64)]),
+        encode(small, "GIF", save_all=True, append_images=[noise(96, 64)]),
+        encode(small, "BMP"),
+        encode(small.quantize(8), "BMP"),
+        encode(small, "PPM"),
+        encode(small, "ICO", sizes=[(32, 32), (16, 16)]),
+        encode(small, "JPEG2000"),
+    ]
+    found += [
+        encode(small, "TIFF", compression=name) for name in (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")
+    ]
+    found.append(encode(small.convert("1"), "TIFF", compression="group4"))
+    return found + [encode(small, kind) for kind in ("AVIF", "QOI") if kind in Image.SAVE]
+
+
+def read_picture(content: bytes, _path: Path) -> None:
+    """The picture stage."""
+    patches = load(content, max_image_pixels=MOST_PIXELS)
+    assert len(patches.values) == patches.grid[0] * patches.grid[1]
+
+
+def parquet_seeds() -> list[bytes]:
+    """Small Parquet files of every kind of picture column, cut, packed and encoded differently."""
+    cells = [None if row % 11 == 3 else bytes([row]) * (row % 40) for row in range(120)]
+    paths = [None if cell is None else f"{len(cell)}.png" for cell in cells]
+    structs = [None if cell is None else {"bytes": cell, "path": "x.png"} for cell in cells]
+    carried = {
+        "key": [f"key {row % 7}" for row in range(120)],
+        "number": list(range(120)),
+        "tags": [["a"] * (row % 3) for row in range(120)],
+        "when": pa.array(range(120), pa.timestamp("us", "UTC")),
+    }
+    pictures = {
+        "bytes": pa.array(cells, pa.binary()),
+        "struct": pa.array(structs, IMAGE_STRUCT),
+        "large": pa.array(cells, pa.large_binary()),
+        "path": pa.array(paths, pa.string()),
+        "dictionary": pa.array(paths, pa.string()).dictionary_encode(),
+    }
+    ways = (
+        {"row_group_size": 50},
+        {"row_group_size": 50, "compression": "zstd", "data_page_version": "2.0", "write_page_index": True},
+        {"compression": "none", "use_dictionary": False, "data_page_size": 100, "write_page_checksum": True},
+        {"compression": "gzip", "store_schema": False},
+        {"compression": "none", "use_dictionary": False, "column_encoding": {"number": "DELTA_BINARY_PACKED"}},
+    )
+    found = []
+    for pictures_of, (_kind, column) in enumerate(pictures.items()):
+        for way in (ways[pictures_of], ways[(pictures_of + 1) % len(ways)]):
+            buffer = io.BytesIO()
+            pq.write_table(pa.table({"image": column, **carried}), buffer, **way)
+            found.append(buffer.getvalue())
+    return found
+
+
+def read_parquet(_content: bytes, path: Path) -> None:
+    """The manifest's readers, and what a part file would be made of."""
+    rows = min(count_rows(path), MOST_ROWS)
+    layout = read_layout(path, InputConfig((str(path),), id_column="key", keep_columns=("*",)))
+    values = read_rows(picture_reader(path, layout), 0, rows)
+    found = [image_row(one, layout, (row, "a", path, row)) for row, one in enumerate(values)]
+    assert [row.row for row in found] == list(range(rows))
+    columns = read_columns(carried_reader(path, layout), layout, 0, rows)
+    assert len(columns) == rows
+    pq.write_table(columns, io.BytesIO())
+
+
+def job_seeds() -> list[bytes]:
+    """The examples of job files."""
+    return [path.read_bytes() for path in sorted(JOBS.glob("*.toml"))]
+
+
+def read_job(_content: bytes, path: Path) -> None:
+    """The loader of job files."""
+    load_job_file(path)
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("picture", picture_seeds, read_picture),
+        Target("parquet", parquet_seeds, read_parquet),
+        Target("jobfile", job_seeds, read_job),
+    )
+}

@@ -1,0 +1,94 @@
+"""The short form of `make fuzz`, always with the same inputs; and that a crash would be noticed."""
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from batchcap.errors import UsageError
+from tests.fuzz import harness, targets
+from tests.fuzz.child import Outcome
+from tests.fuzz.harness import Reader, fuzz, save
+from tests.fuzz.mutations import DAMAGES, mutated
+from tests.fuzz.targets import TARGETS
+
+INPUTS = 300
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_damaged_inputs_end_as_errors_of_ours(name: str) -> None:
+    findings = fuzz(name, seed=1, most_inputs=INPUTS)
+    assert not findings.crashes, next(iter(findings.crashes))
+    assert findings.outcomes.total() == INPUTS
+    assert findings.outcomes[Outcome.ACCEPTED] > INPUTS / 50, "damage must get through the first check"
+    assert findings.outcomes[Outcome.REJECTED] > INPUTS / 10
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent / "found").iterdir()), ids=lambda path: path.name)
+def test_what_has_crashed_once_does_so_no_more(path: Path) -> None:
+    with Reader(path.name.partition("-")[0]) as reader:
+        outcome, why = reader.read(path.read_bytes())
+    assert outcome is not Outcome.CRASHED, why
+
+
+def test_the_same_seed_gives_the_same_inputs() -> None:
+    inputs = [b"", b"x", bytes(range(256)) * 4]
+    first, again = ([mutated(random.Random(seed), inputs) for seed in range(200)] for _run in range(2))
+    assert first == again
+    assert len(set(first)) > 100
+
+
+@pytest.mark.parametrize("damage", dict.fromkeys(DAMAGES), ids=lambda damage: damage.__name__)
+def test_any_input_can_be_damaged(damage: object) -> None:
+    changed = 0
+    for seed in range(100):
+        for content in (b"", b"x", bytes(range(256)) * 4):
+            damaged = bytearray(content)
+            damage(random.Random(seed), damaged, [b"", b"other"])
+            changed += damaged != content
+    assert changed > 80
+
+
+def crash(content: bytes, path: Path) -> None:
+    """A target that does what a test wants."""
+    if content == b"segfault":
+        os.kill(os.getpid(), 11)
+    if content == b"hang":
+        time.sleep(60)
+    if content == b"memory":
+        bytearray(8 << 30)
+    if content == b"unexpected":
+        raise KeyError(content)
+    if content == b"refused":
+        raise UsageError("no")
+
+
+@pytest.fixture
+def _crashing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(targets.TARGETS, "jobfile", targets.Target("jobfile", lambda: [b"good"], crash))
+    # The child imports its targets anew; this one it gets by being a copy of this process.
+    monkeypatch.setattr(harness, "START_METHOD", "fork")
+    monkeypatch.setattr(harness, "TIMEOUT_S", 2.0)
+
+
+@pytest.mark.usefixtures("_crashing")
+def test_each_kind_of_crash_is_noticed_and_the_next_input_is_read(tmp_path: Path) -> None:
+    with Reader("jobfile") as reader:
+        assert reader.read(b"good") == (Outcome.ACCEPTED, "")
+        assert reader.read(b"refused") == (Outcome.REJECTED, "no")
+        for content, part in (
+            (b"segfault", "ended with code -11"),
+            (b"unexpected", "KeyError"),
+            (b"hang", "no end within 2 s"),
+            (b"memory", "MemoryError"),
+        ):
+            outcome, why = reader.read(content)
+            assert outcome is Outcome.CRASHED
+            assert part in why
+            assert reader.read(b"good") == (Outcome.ACCEPTED, "")
+    findings = harness.Findings(crashes={"why": b"segfault"})
+    (path,) = save(findings, "jobfile", tmp_path / "saved")
+    assert path.read_bytes() == b"segfault"
+    assert path.with_name(f"{path.name}.txt").read_text() == "why"
