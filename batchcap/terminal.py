@@ -18,9 +18,14 @@ def harmless(text: str) -> str:
     return "".join(_escaped(character) if _steers(character) else character for character in text)
 
 
+def one_line(text: str) -> str:
+    """Text of others in a message of ours: harmless, and on one line."""
+    return "".join(_escaped(one) if one in _KEPT else one for one in harmless(text))
+
+
 def shown_name(name: str) -> str:
     """A file name in a message: on one line, whatever it holds."""
-    return "".join(_escaped(one) if one in _KEPT else one for one in harmless(printable_name(name)))
+    return one_line(printable_name(name))
 
 
 def _steers(character: str) -> bool:

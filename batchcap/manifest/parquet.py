@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from batchcap.config import InputConfig
 from batchcap.errors import UsageError
-from batchcap.manifest.source import printable_name
 from batchcap.store.parts import SCHEMA as OUTPUT_SCHEMA
+from batchcap.terminal import one_line, shown_name
 
 # A plan of more would take days to make. Only a footer that lies has them.
 _MOST_ROWS = 1_000_000_000
@@ -76,12 +76,7 @@ def reason_of(error: Exception) -> str:
 
 def shown(path: Path) -> str:
     """A file's name in a message."""
-    return one_line(printable_name(str(path)))
-
-
-def one_line(text: str) -> str:
-    """Text of others in a message of ours: no control character of it reaches a terminal or a log."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    return shown_name(str(path))
 
 
 def count_rows(path: Path) -> int:

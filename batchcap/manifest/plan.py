@@ -262,9 +262,10 @@ def _clash(carried: pa.Schema, owners: dict[str, Path], layout: ParquetLayout, f
         try:
             pa.unify_schemas([carried, pa.schema([(name, kept.type)])])
         except pa.ArrowException:
+            owner, type_before = shown_name(str(owners[name])), carried.field(name).type
             return (
-                f"column {kept.name!r} is {carried.field(name).type} in {shown_name(str(owners[name]))} and {kept.type} "
-                f"in {shown_name(str(file))}: leave it out with --keep-columns, or caption these files apart"
+                f"column {kept.name!r} is {type_before} in {owner} and {kept.type} in {shown_name(str(file))}: "
+                "leave it out with --keep-columns, or caption these files apart"
             )
     raise AssertionError(file)
 

@@ -18,7 +18,6 @@ from batchcap.manifest.parquet import (
     PATH,
     ParquetLayout,
     listed,
-    one_line,
     rank_of,
     readable,
     reason_of,
@@ -27,6 +26,7 @@ from batchcap.manifest.parquet import (
 )
 from batchcap.manifest.source import is_address, printable_name
 from batchcap.records import ImageRow
+from batchcap.terminal import one_line
 
 log = logging.getLogger(__name__)
 
