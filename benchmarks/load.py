@@ -140,14 +140,15 @@ def _sample(pid: int, output: Path) -> Sample:
 
 
 def _kill_worker(pid: int, chance: random.Random) -> str | None:
-    """SIGKILL one of the workers; which kind it was. Those with PyTorch mapped are the vision worker."""
+    """SIGKILL the vision worker or one of the decoders; which of them it was."""
     with suppress(psutil.Error):
-        workers = psutil.Process(pid).children()
-        if workers:
-            worker = chance.choice(workers)
-            kind = "vision" if any("torch" in one.path for one in worker.memory_maps()) else "decoder"
-            os.kill(worker.pid, signal.SIGKILL)
-            return kind
+        workers: dict[str, list[psutil.Process]] = {"vision": [], "decoder": []}
+        for worker in psutil.Process(pid).children():
+            has_torch = any("torch" in one.path for one in worker.memory_maps())  # a decoder never loads it
+            workers["vision" if has_torch else "decoder"].append(worker)
+        kind = chance.choice([name for name, found in workers.items() if found])
+        os.kill(chance.choice(workers[kind]).pid, signal.SIGKILL)
+        return kind
     return None
 
 
