@@ -134,6 +134,7 @@ class JobRun:
         self._figures: RunFigures | None = None
         self._limited_by: Bottleneck | None = None
         self._remarks: tuple[str, ...] = ()
+        self._retry_settings = ""
 
     def work(self, sources: Iterable[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
@@ -141,6 +142,7 @@ class JobRun:
         names = config.generation.prompt_names
         fingerprint = fingerprint_of(config, self._bundle.id, resolve_encoder(config.vision))
         differing = check_same_job(folder, fingerprint, config)
+        self._retry_settings = json.dumps({name: fingerprint[name] for name in differing}) if differing else ""
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:
             plan = Plan(journal, config.input, names)
@@ -148,9 +150,10 @@ class JobRun:
                 plan.extend(self._until_stopped(sources), config.placement.rows_per_part, config.limits.limit)
             except _StoppedError:
                 return  # nothing of the plan is kept: the next run must cut the same parts
-            reopening = Reopening(folder, journal, plan)
-            reopening.settle_changes(config.resume.on_changed, differing)
-            reopening.retry(config.resume.retry, differing)
+            reopening = Reopening(folder, journal, plan, self._retry_settings)
+            reopening.go_on()
+            reopening.settle_changes(config.resume.on_changed)
+            reopening.retry(config.resume.retry)
             recorder = Recorder(folder, plan, journal, part_metadata_of(self._bundle, fingerprint), names)
             self._total_rows, self._tally = plan.total_rows, recorder.tally
             recorder.close_whole_shards()
@@ -191,7 +194,7 @@ class JobRun:
         stats = StatsWriter(self._folder.stats_path)
         monitor = Monitor(stats, self._started_s)
         with closing(make_engine(self._bundle, self._config, self._stop_in_time)) as engine:
-            if not self._config.generation.depends_on_row:
+            if not self._config.generation.depends_on_row and not self._retry_settings:
                 engine.remember(recorder.captioned_pictures(REMEMBERED_PICTURES))
             progress.start(self._total_rows or 0, recorder.tally.rows)
             try:

@@ -1,6 +1,7 @@
 """Owns a row's way to disk: outcome → journal (durable, counted) → part file, in manifest order."""
 
 import json
+import logging
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchcap.engines.base import Outcome, PictureFacts
-from batchcap.errors import StorageError, UsageError
+from batchcap.errors import ErrorKind, StorageError, UsageError
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.records import Caption, CaptionRow, Failure, ImageRow, PromptColumns, Status, Twin
@@ -29,10 +30,14 @@ from batchcap.store.parts import (
     retried_metadata,
     write_part,
 )
+from batchcap.terminal import one_line
+
+log = logging.getLogger(__name__)
 
 # One fsync for so many rows, or so long after the first of them: a kill costs at most this much work.
 FLUSH_ROWS = 512
 FLUSH_INTERVAL_S = 0.5
+SAY_NOTHING_OF_THE_PICTURE = frozenset({ErrorKind.MISSING, ErrorKind.UNREADABLE, ErrorKind.CRASHED, ErrorKind.INTERNAL})
 # Rows kept in memory whose pictures other rows have, too.
 TWINNED_ROWS = 256
 
@@ -78,6 +83,7 @@ def twin_row(row: ImageRow, twin: Twin, of: CaptionRow) -> CaptionRow:
         id=row.id,
         source=row.source,
         row=row.row,
+        attempts=1,
         read_ms=twin.read_ms,
         vision_ms=None,
         prefill_ms=None,
@@ -137,13 +143,11 @@ class Recorder:
     def rows_to_do(self) -> Iterator[ImageRow]:
         """Rows without an outcome, in manifest order."""
         for standing in list(self._open.values()):
-            done = self._journal.done_indexes(standing.shard)
-            for row in self._plan.shard_rows(standing.shard):
-                if row.index not in done and (not standing.has_part or row.index in standing.reopened):
-                    yield row
+            wanted = standing.reopened if standing.has_part else set(range(*standing.shard.span))
+            yield from self._plan.shard_rows(standing.shard, wanted - self._journal.done_indexes(standing.shard))
 
     def captioned_pictures(self, most: int) -> list[tuple[str, int]]:
-        """Digest and row index of pictures that earlier runs have captioned: the last `most`, in order."""
+        """Digest and row index of pictures that earlier runs captioned at the first try: the last `most`, in order."""
         found: list[tuple[str, int]] = []
         for shard in reversed(self._plan.shards()):
             if len(found) >= most:
@@ -151,7 +155,9 @@ class Recorder:
             if shard.seq in self._open:
                 has_part = self._open[shard.seq].has_part
                 ended = ended_rows(self._folder, self._journal, shard, has_part=has_part)
-                rows = [(row.image_sha256, index) for index, row in ended if row.status is Status.OK]
+                rows = [
+                    (row.image_sha256, index) for index, row in ended if (row.status, row.attempts) == (Status.OK, 1)
+                ]
             else:
                 places = captioned_pictures(self._folder.part_path(shard.seq))
                 rows = [(sha256, shard.first_row + place) for place, sha256 in places]
@@ -168,11 +174,24 @@ class Recorder:
                 self._twins.add(outcome.row.index)
             else:
                 row = caption_row(outcome.row, outcome.result, outcome.facts)
-            if self._has_reopened:
-                row = replace(row, attempts=1 + self._journal.attempts(outcome.row.index))
-            self._buffer[outcome.row.index] = row
+            self._buffer[outcome.row.index] = self._settled(outcome.row.index, row)
         if self._buffer and (len(self._buffer) >= FLUSH_ROWS or time.perf_counter() >= self._flush_at_s):
             self.flush()
+
+    def _settled(self, index: int, row: CaptionRow) -> CaptionRow:
+        """The row as it is kept: a caption that was to be replaced stays where there is no other.
+
+        Where the picture is another one now, that holds only for failures that do not speak of the picture.
+        """
+        reopened = self._journal.reopening(index) if self._has_reopened else None
+        if reopened is None:
+            return row
+        before, attempts = reopened.before, reopened.before.attempts + 1
+        has_failed = row.status is Status.FAILED and before.status is Status.OK
+        if has_failed and (not reopened.is_changed or row.error_kind in SAY_NOTHING_OF_THE_PICTURE):
+            log.warning("%s keeps its caption: tried again, it failed as %s", one_line(row.id), row.error_kind)
+            return replace(before, attempts=attempts)
+        return replace(row, attempts=attempts)
 
     def _find(self, index: int) -> CaptionRow:
         """A row recorded before, wherever it is by now."""
@@ -222,15 +241,22 @@ class Recorder:
             tally.add_row(row)
         metadata = {**self._metadata, TALLY_KEY: json.dumps(tally.to_dict())}
         if standing.has_part:
-            metadata = retried_metadata(part_metadata(path), metadata)
+            metadata = retried_metadata(part_metadata(path), metadata, self._journal.reopened_settings(shard))
         write_part(path, shard, rows, self._carried(standing), metadata, self._prompts)
         self._journal.forget(shard)
 
     def _carried(self, standing: Standing) -> pa.Table | None:
-        """The carried columns of a shard, as they are now; where an input is gone, as they were."""
-        try:
+        """The carried columns of a shard, as they are now; what the inputs no longer have, as it was."""
+        if not standing.has_part:
             return self._plan.shard_columns(standing.shard)
-        except UsageError:
-            if not standing.has_part:
-                raise
-            return read_carried(self._folder.part_path(standing.shard.seq))
+        was = read_carried(self._folder.part_path(standing.shard.seq))
+        try:
+            now = self._plan.shard_columns(standing.shard)
+        except UsageError:  # an input is gone
+            return was
+        if was is None or now is None:
+            return now if was is None else was
+        for field in was.schema:
+            if field.name not in now.column_names:
+                now = now.append_column(field, was[field.name])
+        return now

@@ -1,5 +1,6 @@
 """Owns which rows that have ended are captioned again: those of a retry, and those whose input has changed."""
 
+import json
 import logging
 import os
 from collections import Counter
@@ -10,7 +11,6 @@ from batchcap.config import OnChanged, Retry
 from batchcap.errors import ChangedInputError, ErrorKind, RowError, UsageError
 from batchcap.images.source import digest, read_encoded
 from batchcap.manifest.plan import Plan, TouchedSource
-from batchcap.manifest.shard import Shard
 from batchcap.manifest.source import SourceKind
 from batchcap.records import CaptionRow, ImageRow, Status
 from batchcap.report.summary import Tally
@@ -26,34 +26,63 @@ _SHOWN_NAMES = 5
 
 @dataclass(frozen=True, slots=True)
 class Reopening:
-    """Reopens rows of a job whose folder is held and whose plan is up to date."""
+    """Reopens rows of a job whose folder is held and whose plan is up to date.
+
+    Attributes:
+        folder: the job's.
+        journal: the job's.
+        plan: the job's.
+        settings: of this run, as JSON, where they are not the job's; else empty.
+    """
 
     folder: JobFolder
     journal: Journal
     plan: Plan
+    settings: str
 
-    def settle_changes(self, on_changed: OnChanged, differing: Sequence[str] = ()) -> None:
+    def go_on(self) -> None:
+        """Look at what earlier runs have reopened and not ended.
+
+        Raises:
+            UsageError: it is to have the job's settings, and this run has others.
+        """
+        given_up = self.journal.close_again(but=self.settings)
+        if given_up:
+            log.warning(
+                "%d captions that a retry with other settings had not come to stay as they were; its own command tries "
+                "them again",
+                given_up,
+            )
+        if self.settings and (waiting := self.journal.waiting("")):
+            raise UsageError(
+                f"{waiting} rows are to be captioned again with the job's own settings: run the job with these first, "
+                "then this command again"
+            )
+
+    def settle_changes(self, on_changed: OnChanged) -> None:
         """Do as the person wants with captions whose input is not what it was.
 
         A picture has changed if its bytes are not those that were captioned; only pictures of another size or time
         than before are read. A Parquet file has changed if its size or time has. Rows without a caption are not
         asked about: they are read as they are now.
 
-        Args:
-            on_changed: what the person wants.
-            differing: names of the settings that are not the job's.
-
         Raises:
             ChangedInputError: inputs have changed, and that is to stop the job.
             UsageError: what changed is to be captioned again, but not with the job's settings.
         """
         unchanged, changed = list[TouchedSource](), list[TouchedSource]()
-        stale = dict[int, CaptionRow]()
-        for source, ended in self._touched():
-            of_source = {index: row for index, row in ended.items() if _is_stale(source, row)}
-            has_captions = any(row.status is Status.OK for row in of_source.values())
+        count = 0
+        for source in self.plan.touched():
+            has_captions = False
+            for rows in self._stale(source):
+                has_captions = has_captions or any(row.status is Status.OK for _index, row in rows)
+                if on_changed is OnChanged.RECAPTION:
+                    self._require_own_settings(source)
+                    self.journal.reopen(rows, "", is_changed=True)
+                    count += len(rows)
+                elif has_captions:
+                    break
             (changed if has_captions else unchanged).append(source)
-            stale |= of_source
         names = _names(changed)
         if changed and on_changed is OnChanged.STOP:
             raise ChangedInputError(
@@ -61,46 +90,45 @@ class Reopening:
                 "changed again, --on-changed keep to leave the captions as they are, or another --output"
             )
         if on_changed is OnChanged.RECAPTION:
-            if stale and differing:
-                raise UsageError(
-                    f"{names or 'pictures that failed have'} changed, and what changed is captioned with the job's own "
-                    "settings: run the job with these first, then this command again"
-                )
-            self.journal.reopen([(index, row.attempts) for index, row in stale.items()])
             unchanged += changed
-            if stale:
-                log.info("%s changed: %d rows are captioned again", names or "pictures that failed have", len(stale))
+            if count:
+                log.info("%s changed: %d rows are captioned again", names or "pictures that failed have", count)
         elif changed:
             log.warning("%s changed; the captions are kept (--on-changed recaption writes them anew)", names)
         self.plan.accept(unchanged)
 
-    def _touched(self) -> Iterator[tuple[TouchedSource, dict[int, CaptionRow]]]:
-        """Sources that look otherwise than before, with their rows that have ended."""
-        shard: Shard | None = None
-        of_shard: dict[int, CaptionRow] = {}
-        for source in self.plan.touched():
-            ended: dict[int, CaptionRow] = {}
-            for first_row, rows in source.spans:
-                index = first_row
-                while index < first_row + rows:
-                    if shard is None or not shard.first_row <= index < shard.first_row + shard.rows:
-                        shard = self.journal.shard_of(index)
-                        of_shard = dict(self._ended(standing_of(self.folder, self.journal, shard)))
-                    end = min(first_row + rows, shard.first_row + shard.rows)
-                    ended |= {one: of_shard[one] for one in range(index, end) if one in of_shard}
-                    index = end
-            yield source, ended
+    def _require_own_settings(self, source: TouchedSource) -> None:
+        if self.settings:
+            raise UsageError(
+                f"{_names([source])} changed, and what changed is captioned with the job's own settings: run the job "
+                "with these first, then this command again"
+            )
+
+    def _stale(self, source: TouchedSource) -> Iterator[list[tuple[int, CaptionRow]]]:
+        """The rows that have ended and are not what their source gives now, those of a shard together."""
+        for first_row, count in source.spans:
+            index, end = first_row, first_row + count
+            while index < end:
+                shard = self.journal.shard_of(index)
+                ended = self._ended(standing_of(self.folder, self.journal, shard))
+                here = range(index, min(end, shard.first_row + shard.rows))
+                rows = [(one, row) for one, row in ended if one in here and _is_stale(source, row)]
+                if rows:
+                    yield rows
+                index = here.stop
 
     def _ended(self, standing: Standing) -> Iterator[tuple[int, CaptionRow]]:
         return ended_rows(self.folder, self.journal, standing.shard, has_part=standing.has_part)
 
-    def retry(self, wanted: Sequence[str], differing: Sequence[str]) -> None:
-        """Reopen the rows of a retry.
+    def retry(self, wanted: Sequence[str]) -> None:
+        """Reopen the rows of a retry; where one was interrupted, go on with it.
+
+        What an interrupted one has tried, it does not try again: else one that is stopped before its end each time
+        would try the same rows for ever.
 
         Args:
-            wanted: values of `Retry`.
-            differing: names of the settings that are not the job's. Without any, captions would come out as before,
-                and only failed rows are reopened.
+            wanted: values of `Retry`. With the job's own settings captions would come out as before: then only failed
+                rows are reopened.
 
         Raises:
             UsageError: settings differ, and rows are there that have never ended: these are to have the job's.
@@ -108,25 +136,33 @@ class Reopening:
         if not wanted:
             return
         standings = [standing_of(self.folder, self.journal, shard) for shard in self.plan.shards()]
-        if differing:
-            self._require_all_ended(sum(standing.left for standing in standings), differing)
+        if self.settings:
+            self._require_all_ended(sum(standing.left for standing in standings))
         else:
             _tell_what_stays(set(wanted) - {Retry.FAILED}, standings)
             wanted = [Retry.FAILED] if Retry.FAILED in wanted else []
-        found = Counter[str]()
+        if waiting := self.journal.waiting():
+            log.info("going on with the rows that an interrupted run was to caption again: %d", waiting)
+            return
+        found, without_input = Counter[str](), 0
+        gone = self.plan.vanished()
         for standing in standings:
             if not any(_counts(standing.tally)[name] for name in wanted):
                 continue
             rows = [(index, row) for index, row in self._ended(standing) if _reasons(row) & set(wanted)]
-            self.journal.reopen([(index, row.attempts) for index, row in rows])
-            found.update(reason for _index, row in rows for reason in _reasons(row) & set(wanted))
+            there = [(index, row) for index, row in rows if row.source not in gone]
+            without_input += sum(row.source in gone for _index, row in rows)
+            self.journal.reopen(there, self.settings)
+            found.update(reason for _index, row in there for reason in _reasons(row) & set(wanted))
         kinds = ", ".join(f"{name} {count}" for name, count in found.items())
         log.info("retry: %s", kinds or "no row is to be captioned again")
+        if without_input:
+            log.warning("%d rows can't be tried again: their Parquet files are gone", without_input)
 
-    def _require_all_ended(self, left: int, differing: Sequence[str]) -> None:
-        fresh = left - self.journal.count_reopened_to_do()
+    def _require_all_ended(self, left: int) -> None:
+        fresh = left - self.journal.waiting(self.settings)
         if fresh:
-            options = ", ".join(f"--{name}" for name in differing)
+            options = ", ".join(f"--{name}" for name in json.loads(self.settings))
             raise UsageError(
                 f"{fresh} rows have never been captioned, and a retry with another {options} is not for them: run the "
                 "job with its own settings first, then this command again"

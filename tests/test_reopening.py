@@ -101,6 +101,16 @@ def rows_of(config: JobConfig) -> list[dict[str, Any]]:
     return rows
 
 
+def part_path(config: JobConfig, number: int) -> Path:
+    return JobFolder(Path(config.output)).part_path(number)
+
+
+def retries_of(config: JobConfig, number: int) -> list[dict[str, Any]]:
+    metadata = pq.read_metadata(part_path(config, number)).metadata
+    found: list[dict[str, Any]] = json.loads(metadata.get(b"batchcap.retries", b"[]"))
+    return found
+
+
 def write(config: JobConfig, name: str, content: str) -> None:
     (Path(config.input.inputs[0]) / name).write_text(content)
 
@@ -180,6 +190,123 @@ def test_a_plain_resume_ends_an_interrupted_retry(config: JobConfig) -> None:
         run(resuming(config, "failed"), engine_of(config, dies_after=0))
     assert run(config)[1] == [1, 7]
     assert rows_of(config)[1]["caption"] == "of bat"
+
+
+def test_a_plain_resume_gives_up_a_retry_with_other_settings(
+    config: JobConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("d.png", "f.png"):
+        write(config, name, "long, too")
+    run(config)
+    before = rows_of(config)
+    retry = resuming(config, "truncated", max_new_tokens=ENOUGH)
+    with pytest.raises(Exception, match="was killed by signal 9"):
+        run(retry, engine_of(retry, dies_after=1))
+    assert read_status(Path(config.output)).remaining == 2
+    write(config, "i.png", "new")
+    assert run(config)[1] == [8]
+    assert "2 captions that a retry with other settings had not come to stay as they were" in caplog.text
+    rows = rows_of(config)
+    tried = [row["id"] for row in rows if row["attempts"] == 2]
+    assert len(tried) == 1
+    assert [row for row in rows if row["id"] not in (*tried, "i.png")] == [
+        row for row in before if row["id"] not in tried
+    ]
+    told = [one for number in range(3) for one in retries_of(config, number)]
+    assert told == [{"max-new-tokens": ENOUGH}]
+    other = resuming(config, "truncated", max_new_tokens=ENOUGH + 1)
+    assert len(run(other)[1]) == 2
+    assert retries_of(config, 1)[-1] == {"max-new-tokens": ENOUGH + 1}
+
+
+def test_an_interrupted_retry_tries_nothing_twice(config: JobConfig) -> None:
+    """Else a retry that is stopped each time before its end would try the same rows for ever."""
+    for name in ("a.png", "d.png", "e.png"):
+        write(config, name, "bad")
+    run(config)
+    for _night in range(4):
+        with pytest.raises(Exception, match="was killed by signal 9"):
+            run(resuming(config, "failed"), engine_of(config, dies_after=1))
+    assert len(run(resuming(config, "failed"))[1]) == 1
+    assert [row["attempts"] for row in rows_of(config) if row["status"] == "failed"] == [2] * 5
+    assert len(run(resuming(config, "failed"))[1]) == 5
+
+
+def test_a_caption_is_not_lost_to_a_picture_that_vanished(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
+    def end(row: ImageRow) -> Outcome:
+        return Outcome(row, Failure(row.index, ErrorKind.MISSING, "no such file"))
+
+    run(config)
+    before = rows_of(config)
+    (Path(config.input.inputs[0]) / "c.png").unlink()
+    retry = resuming(config, "failed", "truncated", max_new_tokens=ENOUGH)
+    run(retry, FakeEngine(end=end))
+    rows = [row for number in range(3) for row in pq.read_table(part_path(config, number)).to_pylist()]
+    assert rows[2] == {**before[2], "attempts": 2}
+    assert (rows[1]["error_kind"], rows[1]["attempts"]) == ("missing", 2)
+    assert "c.png keeps its caption: tried again, it failed as missing" in caplog.text
+
+
+def test_a_changed_picture_that_is_broken_has_no_caption(config: JobConfig) -> None:
+    run(config)
+    write(config, "d.png", "bad now")
+    run(resuming(config, on_changed=OnChanged.RECAPTION))
+    assert (rows_of(config)[3]["error_kind"], rows_of(config)[3]["caption"]) == ("corrupt", None)
+
+
+def test_twins_have_no_captions_of_other_settings(config: JobConfig) -> None:
+    run(config)
+    write(config, "b.png", "long story")  # as c.png, whose caption is cut off
+    retry = resuming(config, "failed", max_new_tokens=ENOUGH)
+    engine = engine_of(retry)
+    run(retry, engine)
+    assert engine.remembered == []
+    assert rows_of(config)[1]["verdict"] == "ok"
+    write(config, "i.png", "long story")
+    engine = engine_of(config)
+    run(config, engine)
+    assert {index for _sha256, index in engine.remembered} == {0, 2, 3, 4, 5, 6}
+    assert rows_of(config)[8]["verdict"] == "truncated"
+
+
+def test_carried_columns_outlive_their_input(config: JobConfig, tmp_path: Path) -> None:
+    table = pa.table({"path": [str(tmp_path / "in" / "a.png")] * 2, "lab": ["precious", "things"]})
+    pq.write_table(table, tmp_path / "in" / "z.parquet")
+    config = replace(config, input=replace(config.input, keep_columns=("*",)))
+    run(config)
+    assert pq.read_table(part_path(config, 3))["lab"].to_pylist() == ["things"]
+    (tmp_path / "in" / "z.parquet").unlink()
+    write(config, "b.png", "bat")
+    write(config, "h.png", "hat")
+    assert run(resuming(config, "failed"))[1] == [1, 7]
+    values = [pq.read_table(part_path(config, number))["lab"].to_pylist() for number in range(4)]
+    assert values == [[None] * 3, [None] * 3, [None, None, "precious"], ["things"]]
+
+
+def test_rows_of_a_parquet_file_that_is_gone_are_not_reopened(
+    config: JobConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [str(tmp_path / "in" / name) for name in PICTURES]
+    pq.write_table(pa.table({"path": paths}), tmp_path / "rows.parquet")
+    config = replace(config, input=InputConfig((str(tmp_path / "in"), str(tmp_path / "rows.*"))))
+    run(config)
+    (tmp_path / "rows.parquet").unlink()
+    (tmp_path / "rows.png").write_text("other")
+    write(config, "b.png", "bat")
+    assert run(resuming(config, "failed"))[1] == [1, 7, 16]
+    assert "2 rows can't be tried again: their Parquet files are gone" in caplog.text
+    assert read_status(Path(config.output)).remaining == 0
+
+
+def test_a_damaged_part_is_named(config: JobConfig) -> None:
+    run(config)
+    with part_path(config, 0).open("r+b") as file:
+        file.seek(4)
+        file.write(b"\xff" * 200)
+    with pytest.raises(StorageError, match=r"part-00000\.parquet is damaged .* delete it"):
+        run(resuming(config, "failed"))
+    part_path(config, 0).unlink()
+    assert run(config)[1] == [0, 1, 2]
 
 
 def test_a_kill_between_the_part_and_the_journal(config: JobConfig, monkeypatch: pytest.MonkeyPatch) -> None:

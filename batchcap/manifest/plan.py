@@ -7,7 +7,7 @@ is there stays right, whatever is added to the inputs.
 import os
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -145,6 +145,12 @@ class Plan:
             _add_sources(connection, seq, new)
             seq += len(new)
 
+    def vanished(self) -> frozenset[str]:
+        """Parquet files of the plan that are gone, as the rows' `source` has them."""
+        files = self._journal.query("SELECT path FROM sources WHERE kind = ?", SourceKind.PARQUET)
+        names = (os.fsdecode(path) for (path,) in files)
+        return frozenset(printable_name(name) for name in names if not Path(name).exists())
+
     def touched(self) -> Iterator[TouchedSource]:
         """The sources that `extend` found to look otherwise than before, in the order of their rows."""
         found = self._journal.query(
@@ -168,13 +174,21 @@ class Plan:
                 ((one.number,) for one in touched),
             )
 
-    def shard_rows(self, shard: Shard) -> Iterator[ImageRow]:
+    def shard_rows(self, shard: Shard, wanted: Collection[int] | None = None) -> Iterator[ImageRow]:
         """The rows of a shard, in order.
+
+        Args:
+            shard: the shard.
+            wanted: indexes of the rows that are given; None: all. Files without any are not opened.
 
         Raises:
             UsageError: a Parquet file can't be read.
         """
+        wanted = range(*shard.span) if wanted is None else wanted
         for first_row, name, path, kind, start, count in self._pieces(shard):
+            inside = [index for index in range(first_row, first_row + count) if index in wanted]
+            if not inside:
+                continue
             if kind == SourceKind.IMAGE:
                 text = os.fsdecode(path)
                 yield ImageRow(first_row, name, printable_name(text), 0, path=text)
@@ -183,8 +197,10 @@ class Plan:
             layout = self._layout(file)
             if self._pictures is None or self._pictures.path != file:
                 self._pictures = picture_reader(file, layout)
-            for offset, values in enumerate(read_rows(self._pictures, start, count)):
-                yield image_row(values, layout, (first_row + offset, name, file, start + offset))
+            skip = inside[0] - first_row
+            for offset, values in enumerate(read_rows(self._pictures, start + skip, 1 + inside[-1] - inside[0]), skip):
+                if first_row + offset in wanted:
+                    yield image_row(values, layout, (first_row + offset, name, file, start + offset))
 
     def shard_columns(self, shard: Shard) -> pa.Table | None:
         """The carried columns of a shard, one row for each of its rows; None where none are carried.

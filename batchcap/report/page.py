@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,12 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
         Where the page is.
 
     Raises:
-        UsageError: the folder is no job folder, or the job has no plan yet.
-        StorageError: the page can't be written.
+        UsageError: the folder is no job folder, the job has no plan yet, or there is no such place.
+        StorageError: a part can't be read, or the page can't be written.
     """
+    target = place or output / PAGE_FILE
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        raise UsageError(f"{target} can't be the page: name a file in a folder that is there")
     status = read_status(output)
     folder = JobFolder.open_existing(output)
     configuration = _configuration(folder)
@@ -105,7 +108,6 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
         plot_width=PLOT_WIDTH,
         plot_height=PLOT_HEIGHT,
     )
-    target = place or output / PAGE_FILE
     write_atomic(target, harmless(text).encode(errors="backslashreplace"))
     return target
 
@@ -130,10 +132,9 @@ def _cards(folder: JobFolder, journal: Journal, configuration: dict[str, Any], m
             wanted = {index for index in chosen if shard.first_row <= index < shard.first_row + shard.rows}
             if wanted:
                 rows = _rows(folder, journal, shard)
-                pictures = _pictures(plan, shard, wanted)
+                shown = {row.index: thumbnails.make(row) for row in _pictures(plan, shard, wanted)}
                 for index in sorted(wanted & rows.keys()):
-                    image = pictures.get(index)
-                    yield _card(rows[index], names, None if image is None else thumbnails.make(image))
+                    yield _card(rows[index], names, shown.get(index))
 
 
 def _rows(folder: JobFolder, journal: Journal, shard: Shard) -> dict[int, CaptionRow]:
@@ -168,16 +169,10 @@ def _spread(indexes: list[int], most: int) -> list[int]:
     return [indexes[int(place)] for place in np.linspace(0, len(indexes) - 1, most)] if most else []
 
 
-def _pictures(plan: Plan, shard: Shard, wanted: Iterable[int]) -> dict[int, ImageRow]:
-    """Where the pictures of some rows of a shard are; nothing where an input is gone."""
-    wanted, found = set(wanted), dict[int, ImageRow]()
-    try:
-        for row in plan.shard_rows(shard):
-            if row.index in wanted:
-                found[row.index] = row
-    except UsageError:
-        pass
-    return found
+def _pictures(plan: Plan, shard: Shard, wanted: set[int]) -> Iterator[ImageRow]:
+    """Where the pictures of some rows of a shard are, or themselves; what is left of them where an input is gone."""
+    with suppress(UsageError):
+        yield from plan.shard_rows(shard, wanted)
 
 
 def _card(row: CaptionRow, names: list[str], picture: str | None) -> Card:
@@ -222,9 +217,9 @@ def _plot(path: Path) -> Plot | None:
     """The rate of all runs, one after the other; None without two samples of a run."""
     try:
         table = pq.read_table(path, columns=["run", "elapsed_s", "rows"])
-    except (OSError, pa.ArrowException):
+        run, elapsed, rows = (table[name].to_numpy().astype(np.float64) for name in table.column_names)
+    except (OSError, ValueError, pa.ArrowException):
         return None
-    run, elapsed, rows = (table[name].to_numpy().astype(np.float64) for name in table.column_names)
     inside = run[1:] == run[:-1]
     seconds = np.diff(elapsed)[inside]
     if not seconds.sum() > 0:

@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,29 @@ CREATE TABLE IF NOT EXISTS sources (
 CREATE TABLE IF NOT EXISTS spans (
     first_row INTEGER PRIMARY KEY, source INTEGER NOT NULL, start INTEGER NOT NULL, rows INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS shards (seq INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, rows INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS reopened (row_index INTEGER PRIMARY KEY, attempts INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS reopened (
+    row_index INTEGER PRIMARY KEY, before BLOB NOT NULL, is_changed INTEGER NOT NULL, settings TEXT NOT NULL);
 """
 # SQLite makes its index of the write-ahead log in pieces of this size.
 SPACE_NEEDED_BYTES = 32 * 1024
 _FURTHER = "further"
 _COLUMNS = tuple(field.name for field in fields(CaptionRow) if field.name != _FURTHER)
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class ReopenedRow:
+    """A row that is captioned again.
+
+    Attributes:
+        before: how it has ended.
+        is_changed: whether its picture is another one now.
+        settings: what it is captioned with, where that is not what the job has.
+    """
+
+    before: CaptionRow
+    is_changed: bool
+    settings: str
 
 
 class Journal:
@@ -78,7 +94,7 @@ class Journal:
             on_error.callback(connection.close)
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if "shards" in tables and "reopened" not in tables:  # made by an earlier batchcap; this file stays as it is
-                connection.execute("CREATE TEMP TABLE reopened (row_index INTEGER PRIMARY KEY, attempts INTEGER)")
+                connection.execute("CREATE TEMP TABLE reopened (row_index INTEGER PRIMARY KEY, settings TEXT)")
             connection.execute("SELECT count(*) FROM shards")
             on_error.pop_all()
             return cls(path, connection)
@@ -154,39 +170,70 @@ class Journal:
         found = self.query("SELECT row_index FROM rows WHERE row_index >= ? AND row_index < ?", *shard.span)
         return {index for (index,) in found}
 
-    def reopen(self, rows: Sequence[tuple[int, int]]) -> None:
+    def reopen(self, rows: Sequence[tuple[int, CaptionRow]], settings: str, *, is_changed: bool = False) -> None:
         """Rows that have ended are to be captioned again, whether they are here or in a part file, which stays.
 
         Args:
-            rows: row index, and how often the row has been tried.
+            rows: row index, and how the row has ended.
+            settings: of the run, where they are not the job's.
+            is_changed: whether the reason is that their picture is another one now.
 
         Raises:
             StorageError: the journal can't be written.
         """
         with self.transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO reopened VALUES (?, ?)", rows)
-            connection.executemany("DELETE FROM rows WHERE row_index = ?", ((index,) for index, _attempts in rows))
+            connection.executemany(
+                "INSERT OR REPLACE INTO reopened VALUES (?, ?, ?, ?)",
+                ((index, _content(row), is_changed, settings) for index, row in rows),
+            )
+            connection.executemany("DELETE FROM rows WHERE row_index = ?", ((index,) for index, _row in rows))
+
+    def reopening(self, index: int) -> ReopenedRow | None:
+        """Why and as what a row was reopened, if it was."""
+        found = next(self.query("SELECT before, is_changed, settings FROM reopened WHERE row_index = ?", index), None)
+        return None if found is None else ReopenedRow(_row(found[0]), bool(found[1]), found[2])
 
     def reopened(self, shard: Shard) -> set[int]:
         """Indexes of a shard's rows that are captioned again, whether they have ended again or not."""
         found = self.query("SELECT row_index FROM reopened WHERE row_index >= ? AND row_index < ?", *shard.span)
         return {index for (index,) in found}
 
+    def reopened_settings(self, shard: Shard) -> list[str]:
+        """The settings, other than the job's, of those of a shard's rows that have ended again."""
+        found = self.query(
+            "SELECT DISTINCT settings FROM reopened JOIN rows USING (row_index) "
+            "WHERE row_index >= ? AND row_index < ? AND settings != '' ORDER BY 1",
+            *shard.span,
+        )
+        return [settings for (settings,) in found]
+
     def has_reopened(self) -> bool:
         """Whether any row is captioned again."""
         return any(True for _row in self.query("SELECT 1 FROM reopened LIMIT 1"))
 
-    def count_reopened_to_do(self) -> int:
-        """Rows that are captioned again and have not ended yet."""
-        (count,) = next(
-            self.query("SELECT count(*) FROM reopened WHERE row_index NOT IN (SELECT row_index FROM rows)"),
-        )
+    def waiting(self, settings: str | None = None) -> int:
+        """Rows that are captioned again and have not ended yet; of a run with these settings, or of any."""
+        chosen = "" if settings is None else " AND settings = ?"
+        statement = f"SELECT count(*) FROM reopened WHERE row_index NOT IN (SELECT row_index FROM rows){chosen}"  # noqa: S608 - ours
+        (count,) = next(self.query(statement, *([] if settings is None else [settings])))
         return int(count)
 
-    def attempts(self, index: int) -> int:
-        """How often a row has been tried before: 0, unless it was reopened."""
-        found = next(self.query("SELECT attempts FROM reopened WHERE row_index = ?", index), None)
-        return 0 if found is None else int(found[0])
+    def close_again(self, but: str) -> int:
+        """Give up rows that wait to be captioned with settings other than the job's and these.
+
+        A run with settings of its own reopens rows of parts only, which hold them as they were.
+
+        Returns:
+            How many they were.
+
+        Raises:
+            StorageError: the journal can't be written.
+        """
+        given_up = "settings NOT IN ('', ?) AND row_index NOT IN (SELECT row_index FROM rows)"
+        with self.transaction() as connection:
+            (count,) = connection.execute(f"SELECT count(*) FROM reopened WHERE {given_up}", (but,)).fetchone()  # noqa: S608 - ours
+            connection.execute(f"DELETE FROM reopened WHERE {given_up}", (but,))  # noqa: S608 - ours
+            return int(count)
 
     def forget(self, shard: Shard) -> None:
         """Drop a shard's rows: its part file holds them now.

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchcap.errors import StorageError
 from batchcap.manifest.shard import Shard
 from batchcap.records import CaptionRow, PromptColumns, Status, Verdict, with_enums
 from batchcap.store.atomic import atomic_file, storage_error
@@ -22,7 +24,7 @@ SPAN_KEY = "batchcap.rows"
 PROMPTS_KEY = "batchcap.prompts"  # names of the prompts, as JSON
 TALLY_KEY = "batchcap.tally"  # counts of the part, as JSON: totals need not read the rows
 SETTINGS_KEY = "batchcap.settings"  # what decided the captions, as JSON
-RETRIES_KEY = "batchcap.retries"  # a list, as JSON: the settings of each later run that captioned rows again otherwise
+RETRIES_KEY = "batchcap.retries"  # a list, as JSON: what was set otherwise where rows were captioned again
 
 SCHEMA = pa.schema(
     [
@@ -126,20 +128,24 @@ def read_part(path: Path) -> list[CaptionRow]:
     """The rows of a part file, in order.
 
     Raises:
-        OSError: there is no such file, or it can't be read.
-        pa.ArrowException: it is damaged.
+        StorageError: it can't be read.
     """
-    layout = _layout(prompt_names(path))
-    table = pq.read_table(path, columns=[field.name for field, _column, _place in layout])
+    with _readable(path):
+        layout = _layout(prompt_names(path))
+        table = pq.read_table(path, columns=[field.name for field, _column, _place in layout])
     return [_row_of(values, layout) for values in table.to_pylist()]
 
 
 def read_row(path: Path, place: int) -> CaptionRow:
-    """One row of a part file; raises as `read_part` does.
+    """One row of a part file.
 
     Args:
         path: the part file.
         place: the row in it, from 0.
+
+    Raises:
+        OSError: there is no such file, or it can't be read.
+        pa.ArrowException: it is damaged.
     """
     layout = _layout(prompt_names(path))
     table = pq.read_table(path, columns=[field.name for field, _column, _place in layout]).slice(place, 1)
@@ -158,22 +164,39 @@ def _row_of(values: dict[str, Any], layout: list[tuple[pa.Field, str, int]]) -> 
 
 def read_carried(path: Path) -> pa.Table | None:
     """The input columns that a part file carries; None where there are none. Raises as `read_part` does."""
-    own = set(output_schema(prompt_names(path)).names)
-    carried = [name for name in pq.read_schema(path).names if name not in own]
-    return pq.read_table(path, columns=carried) if carried else None
+    with _readable(path):
+        own = set(output_schema(prompt_names(path)).names)
+        carried = [name for name in pq.read_schema(path).names if name not in own]
+        return pq.read_table(path, columns=carried) if carried else None
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StorageError(
+            f"the part {path} is damaged ({reason}): delete it, and the job's own command captions its rows anew"
+        ) from error
 
 
 def captioned_pictures(path: Path) -> list[tuple[int, str]]:
-    """The rows of a part file that have a caption: place in it from 0, and hex digest of the picture."""
-    table = pq.read_table(path, columns=["status", "image_sha256"])
-    rows = zip(table["status"].to_pylist(), table["image_sha256"].to_pylist(), strict=True)
-    return [(place, sha256) for place, (status, sha256) in enumerate(rows) if status == Status.OK]
+    """The rows of a part file that were captioned at the first try: place in it from 0, and the picture's hex digest.
+
+    Later tries may have had other settings.
+    """
+    with _readable(path):
+        table = pq.read_table(path, columns=["status", "attempts", "image_sha256"])
+    rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+    return [(place, sha256) for place, (status, attempts, sha256) in enumerate(rows) if (status, attempts) == ("ok", 1)]
 
 
 def well_rows(path: Path) -> list[bool]:
     """Of each row of a part file, whether it has captions and all of them are as captions should be."""
-    columns = ["status", *(column_name("verdict", name) for name in prompt_names(path))]
-    table = pq.read_table(path, columns=columns)
+    with _readable(path):
+        columns = ["status", *(column_name("verdict", name) for name in prompt_names(path))]
+        table = pq.read_table(path, columns=columns)
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     return [status == Status.OK and set(verdicts) == {Verdict.OK} for status, *verdicts in rows]
 
@@ -205,12 +228,18 @@ def part_metadata(path: Path) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"batchcap.")}
 
 
-def retried_metadata(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
-    """The metadata of a part of which some rows are captioned again: the settings of the others are still told."""
-    if before.get(SETTINGS_KEY) == now.get(SETTINGS_KEY):
-        return {**now, **({RETRIES_KEY: before[RETRIES_KEY]} if RETRIES_KEY in before else {})}
-    retries = [*json.loads(before.get(RETRIES_KEY, "[]")), json.loads(now[SETTINGS_KEY])]
-    return {**now, SETTINGS_KEY: before[SETTINGS_KEY], RETRIES_KEY: json.dumps(retries)}
+def retried_metadata(before: dict[str, str], now: dict[str, str], settings: Sequence[str]) -> dict[str, str]:
+    """The metadata of a part of which some rows were captioned again.
+
+    Args:
+        before: that of the part until now.
+        now: that of a part written by this run.
+        settings: as JSON, those with which rows were captioned again, where they are not the job's.
+    """
+    retries = json.loads(before.get(RETRIES_KEY, "[]"))
+    retries += [one for one in map(json.loads, settings) if one not in retries]
+    kept = {SETTINGS_KEY: before[SETTINGS_KEY]} if SETTINGS_KEY in before else {}
+    return {**now, **kept, **({RETRIES_KEY: json.dumps(retries)} if retries else {})}
 
 
 def _span_text(shard: Shard) -> str:

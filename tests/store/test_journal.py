@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from batchcap.errors import ErrorKind, StorageError
 from batchcap.manifest.shard import Shard
 from batchcap.records import CaptionRow, FinishReason, PromptColumns, Status, Verdict
-from batchcap.store.journal import Journal
+from batchcap.store.journal import Journal, ReopenedRow
 from tests.store.records import caption_row
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -177,7 +177,22 @@ def test_a_journal_of_an_earlier_version_can_be_looked_at(tmp_path: Path) -> Non
         assert journal.reopened(Shard(0, 0, 5)) == set()
         assert not journal.has_reopened()
     with closing(Journal.open(path)) as journal:
-        journal.reopen([(0, 1)])
-        assert (journal.reopened(Shard(0, 0, 5)), journal.attempts(0), journal.row(0)) == ({0}, 1, None)
+        journal.reopen([(0, caption_row(0))], "{}", is_changed=True)
+        assert journal.reopening(0) == ReopenedRow(caption_row(0), is_changed=True, settings="{}")
+        assert (journal.reopened(Shard(0, 0, 5)), journal.reopening(1), journal.row(0)) == ({0}, None, None)
+        assert (journal.waiting(), journal.waiting("{}"), journal.waiting("")) == (1, 1, 0)
+        journal.add([(0, caption_row(0))])
+        assert (journal.waiting(), journal.reopened_settings(Shard(0, 0, 5))) == (0, ["{}"])
         journal.forget(Shard(0, 0, 5))
         assert not journal.has_reopened()
+
+
+def test_rows_that_wait_for_other_settings_are_given_up(tmp_path: Path) -> None:
+    with closing(Journal.open(tmp_path / "journal.sqlite")) as journal:
+        for index, settings in enumerate(("", "a", "b", "b")):
+            journal.reopen([(index, caption_row(index))], settings)
+        journal.add([(2, caption_row(2))])
+        assert journal.close_again(but="a") == 1
+        assert journal.reopened(Shard(0, 0, 5)) == {0, 1, 2}
+        assert journal.close_again(but="") == 1
+        assert journal.reopened(Shard(0, 0, 5)) == {0, 2}
