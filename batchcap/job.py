@@ -151,9 +151,9 @@ class JobRun:
             except _StoppedError:
                 return  # nothing of the plan is kept: the next run must cut the same parts
             reopening = Reopening(folder, journal, plan, self._retry_settings)
-            reopening.go_on()
+            is_interrupted = reopening.go_on()
             reopening.settle_changes(config.resume.on_changed)
-            reopening.retry(config.resume.retry)
+            reopening.retry(config.resume.retry, is_interrupted=is_interrupted)
             recorder = Recorder(folder, plan, journal, part_metadata_of(self._bundle, fingerprint), names)
             self._total_rows, self._tally = plan.total_rows, recorder.tally
             recorder.close_whole_shards()

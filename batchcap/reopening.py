@@ -11,6 +11,7 @@ from batchcap.config import OnChanged, Retry
 from batchcap.errors import ChangedInputError, ErrorKind, RowError, UsageError
 from batchcap.images.source import digest, read_encoded
 from batchcap.manifest.plan import Plan, TouchedSource
+from batchcap.manifest.shard import Shard
 from batchcap.manifest.source import SourceKind
 from batchcap.records import CaptionRow, ImageRow, Status
 from batchcap.report.summary import Tally
@@ -22,6 +23,35 @@ from batchcap.terminal import shown_name
 log = logging.getLogger(__name__)
 
 _SHOWN_NAMES = 5
+
+
+class _EndedRows:
+    """The rows that have ended, by shard; the last shard is kept, since one picture after the other asks for it."""
+
+    def __init__(self, folder: JobFolder, journal: Journal) -> None:
+        self._folder = folder
+        self._journal = journal
+        self._shard: Shard | None = None
+        self._rows: dict[int, CaptionRow] = {}
+
+    def stale(self, source: TouchedSource) -> Iterator[list[tuple[int, CaptionRow]]]:
+        """The rows that are not what their source gives now, those of a shard together."""
+        for first_row, count in source.spans:
+            index, end = first_row, first_row + count
+            while index < end:
+                stop = min(end, self._load(index))
+                here = ((one, self._rows[one]) for one in range(index, stop) if one in self._rows)
+                if rows := [(one, row) for one, row in here if _is_stale(source, row)]:
+                    yield rows
+                index = stop
+
+    def _load(self, index: int) -> int:
+        """Have the rows of a row's shard; the row after its last one."""
+        if self._shard is None or not self._shard.first_row <= index < self._shard.span[1]:
+            self._shard = self._journal.shard_of(index)
+            has_part = standing_of(self._folder, self._journal, self._shard).has_part
+            self._rows = dict(ended_rows(self._folder, self._journal, self._shard, has_part=has_part))
+        return self._shard.span[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +70,8 @@ class Reopening:
     plan: Plan
     settings: str
 
-    def go_on(self) -> None:
-        """Look at what earlier runs have reopened and not ended.
+    def go_on(self) -> bool:
+        """Look at what earlier runs have reopened and not ended; whether this run is to go on with it.
 
         Raises:
             UsageError: it is to have the job's settings, and this run has others.
@@ -58,6 +88,9 @@ class Reopening:
                 f"{waiting} rows are to be captioned again with the job's own settings: run the job with these first, "
                 "then this command again"
             )
+        if waiting := self.journal.waiting():
+            log.info("going on with the rows that an interrupted run was to caption again: %d", waiting)
+        return waiting > 0
 
     def settle_changes(self, on_changed: OnChanged) -> None:
         """Do as the person wants with captions whose input is not what it was.
@@ -71,10 +104,10 @@ class Reopening:
             UsageError: what changed is to be captioned again, but not with the job's settings.
         """
         unchanged, changed = list[TouchedSource](), list[TouchedSource]()
-        count = 0
+        count, shards = 0, _EndedRows(self.folder, self.journal)
         for source in self.plan.touched():
             has_captions = False
-            for rows in self._stale(source):
+            for rows in shards.stale(source):
                 has_captions = has_captions or any(row.status is Status.OK for _index, row in rows)
                 if on_changed is OnChanged.RECAPTION:
                     self._require_own_settings(source)
@@ -104,31 +137,14 @@ class Reopening:
                 "with these first, then this command again"
             )
 
-    def _stale(self, source: TouchedSource) -> Iterator[list[tuple[int, CaptionRow]]]:
-        """The rows that have ended and are not what their source gives now, those of a shard together."""
-        for first_row, count in source.spans:
-            index, end = first_row, first_row + count
-            while index < end:
-                shard = self.journal.shard_of(index)
-                ended = self._ended(standing_of(self.folder, self.journal, shard))
-                here = range(index, min(end, shard.first_row + shard.rows))
-                rows = [(one, row) for one, row in ended if one in here and _is_stale(source, row)]
-                if rows:
-                    yield rows
-                index = here.stop
-
-    def _ended(self, standing: Standing) -> Iterator[tuple[int, CaptionRow]]:
-        return ended_rows(self.folder, self.journal, standing.shard, has_part=standing.has_part)
-
-    def retry(self, wanted: Sequence[str]) -> None:
-        """Reopen the rows of a retry; where one was interrupted, go on with it.
-
-        What an interrupted one has tried, it does not try again: else one that is stopped before its end each time
-        would try the same rows for ever.
+    def retry(self, wanted: Sequence[str], *, is_interrupted: bool) -> None:
+        """Reopen the rows of a retry.
 
         Args:
             wanted: values of `Retry`. With the job's own settings captions would come out as before: then only failed
                 rows are reopened.
+            is_interrupted: whether one is to be gone on with. Then none is: else a retry that is stopped before its end
+                each time would try the same rows for ever.
 
         Raises:
             UsageError: settings differ, and rows are there that have never ended: these are to have the job's.
@@ -141,15 +157,15 @@ class Reopening:
         else:
             _tell_what_stays(set(wanted) - {Retry.FAILED}, standings)
             wanted = [Retry.FAILED] if Retry.FAILED in wanted else []
-        if waiting := self.journal.waiting():
-            log.info("going on with the rows that an interrupted run was to caption again: %d", waiting)
+        if is_interrupted:
             return
         found, without_input = Counter[str](), 0
         gone = self.plan.vanished()
         for standing in standings:
             if not any(_counts(standing.tally)[name] for name in wanted):
                 continue
-            rows = [(index, row) for index, row in self._ended(standing) if _reasons(row) & set(wanted)]
+            ended = ended_rows(self.folder, self.journal, standing.shard, has_part=standing.has_part)
+            rows = [(index, row) for index, row in ended if _reasons(row) & set(wanted)]
             there = [(index, row) for index, row in rows if row.source not in gone]
             without_input += sum(row.source in gone for _index, row in rows)
             self.journal.reopen(there, self.settings)

@@ -372,6 +372,8 @@ def test_a_changed_picture_is_captioned_again(config: JobConfig) -> None:
     rows = rows_of(config)
     assert [rows[3]["caption"], rows[7]["caption"]] == ["of fox", "of hat"]
     assert run(config)[1] == []
+    write(config, "d.png", "lynx")
+    assert run(resuming(config, "failed", on_changed=OnChanged.RECAPTION))[1] == [1, 3], "both in one run"
 
 
 @pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: os.utime(path, (5, 5))])
