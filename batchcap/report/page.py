@@ -83,11 +83,11 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
         UsageError: the folder is no job folder, the job has no plan yet, or there is no such place.
         StorageError: a part can't be read, or the page can't be written.
     """
+    status = read_status(output)
+    folder = JobFolder.open_existing(output)
     target = place or output / PAGE_FILE
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise UsageError(f"{target} can't be the page: name a file in a folder that is there")
-    status = read_status(output)
-    folder = JobFolder.open_existing(output)
     configuration = _configuration(folder)
     with closing(Journal.open_to_read(folder.journal_path)) as journal:
         cards = list(_cards(folder, journal, configuration, pictures))

@@ -17,7 +17,7 @@ from batchcap.records import ImageRow
 from batchcap.report import thumbnails
 from batchcap.report.page import write_page
 from batchcap.report.thumbnails import ThumbnailMaker
-from tests.e2e.command import batchcap
+from tests.e2e.command import assert_refused, batchcap
 from tests.e2e.inputs import picture
 
 MARKUP = "<img src=x onerror=alert(1)>&amp;\x1b[2J\u202e.png"
@@ -115,7 +115,9 @@ def test_hostile_captions_are_text(job: Path, tmp_path: Path) -> None:
 def test_the_command_and_its_place(job: Path) -> None:
     done = batchcap("report", job)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{job / 'report.html'}\n", "")
-    assert "<svg" in (job / "report.html").read_text() or "Images a minute" not in (job / "report.html").read_text()
+    for place in (".", job.parent / "not there" / "page.html"):
+        refused = batchcap("report", job, "--to", place)
+        assert_refused(refused, "can't be the page: name a file in a folder that is there")
     absent = batchcap("report", job / "in")
     assert absent.returncode == 2
     assert "is not a job folder" in absent.stderr
@@ -144,6 +146,20 @@ def test_few_pictures_of_many(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
 
 def _shown(page: Reader) -> list[int]:
     return [int(number) for number in re.findall(r"in\.parquet:(\d+)", page.text)]
+
+
+def test_odd_statistics_and_summaries_are_left_out(job: Path, tmp_path: Path) -> None:
+    before = {name: (job / name).read_bytes() for name in ("stats.parquet", "summary.json")}
+    try:
+        texts = pa.table({"run": ["one"], "elapsed_s": ["now"], "rows": ["some"]})
+        pq.write_table(texts, job / "stats.parquet")
+        (job / "summary.json").write_text("[1]")
+        page = Reader(write_page(job, tmp_path / "page.html"))
+    finally:
+        for name, content in before.items():
+            (job / name).write_bytes(content)
+    assert page.of("svg") == []
+    assert len(page.of("figure")) == len(NAMES) + 1
 
 
 def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
