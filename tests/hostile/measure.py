@@ -1,9 +1,9 @@
 """Decodes the files of a folder one by one, each in a process of its own, and prints what memory each decode took.
 
-    python -m tests.hostile.measure FOLDER MAX_IMAGE_PIXELS
+    python -m tests.hostile.measure FOLDER MAX_IMAGE_PIXELS [NAME ...]
 
-One JSON object a line: the file's name, how it ended, and by how many bytes its decode raised the resident memory, from
-the file's bytes in memory to its peak.
+Names: only these files. One JSON object a line: the file's name, how it ended, and by how many bytes its decode raised
+the resident memory, from the file's bytes in memory to its peak.
 """
 
 import json
@@ -17,10 +17,10 @@ from batchcap.errors import RowError
 from batchcap.images.decode import decode
 
 
-def main(folder: Path, max_pixels: int) -> None:
+def main(folder: Path, max_pixels: int, names: list[str]) -> None:
     """Nothing is decoded in this process: memory that it had freed would hide what a decode takes."""
     Image.init()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in [folder / name for name in names] or sorted(path for path in folder.rglob("*") if path.is_file()):
         child = os.fork()
         if child == 0:
             print(json.dumps({"name": str(path.relative_to(folder)), **_measure(path, max_pixels)}), flush=True)
@@ -50,4 +50,4 @@ def _memory_bytes(name: str) -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
