@@ -6,6 +6,7 @@ is killed, the other must be turned away. Prints runs, faults and losses; exit c
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -46,8 +47,10 @@ def main() -> None:
             except AssertionError as error:
                 losses[fault.name] += 1
                 print(f"run {number}: {fault.name}: {error}", flush=True)
-        for _ in range(arguments.lock_rounds):
+        for number in range(arguments.lock_rounds):
             runs[TWO_AT_ONCE] += 1
+            if number % 2 == 0:  # every second one takes over the lock of a run that was killed
+                shutil.rmtree(work / "two", ignore_errors=True)
             try:
                 working = one_of_two_runs(job, work / "two")
                 struck[TWO_AT_ONCE] += 1
