@@ -226,6 +226,11 @@ class CaptionRow:
         return (self, *self.further)
 
     @property
+    def is_well(self) -> bool:
+        """Whether there are captions, and all of them are as captions should be."""
+        return self.status is Status.OK and all(answer.verdict is Verdict.OK for answer in self.answers)
+
+    @property
     def new_tokens_of_all(self) -> int:
         """New tokens of all prompts; 0 in a failed row."""
         return sum(answer.new_tokens or 0 for answer in self.answers)

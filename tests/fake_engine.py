@@ -7,6 +7,14 @@ from batchcap.errors import ErrorKind, WorkerError
 from batchcap.records import Caption, Failure, FinishReason, ImageRow, Verdict
 
 
+class SilentProgress:
+    """A `Progress` that nobody looks at."""
+
+    def start(self, rows: int, done: int) -> None: ...
+    def advance(self, done: int, failed: int, load: EngineLoad) -> None: ...
+    def close(self) -> None: ...
+
+
 class FakeEngine:
     """Keeps the contract of `Engine`; `dies_after` rows it raises, and remembers which rows it was given."""
 

@@ -20,24 +20,18 @@ import pytest
 
 from batchcap import job, recorder
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged, PlacementConfig, ResumeConfig
-from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
+from batchcap.engines.base import Outcome, PictureFacts
 from batchcap.errors import BatchcapError, ErrorKind, ExitCode, RowError
 from batchcap.images.source import digest, read_encoded
 from batchcap.records import Caption, Failure, FinishReason, ImageRow, Twin, Verdict
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FakeEngine, SilentProgress
 
 SEEDS = range(40)
 CONTENTS = ("cat", "bad one", "long tale", "dog", "long story", "bad two", "hen")
 FEW, ENOUGH = 10, 200
 KILLED, BROKEN = 77, 99
-
-
-class Silent:
-    def start(self, rows: int, done: int) -> None: ...
-    def advance(self, done: int, failed: int, load: EngineLoad) -> None: ...
-    def close(self) -> None: ...
 
 
 class TellingEngine(FakeEngine):
@@ -87,7 +81,7 @@ def run(config: JobConfig, killed_at: int) -> int:
     code = BROKEN
     try:
         _end_at(killed_at)
-        summary = job.run_job(config, Silent(), lambda _bundle, own, _stop: TellingEngine(own))  # type: ignore[arg-type, return-value]
+        summary = job.run_job(config, SilentProgress(), lambda _bundle, own, _stop: TellingEngine(own))  # type: ignore[arg-type, return-value]
         code = int(summary.exit_code)
     except BatchcapError as error:
         code = int(error.exit_code)

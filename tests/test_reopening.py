@@ -16,7 +16,7 @@ import pytest
 
 from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged, PlacementConfig, ResumeConfig
-from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
+from batchcap.engines.base import Outcome, PictureFacts
 from batchcap.errors import ChangedInputError, ErrorKind, ExitCode, NotSameJobError, StorageError, UsageError
 from batchcap.job import run_job
 from batchcap.records import Caption, Failure, FinishReason, ImageRow, Verdict
@@ -24,7 +24,7 @@ from batchcap.report.status import read_status
 from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FakeEngine, SilentProgress
 
 # What is in the pictures: how they end. Parts of three rows.
 PICTURES = {
@@ -38,12 +38,6 @@ PICTURES = {
     "h.png": "bad, too",
 }
 SHORT, ENOUGH = 10, 100
-
-
-class Silent:
-    def start(self, rows: int, done: int) -> None: ...
-    def advance(self, done: int, failed: int, load: EngineLoad) -> None: ...
-    def close(self) -> None: ...
 
 
 @pytest.fixture
@@ -85,7 +79,7 @@ def engine_of(config: JobConfig, dies_after: int | None = None) -> FakeEngine:
 def run(config: JobConfig, engine: FakeEngine | None = None) -> tuple[Summary, list[int]]:
     """The summary, and the rows that were given to the engine."""
     engine = engine or engine_of(config)
-    summary = run_job(config, Silent(), lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type, return-value]
+    summary = run_job(config, SilentProgress(), lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type, return-value]
     return summary, sorted(engine.submitted)
 
 

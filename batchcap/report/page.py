@@ -17,7 +17,7 @@ from batchcap.config import InputConfig, VisionConfig
 from batchcap.errors import UsageError
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, ImageRow, Status, Verdict
+from batchcap.records import CaptionRow, ImageRow, Status
 from batchcap.report.status import JobStatus, read_status
 from batchcap.report.thumbnails import ThumbnailMaker
 from batchcap.standing import ended_rows, standing_of
@@ -45,18 +45,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A picture and what was said of it, or why nothing was."""
+    """A picture and what was said of it, or why nothing was; `is_well` where all of it looks as it should."""
 
     id: str
     picture: str | None
     answers: list[Answer]
     failure: str | None
     facts: str
-
-    @property
-    def is_well(self) -> bool:
-        """Whether every caption looks as one should."""
-        return self.failure is None and all(answer.verdict == Verdict.OK for answer in self.answers)
+    is_well: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +147,11 @@ def _choose(folder: JobFolder, journal: Journal, most: int) -> set[int]:
             found: Iterable[tuple[int, bool]] = enumerate(well_rows(folder.part_path(shard.seq)), shard.first_row)
         else:
             ended = ended_rows(folder, journal, shard, has_part=standing.has_part)
-            found = ((index, _is_well(row)) for index, row in ended)
+            found = ((index, row.is_well) for index, row in ended)
         for index, is_well in found:
             (well if is_well else odd).append(index)
     odd = odd[: max(most // 2, most - len(well))]
     return {*odd, *_spread(well, most - len(odd))}
-
-
-def _is_well(row: CaptionRow) -> bool:
-    return row.status is Status.OK and all(answer.verdict == Verdict.OK for answer in row.answers)
 
 
 def _spread(indexes: list[int], most: int) -> list[int]:
@@ -190,7 +182,7 @@ def _card(row: CaptionRow, names: list[str], picture: str | None) -> Card:
         f"{row.visual_tokens} visual tokens" if row.visual_tokens else "",
         f"tried {row.attempts} times" if row.attempts > 1 else "",
     ]
-    return Card(row.id, picture, answers, failure, ", ".join(filter(None, facts)))
+    return Card(row.id, picture, answers, failure, ", ".join(filter(None, facts)), row.is_well)
 
 
 def _facts(status: JobStatus, configuration: dict[str, Any]) -> list[tuple[str, str]]:
