@@ -154,7 +154,7 @@ def caption(
     patch_budget: Annotated[
         int,
         typer.Option(
-            help="Patches (16 x 16 pixels) encoded in one pass; a larger picture goes alone.", rich_help_panel=_PLACE
+            help="Patches (16 x 16 pixels) encoded at once; a larger picture goes alone.", rich_help_panel=_PLACE
         ),
     ] = 4096,
     queue_mib: Annotated[

@@ -15,8 +15,18 @@ from batchcap.vision.dtype import resolve_backend
 class Encoder(Protocol):
     """Patches in, features out."""
 
+    @property
+    def lanes(self) -> int:
+        """Pictures that are encoded side by side: a batch of fewer leaves cores idle."""
+
     def encode(self, batch: Sequence[Patches]) -> list[Features]:
-        """Encode pictures of any sizes; their features in the same order.
+        """Encode pictures of any sizes.
+
+        Args:
+            batch: one or more of them.
+
+        Returns:
+            Their features, in the same order. `vision_ms` is the batch's time shared out by patches.
 
         Raises:
             FloatingPointError: a feature is not finite: no caption of it would mean anything.

@@ -3,7 +3,6 @@
 Every picture goes through the graph alone, so its features cannot depend on its neighbours.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from batchcap.export.tensors import read_file
 from batchcap.geometry import VisionGeometry
 from batchcap.graph import FLOAT, Shape, require_values
 from batchcap.records import Features, Float32Array, Patches
-from batchcap.vision.backend import features_of, read_rotary_table
+from batchcap.vision.backend import read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
+from batchcap.vision.lanes import Lanes
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
 
@@ -41,35 +41,34 @@ class OnnxVisionEncoder:
         geometry = bundle.geometry.vision
         self.dtype = resolve_dtype(config)
         path = bundle.vision_graph_path(int8=self.dtype is VisionDtype.INT8)
-        self._session = _session(path, threads)
+        self._lanes = Lanes(threads, self._run, geometry.merge_size)
+        # A lane's own thread computes, too; the session's others help whoever needs them.
+        self._session = _session(path, threads - self._lanes.count + 1)
         require_values(self._session, path, *_values(geometry))
         self._outputs = ["embeds", *(f"deepstack.{level}" for level in range(len(geometry.deepstack_levels)))]
         self._rotary = RotaryTable(read_rotary_table(bundle), geometry.merge_size)
         self._positions = PositionEmbeddings(_position_table(bundle), geometry.merge_size)
-        self._merge = geometry.merge_size
+
+    @property
+    def lanes(self) -> int:
+        """Pictures that are encoded side by side."""
+        return self._lanes.count
 
     def encode(self, batch: Sequence[Patches]) -> list[Features]:
-        """Encode pictures, one after the other.
+        """Encode pictures, one after the other in each lane; see `Encoder.encode`."""
+        return self._lanes.encode(batch)
 
-        Args:
-            batch: one or more pictures of any sizes.
-
-        Returns:
-            Their features, in the same order.
-
-        Raises:
-            FloatingPointError: a feature is not finite: no caption of it would mean anything.
-        """
+    def _run(self, batch: Sequence[Patches]) -> list[Float32Array]:
         return [self._encode(picture) for picture in batch]
 
-    def _encode(self, picture: Patches) -> Features:
-        started = time.perf_counter()
+    def _encode(self, picture: Patches) -> Float32Array:
+        """[1 + L, T, H] of one picture, the embeddings and each DeepStack level."""
         cos, sin = self._rotary.for_grid(picture.grid)
         positions = self._positions.for_grid(picture.grid)
         feed = {"patches": picture.values, "positions": positions, "cos": cos, "sin": sin}
         outputs = self._session.run(self._outputs, {name: array[None] for name, array in feed.items()})
-        array: Float32Array = np.concatenate(outputs)  # [1 + L, T, H]
-        return features_of(picture, array, self._merge, (time.perf_counter() - started) * 1000)
+        array: Float32Array = np.concatenate(outputs)
+        return array
 
 
 def _values(geometry: VisionGeometry) -> tuple[dict[str, tuple[str, Shape]], dict[str, tuple[str, Shape]]]:

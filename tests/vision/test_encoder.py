@@ -21,11 +21,12 @@ from batchcap.vision.linear import ROW_BLOCK, RowBlockLinear, has_packed_kernels
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
 from batchcap.vision.rotary import rotary_table
-from batchcap.vision.tower import VisionTower, load_tower
+from batchcap.vision.tower import VisionTower, attend_by_heads, load_tower
 from tests.vision.towers import ODD, REAL_WIDTH, SMALL, Towers, bundle_at, make_towers, picture, random_grids
 
 FP32_TOLERANCE = 1e-5  # largest difference by the largest feature of a level
 BF16_TOLERANCE = 0.03  # norm of the difference by the norm of the features
+ATTENTION_TOLERANCE = 0.01  # the same for one attention in bf16, scores rounded
 BF16_AGAINST_THEIRS = 1.5  # our error against fp32 by transformers' own bf16 error
 DTYPES = [VisionDtype.FP32, VisionDtype.BF16]
 GEOMETRIES = {"small": SMALL, "odd": ODD, "real width": REAL_WIDTH}
@@ -105,6 +106,21 @@ def test_a_picture_alone_and_packed_is_the_same_bit_for_bit(towers: Towers, dtyp
             packed = encoder.encode([pictures[number] for number in chosen])
             for number, features in zip(chosen, packed, strict=True):
                 assert same(features, alone[number]), (threads, [grids[n] for n in chosen])
+
+
+@pytest.mark.parametrize("head_size", [8, 64, 72])
+@pytest.mark.parametrize("patches", [4, 16, 100, 433, 900])
+def test_attention_by_heads_is_attention_with_any_number_of_threads(patches: int, head_size: int) -> None:
+    torch.manual_seed(patches)
+    parts = [torch.randn(3, patches, head_size).bfloat16() for _ in ("query", "key", "value")]
+    found = []
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        found.append(attend_by_heads(*parts))
+    assert all(torch.equal(found[0], one) for one in found)
+    query, key, value = (part.float() for part in parts)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1)
+    assert (found[0].float() - wanted).norm() <= ATTENTION_TOLERANCE * wanted.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
