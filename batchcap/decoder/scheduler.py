@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
 from batchcap.decoder.answer import AnswerReader
-from batchcap.decoder.invariance import LEAST_PREFILL, warn_if_a_split_shows
+from batchcap.decoder.invariance import LEAST_PREFILL
 from batchcap.decoder.kept import OpenedDecoder, open_decoder
 from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.sampling import Sampler
@@ -124,8 +124,6 @@ class Decoder:
         session, self._tile = opened.session, opened.row_tile
         count = _rounded_up(placement.slots, self._tile)
         self._common = _common_suffix(prompts)
-        if self._common is not None:
-            warn_if_a_split_shows(session, geometry, self._tile)
         self._slots = Slots(
             session,
             geometry,
@@ -146,6 +144,11 @@ class Decoder:
         # Slots added by the rounding stay idle: they cost nothing but the rows of a step.
         self._rows: list[_Row | None] = [None] * placement.slots
         self._picture: _Picture | None = None
+
+    @property
+    def splits_prompts(self) -> bool:
+        """Whether what several prompts begin with is prefilled apart from the rest."""
+        return self._common is not None
 
     @property
     def free_slots(self) -> int:

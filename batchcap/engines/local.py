@@ -5,6 +5,7 @@ row is, and keeps what it gave out until it is answered: so no worker's end can 
 """
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from batchcap.engines.messages import Busy, Captioned, DecoderSpec, DecodeWork, 
 from batchcap.engines.pressure import MemoryGuard
 from batchcap.engines.process import WorkerEndError
 from batchcap.engines.seat import START_TIMEOUT_S, Seat, SeenTime
+from batchcap.engines.sign import make_sign_file
 from batchcap.errors import BatchcapError, WorkerError
 from batchcap.geometry import feature_bytes
 from batchcap.machine import MIB, available_cores
@@ -69,6 +71,7 @@ class LocalEngine:
         self._ledger = _Ledger()
         self._failure: BatchcapError | None = None
         self._busy_s: dict[str, float] = dict.fromkeys(("read", "vision", "prefill", "decode"), 0.0)
+        self._sign_file: int | None = make_sign_file()
         folder = str(bundle.folder)
         vision_spec = VisionSpec(
             bundle_folder=folder,
@@ -78,6 +81,7 @@ class LocalEngine:
             patch_budget=placement.patch_budget,
             find_twins=not config.generation.depends_on_row,
             cpus=cores.vision,
+            sign_file=self._sign_file,
         )
         timeout_s = config.limits.picture_timeout_s
         self._decoders: list[Seat] = []
@@ -90,6 +94,7 @@ class LocalEngine:
             threads=threads.decoder,
             max_visual_tokens=config.vision.max_visual_tokens,
             share_weights=placement.decoders > 1 and _sharing(bundle),  # while the vision worker loads already
+            sign_file=self._sign_file,
         )
         for number, cpus in enumerate(cores.decoders):
             self._decoders.append(Seat(f"decoder {number}", replace(decoder_spec, cpus=cpus), timeout_s))
@@ -279,3 +284,6 @@ class LocalEngine:
             seat.worker.kill()
         for seat in self._seats:
             seat.worker.close()
+        if self._sign_file is not None:
+            os.close(self._sign_file)
+            self._sign_file = None

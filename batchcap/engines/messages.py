@@ -22,6 +22,7 @@ class VisionSpec:
     patch_budget: int
     find_twins: bool
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
+    sign_file: int | None = None  # of a `WorkSign`
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class DecoderSpec:
     max_visual_tokens: int
     share_weights: bool = False
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
+    sign_file: int | None = None  # of a `WorkSign`
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +112,10 @@ class Inbox:
         """
         return self._sound(self._queue.get())
 
-    def get_nowait(self) -> Any | None:  # noqa: ANN401 - the message types differ by worker
-        """The next message, or None; raises as `get` does."""
+    def get_within(self, seconds: float) -> Any | None:  # noqa: ANN401 - the message types differ by worker
+        """The next message, or None if none comes in time; raises as `get` does."""
         try:
-            return self._sound(self._queue.get_nowait())
+            return self._sound(self._queue.get(timeout=seconds))
         except queue.Empty:
             return None
 

@@ -48,7 +48,8 @@ class Worker:
         try:
             with theirs:
                 # -P: a random.py or a folder torch/ where the command is run must not get in the way.
-                self.process = _popen([sys.executable, "-P", "-m", "batchcap.engines.worker"], theirs.fileno())
+                command = [sys.executable, "-P", "-m", "batchcap.engines.worker"]
+                self.process = _popen(command, theirs.fileno(), spec.sign_file)
         except OSError as error:  # too many processes, or no memory for one more
             self._socket.close()
             raise WorkerEndError(f"could not be started: {error.strerror}", lacked_memory=True) from None
@@ -112,7 +113,7 @@ class Worker:
         self._socket.close()
 
 
-def _popen(command: list[str], socket_fd: int) -> subprocess.Popen[bytes]:
+def _popen(command: list[str], socket_fd: int, sign_fd: int | None) -> subprocess.Popen[bytes]:
     """Start a worker that SIGINT and SIGTERM can't meet before it is ready to ignore them.
 
     Both reach every process of a group, also one that has not run its first line yet. The mask is inherited; the
@@ -122,7 +123,7 @@ def _popen(command: list[str], socket_fd: int) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             [*command, str(socket_fd)],
-            pass_fds=[socket_fd],
+            pass_fds=[socket_fd] if sign_fd is None else [socket_fd, sign_fd],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # stdout carries results only
         )

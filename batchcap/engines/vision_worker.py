@@ -11,6 +11,7 @@ import numpy as np
 
 from batchcap.bundle import Bundle
 from batchcap.engines.messages import Busy, Captioned, Inbox, VisionSpec
+from batchcap.engines.sign import WorkSign
 from batchcap.engines.twins import KnownPictures
 from batchcap.errors import ErrorKind, RowError
 from batchcap.geometry import VisionGeometry
@@ -19,6 +20,8 @@ from batchcap.records import Failure, Features, ImageRow, Patches, Twin
 from batchcap.vision.backend import load_encoder
 
 READ_THREADS = 2
+# So long a picture waits for others that are being read, where lanes of the encoder would be idle without them.
+GATHER_S = 0.05
 
 
 def _blank(geometry: VisionGeometry) -> Patches:
@@ -35,6 +38,7 @@ class VisionWorker:
         self._connection = connection
         self._config = spec.vision
         self._patch_budget = spec.patch_budget
+        self._sign = WorkSign(spec.sign_file)
         self._bundle = Bundle.load_again(spec.bundle_folder, spec.bundle_id)
         self._encoder = load_encoder(self._bundle, spec.vision, spec.threads)
         # An encoder that can't work on this machine ends the job here, before it fails row after row.
@@ -43,6 +47,7 @@ class VisionWorker:
         self._known = KnownPictures() if spec.find_twins else None
         self._loaded: queue.SimpleQueue[Patches | Failure | Twin] = queue.SimpleQueue()
         self._carried: Patches | None = None
+        self._to_read = self._taken = 0
 
     def run(self, inbox: Inbox) -> None:
         """Work until the coordinator goes away (the inbox ends the process then)."""
@@ -50,12 +55,14 @@ class VisionWorker:
         while True:
             batch = self._next_batch()
             if batch:
-                self._encode(batch)
+                with self._sign.put_up():
+                    self._encode(batch)
 
     def _dispatch(self, inbox: Inbox) -> None:
         while True:
             message = inbox.get()
             if not isinstance(message, Captioned):
+                self._to_read += 1
                 self._readers.submit(self._read, message)
             elif self._known is not None:
                 for sha256, index in message.pictures:
@@ -84,7 +91,7 @@ class VisionWorker:
         """Pictures ready now, up to the patch budget; waits for the first. Failures and twins are passed on."""
         batch: list[Patches] = []
         patches = 0
-        for item in self._ready_items():
+        for item in self._ready_items(batch):
             if isinstance(item, Failure | Twin):
                 self._connection.send(item)
                 continue
@@ -95,17 +102,24 @@ class VisionWorker:
             patches += len(item.values)
         return batch
 
-    def _ready_items(self) -> Iterator[Patches | Failure | Twin]:
+    def _ready_items(self, batch: list[Patches]) -> Iterator[Patches | Failure | Twin]:
+        """What has been read, to fill a batch with; waits for the first, and a little where lanes would be idle."""
         if self._carried is not None:
             carried, self._carried = self._carried, None
             yield carried
         else:
-            yield self._loaded.get()
+            yield self._take(None)
         while True:
+            waits = len(batch) < self._encoder.lanes and self._taken < self._to_read
             try:
-                yield self._loaded.get_nowait()
+                yield self._take(GATHER_S if waits else 0)
             except queue.Empty:
                 return
+
+    def _take(self, wait_s: float | None) -> Patches | Failure | Twin:
+        item = self._loaded.get(timeout=wait_s)
+        self._taken += 1
+        return item
 
     def _encode(self, batch: list[Patches]) -> None:
         results: list[Features | Failure] = []

@@ -1,6 +1,10 @@
 """The decoder worker with a real decoder: a row that can't be admitted is a failed row, and the others go on."""
 
 import dataclasses
+import logging
+import queue
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -13,8 +17,11 @@ import pytest
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
 from batchcap.decoder.scheduler import Decoder
-from batchcap.engines.decoder_worker import DecoderWorker
+from batchcap.decoder.slots import Slots
+from batchcap.engines import decoder_lane
+from batchcap.engines.decoder_worker import DecoderWorker, lane_count
 from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork
+from batchcap.engines.sign import WorkSign, make_sign_file
 from batchcap.errors import ErrorKind
 from batchcap.records import Caption, Failure, Features
 
@@ -27,7 +34,7 @@ class Hand:
     def __init__(self, *messages: DecodeWork) -> None:
         self._messages = list(messages)
 
-    def get_nowait(self) -> DecodeWork | None:
+    def get_within(self, _seconds: float) -> DecodeWork | None:
         return self._messages.pop(0) if self._messages else None
 
     def get(self) -> DecodeWork:
@@ -118,7 +125,7 @@ def test_a_row_comes_out_with_an_answer_to_each_prompt(tiny_bundle_fp32: Bundle,
     for captions in found.values():
         assert isinstance(captions, tuple)
         assert [caption.prompt for caption in captions] == [0, 1, 2]
-    assert not worker._answers
+    assert not worker.lanes[0]._answers
 
 
 def test_a_prompt_that_can_not_be_prefilled_fails_its_row_alone(
@@ -139,7 +146,7 @@ def test_a_prompt_that_can_not_be_prefilled_fails_its_row_alone(
     assert "RuntimeError: odd" in failure.message
     assert isinstance(found[0], tuple)
     assert isinstance(found[2], tuple)
-    assert not worker._answers
+    assert not worker.lanes[0]._answers
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Failed to allocate memory for requested buffer")])
@@ -152,6 +159,135 @@ def test_lack_of_memory_is_no_rows_fault(
     bundle = tiny_bundle_fp32
     spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(max_new_tokens=3), 2, 1, 16)
     worker = DecoderWorker(spec, Pipe()[1])
-    monkeypatch.setattr(worker._decoder, "admit", fail)
+    monkeypatch.setattr(worker.lanes[0]._decoder, "admit", fail)
     with pytest.raises(type(error)):
         worker.run(Hand(DecodeWork("row-0", picture(bundle, 0))))  # type: ignore[arg-type]
+
+
+class Inboxes:
+    """An inbox for several lanes: rows, and then nothing more for as long as the test lasts."""
+
+    def __init__(self, *messages: DecodeWork) -> None:
+        self._queue: queue.SimpleQueue[DecodeWork] = queue.SimpleQueue()
+        for message in messages:
+            self._queue.put(message)
+
+    def get_within(self, seconds: float) -> DecodeWork | None:
+        try:
+            return self._queue.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def get(self) -> DecodeWork:
+        return self._queue.get()
+
+
+def make_lanes(bundle: Bundle, slots: int, sign_file: int | None = None) -> tuple[DecoderWorker, Connection]:
+    """A worker of two threads, and the other end of its connection."""
+    ours, theirs = Pipe()
+    generation = GenerationConfig(max_new_tokens=5, loop_stop=False)
+    spec = DecoderSpec(str(bundle.folder), bundle.id, generation, slots, 2, 16, sign_file=sign_file)
+    return DecoderWorker(spec, theirs), ours
+
+
+def outcomes(ours: Connection, rows: int) -> dict[int, Caption]:
+    found: dict[int, Caption] = {}
+    while len(found) < rows:
+        assert ours.poll(PATIENCE_S), "the worker has gone silent"
+        message = ours.recv()
+        if not isinstance(message, Busy):
+            (caption,) = message
+            assert caption.index not in found
+            found[caption.index] = caption
+    return found
+
+
+@pytest.mark.parametrize(
+    ("threads", "slots", "lanes"), [(1, 16, 1), (2, 16, 2), (4, 5, 2), (2, 3, 1), (5, 16, 1), (64, 48, 1)]
+)
+def test_lanes_are_for_few_threads_and_enough_slots(threads: int, slots: int, lanes: int) -> None:
+    assert lane_count(threads, slots) == lanes
+
+
+def test_two_lanes_write_what_one_writes(tiny_bundle_fp32: Bundle) -> None:
+    bundle = tiny_bundle_fp32
+    work = [DecodeWork(f"row-{index}", picture(bundle, index)) for index in range(23)]
+    texts = []
+    for slots in (3, 5):
+        worker, ours = make_lanes(bundle, slots)
+        inbox: Any = Inboxes(*work)
+        threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
+        found = outcomes(ours, len(work))
+        texts.append({index: caption.token_ids for index, caption in found.items()})
+        assert [lane._decoder.free_slots for lane in worker.lanes] == ([3] if slots == 3 else [2, 3])
+    assert texts[0] == texts[1]
+
+
+def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise MemoryError("no room")
+
+    worker, ours = make_lanes(tiny_bundle_fp32, 4)
+    monkeypatch.setattr(worker.lanes[1]._decoder, "step", fail)
+    inbox: Any = Inboxes(*[DecodeWork(f"row-{index}", picture(tiny_bundle_fp32, index)) for index in range(40)])
+    with pytest.raises(MemoryError, match="no room"):
+        worker.run(inbox)
+    while ours.poll():
+        assert isinstance(ours.recv(), Busy | tuple), "whole messages"
+    assert worker._sending.locked(), "nothing comes between the worker's last word and its end"
+
+
+HOLDS_SIGN = (
+    "import sys; from batchcap.engines.sign import WorkSign\n"
+    "with WorkSign(int(sys.argv[1])).put_up():\n"
+    "    print(flush=True); sys.stdin.read()"
+)
+
+
+def test_no_step_of_few_rows_while_the_encoder_is_at_work(tiny_bundle_fp32: Bundle) -> None:
+    bundle, sign_file = tiny_bundle_fp32, make_sign_file()
+    worker, ours = make_lanes(bundle, 4, sign_file)
+    inbox: Any = Inboxes(DecodeWork("row-0", picture(bundle, 0)))
+    command = [sys.executable, "-c", HOLDS_SIGN, str(sign_file)]
+    encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[sign_file])
+    assert encoder.stdout is not None
+    encoder.stdout.readline()
+    threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
+    for _message in range(5):  # prefilled, and then it waits, but says so
+        assert ours.poll(PATIENCE_S)
+        told = ours.recv()
+        assert isinstance(told, Busy)
+        assert told.stage == "prefill" or told.seconds == 0
+    encoder.kill()  # however it ends: the sign comes down
+    assert outcomes(ours, 1).keys() == {0}
+    encoder.wait()
+
+
+def test_a_lane_loses_patience(tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder that is frozen must not hold up what can be written without it."""
+    monkeypatch.setattr(decoder_lane, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(WorkSign, "is_up", lambda _sign: True)
+    worker, ours = make_lanes(tiny_bundle_fp32, 4)
+    inbox: Any = Inboxes(DecodeWork("row-0", picture(tiny_bundle_fp32, 0)))
+    threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
+    assert outcomes(ours, 1).keys() == {0}
+
+
+def test_a_split_that_shows_is_said(
+    tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefill = Slots.prefill
+
+    def rounding(slots: Slots, *given: Any, past: int = 0) -> Any:
+        outputs = prefill(slots, *given, past=past)
+        if past and outputs.logits is not None:
+            outputs.logits[0, 0, 5] += np.float32(1e-5)
+        return outputs
+
+    monkeypatch.setattr(Slots, "prefill", rounding)
+    with caplog.at_level(logging.WARNING):
+        make_asking(tiny_bundle_fp32, slots=8)
+    assert caplog.text.count("may depend on the prompts beside it") == 1
+    caplog.clear()
+    make_lanes(tiny_bundle_fp32, 8)
+    assert not caplog.records

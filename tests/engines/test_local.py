@@ -37,7 +37,7 @@ def engine(
 ) -> Iterator[LocalEngine]:
     """An engine, not started, whose workers behave as told."""
 
-    def popen(_command: list[str], socket_fd: int) -> "subprocess.Popen[bytes]":
+    def popen(_command: list[str], socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "tests.engines.fake_worker", vision, decoder, str(socket_fd)]
         started.append(subprocess.Popen(command, pass_fds=[socket_fd], cwd=Path(__file__).parents[2]))
         return started[-1]
@@ -71,10 +71,10 @@ def remembered_specs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return specs
 
 
-def _popen_of(behaviour: str) -> Callable[[list[str], int], "subprocess.Popen[bytes]"]:
+def _popen_of(behaviour: str) -> Callable[[list[str], int, int | None], "subprocess.Popen[bytes]"]:
     """Starts workers that behave so, whatever they are."""
 
-    def popen(_command: list[str], socket_fd: int) -> "subprocess.Popen[bytes]":
+    def popen(_command: list[str], socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "tests.engines.fake_worker", behaviour, behaviour, str(socket_fd)]
         return subprocess.Popen(command, pass_fds=[socket_fd], cwd=Path(__file__).parents[2])
 
@@ -369,7 +369,7 @@ def test_a_successor_that_does_not_start(monkeypatch: pytest.MonkeyPatch, at_fau
 
 @pytest.mark.parametrize("at_fault", ["vision", "decoder"])
 def test_a_successor_that_the_system_has_no_process_for(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
-    def popen(_command: list[str], _socket_fd: int) -> "subprocess.Popen[bytes]":
+    def popen(_command: list[str], _socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     with engine(monkeypatch) as running:

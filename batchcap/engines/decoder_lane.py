@@ -1,0 +1,99 @@
+"""Owns one lane of a decoder worker: keeps its slots full, step by step."""
+
+import time
+from collections.abc import Callable
+
+from batchcap.decoder.scheduler import Decoder
+from batchcap.engines.messages import Busy, DecodeWork, Inbox, lacks_memory
+from batchcap.engines.sign import WorkSign
+from batchcap.errors import ErrorKind
+from batchcap.records import Caption, Failure
+
+# So long after the last picture a lane with free slots waits for the next one while the encoder is at work.
+PATIENCE_S = 60.0
+# How often it looks whether the encoder still is.
+LOOK_S = 0.05
+
+
+class DecoderLane:
+    """Turns features into captions with slots of its own.
+
+    Args:
+        decoder: the slots.
+        prompts: how many captions a row has.
+        send: sends a message to the coordinator; for several threads.
+        sign: up while more features are in the making.
+        share: of a second of the worker's that a second of this lane is.
+    """
+
+    def __init__(
+        self, decoder: Decoder, prompts: int, send: Callable[[object], None], sign: WorkSign, share: float
+    ) -> None:
+        self._decoder = decoder
+        self._prompts = prompts
+        self._send = send
+        self._sign = sign
+        self._share = share
+        self._last_index = -1
+        self._patient_until_s = 0.0
+        self._answers: dict[int, dict[int, Caption]] = {}  # captions of rows whose other prompts are still at work
+
+    def run(self, inbox: Inbox) -> None:
+        """Work for ever."""
+        while True:
+            self._fill(inbox)
+            started_s = time.perf_counter()
+            captions = self._decoder.step()
+            self._tell("decode", started_s)
+            for caption in captions:
+                self._gather(caption)
+
+    def _tell(self, stage: str, since_s: float) -> None:
+        self._send(Busy(stage, self._share * (time.perf_counter() - since_s)))
+
+    def _gather(self, caption: Caption) -> None:
+        """Send the captions of a row when the last of them is there."""
+        answers = self._answers.setdefault(caption.index, {})
+        answers[caption.prompt] = caption
+        if len(answers) == self._prompts:
+            del self._answers[caption.index]
+            self._send(tuple(answers[place] for place in range(self._prompts)))
+
+    def _fill(self, inbox: Inbox) -> None:
+        """Give every free slot a prompt or a row that is waiting or about to come; with nothing at work, any row."""
+        while self._decoder.can_go_on or self._decoder.free_slots:
+            work = None
+            if not self._decoder.can_go_on:
+                work = self._next(inbox) if self._decoder.active else inbox.get()
+                if work is None:
+                    return
+            started_s = time.perf_counter()
+            self._prefill(work)
+            self._tell("prefill", started_s)
+            self._patient_until_s = time.monotonic() + PATIENCE_S
+
+    def _next(self, inbox: Inbox) -> DecodeWork | None:
+        """A row that waits or is about to come."""
+        work: DecodeWork | None = inbox.get_within(0)
+        while work is None and self._sign.is_up() and time.monotonic() < self._patient_until_s:
+            work = inbox.get_within(LOOK_S)
+            self._send(Busy("decode", 0.0))  # who waits is not silent
+        return work
+
+    def _prefill(self, work: DecodeWork | None) -> None:
+        """Take in a row; with None, go on with the prompts of the last one."""
+        try:
+            if work is None:
+                self._decoder.go_on()
+            else:
+                self._last_index = work.features.index
+                self._decoder.admit(work.features, work.row_id)
+        except Exception as error:  # a worker's edge: one row must not end the job at every start anew
+            # That the decoder itself works has been seen when its row tile was measured. Lack of memory is not the
+            # row's fault.
+            if lacks_memory(error):
+                raise
+            message = f"{type(error).__name__}: {error}"
+            self._decoder.give_up(self._last_index)
+            self._answers.pop(self._last_index, None)
+            self._send(Failure(self._last_index, ErrorKind.INTERNAL, message))

@@ -1,0 +1,49 @@
+"""Owns the sign that the vision worker is at work, which decoders with free slots wait for.
+
+A decode step of few rows costs nearly as much as one of many. While the encoder is at work more rows are about to come,
+and what decoders leave of the cores it can use.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def make_sign_file() -> int:
+    """The file of a `WorkSign`, to be inherited by vision worker and decoders; the caller closes it."""
+    return os.memfd_create("batchcap-sign")
+
+
+class WorkSign:
+    """Up while a process is inside of `put_up`; comes down when that process ends, however it does.
+
+    Args:
+        file: from `make_sign_file`; None: a sign that nobody sees and that is never up.
+    """
+
+    def __init__(self, file: int | None) -> None:
+        self._file = file
+
+    @contextmanager
+    def put_up(self) -> Iterator[None]:
+        """Put the sign up for as long as the context lasts."""
+        if self._file is None:
+            yield
+            return
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+    def is_up(self) -> bool:
+        """Whether another process has put it up."""
+        if self._file is None:
+            return False
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+        return False
