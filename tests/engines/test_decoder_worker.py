@@ -182,10 +182,12 @@ class Inboxes:
         return self._queue.get()
 
 
-def make_lanes(bundle: Bundle, slots: int, sign_file: int | None = None) -> tuple[DecoderWorker, Connection]:
+def make_lanes(
+    bundle: Bundle, slots: int, sign_file: int | None = None, prompt: str | dict[str, str] = "What is it?"
+) -> tuple[DecoderWorker, Connection]:
     """A worker of two threads, and the other end of its connection."""
     ours, theirs = Pipe()
-    generation = GenerationConfig(max_new_tokens=5, loop_stop=False)
+    generation = GenerationConfig(prompt, max_new_tokens=5, loop_stop=False)
     spec = DecoderSpec(str(bundle.folder), bundle.id, generation, slots, 2, 16, sign_file=sign_file)
     return DecoderWorker(spec, theirs), ours
 
@@ -221,6 +223,21 @@ def test_two_lanes_write_what_one_writes(tiny_bundle_fp32: Bundle) -> None:
         texts.append({index: caption.token_ids for index, caption in found.items()})
         assert [lane._decoder.free_slots for lane in worker.lanes] == ([3] if slots == 3 else [2, 3])
     assert texts[0] == texts[1]
+
+
+def test_each_lane_asks_all_prompts_of_its_pictures(tiny_bundle_fp32: Bundle) -> None:
+    bundle, rows = tiny_bundle_fp32, 9
+    worker, ours = make_lanes(bundle, 4, prompt=ASKED)
+    inbox: Any = Inboxes(*[DecodeWork(f"row-{index}", picture(bundle, index)) for index in range(rows)])
+    threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
+    found: dict[int, list[int]] = {}
+    while len(found) < rows:
+        assert ours.poll(PATIENCE_S), "the worker has gone silent"
+        message = ours.recv()
+        if not isinstance(message, Busy):
+            assert message[0].index not in found
+            found[message[0].index] = [caption.prompt for caption in message]
+    assert set(map(tuple, found.values())) == {(0, 1, 2)}
 
 
 def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
