@@ -103,6 +103,19 @@ def _rows_done(output: Path) -> int:
     return parts + int(rows)
 
 
+def _add_pictures(project: Path, copies: int) -> None:
+    """More sample pictures, none of them another's twin: bytes behind a JPEG's end are not part of the picture."""
+    samples = project / "sample_data"
+    samples.unlink()
+    shutil.copytree(PROJECT / "sample_data", samples)
+    (samples / "more").mkdir()
+    for path in (PROJECT / "sample_data").rglob("*.jpg"):
+        for number in range(copies):
+            (samples / "more" / f"{path.parent.name}-{number}-{path.name}").write_bytes(
+                path.read_bytes() + bytes([number])
+            )
+
+
 def _kill_once_begun(process: "subprocess.Popen[bytes]", output: Path) -> None:
     """SIGKILL the process group as soon as some rows are durable."""
     while process.poll() is None and not _rows_done(output):
@@ -114,6 +127,7 @@ def _kill_once_begun(process: "subprocess.Popen[bytes]", output: Path) -> None:
 def test_resume_job_is_killed_and_equals_an_uninterrupted_run(shell: Shell) -> None:
     job = shell.folder.parent / "project" / "jobs" / "resume.toml"
     output = _output(shell, "resume")
+    _add_pictures(shell.folder.parent / "project", copies=10)  # so that it is not over before it can be killed
     shell.run("batchcap doctor")  # exports the demo model, so that the kill meets the job
     _kill_once_begun(shell.start(f"batchcap run {job}"), output)
     done = _rows_done(output)
