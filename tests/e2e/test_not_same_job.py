@@ -120,7 +120,9 @@ def test_a_second_run_is_turned_away_and_told_by_whom(job: Job, tmp_path: Path) 
     output = tmp_path / "out"
     first = Process(*job.arguments(output, "--slots", "1"))
     assert first.wait_until(lambda: first.done_before is not None)
+    first.signal_group(signal.SIGSTOP)  # or it would be over before the second has looked
     second = run(*job.arguments(output), expect=ExitCode.LOCKED)
+    first.signal_group(signal.SIGCONT)
     assert f"process {first.popen.pid} on" in second.stderr
     assert "wait for it, or stop it first" in second.stderr
     # The first has not noticed.
