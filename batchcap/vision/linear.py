@@ -47,10 +47,14 @@ class RowBlockLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out]."""
-        rows = len(x)
-        filled = F.pad(x, (0, 0, 0, -rows % ROW_BLOCK))
-        blocks = [self._block(block) for block in torch.split(filled, ROW_BLOCK)]
-        return torch.cat(blocks)[:rows] if len(blocks) > 1 else blocks[0][:rows]
+        out = x.new_empty(len(x), len(self.bias))
+        for start in range(0, len(x), ROW_BLOCK):
+            block = x[start : start + ROW_BLOCK]
+            rows = len(block)
+            if rows < ROW_BLOCK:
+                block = F.pad(block, (0, 0, 0, ROW_BLOCK - rows))
+            out[start : start + rows] = self._block(block)[:rows]
+        return out
 
     def _block(self, block: Tensor) -> Tensor:
         if self.packed:
