@@ -17,6 +17,7 @@ import onnxruntime
 from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.errors import CheckpointError
+from batchcap.export.integer_products import ROUNDING
 from batchcap.export.options import Precision
 from batchcap.geometry import Geometry
 from batchcap.machine import available_cores
@@ -130,13 +131,24 @@ def _with_plain_inputs(graph: Path) -> bytes:
             node.attribute.extend(kept)
         if node.op_type == "MatMulIntegerToFloat":
             scaled = scaled_by[node.output[0]]
-            read = made_by[made_by[node.input[0]].input[0]].input[0]  # behind QuantizeLinear and Div
-            model.graph.node.extend(_plain_product(node, read, scaled.output[0]))
+            model.graph.node.extend(_plain_product(node, _rounded_from(node.input[0], made_by), scaled.output[0]))
             replaced.add(scaled.name)
+        elif node.op_type == "ArgMax":  # of a product before it is scaled, which is no more
+            source = made_by[node.input[0]]
+            if source.op_type == "MatMulIntegerToFloat":
+                node.input[0] = scaled_by[source.output[0]].output[0]
+            model.graph.node.append(node)
         elif node.name not in replaced:
             model.graph.node.append(node)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _rounded_from(value: str, made_by: dict[str, onnx.NodeProto]) -> str:
+    """What the bytes of a product of integers were rounded from."""
+    while value in made_by and ROUNDING in made_by[value].name:
+        value = made_by[value].input[0]
+    return value
 
 
 def _plain_product(product: onnx.NodeProto, read: str, written: str) -> tuple[onnx.NodeProto, onnx.NodeProto]:

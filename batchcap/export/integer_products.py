@@ -24,6 +24,7 @@ MIDDLE = 128  # of the activations
 LARGEST = 127
 SMALLEST_SCALE = 1e-12  # a token of zeros has a scale, too
 _INPUTS_AT_ONCE = 4096
+ROUNDING = "/w8a8/"  # within the names of nodes that round activations
 
 # Puts a node into the graph, at the place where the product belongs.
 Insert = Callable[[ir.Node], None]
@@ -62,15 +63,24 @@ class IntegerProducts:
 
     def _round(self, value: ir.Value, insert: Insert) -> tuple[ir.Value, ir.Value]:
         """A value as bytes [.., K], and the scale of each token [.., 1]."""
-        name = f"{value.name}/w8a8"
-        magnitude = _node("Abs", [value], f"{name}/Abs", insert)
+        name = f"{value.name}{ROUNDING}"
+
+        def node(kind: str, *inputs: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT, **attributes: Any) -> ir.Value:
+            return _node(kind, list(inputs), f"{name}{kind}", insert, dtype, **attributes)
+
         axis = self._constant("last_axis", [-1], np.int64)
-        largest = _node("ReduceMax", [magnitude, axis], f"{name}/ReduceMax", insert)
-        steps = _node("Mul", [largest, self._constant("one_step", 1 / LARGEST, np.float32)], f"{name}/Mul", insert)
-        scale = _node("Max", [steps, self._constant("smallest", SMALLEST_SCALE, np.float32)], f"{name}/Max", insert)
-        scaled = _node("Div", [value, scale], f"{name}/Div", insert)
-        rounding = [scaled, self._constant("one", 1, np.float32), self._constant("middle", MIDDLE, np.uint8)]
-        whole = _node("QuantizeLinear", rounding, f"{name}/QuantizeLinear", insert, ir.DataType.UINT8)
+        largest = node("Max", node("ReduceMax", value, axis), node("Neg", node("ReduceMin", value, axis)))
+        steps = node("Mul", largest, self._constant("one_step", 1 / LARGEST, np.float32))
+        scale = _node("Max", [steps, self._constant("smallest", SMALLEST_SCALE, np.float32)], f"{name}scale", insert)
+        # One operator that knows each row's scale, instead of a division first: 1.0 ms instead of 2.2 for [900, 4096].
+        rows = node("Flatten", value, axis=-1)
+        row_scales = node("Reshape", scale, axis)
+        count = _node("Shape", [row_scales], f"{name}count", insert, ir.DataType.INT64)
+        middle = ir.tensor(np.array([MIDDLE], np.uint8))
+        middles = node("ConstantOfShape", count, dtype=ir.DataType.UINT8, value=middle)
+        whole_rows = node("QuantizeLinear", rows, row_scales, middles, dtype=ir.DataType.UINT8, axis=0)
+        shape = node("Shape", value, dtype=ir.DataType.INT64)
+        whole = _node("Reshape", [whole_rows, shape], f"{name}whole", insert, ir.DataType.UINT8)
         self._rounded[value] = whole, scale
         return whole, scale
 
@@ -85,12 +95,25 @@ class IntegerProducts:
 
 
 def _node(
-    kind: str, inputs: list[ir.Value], name: str, insert: Insert, dtype: ir.DataType = ir.DataType.FLOAT
+    kind: str,
+    inputs: list[ir.Value],
+    name: str,
+    insert: Insert,
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    **attributes: Any,
 ) -> ir.Value:
-    node = ir.Node("", kind, inputs, name=name)
+    node = ir.node(kind, inputs, attributes, name=name)
     node.outputs[0].name, node.outputs[0].dtype = f"{name}/output_0", dtype
     insert(node)
     return node.outputs[0]
+
+
+def unscaled(product: ir.Value) -> ir.Value:
+    """A product of integers before each token's scale; any other value as it is."""
+    scaling = product.producer()
+    first = scaling.inputs[0] if scaling is not None and scaling.op_type == "Mul" else None
+    source = first.producer() if first is not None else None
+    return first if first is not None and source is not None and source.op_type == "MatMulIntegerToFloat" else product
 
 
 def turned(matrix: QuantizedMatrix) -> Iterator[NDArray[np.int8]]:

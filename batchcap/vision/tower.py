@@ -49,7 +49,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     cos, sin = cos[:, None, None, :half], sin[:, None, None, :half]
     turned = torch.empty_like(x, memory_format=torch.contiguous_format)
-    parts = (tensor.split(ROTATED_AT_ONCE) for tensor in (x, cos, sin, turned))
+    parts = (torch.split(tensor, ROTATED_AT_ONCE) for tensor in (x, cos, sin, turned))
     for part, part_cos, part_sin, target in zip(*parts, strict=True):
         first, second = part.float().chunk(2, dim=-1)
         target[..., :half] = first * part_cos - second * part_sin

@@ -75,18 +75,15 @@ def levels_swapped(opened: Opened) -> None:
 
 
 def level_late(opened: Opened) -> None:
-    """The last level is added one layer after its own."""
-    late, norm = (
-        opened.nodes[name]
-        for name in ("/model/layers.2/deepstack/Add", "/model/layers.4/final_norm_layernorm/SkipLayerNorm")
-    )
-    opened.nodes["/model/layers.3/input_layernorm/SkipLayerNorm"].input[1] = late.input[0]
-    late.input[0], norm.input[1] = norm.input[1], late.output[0]
+    """The second level is added one layer after its own, with the third."""
+    late, third = (opened.nodes[f"/model/layers.{layer}/deepstack/Add"] for layer in (1, 2))
+    opened.nodes["/model/layers.2/input_layernorm/SkipLayerNorm"].input[1] = late.input[0]
+    late.input[0], third.input[0] = third.input[0], late.output[0]
     nodes = opened.model.graph.node
     moved = onnx.NodeProto()
     moved.CopyFrom(late)
     nodes.remove(late)
-    nodes.insert(list(nodes).index(norm), moved)
+    nodes.insert(list(nodes).index(third), moved)
 
 
 def sections_permuted(opened: Opened) -> None:

@@ -71,7 +71,7 @@ STRUCTURE: dict[str, tuple[Fault, set[str]]] = {
     "all DeepStack levels lost": (faults.all_levels_lost, set(LEVELS)),
     "one DeepStack level lost": (faults.level_lost(1), {LEVELS[1]}),
     "DeepStack levels swapped": (faults.levels_swapped, {LEVELS[0], LEVELS[1]}),
-    "a DeepStack level added too late": (faults.level_late, {LEVELS[2]}),
+    "a DeepStack level added too late": (faults.level_late, {LEVELS[1]}),
     "mRoPE sections permuted": (faults.sections_permuted, {SECTIONS}),
     "mRoPE sections of one layer's keys permuted": (faults.sections_permuted_once, {SECTIONS}),
     "mRoPE sections not interleaved": (faults.sections_in_blocks, {SECTIONS, MROPE, AFTER}),
