@@ -110,6 +110,24 @@ def test_next_token_is_the_argmax_also_when_logits_are_not_asked_for(bundle: Bun
     assert session.run(["next_token"], feed)[0].tolist() == [[token]]
 
 
+def test_the_last_layer_computes_the_last_token_alone(tiny_bundle_fp32: Bundle) -> None:
+    text = tiny_bundle_fp32.geometry.text
+    model = onnx.load(tiny_bundle_fp32.decoder_path)
+    names = [f"/model/layers.{layer}/mlp/down_proj/MatMul/output_0" for layer in range(text.layers)]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    tokens = 7
+    cache = np.zeros((1, text.kv_heads, 0, text.head_dim), np.float32)
+    feed = {
+        value.name: cache if value.name.startswith("past") else np.zeros((1, tokens, text.hidden_size), np.float32)
+        for value in session.get_inputs()
+    }
+    feed["attention_mask"] = np.ones((1, tokens), np.int64)
+    feed["position_ids"] = np.zeros((3, 1, tokens), np.int64)
+    shapes = [array.shape for array in session.run(names, feed)]
+    assert shapes == [*[(1, tokens, text.hidden_size)] * (text.layers - 1), (1, 1, text.hidden_size)]
+
+
 def test_the_check_is_recorded(bundle: Bundle, tiny_bundle_fp32: Bundle) -> None:
     rounded, exact = description(bundle)["check"], description(tiny_bundle_fp32)["check"]
     assert rounded["deepstack_change"] > 0

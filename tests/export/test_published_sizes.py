@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.decoder import add_argmax, add_deepstack_inputs, draw_decoder
+from batchcap.export.decoder import add_argmax, add_deepstack_inputs, draw_decoder, narrow_last_layer
 from batchcap.export.inventory import expected_tensors
 from batchcap.export.tensors import EMBEDDINGS, VISION, canonical_name
 from tests.checkpoints import DATA, write_hollow_weights
@@ -94,3 +94,11 @@ def test_the_graph_of_8b(tmp_path: Path) -> None:
     assert len(caches) == 2 * 36
     assert {inputs[name][1] for name in caches} == {8}
     assert graph.outputs[-1].name == "next_token"
+    before = [node.name for node in graph]
+    narrow_last_layer(graph, levels=36)
+    assert [node.name for node in graph] == before, "behind the last layer all tokens would be needed"
+    narrow_last_layer(graph, levels=3)
+    assert {node.name for node in graph} - set(before) == {
+        f"/model/layers.35/last_token/{what}" for what in ("attention", "residual")
+    }
+    assert set(before) - {node.name for node in graph} == {"/lm_head/prune/Gather", "/lm_head/prune/Unsqueeze"}
