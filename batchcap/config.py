@@ -180,7 +180,7 @@ class PlacementConfig:
     decoder_threads: int = 0
     vision_threads: int = 0
     patch_budget: int = 4096
-    queue_mib: int = 256
+    queue_mib: int = 128
     rows_per_part: int = 1000
     own_cores: bool = True
 

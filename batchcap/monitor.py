@@ -10,7 +10,7 @@ from batchcap.report.summary import RunFigures
 from batchcap.store.stats import StatsSample, StatsWriter
 
 SAMPLE_INTERVAL_S = 5.0
-MEMORY_INTERVAL_S = 2.0
+MEMORY_INTERVAL_S = 5.0
 
 
 class Monitor:
