@@ -70,11 +70,11 @@ class VisionEncoder:
         return [part.numpy().copy() for part in parts]
 
     def _inputs(self, batch: Sequence[Patches]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Patches [N, K], positions [N, D], cosines and sines [N, a] of all pictures, one after the other."""
+        """Patches [N, K], positions [N, D], cosines and sines [N, a / 2] of all pictures, one after the other."""
         patches = torch.cat([torch.from_numpy(picture.values) for picture in batch]).to(self._torch_dtype)
         positions = torch.cat([torch.from_numpy(self._positions.for_grid(picture.grid)) for picture in batch])
         cos, sin = (
-            torch.cat([torch.from_numpy(half) for half in halves]).repeat(1, 2)
+            torch.cat([torch.from_numpy(half) for half in halves])
             for halves in zip(*(self._rotary.for_grid(picture.grid) for picture in batch), strict=True)
         )
         return patches, positions.to(self._torch_dtype), cos, sin

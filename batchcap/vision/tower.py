@@ -40,14 +40,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: [N, 2, A, a] queries and keys.
-        cos: [N, a] float32; the second half repeats the first.
+        cos: [N, a / 2] float32.
         sin: as `cos`.
 
     Returns:
         The same shape and dtype as `x`.
     """
     half = x.shape[-1] // 2
-    cos, sin = cos[:, None, None, :half], sin[:, None, None, :half]
+    cos, sin = cos[:, None, None], sin[:, None, None]
     turned = torch.empty_like(x, memory_format=torch.contiguous_format)
     parts = (torch.split(tensor, ROTATED_AT_ONCE) for tensor in (x, cos, sin, turned))
     for part, part_cos, part_sin, target in zip(*parts, strict=True):
@@ -188,8 +188,8 @@ class VisionTower(nn.Module):
         Args:
             patches: [N, K] in the tower's dtype, merge-block order, picture after picture.
             positions: [N, D] interpolated position embeddings, in the tower's dtype.
-            cos: [N, a] float32 rotary cosines.
-            sin: [N, a] float32 rotary sines.
+            cos: [N, a / 2] float32 rotary cosines.
+            sin: [N, a / 2] float32 rotary sines.
             lengths: patches of each picture; their sum is N. Attention stays inside a picture.
 
         Returns:

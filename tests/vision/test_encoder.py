@@ -227,7 +227,7 @@ def test_the_tower_can_be_traced_for_any_number_of_patches(small: Towers) -> Non
 
     def inputs(grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
         patches = torch.from_numpy(picture(SMALL, grid).values)
-        halves = (torch.from_numpy(half).repeat(1, 2) for half in rotary.for_grid(grid))
+        halves = (torch.from_numpy(half) for half in rotary.for_grid(grid))
         return patches, torch.from_numpy(positions.for_grid(grid)), *halves
 
     tokens = torch.export.Dim("tokens", min=1, max=4096)
