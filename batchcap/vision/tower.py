@@ -49,8 +49,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     cos, sin = cos[:, None, None], sin[:, None, None]
     turned = torch.empty_like(x, memory_format=torch.contiguous_format)
-    parts = (torch.split(tensor, ROTATED_AT_ONCE) for tensor in (x, cos, sin, turned))
-    for part, part_cos, part_sin, target in zip(*parts, strict=True):
+    whole = (x, cos, sin, turned)
+    # No split while the module is traced: the length may be symbolic.
+    parts = (
+        [whole]
+        if torch.compiler.is_compiling()
+        else zip(*(torch.split(one, ROTATED_AT_ONCE) for one in whole), strict=True)
+    )
+    for part, part_cos, part_sin, target in parts:
         first, second = part.float().chunk(2, dim=-1)
         target[..., :half] = first * part_cos - second * part_sin
         target[..., half:] = second * part_cos + first * part_sin

@@ -232,5 +232,6 @@ def test_the_tower_can_be_traced_for_any_number_of_patches(small: Towers) -> Non
 
     tokens = torch.export.Dim("tokens", min=1, max=4096)
     traced = torch.export.export(OnePicture(tower), inputs((4, 6)), dynamic_shapes=({0: 4 * tokens},) * 4).module()
-    for ours, theirs in zip(traced(*inputs((10, 8))), OnePicture(tower)(*inputs((10, 8))), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-6)
+    for grid in ((10, 8), (40, 30)):
+        for ours, theirs in zip(traced(*inputs(grid)), OnePicture(tower)(*inputs(grid)), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
