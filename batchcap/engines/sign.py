@@ -6,6 +6,7 @@ and what decoders leave of the cores it can use.
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ def make_sign_file() -> int:
 
 
 class WorkSign:
-    """Up while a process is inside of `put_up`; comes down when that process ends, however it does.
+    """Up while any thread of a process is inside of `put_up`; comes down when that process ends, however it does.
 
     Args:
         file: from `make_sign_file`; None: a sign that nobody sees and that is never up.
@@ -24,18 +25,24 @@ class WorkSign:
 
     def __init__(self, file: int | None) -> None:
         self._file = file
+        self._inside = 0
+        self._counting = threading.Lock()
 
     @contextmanager
     def put_up(self) -> Iterator[None]:
-        """Put the sign up for as long as the context lasts."""
-        if self._file is None:
-            yield
-            return
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        """Put the sign up for as long as the context lasts; for several threads."""
+        self._enter(1)
         try:
             yield
         finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN)
+            self._enter(-1)
+
+    def _enter(self, threads: int) -> None:
+        """So many threads more or fewer are inside; the file's lock is the process's, so they hold it together."""
+        with self._counting:
+            self._inside += threads
+            if self._file is not None:
+                fcntl.lockf(self._file, fcntl.LOCK_EX if self._inside else fcntl.LOCK_UN)
 
     def is_up(self) -> bool:
         """Whether another process has put it up."""

@@ -1,11 +1,17 @@
 """The sign that the encoder is at work, between processes."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
+from contextlib import suppress
+
+import pytest
 
 from batchcap.engines.sign import WorkSign, make_sign_file
 
+PATIENCE_S = 30.0
 LOOKS = "import sys; from batchcap.engines.sign import WorkSign; print(WorkSign(int(sys.argv[1])).is_up())"
 
 
@@ -19,6 +25,57 @@ def test_it_is_up_for_as_long_as_the_work_lasts() -> None:
     sign = WorkSign(file)
     assert not sign.is_up()
     with sign.put_up():
+        assert seen_elsewhere(file)
+    assert not seen_elsewhere(file)
+    os.close(file)
+
+
+def test_it_is_up_until_the_last_thread_is_done() -> None:
+    file = make_sign_file()
+    sign = WorkSign(file)
+    first, second = sign.put_up(), sign.put_up()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert seen_elsewhere(file)
+    with sign.put_up():
+        second.__exit__(None, None, None)
+        assert seen_elsewhere(file)
+    assert not seen_elsewhere(file)
+    os.close(file)
+
+
+def test_it_comes_down_after_an_error() -> None:
+    file = make_sign_file()
+    sign = WorkSign(file)
+    with suppress(ValueError), sign.put_up():
+        raise ValueError
+    assert not seen_elsewhere(file)
+    with sign.put_up():
+        assert seen_elsewhere(file)
+    os.close(file)
+
+
+def test_who_comes_while_the_last_one_goes_finds_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, lockf = make_sign_file(), fcntl.lockf
+    sign, goes = WorkSign(file), threading.Event()
+
+    def slow(file: int, what: int) -> None:
+        if what == fcntl.LOCK_UN:
+            goes.set()
+            threading.Event().wait(0.2)
+        lockf(file, what)
+
+    def come_and_go() -> None:
+        with sign.put_up():
+            pass
+
+    monkeypatch.setattr(fcntl, "lockf", slow)
+    last = threading.Thread(target=come_and_go)
+    last.start()
+    assert goes.wait(PATIENCE_S)
+    with sign.put_up():
+        last.join()
         assert seen_elsewhere(file)
     assert not seen_elsewhere(file)
     os.close(file)
