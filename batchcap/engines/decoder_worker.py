@@ -6,9 +6,9 @@ slots instead of two threads a run: prefill 1.04 to 1.22 times as fast (W8A8; IN
 (INT4 1.09), of 32 rows 1.02, of 48 rows 1.07.
 """
 
-import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 
 from batchcap.bundle import Bundle
@@ -17,6 +17,7 @@ from batchcap.decoder.kept import KeptDecoder, open_decoder
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.engines.decoder_lane import DecoderLane
 from batchcap.engines.messages import DecoderSpec, Inbox
+from batchcap.engines.side_by_side import run_side_by_side
 from batchcap.engines.sign import WorkSign
 from batchcap.prompt import PromptTemplate, load_tokenizer
 
@@ -59,21 +60,7 @@ class DecoderWorker:
 
     def run(self, inbox: Inbox) -> None:
         """Work until the coordinator goes away (the inbox ends the process then)."""
-        if len(self.lanes) == 1:
-            self.lanes[0].run(inbox)
-        failed: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-
-        def run(lane: DecoderLane) -> None:
-            try:
-                lane.run(inbox)
-            except BaseException as error:  # noqa: BLE001 - a thread's edge: the process ends with it
-                failed.put(error)
-
-        for number, lane in enumerate(self.lanes):
-            threading.Thread(target=run, args=(lane,), name=f"lane-{number}", daemon=True).start()
-        error = failed.get()
-        self._sending.acquire()  # for good: the other lanes say nothing more
-        raise error
+        run_side_by_side([partial(lane.run, inbox) for lane in self.lanes], self._sending)
 
 
 def lane_count(threads: int, slots: int) -> int:
