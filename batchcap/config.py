@@ -169,7 +169,7 @@ class PlacementConfig:
         slots: captions a decoder works on at once.
         decoder_threads: threads of one decoder; 0: the cores divided by the decoders.
         vision_threads: threads of the vision encoder; 0: all cores.
-        patch_budget: patches that the vision encoder works on at once, all lanes together.
+        patch_budget: the most patches that the vision encoder works on at once, all lanes together.
         queue_mib: bound of the feature queue.
         rows_per_part: rows of a part file.
         own_cores: keep decoders on cores of their own where the machine has enough of them; see `cores`.

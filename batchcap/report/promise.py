@@ -16,6 +16,7 @@ from batchcap.config import JobConfig
 from batchcap.cores import Threads
 from batchcap.decoder.invariance import a_split_shows, rows_stay_equal
 from batchcap.decoder.kept import KeptDecoder, open_decoder, probe
+from batchcap.engines.vision_worker import lane_count
 from batchcap.geometry import VisionGeometry
 from batchcap.machine import available_cores
 from batchcap.records import Features, Patches
@@ -91,8 +92,9 @@ def _vision(bundle: Bundle, config: JobConfig, threads: Sequence[int]) -> str | 
     pictures = [_picture(bundle.geometry.vision, number, grid) for number, grid in enumerate(GRIDS)]
     seen = list[list[Features]]()
     for count in threads:
-        encoder = load_encoder(bundle, config.vision, count)
-        seen.append(encoder.encode(pictures))
+        lanes = lane_count(count)
+        encoder = load_encoder(bundle, config.vision, count, lanes)
+        seen.append(encoder.encode(pictures, lanes))
         alone = [encoder.encode([picture])[0] for picture in pictures]
         if not _equal(seen[-1], alone):
             return f"pictures differ when they are encoded beside others ({_of([count])})"

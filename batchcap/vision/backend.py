@@ -15,31 +15,29 @@ from batchcap.vision.dtype import resolve_backend
 class Encoder(Protocol):
     """Patches in, features out."""
 
-    @property
-    def lanes(self) -> int:
-        """Pictures that are encoded side by side: a batch of fewer leaves cores idle."""
-
-    def encode(self, batch: Sequence[Patches]) -> list[Features]:
-        """Encode pictures of any sizes.
+    def encode(self, batch: Sequence[Patches], lanes: int = 1) -> list[Features]:
+        """Encode pictures of any sizes in the calling thread and its share of the encoder's; for several threads.
 
         Args:
             batch: one or more of them.
+            lanes: calls that the encoder's threads are shared by, this one among them; never changes a feature.
 
         Returns:
-            Their features, in the same order. `vision_ms` is the batch's time shared out by patches.
+            Their features, in the same order. `vision_ms` is this lane's share of the time, shared out by patches.
 
         Raises:
             FloatingPointError: a feature is not finite: no caption of it would mean anything.
         """
 
 
-def load_encoder(bundle: Bundle, config: VisionConfig, threads: int) -> Encoder:
+def load_encoder(bundle: Bundle, config: VisionConfig, threads: int, lanes: int = 1) -> Encoder:
     """The vision encoder that the configuration asks for.
 
     Args:
         bundle: where geometry and weights come from.
         config: backend and arithmetic.
         threads: threads of the encoder in this process; never changes a feature.
+        lanes: the most calls of `encode` at once, at most as many as threads.
 
     Raises:
         BundleError: the weights are missing, broken, or not of the bundle's geometry.
@@ -50,7 +48,7 @@ def load_encoder(bundle: Bundle, config: VisionConfig, threads: int) -> Encoder:
     if resolve_backend(config.backend) is VisionBackend.ONNX:
         from batchcap.vision.onnx_encoder import OnnxVisionEncoder  # noqa: PLC0415
 
-        return OnnxVisionEncoder(bundle, config, threads)
+        return OnnxVisionEncoder(bundle, config, threads, lanes)
     from batchcap.vision.encoder import VisionEncoder  # noqa: PLC0415
 
     return VisionEncoder(bundle, config, threads)
@@ -73,18 +71,28 @@ def read_rotary_table(bundle: Bundle) -> Float32Array:
     return table
 
 
-def features_of(picture: Patches, array: Float32Array, merge: int, vision_ms: float) -> Features:
-    """A picture's record with what the encoder saw.
+def features_of(
+    batch: Sequence[Patches], arrays: Sequence[Float32Array], merge: int, vision_ms: float
+) -> list[Features]:
+    """The records of pictures with what the encoder saw.
 
     Args:
-        picture: what was encoded.
-        array: [1 + L, T, H] float32, the embeddings and each DeepStack level.
+        batch: what was encoded.
+        arrays: [1 + L, T, H] float32 of each picture, the embeddings and each DeepStack level.
         merge: side of a merge block in patches.
-        vision_ms: the picture's share of the encoder's time.
+        vision_ms: the encoder's time for the batch, which is shared out by patches.
 
     Raises:
         FloatingPointError: a number is not finite.
     """
+    ms_per_patch = vision_ms / sum(len(picture.values) for picture in batch)
+    return [
+        _record(picture, array, merge, ms_per_patch * len(picture.values))
+        for picture, array in zip(batch, arrays, strict=True)
+    ]
+
+
+def _record(picture: Patches, array: Float32Array, merge: int, vision_ms: float) -> Features:
     if not np.isfinite(array).all():
         raise FloatingPointError("the vision encoder gave numbers that are not finite")
     return Features(

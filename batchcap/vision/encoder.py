@@ -4,7 +4,8 @@ A picture's features are equal bit for bit alone, packed with any others in any 
 threads: attention stays inside a picture, norms inside a row, and linear layers run as `RowBlockLinear`.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,16 +13,13 @@ from torch import Tensor
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.records import Features, Float32Array, Patches
-from batchcap.vision.backend import read_rotary_table
+from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
-from batchcap.vision.lanes import Lanes
 from batchcap.vision.linear import pack_linears
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
 from batchcap.vision.tower import load_tower
 
-# A pass gets no faster with more and takes more memory: at 2B two lanes took 53 MiB more with 1800 each.
-PASS_PATCHES = 1024
 TORCH_DTYPES = {VisionDtype.BF16: torch.bfloat16, VisionDtype.FP32: torch.float32}
 
 
@@ -47,23 +45,18 @@ class VisionEncoder:
         self._rotary = RotaryTable(read_rotary_table(bundle), geometry.merge_size)
         self._positions = PositionEmbeddings(table.float().numpy(), geometry.merge_size)
         self._merge = geometry.merge_size
-        self._lanes = Lanes(threads, self._run, geometry.merge_size, torch.set_num_threads)
+        self._threads = threads
 
-    @property
-    def lanes(self) -> int:
-        """Pictures that are encoded side by side."""
-        return self._lanes.count
-
-    def encode(self, batch: Sequence[Patches]) -> list[Features]:
-        """Encode pictures, small ones packed into one pass; see `Encoder.encode`."""
-        return self._lanes.encode(batch)
-
-    def _run(self, batch: Sequence[Patches]) -> list[Float32Array]:
-        """As many passes as it takes: [1 + L, T, H] of each picture, the embeddings and each DeepStack level."""
-        return [array for pack in _packs(batch) for array in self._pass(pack)]
+    def encode(self, batch: Sequence[Patches], lanes: int = 1) -> list[Features]:
+        """Encode pictures in one pass; see `Encoder.encode`."""
+        started_s = time.perf_counter()
+        _use_threads(self._threads // lanes)
+        arrays = self._pass(batch)
+        return features_of(batch, arrays, self._merge, (time.perf_counter() - started_s) * 1000 / lanes)
 
     @torch.inference_mode()
     def _pass(self, batch: Sequence[Patches]) -> list[Float32Array]:
+        """[1 + L, T, H] of each picture, the embeddings and each DeepStack level."""
         lengths = [len(picture.values) for picture in batch]
         outputs = torch.stack(self._tower(*self._inputs(batch), lengths)).float()  # [1 + L, T of all, H]
         parts = torch.split(outputs, [length // self._merge**2 for length in lengths], dim=1)
@@ -80,12 +73,10 @@ class VisionEncoder:
         return patches, positions.to(self._torch_dtype), cos, sin
 
 
-def _packs(batch: Sequence[Patches]) -> Iterator[list[Patches]]:
-    """Pictures of up to `PASS_PATCHES` together; a larger one alone."""
-    pack: list[Patches] = []
-    for picture in batch:
-        if pack and sum(len(one.values) for one in [*pack, picture]) > PASS_PATCHES:
-            yield pack
-            pack = []
-        pack.append(picture)
-    yield pack
+def _use_threads(count: int) -> None:
+    """Set how many threads the calling one's passes use: PyTorch keeps that number for each thread.
+
+    One that was never asked for its number takes over what any thread has set last, at its next operation.
+    """
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

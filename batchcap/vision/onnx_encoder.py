@@ -3,6 +3,7 @@
 Every picture goes through the graph alone, so its features cannot depend on its neighbours.
 """
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,8 @@ from batchcap.export.tensors import read_file
 from batchcap.geometry import VisionGeometry
 from batchcap.graph import FLOAT, Shape, require_values
 from batchcap.records import Features, Float32Array, Patches
-from batchcap.vision.backend import read_rotary_table
+from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
-from batchcap.vision.lanes import Lanes
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
 
@@ -31,35 +31,30 @@ class OnnxVisionEncoder:
     Args:
         bundle: where geometry, graph and weights come from.
         config: arithmetic to use.
-        threads: threads of ONNX Runtime in this process; never changes a feature.
+        threads: threads of ONNX Runtime in this process, callers among them; never changes a feature.
+        lanes: the most calls of `encode` at once, at most as many as threads.
 
     Raises:
         BundleError: the graph or the weights are missing, broken, or not of the bundle's geometry.
     """
 
-    def __init__(self, bundle: Bundle, config: VisionConfig, threads: int) -> None:
+    def __init__(self, bundle: Bundle, config: VisionConfig, threads: int, lanes: int = 1) -> None:
         geometry = bundle.geometry.vision
         self.dtype = resolve_dtype(config)
         path = bundle.vision_graph_path(int8=self.dtype is VisionDtype.INT8)
-        self._lanes = Lanes(threads, self._run, geometry.merge_size)
         # A lane's own thread computes, too; the session's others help whoever needs them.
-        self._session = _session(path, threads - self._lanes.count + 1)
+        self._session = _session(path, threads - lanes + 1)
         require_values(self._session, path, *_values(geometry))
         self._outputs = ["embeds", *(f"deepstack.{level}" for level in range(len(geometry.deepstack_levels)))]
         self._rotary = RotaryTable(read_rotary_table(bundle), geometry.merge_size)
         self._positions = PositionEmbeddings(_position_table(bundle), geometry.merge_size)
+        self._merge = geometry.merge_size
 
-    @property
-    def lanes(self) -> int:
-        """Pictures that are encoded side by side."""
-        return self._lanes.count
-
-    def encode(self, batch: Sequence[Patches]) -> list[Features]:
-        """Encode pictures, one after the other in each lane; see `Encoder.encode`."""
-        return self._lanes.encode(batch)
-
-    def _run(self, batch: Sequence[Patches]) -> list[Float32Array]:
-        return [self._encode(picture) for picture in batch]
+    def encode(self, batch: Sequence[Patches], lanes: int = 1) -> list[Features]:
+        """Encode pictures, one after the other; see `Encoder.encode`."""
+        started_s = time.perf_counter()
+        arrays = [self._encode(picture) for picture in batch]
+        return features_of(batch, arrays, self._merge, (time.perf_counter() - started_s) * 1000 / lanes)
 
     def _encode(self, picture: Patches) -> Float32Array:
         """[1 + L, T, H] of one picture, the embeddings and each DeepStack level."""

@@ -1,7 +1,15 @@
-"""The vision worker with a real encoder: what goes into one pass, and a picture that the encoder chokes on."""
+"""The vision worker: what each lane takes, that none waits for another, and a picture that the encoder chokes on."""
 
+import dataclasses
 import hashlib
 import io
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,22 +20,30 @@ from PIL import Image
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
+from batchcap.engines import vision_worker
 from batchcap.engines.messages import Busy, Captioned, VisionSpec
+from batchcap.engines.sign import make_sign_file
 from batchcap.engines.twins import KnownPictures
-from batchcap.engines.vision_worker import VisionWorker
+from batchcap.engines.vision_worker import VisionWorker, lane_count
 from batchcap.errors import ErrorKind
+from batchcap.images import EncodedPicture, read_picture
 from batchcap.records import Failure, Features, ImageRow, Patches, Twin
 from batchcap.vision.encoder import VisionEncoder
 from tests.vision.towers import picture
 
 SIDES = [(4, 4), (4, 4), (8, 8), (2, 2), (30, 30), (2, 2)]
+PATIENCE_S = 60.0
 
 
-def make_worker(bundle: Bundle, patch_budget: int, *, find_twins: bool = True) -> tuple[VisionWorker, Connection]:
+def make_worker(
+    bundle: Bundle, patch_budget: int, *, threads: int = 1, find_twins: bool = True, sign_file: int | None = None
+) -> tuple[VisionWorker, Connection]:
     """A worker, and the other end of its connection."""
     ours, theirs = Pipe()
     config = VisionConfig(dtype=VisionDtype.FP32)
-    spec = VisionSpec(str(bundle.folder), bundle.id, config, 1, patch_budget, find_twins)
+    spec = VisionSpec(
+        str(bundle.folder), bundle.id, config, threads, patch_budget, find_twins=find_twins, sign_file=sign_file
+    )
     return VisionWorker(spec, theirs), ours
 
 
@@ -35,26 +51,256 @@ def pictures(bundle: Bundle) -> list[Patches]:
     return [picture(bundle.geometry.vision, grid, index) for index, grid in enumerate(SIDES)]
 
 
+class Inbox:
+    """Messages, and then nothing more for as long as the test lasts."""
+
+    def __init__(self, *messages: object) -> None:
+        self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
+        for message in messages:
+            self.put(message)
+
+    def put(self, message: object) -> None:
+        self._queue.put(message)
+
+    def get(self) -> object:
+        return self._queue.get()
+
+
+class FakeEncoder:
+    """Features without a tower; remembers the indices of each call and the lanes it was told.
+
+    Args:
+        during: what is done in each call, with the indices of its pictures.
+    """
+
+    def __init__(self, during: Callable[[list[int]], object] = lambda _indices: None) -> None:
+        self.calls: list[tuple[list[int], int]] = []
+        self._during = during
+
+    def encode(self, batch: Sequence[Patches], lanes: int = 1) -> list[Features]:
+        indices = [one.index for one in batch]
+        self.calls.append((indices, lanes))
+        self._during(indices)
+        nothing = np.zeros((1, 1, 1), np.float32)
+        return [Features(index, nothing[0], nothing, (1, 1), 1, 1, "", 0.0, 1.0) for index in indices]
+
+
+def serve(worker: VisionWorker, encoder: FakeEncoder, inbox: Inbox) -> None:
+    worker._encoder = encoder
+    threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
+
+
+def row(index: int) -> ImageRow:
+    """A row whose picture no other has."""
+    return ImageRow(index, f"row-{index}", "s", index, data=encoded((index % 250, index // 250, 7)))
+
+
+def received(ours: Connection, rows: int) -> list[object]:
+    """All messages up to the answer of the last of so many rows."""
+    messages: list[object] = []
+    while sum(not isinstance(message, Busy) for message in messages) < rows:
+        assert ours.poll(PATIENCE_S), "the worker has gone silent"
+        messages.append(ours.recv())
+    return messages
+
+
+def answers(ours: Connection, rows: int) -> list[int]:
+    return [message.index for message in received(ours, rows) if not isinstance(message, Busy)]  # type: ignore[attr-defined]
+
+
+def taken(worker: VisionWorker) -> list[list[int]]:
+    """The batches that lanes make of what is loaded."""
+    batches = []
+    while worker._loaded:
+        batches.append([one.index for one in worker._next_batch()])
+    return batches
+
+
+@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (4, 4), (5, 4), (64, 4)])
+def test_a_lane_for_each_thread_up_to_four(threads: int, lanes: int) -> None:
+    assert lane_count(threads) == lanes
+
+
 @pytest.mark.parametrize(
-    ("patch_budget", "batches"),
-    [(68, [[0, 1], [2, 3], [4], [5]]), (1, [[0], [1], [2], [3], [4], [5]]), (10_000, [[0, 1, 2, 3, 4, 5]])],
+    ("patch_budget", "threads", "batches"),
+    [
+        (68, 1, [[0, 1], [2, 3], [4], [5]]),
+        (1, 1, [[0], [1], [2], [3], [4], [5]]),
+        (10_000, 1, [[0, 1, 2, 3, 4, 5]]),
+        (10_000, 2, [[0, 1, 2], [3, 4], [5]]),  # half of what is there, each time
+        (10_000, 4, [[0, 1], [2], [3], [4], [5]]),
+        (80, 2, [[0, 1], [2], [3], [4], [5]]),  # up to 40 patches
+        (1, 2, [[0], [1], [2], [3], [4], [5]]),
+    ],
 )
-def test_a_pass_keeps_order_and_budget(tiny_bundle_fp32: Bundle, patch_budget: int, batches: list[list[int]]) -> None:
-    worker, _ours = make_worker(tiny_bundle_fp32, patch_budget)
-    for one in pictures(tiny_bundle_fp32):
-        worker._loaded.put(one)
-    assert [[one.index for one in worker._next_batch()] for _batch in batches] == batches
-    assert worker._carried is None
-    assert worker._loaded.empty()
+def test_a_lane_takes_its_share_of_pictures_and_budget_in_order(
+    tiny_bundle_fp32: Bundle, patch_budget: int, threads: int, batches: list[list[int]]
+) -> None:
+    worker, _ours = make_worker(tiny_bundle_fp32, patch_budget, threads=threads)
+    worker._loaded.extend(pictures(tiny_bundle_fp32))
+    assert taken(worker) == batches
 
 
-def test_failures_pass_by(tiny_bundle_fp32: Bundle) -> None:
+def test_a_pass_is_no_larger_than_pays(tiny_bundle_fp32: Bundle) -> None:
+    worker, _ours = make_worker(tiny_bundle_fp32, 1_000_000)
+    worker._loaded.extend(picture(tiny_bundle_fp32.geometry.vision, (16, 16), index) for index in range(5))
+    assert taken(worker) == [[0, 1, 2, 3], [4]]
+
+
+def test_two_lanes_work_side_by_side(tiny_bundle_fp32: Bundle) -> None:
+    met = threading.Barrier(2, timeout=PATIENCE_S)  # breaks, and the rows fail, unless two lanes are inside at once
+    worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
+    serve(worker, FakeEncoder(lambda _indices: met.wait()), Inbox(*map(row, range(4))))
+    found = received(ours, 4)
+    assert sorted(message.index for message in found if isinstance(message, Features)) == [0, 1, 2, 3]
+
+
+def test_no_lane_waits_for_the_end_of_the_others_batch(tiny_bundle_fp32: Bundle) -> None:
+    over = threading.Event()
+
+    def linger(indices: list[int]) -> None:
+        if 0 in indices:
+            assert over.wait(PATIENCE_S)
+
+    worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
+    serve(worker, FakeEncoder(linger), Inbox(*map(row, range(8))))
+    assert sorted(answers(ours, 7)) == [1, 2, 3, 4, 5, 6, 7]
+    over.set()
+    assert answers(ours, 1) == [0]
+
+
+def test_every_picture_is_encoded_once(tiny_bundle_fp32: Bundle) -> None:
+    rows = 400
+    encoder = FakeEncoder()
+    worker, ours = make_worker(tiny_bundle_fp32, 4096, threads=4)
+    serve(worker, encoder, Inbox(*map(row, range(rows))))
+    assert sorted(answers(ours, rows)) == list(range(rows))
+    assert sorted(index for indices, _lanes in encoder.calls for index in indices) == list(range(rows))
+
+
+def test_a_picture_alone_gets_all_threads(tiny_bundle_fp32: Bundle) -> None:
+    """And with others about, read or not, its lane's share of them."""
+    over = threading.Event()
+    encoder = FakeEncoder(lambda indices: 1 in indices and over.wait(PATIENCE_S))
+    worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
+    inbox = Inbox(row(0))
+    serve(worker, encoder, inbox)
+    assert answers(ours, 1) == [0]
+    inbox.put(row(1))
+    while len(encoder.calls) < 2:
+        threading.Event().wait(0.01)
+    inbox.put(row(2))
+    assert answers(ours, 1) == [2]
+    over.set()
+    assert answers(ours, 1) == [1]
+    inbox.put(ImageRow(3, "nothing", "s", 3, data=b""))
+    assert answers(ours, 1) == [3]
+    inbox.put(row(4))
+    assert answers(ours, 1) == [4]
+    assert encoder.calls == [([0], 1), ([1], 1), ([2], 2), ([4], 1)]
+
+
+def test_a_picture_is_not_alone_while_another_is_read(
+    tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded_first = threading.Event()
+
+    def slow(one: ImageRow) -> EncodedPicture:
+        assert one.index == 0 or encoded_first.wait(PATIENCE_S)
+        return read_picture(one)
+
+    monkeypatch.setattr(vision_worker, "read_picture", slow)
+    encoder = FakeEncoder(lambda _indices: encoded_first.set())
+    worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
+    inbox = Inbox(row(1), row(0))
+    serve(worker, encoder, inbox)
+    assert answers(ours, 2) == [0, 1]
+    assert encoder.calls[0] == ([0], 2)
+
+
+def test_a_lanes_second_is_its_share_of_the_workers(tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 100, 8))
+    monkeypatch.setattr(vision_worker.time, "perf_counter", lambda: next(clock))
+    worker, ours = make_worker(tiny_bundle_fp32, 1, threads=4)
+    worker._encoder = FakeEncoder()
+    for lanes in (1, 4):
+        worker._encode(pictures(tiny_bundle_fp32)[:2], lanes)
+    told = [message for message in received(ours, 4) if isinstance(message, Busy)]
+    assert worker._answered == 4
+    assert [one.seconds for one in told if one.stage == "vision"] == [8, 2]
+    assert [one.seconds for one in told if one.stage == "read"] == [0.002, 0.002], "readers are not lanes"
+
+
+LOOKS = "import sys; from batchcap.engines.sign import WorkSign; print(WorkSign(int(sys.argv[1])).is_up())"
+
+
+def test_the_sign_is_up_until_the_last_lane_is_done(tiny_bundle_fp32: Bundle) -> None:
+    sign_file, over = make_sign_file(), {index: threading.Event() for index in range(2)}
+
+    def is_up() -> bool:
+        command = [sys.executable, "-c", LOOKS, str(sign_file)]
+        return subprocess.run(command, pass_fds=[sign_file], check=True, capture_output=True).stdout == b"True\n"
+
+    worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2, sign_file=sign_file)
+    assert not is_up()
+    encoder = FakeEncoder(lambda indices: over[indices[0]].wait(PATIENCE_S))
+    serve(worker, encoder, Inbox(row(0), row(1)))
+    while len(encoder.calls) < 2:
+        threading.Event().wait(0.01)
+    assert is_up()
+    over[0].set()
+    assert answers(ours, 1) == [0]
+    assert is_up()
+    over[1].set()
+    assert answers(ours, 1) == [1]
+    ends = time.monotonic() + PATIENCE_S
+    while is_up():
+        assert time.monotonic() < ends
+    os.close(sign_file)
+
+
+def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle) -> None:
+    class Stop(BaseException):
+        """Not a picture's fault."""
+
+    def fail(indices: list[int]) -> None:
+        if 5 in indices:
+            raise Stop
+
+    worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
+    worker._encoder = FakeEncoder(fail)
+    with pytest.raises(Stop):
+        worker.run(Inbox(*map(row, range(40))))  # type: ignore[arg-type]
+    while ours.poll():
+        assert isinstance(ours.recv(), Busy | Features), "whole messages"
+    assert worker._sending.locked(), "nothing comes between the worker's last word and its end"
+
+
+def test_an_inbox_that_fails_ends_the_worker(tiny_bundle_fp32: Bundle) -> None:
+    class Broken:
+        def get(self) -> object:
+            raise MemoryError("no room for a row")
+
+    worker, _ours = make_worker(tiny_bundle_fp32, 1, threads=2)
+    with pytest.raises(MemoryError, match="no room for a row"):
+        worker.run(Broken())  # type: ignore[arg-type]
+
+
+def test_failures_and_twins_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> None:
+    over = threading.Event()
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
-    failure = Failure(7, ErrorKind.CORRUPT, "cut")
-    for one in (failure, *pictures(tiny_bundle_fp32)[:2]):
-        worker._loaded.put(one)
-    assert [one.index for one in worker._next_batch()] == [0, 1]
-    assert ours.recv() == failure
+    first = row(0)
+    inbox = Inbox(first)
+    encoder = FakeEncoder(lambda _indices: over.wait(PATIENCE_S))
+    serve(worker, encoder, inbox)
+    while not encoder.calls:
+        threading.Event().wait(0.01)
+    inbox.put(dataclasses.replace(first, index=1))
+    assert [type(message) for message in received(ours, 1)] == [Twin]
+    inbox.put(ImageRow(2, "nothing", "s", 2, data=b"no picture"))
+    assert [type(message) for message in received(ours, 1)] == [Failure]
+    over.set()
+    assert answers(ours, 1) == [0]
 
 
 def test_equal_pictures_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path) -> None:
@@ -96,7 +342,8 @@ def test_pictures_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
 
     with pytest.raises(EOFError):
         worker._dispatch(Hand())  # type: ignore[arg-type]
-    worker._readers.shutdown()
+    while not worker._rows.empty():
+        worker._read(worker._rows.get())
     assert [one.index for one in worker._next_batch()] == [8]
     twin = ours.recv()
     assert (twin.index, twin.of) == (7, 2)
@@ -128,7 +375,7 @@ def test_a_picture_that_can_not_be_encoded_fails_alone(tiny_bundle_fp32: Bundle)
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
     batch = pictures(tiny_bundle_fp32)[:4]
     batch[1].values[3, 5] = np.nan
-    worker._encode(batch)
+    worker._encode(batch, 1)
     messages = []
     while ours.poll():
         messages.append(ours.recv())
@@ -141,7 +388,7 @@ def test_a_picture_that_can_not_be_encoded_fails_alone(tiny_bundle_fp32: Bundle)
 def test_an_encoder_that_can_not_work_ends_the_job_at_its_start(
     tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_encoder: VisionEncoder, _batch: list[Patches]) -> list[Features]:
+    def fail(_encoder: VisionEncoder, _batch: list[Patches], _lanes: int = 1) -> list[Features]:
         raise RuntimeError("no kernel for bf16")
 
     monkeypatch.setattr(VisionEncoder, "encode", fail)

@@ -47,11 +47,11 @@ def test_every_encoder_keeps_it(tiny_bundle_int4: Bundle, backend: VisionBackend
 class SeesNeighbours:
     """An encoder whose features know how many pictures were in the pass."""
 
-    def __init__(self, bundle: Bundle, config: VisionConfig, threads: int) -> None:
-        self._real = backend.load_encoder(bundle, config, threads)
+    def __init__(self, bundle: Bundle, config: VisionConfig, threads: int, lanes: int) -> None:
+        self._real = backend.load_encoder(bundle, config, threads, lanes)
 
-    def encode(self, batch: list[Patches]) -> list[Features]:
-        return [replace(one, embeds=one.embeds + len(batch) * 1e-6) for one in self._real.encode(batch)]
+    def encode(self, batch: list[Patches], lanes: int = 1) -> list[Features]:
+        return [replace(one, embeds=one.embeds + len(batch) * 1e-6) for one in self._real.encode(batch, lanes)]
 
 
 def test_what_breaks_it_is_named(tiny_bundle_int4: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

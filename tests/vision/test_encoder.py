@@ -4,7 +4,10 @@ import copy
 import dataclasses
 import random
 import shutil
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import torch
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.errors import BundleError, UsageError
 from batchcap.geometry import VisionGeometry
-from batchcap.records import Features, Patches
+from batchcap.records import Features, Float32Array, Patches
 from batchcap.vision.backend import load_encoder
 from batchcap.vision.encoder import VisionEncoder
 from batchcap.vision.linear import ROW_BLOCK, RowBlockLinear, has_packed_kernels
@@ -28,6 +31,7 @@ FP32_TOLERANCE = 1e-5  # largest difference by the largest feature of a level
 BF16_TOLERANCE = 0.03  # norm of the difference by the norm of the features
 ATTENTION_TOLERANCE = 0.01  # the same for one attention in bf16, scores rounded
 BF16_AGAINST_THEIRS = 1.5  # our error against fp32 by transformers' own bf16 error
+PATIENCE_S = 60.0
 DTYPES = [VisionDtype.FP32, VisionDtype.BF16]
 GEOMETRIES = {"small": SMALL, "odd": ODD, "real width": REAL_WIDTH}
 
@@ -96,16 +100,44 @@ def test_a_picture_alone_and_packed_is_the_same_bit_for_bit(towers: Towers, dtyp
     wide = geometry_of(towers).hidden_size >= 1024
     grids = [*random_grids(6 if wide else 10, 16 if wide else 30, seed=1), (2, 2), (2, 2), (2, 4)]
     pictures = [picture(geometry_of(towers), grid, seed=number) for number, grid in enumerate(grids)]
-    encoder = towers.encoder(dtype)
-    alone = [encoder.encode([each])[0] for each in pictures]
+    encoder = towers.encoder(dtype, threads=6)
+    alone = [encoder.encode([each], 6)[0] for each in pictures]
     chooser = random.Random(3)
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+    for lanes in (6, 3, 2):
         for _ in range(3 if wide else 10):
             chosen = [chooser.randrange(len(pictures)) for _ in range(chooser.randint(1, 6))]
-            packed = encoder.encode([pictures[number] for number in chosen])
+            packed = encoder.encode([pictures[number] for number in chosen], lanes)
             for number, features in zip(chosen, packed, strict=True):
-                assert same(features, alone[number]), (threads, [grids[n] for n in chosen])
+                assert same(features, alone[number]), (lanes, [grids[n] for n in chosen])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lanes_at_once_give_the_same_bits_each_with_its_share_of_the_threads(small: Towers, dtype: VisionDtype) -> None:
+    pictures = [picture(SMALL, grid, seed=number) for number, grid in enumerate(random_grids(24, 30, seed=5))]
+    encoder = small.encoder(dtype, threads=4)
+    alone = [encoder.encode([each])[0] for each in pictures]
+    one_pass, used = encoder._pass, list[tuple[int, int]]()
+    both = threading.Barrier(2, timeout=PATIENCE_S)
+
+    def run(lanes: int) -> list[Features]:
+        found = []
+        for each in pictures:
+            wanted.lanes = lanes
+            both.wait()
+            found += encoder.encode([each], lanes)
+        return found
+
+    def watched(batch: Sequence[Patches]) -> list[Float32Array]:
+        both.wait()  # the other lane has said how many threads it wants, too
+        used.append((wanted.lanes, torch.get_num_threads()))
+        return one_pass(batch)
+
+    wanted = threading.local()
+    encoder._pass = watched  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as threads:
+        for lane in [threads.submit(run, lanes) for lanes in (4, 1)]:
+            assert all(map(same, lane.result(), alone))
+    assert sorted(set(used)) == [(1, 4), (4, 1)]
 
 
 @pytest.mark.parametrize("head_size", [8, 64, 72])
@@ -152,7 +184,10 @@ def test_row_blocks_compute_the_linear_layer(gelu: str | None, packed: bool, mon
 
 def test_features_carry_the_record(small: Towers) -> None:
     batch = [picture(SMALL, (4, 6), seed=7), picture(SMALL, (8, 6), seed=8)]
-    first, second = small.encoder().encode(batch)
+    encoder = small.encoder(threads=2)
+    started_s = time.perf_counter()
+    first, second = encoder.encode(batch, 2)
+    passed_ms = (time.perf_counter() - started_s) * 1000
     assert (first.index, second.index) == (7, 8)
     assert first.grid == (2, 3)
     assert first.embeds.shape == (6, 96)
@@ -161,7 +196,7 @@ def test_features_carry_the_record(small: Towers) -> None:
     assert first.nbytes == 4 * 6 * 96 * 4
     assert (first.width, first.height, first.sha256, first.read_ms) == (96, 64, "0" * 64, 1.0)
     assert second.vision_ms == pytest.approx(2 * first.vision_ms)
-    assert first.vision_ms > 0
+    assert 0 < first.vision_ms + second.vision_ms <= passed_ms / 2, "half of the encoder's time is the other lane's"
 
 
 def test_a_feature_does_not_hold_its_neighbours_memory(small: Towers) -> None:
