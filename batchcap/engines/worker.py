@@ -47,7 +47,7 @@ def main() -> None:
         connection.send(Ready(time.perf_counter() - started))
         stage.run(inbox)
     except (BrokenPipeError, ConnectionResetError):
-        os._exit(0)  # the coordinator is gone; threads that still read pictures are not waited for
+        pass  # the coordinator is gone
     except BatchcapError as error:
         connection.send(Fatal(str(error), int(error.exit_code)))
     except Exception as error:  # noqa: BLE001 - a worker's edge: the coordinator tells the person
@@ -55,6 +55,7 @@ def main() -> None:
             traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
         connection.send(Fatal(message, int(ExitCode.UNEXPECTED), lacks_memory(error)))
+    os._exit(0)  # other threads are not waited for; Python would stop them inside of native code, and that aborts
 
 
 if __name__ == "__main__":

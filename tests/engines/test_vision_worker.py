@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from PIL import Image
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.engines import vision_worker
-from batchcap.engines.messages import Busy, Captioned, VisionSpec
+from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
 from batchcap.engines.sign import make_sign_file
 from batchcap.engines.twins import KnownPictures
 from batchcap.engines.vision_worker import VisionWorker, lane_count
@@ -286,6 +287,29 @@ def test_an_inbox_that_fails_ends_the_worker(tiny_bundle_fp32: Bundle) -> None:
         worker.run(Broken())  # type: ignore[arg-type]
 
 
+def test_the_process_ends_quietly_while_lanes_are_at_work(tiny_bundle_fp32: Bundle) -> None:
+    """Python's own end would stop threads inside of native code, which aborts the process with a word on stderr."""
+    bundle, (our_end, its_end) = tiny_bundle_fp32, socket.socketpair()
+    command = [sys.executable, "-m", "batchcap.engines.worker", str(its_end.fileno())]
+    process = subprocess.Popen(command, pass_fds=[its_end.fileno()], stderr=subprocess.PIPE)
+    its_end.close()
+    ours = Connection(our_end.detach())
+    ours.send(VisionSpec(str(bundle.folder), bundle.id, VisionConfig(dtype=VisionDtype.FP32), 2, 4096, find_twins=True))
+    assert isinstance(ours.recv(), Ready)
+    for index in range(60):
+        ours.send(ImageRow(index, f"row-{index}", "s", index, data=encoded((index, 0, 7), (640, 480))))
+    for _picture in range(3):
+        answers(ours, 1)
+    ours.send_bytes(b"no message")
+    messages = [ours.recv()]
+    while not isinstance(messages[-1], Fatal):
+        messages.append(ours.recv())
+    with pytest.raises(EOFError):
+        ours.recv()
+    _nothing, told = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, told) == (0, b"")
+
+
 def test_failures_and_twins_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> None:
     over = threading.Event()
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
@@ -365,9 +389,9 @@ def test_the_pictures_met_longest_ago_are_forgotten() -> None:
     assert known.first_row(names["b"], 7) == 7, "forgotten"
 
 
-def encoded(colour: tuple[int, int, int]) -> bytes:
+def encoded(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (40, 30), colour).save(buffer, "PNG")
+    Image.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 
