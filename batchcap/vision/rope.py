@@ -45,10 +45,11 @@ class RotaryTable:
 
         They belong to the first half of a head's values, and once more to the second half.
         """
-        if max(grid) > self._table.shape[1]:
+        table = self._table  # the same one throughout: another lane may put a larger or a smaller one in its place
+        if max(grid) > table.shape[1]:
             from batchcap.vision.rotary import rotary_table  # noqa: PLC0415 - needs PyTorch; no job has such grids
 
-            self._table = rotary_table(4 * self._table.shape[2], max(*grid, 2 * self._table.shape[1]))
+            table = self._table = rotary_table(4 * table.shape[2], max(*grid, 2 * table.shape[1]))
         rows, columns = merge_block_order(grid, self._merge)
-        cos, sin = np.concatenate((self._table[:, rows], self._table[:, columns]), axis=-1)
+        cos, sin = np.concatenate((table[:, rows], table[:, columns]), axis=-1)
         return cos, sin
