@@ -226,7 +226,11 @@ def load_tower(geometry: VisionGeometry, weights: Path, dtype: torch.dtype) -> t
         BundleError: the file can't be read or does not hold this tower.
     """
     try:
-        state = {name: tensor.to(dtype) for name, tensor in load_file(weights).items()}
+        # Copies of what is not packed later: one small tensor of the file would keep all of it mapped.
+        state = {
+            name: tensor.to(dtype, copy=tensor.ndim < 2 or name == POSITION_WEIGHT)
+            for name, tensor in load_file(weights).items()
+        }
     except (OSError, SafetensorError) as error:
         raise BundleError(f"the vision weights {weights} can't be read ({error}): export the bundle again") from error
     table = state.pop(POSITION_WEIGHT, None)
