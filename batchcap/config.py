@@ -176,7 +176,7 @@ class PlacementConfig:
     """
 
     decoders: int = 1
-    slots: int = 16
+    slots: int = 24
     decoder_threads: int = 0
     vision_threads: int = 0
     patch_budget: int = 4096

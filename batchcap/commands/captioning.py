@@ -26,6 +26,7 @@ from batchcap.errors import UsageError
 if TYPE_CHECKING:
     from batchcap.report.summary import Summary
 
+_PLACEMENT = PlacementConfig()  # owns the defaults
 _INPUT, _WORDS, _PICTURES, _PLACE, _LIMITS, _RESUME = (
     "Input",
     "Words",
@@ -141,28 +142,28 @@ def caption(
     ] = Profile.AUTO,
     decoders: Annotated[
         int, typer.Option(help="Decoder processes; they share the weights of a large model.", rich_help_panel=_PLACE)
-    ] = 1,
+    ] = _PLACEMENT.decoders,
     slots: Annotated[
         int, typer.Option(help="Captions one decoder works on at once; each takes memory.", rich_help_panel=_PLACE)
-    ] = 16,
+    ] = _PLACEMENT.slots,
     decoder_threads: Annotated[
         int, typer.Option(help="Threads of one decoder; 0: cores / decoders.", rich_help_panel=_PLACE)
-    ] = 0,
+    ] = _PLACEMENT.decoder_threads,
     vision_threads: Annotated[
         int, typer.Option(help="Threads of the vision encoder; 0: all cores.", rich_help_panel=_PLACE)
-    ] = 0,
+    ] = _PLACEMENT.vision_threads,
     patch_budget: Annotated[
         int,
         typer.Option(
             help="Patches (16 x 16 pixels) encoded at once; a larger picture goes alone.", rich_help_panel=_PLACE
         ),
-    ] = 4096,
+    ] = _PLACEMENT.patch_budget,
     queue_mib: Annotated[
         int, typer.Option(help="Memory for encoded pictures that wait for a decoder.", rich_help_panel=_PLACE)
-    ] = 256,
+    ] = _PLACEMENT.queue_mib,
     rows_per_part: Annotated[
         int, typer.Option(help="Rows of one captions/part-*.parquet.", rich_help_panel=_PLACE)
-    ] = 1000,
+    ] = _PLACEMENT.rows_per_part,
     own_cores: Annotated[
         bool,
         typer.Option(

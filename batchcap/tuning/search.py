@@ -144,7 +144,7 @@ def moves_for(machine: Machine, rows: int, *, w8a8: bool, encoders: Sequence[Enc
         w8a8: whether the decoder gains from many rows.
         encoders: vision encoders that may be used.
     """
-    more = [W8A8_SLOTS, 32, 24] if w8a8 else [32, 8]
+    more = [W8A8_SLOTS, 32, 24] if w8a8 else [32, 16]
 
     def encoder(now: Settings) -> list[Settings]:
         return [now.with_encoder(one) for one in encoders]

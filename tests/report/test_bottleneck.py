@@ -21,7 +21,12 @@ def figures(working_s: float = 100.0, **busy_s: float) -> RunFigures:
         ({"read": 10, "vision": 85, "prefill": 40, "decode": 30}, "vision", 0.95, "--vision-dtype int8"),
         ({"read": 70, "vision": 25, "prefill": 40, "decode": 30}, "read", 0.95, "faster disk"),
         ({"read": 10, "vision": 45, "prefill": 60, "decode": 30}, "prefill", 0.9, "--max-visual-tokens than 256"),
-        ({"read": 10, "vision": 45, "prefill": 20, "decode": 75}, "decode", 0.95, "--slots than 16"),
+        (
+            {"read": 10, "vision": 45, "prefill": 20, "decode": 75},
+            "decode",
+            0.95,
+            f"--slots than {CONFIG.placement.slots}",
+        ),
         ({"read": 1, "vision": 5, "prefill": 2, "decode": 5, "store": 90}, "store", 0.9, "job folder"),
         ({"read": 1, "vision": 35, "prefill": 20, "decode": 5}, "none", 0.36, "other programs"),
     ],

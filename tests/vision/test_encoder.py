@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 import random
 import shutil
 import threading
@@ -51,6 +52,17 @@ def towers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Towers:
     return make_towers(tmp_path_factory.mktemp("bundle"), SMALL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells what is mapped on Linux alone")
+@pytest.mark.skipif(
+    not has_packed_kernels(torch.float32), reason="the file's own numbers are used where none are packed"
+)
+def test_the_weights_are_not_held_twice(small: Towers) -> None:
+    encoder = load_encoder(small.bundle, VisionConfig(dtype=VisionDtype.FP32), 1)
+    gc.collect()
+    assert str(small.bundle.vision_weights_path) not in Path("/proc/self/maps").read_text()
+    assert encoder.encode([picture(small.bundle.geometry.vision, (4, 4), 0)])
 
 
 def geometry_of(towers: Towers) -> VisionGeometry:
