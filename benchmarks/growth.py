@@ -177,7 +177,7 @@ def _factory(name: str, watch: Watch) -> Callable[..., Engine]:
     return make
 
 
-def _fake_worker(_command: list[str], socket_fd: int) -> "subprocess.Popen[bytes]":
+def _fake_worker(_command: list[str], socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "tests.engines.fake_worker", "work", "work", str(socket_fd)]
     # They complain of the end of a coordinator that was killed; that is what is wanted here.
     return subprocess.Popen(command, pass_fds=[socket_fd], cwd=ROOT, stderr=subprocess.DEVNULL)
