@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import queue
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork
 from batchcap.engines.sign import WorkSign, make_sign_file
 from batchcap.errors import ErrorKind
 from batchcap.records import Caption, Failure, Features
+from tests.engines.doubles import EndlessInbox
 
 PATIENCE_S = 60.0
 
@@ -164,24 +164,6 @@ def test_lack_of_memory_is_no_rows_fault(
         worker.run(Hand(DecodeWork("row-0", picture(bundle, 0))))  # type: ignore[arg-type]
 
 
-class Inboxes:
-    """An inbox for several lanes: rows, and then nothing more for as long as the test lasts."""
-
-    def __init__(self, *messages: DecodeWork) -> None:
-        self._queue: queue.SimpleQueue[DecodeWork] = queue.SimpleQueue()
-        for message in messages:
-            self._queue.put(message)
-
-    def get_within(self, seconds: float) -> DecodeWork | None:
-        try:
-            return self._queue.get(timeout=seconds)
-        except queue.Empty:
-            return None
-
-    def get(self) -> DecodeWork:
-        return self._queue.get()
-
-
 def make_lanes(
     bundle: Bundle, slots: int, sign_file: int | None = None, prompt: str | dict[str, str] = "What is it?"
 ) -> tuple[DecoderWorker, Connection]:
@@ -217,7 +199,7 @@ def test_two_lanes_write_what_one_writes(tiny_bundle_fp32: Bundle) -> None:
     texts = []
     for slots in (3, 5):
         worker, ours = make_lanes(bundle, slots)
-        inbox: Any = Inboxes(*work)
+        inbox: Any = EndlessInbox(*work)
         threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
         found = outcomes(ours, len(work))
         texts.append({index: caption.token_ids for index, caption in found.items()})
@@ -228,7 +210,7 @@ def test_two_lanes_write_what_one_writes(tiny_bundle_fp32: Bundle) -> None:
 def test_each_lane_asks_all_prompts_of_its_pictures(tiny_bundle_fp32: Bundle) -> None:
     bundle, rows = tiny_bundle_fp32, 9
     worker, ours = make_lanes(bundle, 4, prompt=ASKED)
-    inbox: Any = Inboxes(*[DecodeWork(f"row-{index}", picture(bundle, index)) for index in range(rows)])
+    inbox: Any = EndlessInbox(*[DecodeWork(f"row-{index}", picture(bundle, index)) for index in range(rows)])
     threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
     found: dict[int, list[int]] = {}
     while len(found) < rows:
@@ -246,7 +228,7 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle, mon
 
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
     monkeypatch.setattr(worker.lanes[1]._decoder, "step", fail)
-    inbox: Any = Inboxes(*[DecodeWork(f"row-{index}", picture(tiny_bundle_fp32, index)) for index in range(40)])
+    inbox: Any = EndlessInbox(*[DecodeWork(f"row-{index}", picture(tiny_bundle_fp32, index)) for index in range(40)])
     with pytest.raises(MemoryError, match="no room"):
         worker.run(inbox)
     while ours.poll():
@@ -264,7 +246,7 @@ HOLDS_SIGN = (
 def test_no_step_of_few_rows_while_the_encoder_is_at_work(tiny_bundle_fp32: Bundle) -> None:
     bundle, sign_file = tiny_bundle_fp32, make_sign_file()
     worker, ours = make_lanes(bundle, 4, sign_file)
-    inbox: Any = Inboxes(DecodeWork("row-0", picture(bundle, 0)))
+    inbox: Any = EndlessInbox(DecodeWork("row-0", picture(bundle, 0)))
     command = [sys.executable, "-c", HOLDS_SIGN, str(sign_file)]
     encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[sign_file])
     assert encoder.stdout is not None
@@ -285,7 +267,7 @@ def test_a_lane_loses_patience(tiny_bundle_fp32: Bundle, monkeypatch: pytest.Mon
     monkeypatch.setattr(decoder_lane, "PATIENCE_S", 0.2)
     monkeypatch.setattr(WorkSign, "is_up", lambda _sign: True)
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
-    inbox: Any = Inboxes(DecodeWork("row-0", picture(tiny_bundle_fp32, 0)))
+    inbox: Any = EndlessInbox(DecodeWork("row-0", picture(tiny_bundle_fp32, 0)))
     threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
     assert outcomes(ours, 1).keys() == {0}
 

@@ -2,22 +2,15 @@
 
 import fcntl
 import os
-import subprocess
-import sys
 import threading
 from contextlib import suppress
 
 import pytest
 
 from batchcap.engines.sign import WorkSign, make_sign_file
+from tests.engines.doubles import seen_elsewhere
 
 PATIENCE_S = 30.0
-LOOKS = "import sys; from batchcap.engines.sign import WorkSign; print(WorkSign(int(sys.argv[1])).is_up())"
-
-
-def seen_elsewhere(file: int) -> bool:
-    command = [sys.executable, "-c", LOOKS, str(file)]
-    return subprocess.run(command, pass_fds=[file], check=True, capture_output=True, text=True).stdout == "True\n"
 
 
 def test_it_is_up_for_as_long_as_the_work_lasts() -> None:

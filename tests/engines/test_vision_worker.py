@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import io
 import os
-import queue
 import socket
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from batchcap.errors import ErrorKind
 from batchcap.images import EncodedPicture, read_picture
 from batchcap.records import Failure, Features, ImageRow, Patches, Twin
 from batchcap.vision.encoder import VisionEncoder
+from tests.engines.doubles import EndlessInbox, seen_elsewhere
 from tests.vision.towers import picture
 
 SIDES = [(4, 4), (4, 4), (8, 8), (2, 2), (30, 30), (2, 2)]
@@ -52,21 +52,6 @@ def pictures(bundle: Bundle) -> list[Patches]:
     return [picture(bundle.geometry.vision, grid, index) for index, grid in enumerate(SIDES)]
 
 
-class Inbox:
-    """Messages, and then nothing more for as long as the test lasts."""
-
-    def __init__(self, *messages: object) -> None:
-        self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
-        for message in messages:
-            self.put(message)
-
-    def put(self, message: object) -> None:
-        self._queue.put(message)
-
-    def get(self) -> object:
-        return self._queue.get()
-
-
 class FakeEncoder:
     """Features without a tower; remembers the indices of each call and the lanes it was told.
 
@@ -86,7 +71,7 @@ class FakeEncoder:
         return [Features(index, nothing[0], nothing, (1, 1), 1, 1, "", 0.0, 1.0) for index in indices]
 
 
-def serve(worker: VisionWorker, encoder: FakeEncoder, inbox: Inbox) -> None:
+def serve(worker: VisionWorker, encoder: FakeEncoder, inbox: EndlessInbox) -> None:
     worker._encoder = encoder
     threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
 
@@ -151,7 +136,7 @@ def test_a_pass_is_no_larger_than_pays(tiny_bundle_fp32: Bundle) -> None:
 def test_two_lanes_work_side_by_side(tiny_bundle_fp32: Bundle) -> None:
     met = threading.Barrier(2, timeout=PATIENCE_S)  # breaks, and the rows fail, unless two lanes are inside at once
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
-    serve(worker, FakeEncoder(lambda _indices: met.wait()), Inbox(*map(row, range(4))))
+    serve(worker, FakeEncoder(lambda _indices: met.wait()), EndlessInbox(*map(row, range(4))))
     found = received(ours, 4)
     assert sorted(message.index for message in found if isinstance(message, Features)) == [0, 1, 2, 3]
 
@@ -164,7 +149,7 @@ def test_no_lane_waits_for_the_end_of_the_others_batch(tiny_bundle_fp32: Bundle)
             assert over.wait(PATIENCE_S)
 
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
-    serve(worker, FakeEncoder(linger), Inbox(*map(row, range(8))))
+    serve(worker, FakeEncoder(linger), EndlessInbox(*map(row, range(8))))
     assert sorted(answers(ours, 7)) == [1, 2, 3, 4, 5, 6, 7]
     over.set()
     assert answers(ours, 1) == [0]
@@ -174,7 +159,7 @@ def test_every_picture_is_encoded_once(tiny_bundle_fp32: Bundle) -> None:
     rows = 400
     encoder = FakeEncoder()
     worker, ours = make_worker(tiny_bundle_fp32, 4096, threads=4)
-    serve(worker, encoder, Inbox(*map(row, range(rows))))
+    serve(worker, encoder, EndlessInbox(*map(row, range(rows))))
     assert sorted(answers(ours, rows)) == list(range(rows))
     assert sorted(index for indices, _lanes in encoder.calls for index in indices) == list(range(rows))
 
@@ -184,7 +169,7 @@ def test_a_picture_alone_gets_all_threads(tiny_bundle_fp32: Bundle) -> None:
     over = threading.Event()
     encoder = FakeEncoder(lambda indices: 1 in indices and over.wait(PATIENCE_S))
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
-    inbox = Inbox(row(0))
+    inbox = EndlessInbox(row(0))
     serve(worker, encoder, inbox)
     assert answers(ours, 1) == [0]
     inbox.put(row(1))
@@ -213,7 +198,7 @@ def test_a_picture_is_not_alone_while_another_is_read(
     monkeypatch.setattr(vision_worker, "read_picture", slow)
     encoder = FakeEncoder(lambda _indices: encoded_first.set())
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
-    inbox = Inbox(row(1), row(0))
+    inbox = EndlessInbox(row(1), row(0))
     serve(worker, encoder, inbox)
     assert answers(ours, 2) == [0, 1]
     assert encoder.calls[0] == ([0], 2)
@@ -232,30 +217,23 @@ def test_a_lanes_second_is_its_share_of_the_workers(tiny_bundle_fp32: Bundle, mo
     assert [one.seconds for one in told if one.stage == "read"] == [0.002, 0.002], "readers are not lanes"
 
 
-LOOKS = "import sys; from batchcap.engines.sign import WorkSign; print(WorkSign(int(sys.argv[1])).is_up())"
-
-
 def test_the_sign_is_up_until_the_last_lane_is_done(tiny_bundle_fp32: Bundle) -> None:
     sign_file, over = make_sign_file(), {index: threading.Event() for index in range(2)}
 
-    def is_up() -> bool:
-        command = [sys.executable, "-c", LOOKS, str(sign_file)]
-        return subprocess.run(command, pass_fds=[sign_file], check=True, capture_output=True).stdout == b"True\n"
-
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2, sign_file=sign_file)
-    assert not is_up()
+    assert not seen_elsewhere(sign_file)
     encoder = FakeEncoder(lambda indices: over[indices[0]].wait(PATIENCE_S))
-    serve(worker, encoder, Inbox(row(0), row(1)))
+    serve(worker, encoder, EndlessInbox(row(0), row(1)))
     while len(encoder.calls) < 2:
         threading.Event().wait(0.01)
-    assert is_up()
+    assert seen_elsewhere(sign_file)
     over[0].set()
     assert answers(ours, 1) == [0]
-    assert is_up()
+    assert seen_elsewhere(sign_file)
     over[1].set()
     assert answers(ours, 1) == [1]
     ends = time.monotonic() + PATIENCE_S
-    while is_up():
+    while seen_elsewhere(sign_file):
         assert time.monotonic() < ends
     os.close(sign_file)
 
@@ -271,7 +249,7 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle) -> 
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
     worker._encoder = FakeEncoder(fail)
     with pytest.raises(Stop):
-        worker.run(Inbox(*map(row, range(40))))  # type: ignore[arg-type]
+        worker.run(EndlessInbox(*map(row, range(40))))  # type: ignore[arg-type]
     while ours.poll():
         assert isinstance(ours.recv(), Busy | Features), "whole messages"
     assert worker._sending.locked(), "nothing comes between the worker's last word and its end"
@@ -314,7 +292,7 @@ def test_failures_and_twins_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> None:
     over = threading.Event()
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
     first = row(0)
-    inbox = Inbox(first)
+    inbox = EndlessInbox(first)
     encoder = FakeEncoder(lambda _indices: over.wait(PATIENCE_S))
     serve(worker, encoder, inbox)
     while not encoder.calls:
