@@ -116,7 +116,7 @@ def write_tuned(bundle_id: str, tuned: Tuned, measured: list[dict[str, Any]]) ->
         "format_version": FORMAT_VERSION,
         "made_for": dataclasses.asdict(made_for),
         "measured_at": tuned.measured_at.isoformat(timespec="seconds"),
-        "speedup": round(tuned.speedup, 3),
+        "speedup": tuned.speedup,
         "rounded_vision": tuned.rounded_vision,
         "settings": dataclasses.asdict(tuned.settings),
         "measured": measured,

@@ -135,7 +135,7 @@ class _Course:
         """How many pictures each candidate is timed with; so many that some can be compared."""
         rows = rows_for(CANDIDATE_SHARE * self.budget_s / row_s)
         candidate_s = load_s + rows * row_s
-        if 2 * candidate_s > self.budget_s:
+        if 3 * candidate_s > self.budget_s:  # the default's and two more
             raise UsageError(
                 f"--minutes {self.budget_s / 60:g} is too short for this model on this machine: one measurement takes "
                 f"about {candidate_s:.0f} s, so --minutes {math.ceil(8 * candidate_s / 60)} would leave time for some"
@@ -158,7 +158,8 @@ class _Course:
         return self._done(settings, timing, began_s, give_up_row_s)
 
     def has_time(self, row_s: float) -> bool:
-        return time.perf_counter() + self.overhead_s + self.rows * row_s <= self.ends_s
+        """For two measurements."""
+        return time.perf_counter() + 2 * (self.overhead_s + self.rows * row_s) <= self.ends_s
 
     def _tell(self, settings: Settings) -> None:
         self.count += 1

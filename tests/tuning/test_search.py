@@ -36,7 +36,7 @@ class Clock:
 
     def search(self) -> Search:
         first = Trial(START, [self.cost(START)])
-        return Search(MOVES, self.measure, lambda _row_s: self.left >= 1, [first])
+        return Search(MOVES, self.measure, lambda _row_s: self.left >= 2, [first])
 
 
 def by_parts(settings: Settings) -> float:
@@ -74,22 +74,32 @@ def test_defaults_stay_where_nothing_is_faster_by_more_than_chance() -> None:
 
 
 def test_no_more_than_the_time_there_is() -> None:
-    clock = Clock(by_parts, units=2)
+    clock = Clock(by_parts, units=3)
     search = clock.search()
     best = search.run()
-    assert [one.encoder for one in clock.measured] == [INT8_ENCODER, ONNX_FP32]
+    assert [one.encoder for one in clock.measured] == [INT8_ENCODER, ONNX_FP32, TORCH_FP32, INT8_ENCODER]
     assert best.settings.encoder == INT8_ENCODER
     assert search.untried
     assert not any(one in clock.measured for one in search.untried)
 
 
-def test_a_winner_by_luck_is_found_out() -> None:
+@pytest.mark.parametrize("units", [2, math.inf])
+def test_a_winner_by_luck_is_found_out(units: float) -> None:
     times = iter([0.5])  # the first candidate is measured while the machine is quiet, as it never is again
 
     def cost(settings: Settings) -> float:
         return next(times, 1.1) if settings.encoder == INT8_ENCODER else 1.0
 
-    search = Clock(cost).search()
+    search = Clock(cost, units).search()
+    assert search.run() is search.trials[0]
+
+
+def test_a_winner_that_can_not_be_measured_again_is_none() -> None:
+    clock = Clock(by_parts)
+    search = clock.search()
+    search.measure = lambda settings, limit: (
+        Trial(settings, note="failed") if settings in clock.measured else clock.measure(settings, limit)
+    )
     assert search.run() is search.trials[0]
 
 
