@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -50,6 +51,39 @@ def picture(bundle: Bundle, index: int) -> Features:
     return Features(index, embeds, random.standard_normal((levels, 6, hidden), np.float32), (2, 3), 0, 0, "", 0.0, 0.0)
 
 
+def pictures(bundle: Bundle, count: int) -> list[DecodeWork]:
+    return [DecodeWork(f"row-{index}", picture(bundle, index)) for index in range(count)]
+
+
+def outcomes(ours: Connection, rows: int) -> dict[int, tuple[Caption, ...] | Failure]:
+    """What the worker says of each row, by its index."""
+    found: dict[int, tuple[Caption, ...] | Failure] = {}
+    while len(found) < rows:
+        assert ours.poll(PATIENCE_S), "the worker has gone silent"
+        message = ours.recv()
+        if not isinstance(message, Busy):
+            index = message.index if isinstance(message, Failure) else message[0].index
+            assert index not in found
+            found[index] = message
+    return found
+
+
+def run_to_the_end(worker: DecoderWorker, hand: Hand) -> None:
+    with suppress(EOFError):
+        worker.run(hand)  # type: ignore[arg-type]
+
+
+def serve(
+    worker: DecoderWorker, ours: Connection, work: Sequence[DecodeWork]
+) -> dict[int, tuple[Caption, ...] | Failure]:
+    """The outcomes of this work from a worker that ends after it."""
+    thread = threading.Thread(target=run_to_the_end, args=(worker, Hand(*work)), daemon=True)
+    thread.start()
+    found = outcomes(ours, len(work))
+    thread.join(PATIENCE_S)
+    return found
+
+
 def test_a_row_that_can_not_be_admitted_fails_alone(tiny_bundle_fp32: Bundle) -> None:
     bundle = tiny_bundle_fp32
     good, other = picture(bundle, 0), picture(bundle, 4)
@@ -61,54 +95,14 @@ def test_a_row_that_can_not_be_admitted_fails_alone(tiny_bundle_fp32: Bundle) ->
     spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(max_new_tokens=3), 2, 1, 16)
     worker = DecoderWorker(spec, theirs)
 
-    def serve() -> None:
-        try:
-            worker.run(Hand(*work))  # type: ignore[arg-type]
-        except EOFError:
-            theirs.close()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    found: dict[int, Caption | Failure] = {}
-    while len(found) < len(work):
-        assert ours.poll(PATIENCE_S), "the worker has gone silent"
-        message = ours.recv()
-        if not isinstance(message, Busy):
-            one = message[0] if isinstance(message, tuple) else message
-            assert one.index not in found
-            found[one.index] = one
-    thread.join(PATIENCE_S)
-    assert {index for index, one in found.items() if isinstance(one, Caption)} == {0, 4}
+    found = serve(worker, ours, work)
+    assert {index for index, one in found.items() if isinstance(one, tuple)} == {0, 4}
     failures = [one for one in found.values() if isinstance(one, Failure)]
     assert {one.kind for one in failures} == {ErrorKind.INTERNAL}
     assert "24 visual tokens" in next(one.message for one in failures if one.index == 2)
 
 
 ASKED = {"whole": "Describe this image.", "what": "What is it?", "colours": "Name the colours."}
-
-
-def serve(
-    bundle: Bundle, worker: DecoderWorker, ours: Connection, rows: int
-) -> dict[int, tuple[Caption, ...] | Failure]:
-    """The outcome of each row, by its index."""
-    hand = Hand(*[DecodeWork(f"row-{index}", picture(bundle, index)) for index in range(rows)])
-    thread = threading.Thread(target=run_to_the_end, args=(worker, hand), daemon=True)
-    thread.start()
-    found: dict[int, tuple[Caption, ...] | Failure] = {}
-    while len(found) < rows:
-        assert ours.poll(PATIENCE_S), "the worker has gone silent"
-        message = ours.recv()
-        if not isinstance(message, Busy):
-            index = message.index if isinstance(message, Failure) else message[0].index
-            assert index not in found
-            found[index] = message
-    thread.join(PATIENCE_S)
-    return found
-
-
-def run_to_the_end(worker: DecoderWorker, hand: Hand) -> None:
-    with suppress(EOFError):
-        worker.run(hand)  # type: ignore[arg-type]
 
 
 def make_asking(bundle: Bundle, slots: int) -> tuple[DecoderWorker, Connection]:
@@ -121,7 +115,7 @@ def make_asking(bundle: Bundle, slots: int) -> tuple[DecoderWorker, Connection]:
 @pytest.mark.parametrize("slots", [1, 2, 7])
 def test_a_row_comes_out_with_an_answer_to_each_prompt(tiny_bundle_fp32: Bundle, slots: int) -> None:
     worker, ours = make_asking(tiny_bundle_fp32, slots)
-    found = serve(tiny_bundle_fp32, worker, ours, rows=4)
+    found = serve(worker, ours, pictures(tiny_bundle_fp32, 4))
     for captions in found.values():
         assert isinstance(captions, tuple)
         assert [caption.prompt for caption in captions] == [0, 1, 2]
@@ -140,7 +134,7 @@ def test_a_prompt_that_can_not_be_prefilled_fails_its_row_alone(
         return prefilled(decoder, given, prompt, slot)
 
     monkeypatch.setattr(Decoder, "_prefilled", fail)
-    found = serve(tiny_bundle_fp32, worker, ours, rows=3)
+    found = serve(worker, ours, pictures(tiny_bundle_fp32, 3))
     failure = found[1]
     assert isinstance(failure, Failure)
     assert "RuntimeError: odd" in failure.message
@@ -161,7 +155,7 @@ def test_lack_of_memory_is_no_rows_fault(
     worker = DecoderWorker(spec, Pipe()[1])
     monkeypatch.setattr(worker.lanes[0]._decoder, "admit", fail)
     with pytest.raises(type(error)):
-        worker.run(Hand(DecodeWork("row-0", picture(bundle, 0))))  # type: ignore[arg-type]
+        worker.run(Hand(*pictures(bundle, 1)))  # type: ignore[arg-type]
 
 
 def make_lanes(
@@ -174,18 +168,6 @@ def make_lanes(
     return DecoderWorker(spec, theirs), ours
 
 
-def outcomes(ours: Connection, rows: int) -> dict[int, Caption]:
-    found: dict[int, Caption] = {}
-    while len(found) < rows:
-        assert ours.poll(PATIENCE_S), "the worker has gone silent"
-        message = ours.recv()
-        if not isinstance(message, Busy):
-            (caption,) = message
-            assert caption.index not in found
-            found[caption.index] = caption
-    return found
-
-
 @pytest.mark.parametrize(
     ("threads", "slots", "lanes"), [(1, 16, 1), (2, 16, 2), (4, 5, 2), (2, 3, 1), (5, 16, 1), (64, 48, 1)]
 )
@@ -193,33 +175,32 @@ def test_lanes_are_for_few_threads_and_enough_slots(threads: int, slots: int, la
     assert lane_count(threads, slots) == lanes
 
 
+def written(outcome: tuple[Caption, ...] | Failure) -> list[tuple[int, ...]]:
+    assert isinstance(outcome, tuple)
+    return [caption.token_ids for caption in outcome]
+
+
 def test_two_lanes_write_what_one_writes(tiny_bundle_fp32: Bundle) -> None:
     bundle = tiny_bundle_fp32
-    work = [DecodeWork(f"row-{index}", picture(bundle, index)) for index in range(23)]
+    work = pictures(bundle, 23)
     texts = []
     for slots in (3, 5):
         worker, ours = make_lanes(bundle, slots)
         inbox: Any = EndlessInbox(*work)
         threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
         found = outcomes(ours, len(work))
-        texts.append({index: caption.token_ids for index, caption in found.items()})
+        texts.append({index: written(outcome) for index, outcome in found.items()})
         assert [lane._decoder.free_slots for lane in worker.lanes] == ([3] if slots == 3 else [2, 3])
     assert texts[0] == texts[1]
 
 
 def test_each_lane_asks_all_prompts_of_its_pictures(tiny_bundle_fp32: Bundle) -> None:
-    bundle, rows = tiny_bundle_fp32, 9
-    worker, ours = make_lanes(bundle, 4, prompt=ASKED)
-    inbox: Any = EndlessInbox(*[DecodeWork(f"row-{index}", picture(bundle, index)) for index in range(rows)])
+    worker, ours = make_lanes(tiny_bundle_fp32, 4, prompt=ASKED)
+    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 9))
     threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
-    found: dict[int, list[int]] = {}
-    while len(found) < rows:
-        assert ours.poll(PATIENCE_S), "the worker has gone silent"
-        message = ours.recv()
-        if not isinstance(message, Busy):
-            assert message[0].index not in found
-            found[message[0].index] = [caption.prompt for caption in message]
-    assert set(map(tuple, found.values())) == {(0, 1, 2)}
+    for captions in outcomes(ours, 9).values():
+        assert isinstance(captions, tuple)
+        assert [caption.prompt for caption in captions] == [0, 1, 2]
 
 
 def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +209,7 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle, mon
 
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
     monkeypatch.setattr(worker.lanes[1]._decoder, "step", fail)
-    inbox: Any = EndlessInbox(*[DecodeWork(f"row-{index}", picture(tiny_bundle_fp32, index)) for index in range(40)])
+    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 40))
     with pytest.raises(MemoryError, match="no room"):
         worker.run(inbox)
     while ours.poll():
@@ -246,7 +227,7 @@ HOLDS_SIGN = (
 def test_no_step_of_few_rows_while_the_encoder_is_at_work(tiny_bundle_fp32: Bundle) -> None:
     bundle, sign_file = tiny_bundle_fp32, make_sign_file()
     worker, ours = make_lanes(bundle, 4, sign_file)
-    inbox: Any = EndlessInbox(DecodeWork("row-0", picture(bundle, 0)))
+    inbox: Any = EndlessInbox(*pictures(bundle, 1))
     command = [sys.executable, "-c", HOLDS_SIGN, str(sign_file)]
     encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[sign_file])
     assert encoder.stdout is not None
@@ -267,7 +248,7 @@ def test_a_lane_loses_patience(tiny_bundle_fp32: Bundle, monkeypatch: pytest.Mon
     monkeypatch.setattr(decoder_lane, "PATIENCE_S", 0.2)
     monkeypatch.setattr(WorkSign, "is_up", lambda _sign: True)
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
-    inbox: Any = EndlessInbox(DecodeWork("row-0", picture(tiny_bundle_fp32, 0)))
+    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 1))
     threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
     assert outcomes(ours, 1).keys() == {0}
 
