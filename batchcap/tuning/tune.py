@@ -24,7 +24,7 @@ from batchcap.report.columns import aligned
 from batchcap.report.progress import format_duration
 from batchcap.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
 from batchcap.tuning.record import MadeFor, write_tuned
-from batchcap.tuning.search import Machine, Search, Trial, encoders_for, moves_for
+from batchcap.tuning.search import LEAST_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for
 from batchcap.vision.dtype import resolve_encoder
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,10 @@ class TuneResult:
             said.append("nothing was faster than the defaults")
         else:
             said.append(f"the best is {self.speedup:.2f} times as fast as the defaults")
+        if self.rows < 2 * LEAST_ROWS_A_DECODER:
+            said.append(
+                "so few pictures can't tell what a second decoder would gain, so none was tried: --minutes gives more"
+            )
         if self.others_share > OTHERS_SHARE:
             said.append(
                 f"other programs took {self.others_share:.0%} of the processor meanwhile, so this may be chance: "

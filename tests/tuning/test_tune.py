@@ -71,7 +71,7 @@ def test_time_is_left_for_what_a_candidate_and_one_more_can_take_at_most(course:
     assert not course.has_time(25)
 
 
-def test_what_other_programs_took_is_told() -> None:
+def test_what_makes_a_result_uncertain_is_told() -> None:
     before = tune._Processor(busy_s=100.0, own_s=10.0, wall_s=0.0)
     cpus = os.cpu_count() or 1
     quiet = tune._Processor(busy_s=100.0 + 5 * cpus, own_s=10.0 + 5 * cpus, wall_s=10.0)
@@ -80,6 +80,8 @@ def test_what_other_programs_took_is_told() -> None:
     assert noisy.others_share_since(before) == pytest.approx(0.3)
     trial = Trial(Settings(), [1.0])
     texts = [tune.TuneResult([trial], trial, 0, Path("x.json"), 4, share).to_text() for share in (0.0, 0.3)]
+    assert "so few pictures" in texts[0]
+    assert "so few pictures" not in tune.TuneResult([trial], trial, 0, Path("x.json"), 16, 0.0).to_text()
     assert "other programs" not in texts[0]
     assert "other programs took 30% of the processor meanwhile" in texts[1]
 
