@@ -111,6 +111,7 @@ class Recorder:
         self._buffer: dict[int, CaptionRow] = {}
         self._recorded = lru_cache(TWINNED_ROWS)(self._find)
         self._twins: set[int] = set()  # of the buffer
+        self._failed_again: dict[int, CaptionRow] = {}  # rows of this run whose earlier caption stays
         self._flush_at_s = 0.0
         self._open: dict[int, Standing] = {}
         self._left: dict[int, int] = {}
@@ -170,7 +171,9 @@ class Recorder:
             self._flush_at_s = time.perf_counter() + FLUSH_INTERVAL_S
         for outcome in outcomes:
             if isinstance(outcome.result, Twin):
-                row = twin_row(outcome.row, outcome.result, self._recorded(outcome.result.of))
+                of = outcome.result.of
+                # Not the caption that stays for it: that may be of another picture.
+                row = twin_row(outcome.row, outcome.result, self._failed_again.get(of) or self._recorded(of))
                 self._twins.add(outcome.row.index)
             else:
                 row = caption_row(outcome.row, outcome.result, outcome.facts)
@@ -189,6 +192,7 @@ class Recorder:
         before, attempts = reopened.before, reopened.before.attempts + 1
         has_failed = row.status is Status.FAILED and before.status is Status.OK
         if has_failed and (not reopened.is_changed or row.error_kind in SAY_NOTHING_OF_THE_PICTURE):
+            self._failed_again[index] = row
             log.warning("%s keeps its caption: tried again, it failed as %s", one_line(row.id), row.error_kind)
             return replace(before, attempts=attempts)
         return replace(row, attempts=attempts)

@@ -147,13 +147,14 @@ class Reopening:
                 each time would try the same rows for ever.
 
         Raises:
-            UsageError: settings differ, and rows are there that have never ended: these are to have the job's.
+            UsageError: settings differ, and rows are there that have never ended or are in no part: these are to have
+                the job's.
         """
         if not wanted:
             return
         standings = [standing_of(self.folder, self.journal, shard) for shard in self.plan.shards()]
         if self.settings:
-            self._require_all_ended(sum(standing.left for standing in standings))
+            self._require_all_ended(standings)
         else:
             _tell_what_stays(set(wanted) - {Retry.FAILED}, standings)
             wanted = [Retry.FAILED] if Retry.FAILED in wanted else []
@@ -175,14 +176,19 @@ class Reopening:
         if without_input:
             log.warning("%d rows can't be tried again: their Parquet files are gone", without_input)
 
-    def _require_all_ended(self, left: int) -> None:
-        fresh = left - self.journal.waiting(self.settings)
+    def _require_all_ended(self, standings: Sequence[Standing]) -> None:
+        fresh = sum(standing.left for standing in standings) - self.journal.waiting(self.settings)
         if fresh:
-            options = ", ".join(f"--{name}" for name in json.loads(self.settings))
-            raise UsageError(
-                f"{fresh} rows have never been captioned, and a retry with another {options} is not for them: run the "
-                "job with its own settings first, then this command again"
-            )
+            reason = f"{fresh} rows have never been captioned"
+        elif unwritten := sum(not standing.has_part for standing in standings):
+            reason = f"{unwritten} part files are not written yet"
+        else:
+            return
+        options = ", ".join(f"--{name}" for name in json.loads(self.settings))
+        raise UsageError(
+            f"{reason}, and a retry with another {options} is not for them: run the job with its own settings first, "
+            "then this command again"
+        )
 
 
 def _is_stale(source: TouchedSource, row: CaptionRow) -> bool:

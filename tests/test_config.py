@@ -27,6 +27,11 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (JobConfig, {"input": INPUT, "output": ""}, "output is an empty text: name the job folder"),
     (
         JobConfig,
+        {"input": INPUT, "output": "s3://b/x"},
+        "output s3://b/x is an address: name a folder of this machine",
+    ),
+    (
+        JobConfig,
         {"input": INPUT, "output": "o", "model": ""},
         "model is an empty text: name a bundle, or leave it out for the demo model",
     ),
@@ -70,6 +75,7 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         for name in ("decoder_threads", "vision_threads")
     ),
     (LimitConfig, {"limit": -1}, "limit must be 0 (all) or more"),
+    (LimitConfig, {"limit": 2**63}, "limit must be at most 9223372036854775807"),
     *((LimitConfig, {"max_runtime_s": value}, "max_runtime_s must be 0 (no limit) or more") for value in (-1, NAN)),
     *((LimitConfig, {"max_error_rate": value}, "max_error_rate must be between 0 and 1") for value in (-0.1, 1.1, NAN)),
 ]

@@ -19,7 +19,8 @@ from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged,
 from batchcap.engines.base import Outcome, PictureFacts
 from batchcap.errors import ChangedInputError, ErrorKind, ExitCode, NotSameJobError, StorageError, UsageError
 from batchcap.job import run_job
-from batchcap.records import Caption, Failure, FinishReason, ImageRow, Verdict
+from batchcap.recorder import Recorder
+from batchcap.records import Caption, Failure, FinishReason, ImageRow, Twin, Verdict
 from batchcap.report.status import read_status
 from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder
@@ -241,11 +242,43 @@ def test_a_caption_is_not_lost_to_a_picture_that_vanished(config: JobConfig, cap
     assert "c.png keeps its caption: tried again, it failed as missing" in caplog.text
 
 
+def test_a_twin_does_not_get_the_caption_that_stays_for_another_picture(config: JobConfig) -> None:
+    run(config)
+    for name in ("d.png", "i.png"):
+        write(config, name, "new")
+
+    def end(row: ImageRow) -> Outcome:
+        result = Failure(row.index, ErrorKind.CRASHED, "twice") if row.index == 3 else Twin(row.index, 3, 1.0)
+        return Outcome(row, result)
+
+    run(resuming(config, on_changed=OnChanged.RECAPTION), FakeEngine(room=1, end=end))
+    rows = rows_of(config)
+    assert (rows[3]["status"], rows[3]["caption"]) == ("ok", "of dog"), "a crash says nothing of the picture"
+    assert (rows[8]["status"], rows[8]["error_kind"], rows[8]["caption"]) == ("failed", "crashed", None)
+
+
 def test_a_changed_picture_that_is_broken_has_no_caption(config: JobConfig) -> None:
     run(config)
     write(config, "d.png", "bad now")
     run(resuming(config, on_changed=OnChanged.RECAPTION))
     assert (rows_of(config)[3]["error_kind"], rows_of(config)[3]["caption"]) == ("corrupt", None)
+
+
+def test_other_settings_are_not_for_rows_that_are_in_no_part(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_recorder: Recorder, _seq: int) -> None:
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "_write_part", refuse)
+        with pytest.raises(StorageError):
+            run(replace(config, placement=PlacementConfig(rows_per_part=8)))
+    retry = resuming(config, "truncated", max_new_tokens=ENOUGH)
+    with pytest.raises(UsageError, match=r"1 part files are not written yet.*run the job with its own settings first"):
+        run(retry)
+    assert run(config)[1] == [], "every row is in the journal"
+    assert run(retry)[1] == [2]
 
 
 def test_twins_have_no_captions_of_other_settings(config: JobConfig) -> None:

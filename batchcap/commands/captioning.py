@@ -1,5 +1,6 @@
 """Owns `batchcap caption` and `batchcap run`: options or a job file become one configuration, and the job is run."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -206,7 +207,7 @@ def caption(
             rich_help_panel=_RESUME,
         ),
     ] = OnChanged.STOP,
-    show: Annotated[int, typer.Option(help="Print the first N captions at the end.")] = 0,
+    show: Annotated[int, typer.Option(min=0, help="Print the first N captions at the end.")] = 0,
 ) -> None:
     """Caption every picture of the inputs.
 
@@ -214,7 +215,7 @@ def caption(
     """
     config = JobConfig(
         input=InputConfig(tuple(inputs), image_column, id_column, image_root, _names(keep_columns)),
-        output=output,
+        output=os.path.expanduser(output),  # noqa: PTH111 - as it is where there is no such user
         model=model,
         profile=profile,
         generation=GenerationConfig(
@@ -247,7 +248,7 @@ def caption(
 
 def run(
     job_file: Annotated[Path, typer.Argument(metavar="JOB.toml", help="Job file; see the jobs/ folder.")],
-    show: Annotated[int, typer.Option(help="Print the first N captions at the end.")] = 0,
+    show: Annotated[int, typer.Option(min=0, help="Print the first N captions at the end.")] = 0,
 ) -> None:
     """Caption as a job file says, from cron or systemd. Relative paths start from the file's folder."""
     from batchcap.jobfile import load_job_file

@@ -17,6 +17,11 @@ class JobFolder:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        # PyArrow takes a relative `a:b` for an address, and `~` for somebody's home.
+        if self.path.parts and (self.path.parts[0].startswith("~") or ":" in self.path.parts[0]):
+            object.__setattr__(self, "path", self.path.absolute())
+
     @classmethod
     def open_or_create(cls, path: Path) -> "JobFolder":
         """The job folder at `path`, made where there is none.

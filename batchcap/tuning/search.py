@@ -147,7 +147,8 @@ class Search:
                 trial.row_s += self.measure(trial.settings, math.inf).row_s
             if not self.has_time(default.typical_row_s):
                 break
-        return best if best.beats(default) and best.later.beats(default.later) else default
+        is_compared = len(default.row_s) > 1
+        return best if is_compared and best.beats(default) and best.later.beats(default.later) else default
 
 
 def moves_for(machine: Machine, rows: int, *, w8a8: bool, encoders: Sequence[Encoder]) -> list[Move]:

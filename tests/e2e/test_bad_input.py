@@ -357,3 +357,22 @@ def test_checkpoints_refused(tmp_path: Path, damage: Callable[[Path], None]) -> 
     assert_refused(batchcap("export", checkpoint, "-o", tmp_path / "bundle"), *CHECKPOINTS[damage])
     left = {path.name for path in tmp_path.iterdir()} - {"checkpoint"}
     assert not left, "a refused export leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("job:v2", "job:v2"), ("~no-such-user/x", "~no-such-user/x"), ("~/x", "home/x")]
+)
+def test_folder_names_that_pyarrow_would_take_for_something_else(
+    pictures: Path, tmp_path: Path, name: str, folder: str, tiny_bundle_int4: Bundle
+) -> None:
+    (tmp_path / "home").mkdir()
+    command = ("caption", pictures, "--output", name, "--model", tiny_bundle_int4.folder, "--max-new-tokens", 2)
+    for _time in range(2):
+        done = batchcap(*command, cwd=tmp_path, HOME=str(tmp_path / "home"))
+        assert done.returncode == 0, done.stderr
+        assert len(read_rows(tmp_path / folder)) == 1
+    assert done.stderr == "", "the part is whole: nothing is captioned again"
+    assert batchcap("status", name, cwd=tmp_path, HOME=str(tmp_path / "home")).returncode == (
+        0 if folder == name else 2
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "home", Path(folder).parts[0]}

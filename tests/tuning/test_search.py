@@ -94,11 +94,14 @@ def test_a_winner_by_luck_is_found_out(units: float) -> None:
     assert search.run() is search.trials[0]
 
 
-def test_a_winner_that_can_not_be_measured_again_is_none() -> None:
+@pytest.mark.parametrize("is_default", [True, False])
+def test_what_can_not_be_compared_again_does_not_win(is_default: bool) -> None:
     clock = Clock(by_parts)
     search = clock.search()
     search.measure = lambda settings, limit: (
-        Trial(settings, note="failed") if settings in clock.measured else clock.measure(settings, limit)
+        Trial(settings, note="failed")
+        if (settings == START if is_default else settings in clock.measured)
+        else clock.measure(settings, limit)
     )
     assert search.run() is search.trials[0]
 
