@@ -10,7 +10,7 @@ from typing import Any
 from batchcap.errors import UsageError
 
 DEFAULT_PROMPT = "Describe this image in one sentence."
-MOST_ROWS = 2**63 - 1  # SQLite's largest number
+LARGEST_NUMBER = 2**63 - 1  # journal and plan count in 64 bits
 PROMPT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -210,7 +210,7 @@ class LimitConfig:
 
     def __post_init__(self) -> None:
         _require(self.limit >= 0, "limit must be 0 (all) or more")
-        _require(self.limit <= MOST_ROWS, f"limit must be at most {MOST_ROWS}")
+        _require(self.limit <= LARGEST_NUMBER, f"limit must be at most {LARGEST_NUMBER}")
         _require(self.max_runtime_s >= 0, "max_runtime_s must be 0 (no limit) or more")
         _require(0 <= self.max_error_rate <= 1, "max_error_rate must be between 0 and 1")
         _require(self.picture_timeout_s > 0, "picture_timeout_s must be above 0")

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from batchcap.config import InputConfig, JobConfig
+from batchcap.config import LARGEST_NUMBER, InputConfig, JobConfig
 from batchcap.errors import UsageError
 from batchcap.manifest.source import is_address
 from batchcap.profiles import names_in_tables
@@ -18,8 +18,6 @@ from batchcap.profiles import names_in_tables
 _NOT_KEYS = frozenset({"given"})
 # A job with a thousand long prompts fits many times; what is larger is something else by mistake.
 _LARGEST_BYTES = 4 * 1024 * 1024
-# Journal and plan count in 64 bits.
-_LARGEST_NUMBER = 2**63 - 1
 
 
 def load_job_file(path: Path) -> JobConfig:
@@ -129,6 +127,6 @@ def _convert_scalar(hint: type[Any], value: Any, where: str) -> Any:  # noqa: AN
         return float(value)
     if type(value) is not hint:  # not isinstance: a TOML boolean is not a number
         raise UsageError(f"{where} must be of type {hint.__name__}, not {type(value).__name__}")
-    if hint is int and abs(value) > _LARGEST_NUMBER:
+    if hint is int and abs(value) > LARGEST_NUMBER:
         raise UsageError(f"{where} is too large a number")
     return value

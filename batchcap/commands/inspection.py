@@ -13,7 +13,7 @@ from batchcap.config import PlacementConfig, Profile
 def status(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Job folder.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    captions: Annotated[int, typer.Option(help="Print the first N captions too.")] = 0,
+    captions: Annotated[int, typer.Option(min=0, help="Print the first N captions too.")] = 0,
 ) -> None:
     """Show how far a job is: done, left, rate, failures by kind. Works while it runs, too."""
     from batchcap.report.status import first_captions, read_status

@@ -72,8 +72,8 @@ class Trial:
         return f"< {self.below:.1f}" if self.below else "-"
 
     def beats(self, other: "Trial") -> bool:
-        """Whether it is faster by more than chance."""
-        return self.images_per_min > LEAST_GAIN * other.images_per_min
+        """Whether it is faster by more than chance; one without a time can't be compared with."""
+        return bool(other.row_s) and self.images_per_min > LEAST_GAIN * other.images_per_min
 
 
 # With fewer pictures a further decoder gains where a job begins and ends, and so only once a job. Measured at 2B on two
@@ -147,8 +147,7 @@ class Search:
                 trial.row_s += self.measure(trial.settings, math.inf).row_s
             if not self.has_time(default.typical_row_s):
                 break
-        is_compared = len(default.row_s) > 1
-        return best if is_compared and best.beats(default) and best.later.beats(default.later) else default
+        return best if best.beats(default) and best.later.beats(default.later) else default
 
 
 def moves_for(machine: Machine, rows: int, *, w8a8: bool, encoders: Sequence[Encoder]) -> list[Move]:
