@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from batchcap.demo.scenes import compose, draw
 from batchcap.machine import MIB, available_cores, cpu_name, memory_mib
 from batchcap.report.status import read_status
+from batchcap.store.folder import JobFolder
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "benchmarks" / "work" / "load"
@@ -154,7 +155,7 @@ def _kill_worker(pid: int, chance: random.Random) -> str | None:
 
 def decided(output: Path) -> list[dict[str, Any]]:
     """The rows of a job, without what differs from run to run."""
-    parts = sorted((output / "captions").glob("part-*.parquet"))
+    parts = JobFolder(output).part_paths()
     rows: list[dict[str, Any]] = pa.concat_tables(
         [pq.read_table(path, columns=list(DECIDED)) for path in parts]
     ).to_pylist()

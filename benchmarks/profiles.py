@@ -24,6 +24,7 @@ from batchcap.export.options import ExportOptions, Precision
 from batchcap.job import run_job
 from batchcap.model import demo_checkpoint
 from batchcap.report.progress import LogProgress
+from batchcap.store.folder import JobFolder
 
 MOST_LOST = 0.01
 
@@ -80,9 +81,9 @@ def measure(scenes: Scenes, bundle: Path, profile: Profile, output: Path) -> Row
     """Run a job with a profile, nothing else given."""
     inputs = InputConfig((str(scenes.folder),))
     run_job(JobConfig(inputs, str(output), str(bundle), profile=profile, given=frozenset()), LogProgress())
-    found = pq.read_table(output / "captions", columns=["id", "caption"]).to_pylist()
+    found = pq.read_table(output, columns=["id", "caption"]).to_pylist()
     captions = {row["id"]: row["caption"] for row in found}
-    run = json.loads((output / "summary.json").read_text())["run"]
+    run = json.loads(JobFolder(output).summary_path.read_text())["run"]
     return Row(
         decoder=bundle.name,
         profile=profile,

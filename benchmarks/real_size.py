@@ -30,6 +30,7 @@ from process_tree import Usage, run_watched
 from batchcap import __version__
 from batchcap.bundle import BUNDLE_FILE
 from batchcap.machine import available_cores, cpu_flags, cpu_name
+from batchcap.store.folder import JobFolder
 
 HERE = Path(__file__).parent
 WORK = HERE / "work"
@@ -137,8 +138,8 @@ def caption(pictures: Path, bundle: Path, job: Path, options: list[str]) -> Run:
     usage = run_watched([*batchcap(), *words, *options], stdout=subprocess.DEVNULL)
     if usage.exit_code:
         sys.exit(f"the job ended with {usage.exit_code}")
-    summary = json.loads((job / "summary.json").read_text(encoding="utf-8"))
-    rows = pq.read_table(job / "captions").to_pylist()
+    summary = json.loads(JobFolder(job).summary_path.read_text(encoding="utf-8"))
+    rows = pq.read_table(job).to_pylist()
     odd = [row["id"] for row in rows if row["new_tokens"] != NEW_TOKENS]
     if odd:
         print(f"note: {len(odd)} captions ended before {NEW_TOKENS} tokens: {', '.join(odd[:5])}")

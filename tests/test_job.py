@@ -76,7 +76,7 @@ def rows_of(config: JobConfig) -> list[dict[str, Any]]:
 
 
 def summary_of(config: JobConfig) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((Path(config.output) / "summary.json").read_text())
+    content: dict[str, Any] = json.loads(JobFolder(Path(config.output)).summary_path.read_text())
     return content
 
 
@@ -145,7 +145,7 @@ def test_what_came_before_a_workers_death_is_kept(config: JobConfig) -> None:
     second, listener = FakeEngine(), Listener()
     run(config, second, listener)
     assert_complete(config)
-    assert f"{Path(config.output) / 'captions' / 'part-*.parquet'} (5 files)" in summary_of(config)["message"]
+    assert f"{Path(config.output) / 'part-*.parquet'} (5 files)" in summary_of(config)["message"]
     assert listener.started == (ROWS, 8)
     assert len(second.submitted) == ROWS - 8
 
@@ -251,11 +251,11 @@ def test_a_path_that_is_not_text_ends_no_job(config: JobConfig) -> None:
 
 def test_another_prompt_changes_nothing(config: JobConfig) -> None:
     run(config, FakeEngine())
-    before = (Path(config.output) / "summary.json").read_bytes()
+    before = JobFolder(Path(config.output)).summary_path.read_bytes()
     other = JobConfig(config.input, config.output, generation=GenerationConfig("Other?"), placement=config.placement)
     with pytest.raises(NotSameJobError, match="--prompt"):
         run(other, FakeEngine())
-    assert (Path(config.output) / "summary.json").read_bytes() == before
+    assert JobFolder(Path(config.output)).summary_path.read_bytes() == before
 
 
 def test_a_part_says_how_it_was_made(config: JobConfig) -> None:

@@ -375,7 +375,7 @@ def test_a_changed_picture_stops_the_job_by_default(config: JobConfig) -> None:
     with pytest.raises(ChangedInputError, match=r"in/d\.png has changed since.*--on-changed recaption") as caught:
         run(config)
     assert caught.value.exit_code == ExitCode.NOT_SAME_JOB
-    summary = json.loads((Path(config.output) / "summary.json").read_text())
+    summary = json.loads(JobFolder(Path(config.output)).summary_path.read_text())
     assert (summary["exit_code"], summary["state"]) == (5, "failed")
     with pytest.raises(ChangedInputError):
         run(config)

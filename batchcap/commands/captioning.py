@@ -163,7 +163,7 @@ def caption(
         int, typer.Option(help="Memory for encoded pictures that wait for a decoder.", rich_help_panel=_PLACE)
     ] = _PLACEMENT.queue_mib,
     rows_per_part: Annotated[
-        int, typer.Option(help="Rows of one captions/part-*.parquet.", rich_help_panel=_PLACE)
+        int, typer.Option(help="Rows of one part-*.parquet.", rich_help_panel=_PLACE)
     ] = _PLACEMENT.rows_per_part,
     own_cores: Annotated[
         bool,

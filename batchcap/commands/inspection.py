@@ -27,7 +27,7 @@ def status(
 def report(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Job folder.")],
     to: Annotated[
-        Path | None, typer.Option(help="Where to write the page; default: report.html in the job folder.")
+        Path | None, typer.Option(help="Where to write the page; default: __batchcap/report.html in the job folder.")
     ] = None,
     pictures: Annotated[
         int,

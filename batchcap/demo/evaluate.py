@@ -108,7 +108,7 @@ def share_by_batchcap(checkpoint: Path, block_size: int, count: int) -> float:
         inputs = InputConfig((str(pictures),))
         job = JobConfig(inputs, str(scratch / "out"), str(scratch / "bundle"), vision=vision)
         run_job(job, LogProgress())
-        rows = pq.read_table(scratch / "out" / "captions", columns=["id", "caption"]).to_pylist()
+        rows = pq.read_table(scratch / "out", columns=["id", "caption"]).to_pylist()
     exact: int = sum(row["caption"] == truth[row["id"]] for row in rows)
     return exact / count
 

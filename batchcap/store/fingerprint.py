@@ -1,16 +1,20 @@
 """Owns the question whether a job folder belongs to this job: what decides the captions, stored and compared."""
 
 import json
+import logging
 from contextlib import closing
 from typing import Any
 
 from batchcap.config import JobConfig
-from batchcap.errors import NotSameJobError, UsageError
+from batchcap.errors import NotSameJobError, StorageError, UsageError
 from batchcap.store.atomic import write_atomic
-from batchcap.store.folder import JobFolder
+from batchcap.store.folder import FORMAT_VERSION, JobFolder
 from batchcap.store.journal import Journal
+from batchcap.store.parts import has_captions
 
-FORMAT_VERSION = 2  # 2: parts have the column `thinking`
+log = logging.getLogger(__name__)
+
+KNOWN_FORMATS = (2, FORMAT_VERSION)
 # Characters of a value that a message shows, and how many of them stand before the first difference.
 SHOWN_LENGTH = 80
 SHOWN_BEFORE = 30
@@ -30,6 +34,9 @@ RETRY_SETTINGS = frozenset(
 )
 
 Fingerprint = dict[str, Any]
+# Settings that came after format 2, each with what jobs did before it existed: a folder that does not name it was begun
+# with that value, and goes on as it was.
+VALUE_BEFORE: Fingerprint = {}
 
 
 def fingerprint_of(config: JobConfig, bundle_id: str, encoder: tuple[str, str]) -> Fingerprint:
@@ -67,7 +74,8 @@ def fingerprint_of(config: JobConfig, bundle_id: str, encoder: tuple[str, str]) 
 def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfig) -> tuple[str, ...]:
     """Store the fingerprint in a new job folder; compare it with the stored one in an old folder.
 
-    A job without a finished row is not bound yet: a mistyped column or a setting that the model refuses may be mended.
+    A job without a caption is not bound yet: a mistyped column, a wrong image root or a setting that the model refuses
+    may be corrected. What there is then, failed rows, is deleted, and the job starts over.
 
     Returns:
         Names of the settings that differ, all of them in `RETRY_SETTINGS`; empty unless the run is a retry.
@@ -82,23 +90,43 @@ def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfi
     if not lost.exists() and (folder.part_paths() or (stored is None and folder.journal_path.exists())):
         # Without them nobody knows which rows the parts hold, and with which settings they were written.
         raise UsageError(f"{lost} has been deleted, so this job can't go on: put it back, or use another --output")
-    if stored is None or (stored != fingerprint and not _has_results(folder)):
-        content = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint, "configuration": config.to_dict()}
-        # A path that is not text becomes a JSON escape, and reads back as it was.
-        write_atomic(
-            folder.job_path,
-            (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"),
-        )
+    if stored is not None:
+        _require_known(folder, stored, fingerprint)
+        stored = {**VALUE_BEFORE, **stored}
+    if stored is None or (stored != fingerprint and not _has_captions(folder)):
+        if _has_results(folder):
+            log.warning("nothing has been captioned yet and settings have changed: the job starts over")
+            folder.remove_results()
+        _write(folder, fingerprint, config)
         return ()
-    differing = tuple(name for name in fingerprint if stored.get(name) != fingerprint[name])
+    differing = tuple(name for name in fingerprint if stored[name] != fingerprint[name])
     refused = [name for name in differing if not (config.resume.retry and name in RETRY_SETTINGS)]
     if refused:
-        lines = [f"  --{name}: {_difference(stored.get(name), fingerprint[name])}" for name in refused]
+        lines = [f"  --{name}: {_difference(stored[name], fingerprint[name])}" for name in refused]
         raise NotSameJobError(
             f"{folder.path} belongs to another job; these differ:\n" + "\n".join(lines) + "\n"
             "Use the old settings to go on, or another --output for a new job."
         )
     return differing
+
+
+def _require_known(folder: JobFolder, stored: Fingerprint, fingerprint: Fingerprint) -> None:
+    """Refuse a fingerprint with settings that this batchcap lacks, or without some that every job has."""
+    if unknown := sorted(stored.keys() - fingerprint.keys()):
+        raise UsageError(
+            f"{folder.path} was begun by a later batchcap, with settings that this one does not know "
+            f"({', '.join(unknown)}): use the batchcap that made it, or another --output"
+        )
+    if missing := sorted(fingerprint.keys() - stored.keys() - VALUE_BEFORE.keys()):
+        raise UsageError(f"{folder.job_path} is damaged, it lacks {', '.join(missing)}: choose another --output")
+
+
+def _write(folder: JobFolder, fingerprint: Fingerprint, config: JobConfig) -> None:
+    content = {"format_version": folder.format_version, "fingerprint": fingerprint, "configuration": config.to_dict()}
+    # A path that is not text becomes a JSON escape, and reads back as it was.
+    write_atomic(
+        folder.job_path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    )
 
 
 def begun_encoder(folder: JobFolder) -> tuple[str, str] | None:
@@ -126,6 +154,19 @@ def _has_results(folder: JobFolder) -> bool:
         return any(True for _row in journal.query("SELECT 1 FROM rows LIMIT 1"))
 
 
+def _has_captions(folder: JobFolder) -> bool:
+    """Whether a row has a caption, in a part file or in the journal; a part that can't be read may have some."""
+    try:
+        if any(has_captions(path) for path in folder.part_paths()):
+            return True
+    except StorageError:
+        return True
+    if not folder.journal_path.exists():
+        return False
+    with closing(Journal.open(folder.journal_path)) as journal:
+        return journal.has_captions()
+
+
 def _difference(old: object, new: object) -> str:
     """Both values; of long ones only the neighbourhood of the first difference."""
     was, now = (json.dumps(value, ensure_ascii=False) for value in (old, new))
@@ -150,10 +191,11 @@ def _read(folder: JobFolder) -> Fingerprint | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{folder.job_path} can't be read ({error}): choose another --output") from None
-    if version != FORMAT_VERSION:
+    if version not in KNOWN_FORMATS:
+        known = " and ".join(map(str, KNOWN_FORMATS))
         raise UsageError(
-            f"{folder.path} has format {version}, this batchcap knows {FORMAT_VERSION}: use the batchcap that made it, "
-            "or another --output"
+            f"{folder.path} has format {version}, this batchcap knows {known}: use the batchcap that made it, or "
+            "another --output"
         )
     result: Fingerprint = stored
     return result

@@ -1,23 +1,43 @@
-"""Owns the names inside a job folder."""
+"""Owns the names inside a job folder.
 
-from dataclasses import dataclass
+The folder is the dataset: what opens a folder of Parquet files sees the parts of OUT and nothing else. So everything
+else is in one folder that readers skip: pandas, PyArrow and Spark skip names that begin with `_` or `.`, Hugging Face
+`datasets` those that begin with `__` or `.`; Polars and DuckDB take a pattern, `OUT/*.parquet`.
+"""
+
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchcap.errors import UsageError
 from batchcap.manifest.source import printable_name
 from batchcap.store.atomic import remove_leftovers, storage_error, sync
 
-STATE = "_batchcap"
-CAPTIONS = "captions"
+FORMAT_VERSION = 3
+STATE = "__batchcap"
+# Format 2: the parts in a folder of their own, statistics, summary and report beside it.
+STATE_2, CAPTIONS_2 = "_batchcap", "captions"
+
+
+def is_job_folder(path: Path) -> bool:
+    """Whether a folder is one, of any format."""
+    return (path / STATE).is_dir() or (path / STATE_2).is_dir()
 
 
 @dataclass(frozen=True, slots=True)
 class JobFolder:
-    """A job folder that exists."""
+    """A job folder.
+
+    Attributes:
+        path: OUT.
+        format_version: 3, or 2 where an earlier batchcap made it; such a folder stays as it is.
+    """
 
     path: Path
+    format_version: int = field(init=False, default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
+        if (self.path / STATE_2).is_dir() and not (self.path / STATE).is_dir():
+            object.__setattr__(self, "format_version", 2)
         # PyArrow takes a relative `a:b` for an address, and `~` for somebody's home.
         if self.path.parts and (self.path.parts[0].startswith("~") or ":" in self.path.parts[0]):
             object.__setattr__(self, "path", self.path.absolute())
@@ -36,15 +56,16 @@ class JobFolder:
         if path.exists() and not path.is_dir():
             raise UsageError(f"--output {path} is a file: choose a folder")
         try:
-            if path.is_dir() and not (path / STATE).is_dir() and any(path.iterdir()):
+            if path.is_dir() and not is_job_folder(path) and any(path.iterdir()):
                 raise UsageError(f"--output {path} holds other files: choose an empty or new folder")
-            (path / STATE).mkdir(parents=True, exist_ok=True)
-            (path / CAPTIONS).mkdir(exist_ok=True)
+            folder = cls(path)
+            folder.state_path.mkdir(parents=True, exist_ok=True)
+            folder.captions_path.mkdir(exist_ok=True)
             sync(path)  # or a power cut could take a folder away together with what is durable inside it
             sync(path.absolute().parent)
         except OSError as error:
             raise storage_error(path, error) from None
-        return cls(path)
+        return folder
 
     @classmethod
     def open_existing(cls, path: Path) -> "JobFolder":
@@ -53,44 +74,80 @@ class JobFolder:
         Raises:
             UsageError: it is none.
         """
-        if not (path / STATE).is_dir():
+        if not is_job_folder(path):
             raise UsageError(f"{path} is not a job folder (no {STATE} in it): give the --output of a caption job")
         return cls(path)
 
     @property
+    def state_path(self) -> Path:
+        """The folder with everything but the parts (in format 2 not all of it)."""
+        return self.path / (STATE if self.format_version > 2 else STATE_2)
+
+    @property
+    def captions_path(self) -> Path:
+        """The folder with the parts."""
+        return self.path if self.format_version > 2 else self.path / CAPTIONS_2
+
+    @property
+    def _reports_path(self) -> Path:
+        """The folder with what people read beside the captions."""
+        return self.state_path if self.format_version > 2 else self.path
+
+    @property
     def job_path(self) -> Path:
         """The configuration and fingerprint."""
-        return self.path / STATE / "job.json"
+        return self.state_path / "job.json"
 
     @property
     def journal_path(self) -> Path:
         """Plan, and rows not in a part yet."""
-        return self.path / STATE / "journal.sqlite"
+        return self.state_path / "journal.sqlite"
 
     @property
     def lock_path(self) -> Path:
         """Held by the run at work."""
-        return self.path / STATE / "lock"
+        return self.state_path / "lock"
 
     @property
     def stats_path(self) -> Path:
         """Throughput over time."""
-        return self.path / "stats.parquet"
+        return self._reports_path / "stats.parquet"
 
     @property
     def summary_path(self) -> Path:
         """How the last run ended."""
-        return self.path / "summary.json"
+        return self._reports_path / "summary.json"
+
+    @property
+    def report_path(self) -> Path:
+        """The page of `batchcap report`."""
+        return self._reports_path / "report.html"
 
     def part_path(self, seq: int) -> Path:
         """The part file of a shard."""
-        return self.path / CAPTIONS / f"part-{seq:05d}.parquet"
+        return self.captions_path / f"part-{seq:05d}.parquet"
 
     def part_paths(self) -> list[Path]:
         """The part files that are there, in manifest order."""
-        return sorted((self.path / CAPTIONS).glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))
+        return sorted(self.captions_path.glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))
+
+    def remove_results(self) -> None:
+        """Delete parts and journal, for a job that starts over; call it with the lock held.
+
+        The journal goes last, its log before it: a folder with parts and no journal could not be resumed, and an old log
+        must not meet the next journal.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        journals = [self.journal_path.with_name(self.journal_path.name + end) for end in ("-wal", "-shm", "")]
+        for path in (*self.part_paths(), *journals):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise storage_error(path, error) from error
 
     def remove_leftovers(self) -> None:
         """Delete what a killed run left half-written; call it with the lock held."""
-        for folder in (self.path, self.path / CAPTIONS, self.path / STATE):
+        for folder in {self.path, self.captions_path, self.state_path}:
             remove_leftovers(folder)

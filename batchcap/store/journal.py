@@ -15,20 +15,10 @@ from typing import Any
 
 from batchcap.errors import StorageError
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, PromptColumns, with_enums
+from batchcap.records import CaptionRow, PromptColumns, Status, with_enums
 from batchcap.store.atomic import storage_error, sync
+from batchcap.store.schema import migrate
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS rows (row_index INTEGER PRIMARY KEY, content BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS sources (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path BLOB NOT NULL UNIQUE, kind TEXT NOT NULL,
-    rows INTEGER NOT NULL, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS spans (
-    first_row INTEGER PRIMARY KEY, source INTEGER NOT NULL, start INTEGER NOT NULL, rows INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS shards (seq INTEGER PRIMARY KEY, first_row INTEGER NOT NULL, rows INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS reopened (
-    row_index INTEGER PRIMARY KEY, before BLOB NOT NULL, is_changed INTEGER NOT NULL, settings TEXT NOT NULL);
-"""
 # SQLite makes its index of the write-ahead log in pieces of this size.
 SPACE_NEEDED_BYTES = 32 * 1024
 _FURTHER = "further"
@@ -60,9 +50,10 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> "Journal":
-        """Open the journal, or make it.
+        """Open the journal, or make it; one of an earlier batchcap gets the tables of today.
 
         Raises:
+            UsageError: a later batchcap made it.
             StorageError: it is damaged, or can't be written.
         """
         with _translated(path), ExitStack() as on_error:
@@ -70,7 +61,7 @@ class Journal:
             on_error.callback(connection.close)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
-            connection.executescript(_SCHEMA)
+            migrate(connection, path)
             try:
                 sync(path.parent)
             except OSError as error:
@@ -157,6 +148,10 @@ class Journal:
         """A finished row, if it is here."""
         found = next(self.query("SELECT content FROM rows WHERE row_index = ?", index), None)
         return None if found is None else _row(found[0])
+
+    def has_captions(self) -> bool:
+        """Whether a finished row that is here has a caption."""
+        return any(_row(content).status is Status.OK for (content,) in self.query("SELECT content FROM rows"))
 
     def shard_of(self, index: int) -> Shard:
         """The shard that a row of the plan is in."""

@@ -201,6 +201,12 @@ def well_rows(path: Path) -> list[bool]:
     return [status == Status.OK and set(verdicts) == {Verdict.OK} for status, *verdicts in rows]
 
 
+def has_captions(path: Path) -> bool:
+    """Whether any row of a part file has a caption. Raises as `read_part` does."""
+    with _readable(path):
+        return bool(json.loads(part_metadata(path)[TALLY_KEY])["ok"])
+
+
 def prompt_names(path: Path) -> tuple[str, ...]:
     """The names of the prompts a part file answers, in the order of their columns."""
     return tuple(json.loads(part_metadata(path).get(PROMPTS_KEY, '[""]')))

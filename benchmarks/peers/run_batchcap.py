@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from batchcap.store.folder import JobFolder
 from peers.protocol import STAGES, TOKEN_SIDE_PX, Outcome, Task, serve, versions
 
 
@@ -28,7 +29,7 @@ def _caption(task: Task, bundle: Path, options: list[str], job: str) -> Outcome:
     # What `batchcap tune` once found on this machine must not decide.
     environment = os.environ | {"BATCHCAP_CACHE": str(bundle.parent / "cache")}
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL, env=environment)
-    summary = json.loads((Path(job) / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads(JobFolder(Path(job)).summary_path.read_text(encoding="utf-8"))
     figures: dict[str, Any] = summary["run"]
     busy: dict[str, float] = figures["stage_busy_s"]
     return Outcome(
@@ -46,7 +47,7 @@ def _visual_tokens(job: str) -> int:
     # Imported after the job, so that it takes no part in the memory that is watched.
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    return sum(pq.read_table(Path(job) / "captions", columns=["visual_tokens"])["visual_tokens"].to_pylist())
+    return sum(pq.read_table(job, columns=["visual_tokens"])["visual_tokens"].to_pylist())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.model import demo_checkpoint
 from batchcap.profiles import INT8_ENCODER, fastest_encoder
+from batchcap.store.folder import JobFolder
 
 SCENES = 120
 
@@ -28,7 +29,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
 
 
 def _captions(output: Path) -> list[str]:
-    captions: list[str] = pq.read_table(output / "captions")["caption"].to_pylist()
+    captions: list[str] = pq.read_table(output)["caption"].to_pylist()
     return captions
 
 
@@ -41,7 +42,7 @@ def test_what_profiles_cost(scenes: Scenes, tmp_path: Path, monkeypatch: pytest.
         export_bundle(str(demo_checkpoint()), bundle, ExportOptions(precision=precision))
         for profile in profiles:
             rows[precision, profile] = measure(scenes, bundle, profile, tmp_path / f"{precision}-{profile}")
-        job = json.loads((tmp_path / f"{precision}-{Profile.FAST}" / "_batchcap" / "job.json").read_text())
+        job = json.loads((JobFolder(tmp_path / f"{precision}-{Profile.FAST}").job_path).read_text())
         if fastest_encoder() == INT8_ENCODER:
             assert job["fingerprint"]["vision-dtype"] == "int8", "else nothing else was measured"
     auto, small = (_captions(tmp_path / f"{Precision.INT4}-{profile}") for profile in (Profile.AUTO, Profile.SMALL))

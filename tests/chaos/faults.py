@@ -120,12 +120,12 @@ def read_only(scene: Scene) -> bool:
     """A folder of the job loses its write permission."""
     struck = scene.wait_at_work()
     if struck:
-        scene.chance.choice([scene.output / "captions", scene.output]).chmod(0o555)
+        scene.chance.choice([JobFolder(scene.output).state_path, scene.output]).chmod(0o555)
     return struck
 
 
 def writable_again(scene: Scene) -> None:
-    for folder in (scene.output, scene.output / "captions"):
+    for folder in (scene.output, JobFolder(scene.output).state_path):
         folder.chmod(0o755)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from batchcap.store.folder import JobFolder
+
 TIMEOUT_S = 120
 
 
@@ -41,5 +43,5 @@ def assert_refused(done: "subprocess.CompletedProcess[str]", *parts: str, code: 
 
 def read_rows(output: Path) -> list[dict[str, object]]:
     """The caption rows of a job folder, in order."""
-    parts = sorted((output / "captions").glob("part-*.parquet"))
+    parts = JobFolder(output).part_paths()
     return [row for part in parts for row in pq.read_table(part).to_pylist()]

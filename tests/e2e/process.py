@@ -199,7 +199,7 @@ def durable_rows(output: Path) -> tuple[int, int]:
 
 def read_summary(output: Path) -> dict[str, Any]:
     """`summary.json`."""
-    content: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(JobFolder(output).summary_path.read_text(encoding="utf-8"))
     return content
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchcap.store.folder import JobFolder
+
 PROJECT = Path(__file__).parents[2]
 TIMEOUT_S = 240
 
@@ -56,5 +58,5 @@ class Shell:
 
 def read_captions(output: Path) -> pa.Table:
     """All caption rows of a job folder, in order."""
-    parts = sorted((output / "captions").glob("part-*.parquet"))
+    parts = JobFolder(output).part_paths()
     return pa.concat_tables([pq.read_table(part) for part in parts])

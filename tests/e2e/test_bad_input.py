@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from batchcap.bundle import Bundle
+from batchcap.store.folder import JobFolder
 from tests.checkpoints import make_checkpoint
 from tests.e2e.command import assert_refused, batchcap, read_rows
 from tests.manifest.hostile import damage_pages
@@ -115,7 +116,7 @@ def test_all_rows_failed(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
     assert done.returncode == 3, done.stderr
     assert "0 captions, 5 failed" in done.stdout
     assert [row["error_kind"] for row in read_rows(tmp_path / "out")] == ["not_an_image"] * 5
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_code"] == 3
+    assert json.loads(JobFolder(tmp_path / "out").summary_path.read_text())["exit_code"] == 3
 
 
 INPUTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
@@ -151,7 +152,7 @@ def test_inputs_refused(tmp_path: Path, tiny_bundle_int4: Bundle, case: str) -> 
     make(path)
     done = batchcap("caption", path, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
     assert_refused(done, str(path), *parts)
-    assert not (tmp_path / "out" / "captions").exists() or not read_rows(tmp_path / "out")
+    assert not read_rows(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,7 @@ def test_job_files_refused(tmp_path: Path) -> None:
 def test_status_of_what_is_no_job(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         assert_refused(batchcap("status", path), "is not a job folder", "give the --output of a caption job")
-    (tmp_path / "begun" / "_batchcap").mkdir(parents=True)
+    JobFolder(tmp_path / "begun").state_path.mkdir(parents=True)
     assert_refused(batchcap("status", tmp_path / "begun"), "start it again")
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from batchcap import __version__
 from batchcap.bundle import Bundle
+from batchcap.store.folder import JobFolder
 from tests.e2e.command import TIMEOUT_S, batchcap, read_rows
 
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "numpy", "pyarrow", "PIL", "tokenizers", "huggingface_hub")
@@ -73,7 +74,7 @@ def test_results_on_stdout_progress_on_stderr(tmp_path: Path, pictures: Path, ti
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
     assert [line.split()[0] for line in table] == ["0.png", "1.png"]
-    assert last == f"6 captions, 0 failed: {tmp_path / 'out' / 'captions' / 'part-00000.parquet'}"
+    assert last == f"6 captions, 0 failed: {tmp_path / 'out' / 'part-00000.parquet'}"
     lines = done.stderr.splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines), done.stderr
     assert any("6 rows, 0 done before, 6 to do" in line for line in lines)
@@ -157,7 +158,7 @@ def test_status_of_a_finished_job_and_as_json(tmp_path: Path, pictures: Path, ti
     assert (content["state"], content["rows"], content["ok"], content["failed"]) == ("complete", 7, 6, 1)
     assert content["error_kinds"] == {"not_an_image": 1}
 
-    state = output / "_batchcap"
+    state = JobFolder(output).state_path
     state.chmod(0o555)  # a job of somebody else
     try:
         again = batchcap("status", output)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchcap.errors import ExitCode
-from batchcap.store.folder import JobFolder
+from batchcap.store.folder import STATE, JobFolder
 from tests.e2e.conftest import ROWS, Job
 from tests.e2e.process import Process, assert_whole, durable_rows, read_summary, run
 
@@ -70,7 +70,7 @@ def _fill_again_and_again(job: Job, disk: Path) -> None:
         filler = fill(disk, room_kib)
         process = run(*job.arguments(output, *PARTS), expect=ExitCode.UNEXPECTED)
         # With some room it may be the journal that meets the end of it, or the part that becomes whole first.
-        parts = [output / "captions" / f"part-{number:05d}.parquet" for number in range(-(-ROWS // 40))]
+        parts = [JobFolder(output).part_path(number) for number in range(-(-ROWS // 40))]
         assert_says_full(process, *((folder.journal_path, *parts) if room_kib else (holder,)))
         filler.unlink()
         before, (durable, _double) = durable, durable_rows(output)
@@ -86,14 +86,18 @@ def _fill_again_and_again(job: Job, disk: Path) -> None:
 @pytest.mark.slow
 def test_no_room_for_a_part(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    folder = JobFolder.open_or_create(output)
-    with small_disk(output / "captions", 8):
+    output.mkdir()
+    (tmp_path / "state").mkdir()
+    with small_disk(output, 8):
+        (output / STATE).symlink_to(tmp_path / "state")  # there is room for everything but the parts
+        folder = JobFolder(output)
         process = run(*job.arguments(output, *PARTS), expect=ExitCode.UNEXPECTED)
         assert_says_full(process, folder.part_path(0))
         summary = read_summary(output)
         assert (summary["state"], summary["exit_code"]) == ("failed", ExitCode.UNEXPECTED)
         assert "the disk is full" in summary["message"]
         assert not folder.part_paths()
+    (output / STATE).symlink_to(tmp_path / "state")
     durable, _double = durable_rows(output)
     assert durable == summary["done"] >= 40
     assert run(*job.arguments(output, *PARTS)).done_before == durable

@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from batchcap.store.folder import JobFolder
 from tests.e2e.shell import PROJECT, Shell, read_captions
 
 JOBS = PROJECT / "jobs"
@@ -64,7 +65,7 @@ def test_folder_job_runs_from_anywhere_and_again(shell: Shell) -> None:
     files = [path for name in ("formats", "orientations") for path in (PROJECT / "sample_data" / name).iterdir()]
     assert sorted(table["id"].to_pylist()) == sorted(path.name for path in files)
     assert set(table["status"].to_pylist()) == {"ok"}
-    part = _output(shell, "folder") / "captions" / "part-00000.parquet"
+    part = JobFolder(_output(shell, "folder")).part_path(0)
     written_ns = part.stat().st_mtime_ns
     assert shell.run("batchcap run ../project/jobs/folder.toml").returncode == 0
     assert part.stat().st_mtime_ns == written_ns, "what is complete is not written again"
@@ -80,7 +81,7 @@ def test_nightly_job_stops_in_time_and_goes_on(shell: Shell) -> None:
     first = shell.run(f"batchcap --quiet run {job}")
     assert first.returncode == 75, first.stderr
     # So short a time may be up before the rows are counted.
-    assert json.loads((_output(shell, "nightly-parquet") / "summary.json").read_text())["remaining"] in (16, None)
+    assert json.loads(JobFolder(_output(shell, "nightly-parquet")).summary_path.read_text())["remaining"] in (16, None)
     job.write_text(whole, encoding="utf-8")
     second = shell.run(f"batchcap --quiet run {job}")
     assert second.returncode == 0, second.stderr
@@ -93,8 +94,8 @@ def test_nightly_job_stops_in_time_and_goes_on(shell: Shell) -> None:
 
 def _rows_done(output: Path) -> int:
     """Rows that are durable; 0 while there is no job yet."""
-    parts = sum(pq.read_metadata(path).num_rows for path in (output / "captions").glob("part-*.parquet"))
-    journal = output / "_batchcap" / "journal.sqlite"
+    parts = sum(pq.read_metadata(path).num_rows for path in JobFolder(output).part_paths())
+    journal = JobFolder(output).journal_path
     try:
         with closing(sqlite3.connect(f"{journal.as_uri()}?mode=ro", uri=True)) as connection:
             (rows,) = connection.execute("SELECT count(*) FROM rows").fetchone()
@@ -152,7 +153,7 @@ def test_cron_line_is_silent_unless_something_is_wrong(name: str, shell: Shell) 
     command = _cron_command(name, jobs)
     good = shell.run(command)
     assert (good.stdout, good.stderr) == ("", "")
-    assert json.loads((_output(shell, name) / "summary.json").read_text())["state"] == "complete"
+    assert json.loads(JobFolder(_output(shell, name)).summary_path.read_text())["state"] == "complete"
     job = jobs / f"{name}.toml"
     job.write_text(job.read_text(encoding="utf-8").replace("../sample_data", "../no-such-data"), encoding="utf-8")
     bad = shell.run(command)

@@ -131,7 +131,7 @@ def test_a_job_file_shows_and_status(tmp_path: Path, tiny_bundle_int4: Bundle) -
     shown = batchcap("status", tmp_path / "out", "--captions", 1).stdout.splitlines()[-2:]
     assert shown == table[:2]
 
-    metadata = pq.read_metadata(tmp_path / "out" / "captions" / "part-00000.parquet").metadata
+    metadata = pq.read_metadata(tmp_path / "out" / "part-00000.parquet").metadata
     assert json.loads(metadata[b"batchcap.prompts"]) == ["short", "long"]
     assert dict(json.loads(metadata[b"batchcap.settings"])["prompt"]) == {"short": SHORT, "long": LONG}
     rows = read_rows(tmp_path / "out")

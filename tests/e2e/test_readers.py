@@ -19,6 +19,8 @@ import pytest
 from PIL import Image
 
 from batchcap.bundle import Bundle
+from batchcap.store.atomic import TEMPORARY_SUFFIX
+from batchcap.store.folder import JobFolder
 from batchcap.store.parts import SCHEMA
 from tests.e2e.command import batchcap, read_rows
 
@@ -83,7 +85,10 @@ def job(tmp_path_factory: pytest.TempPathFactory, tiny_bundle_int4: Bundle) -> t
     command = ("caption", folder / "in.parquet", "-o", folder / "out", "-m", tiny_bundle_int4.folder, *options)
     done = batchcap(*command)
     assert done.returncode == 0, done.stderr
-    return folder / "out" / "captions", kept
+    done = batchcap("report", folder / "out")  # its page must not be in the readers' way, nor what a killed run leaves
+    assert done.returncode == 0, done.stderr
+    (folder / "out" / f".part-00000.parquet.1{TEMPORARY_SUFFIX}").write_bytes(b"half a part")
+    return folder / "out", kept
 
 
 def expected_ids() -> list[str]:
@@ -95,7 +100,7 @@ def expected_status() -> list[str]:
 
 
 def test_all_parts_have_one_schema_also_where_all_rows_failed(job: tuple[Path, pa.Table]) -> None:
-    paths = sorted(job[0].iterdir())
+    paths = JobFolder(job[0]).part_paths()
     schemas = [pq.read_schema(path).remove_metadata() for path in paths]
     assert [pq.read_metadata(path).num_rows for path in paths] == [5, 5, 2]
     assert schemas[0] == schemas[1] == schemas[2]
@@ -105,7 +110,7 @@ def test_all_parts_have_one_schema_also_where_all_rows_failed(job: tuple[Path, p
 
 def test_carried_columns_are_as_they_were(job: tuple[Path, pa.Table]) -> None:
     folder, kept = job
-    table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.iterdir())]).unify_dictionaries()
+    table = pa.concat_tables([pq.read_table(path) for path in JobFolder(folder).part_paths()]).unify_dictionaries()
     for name in KEPT.names:
         found = table["input_caption" if name == "caption" else name]
         assert found.type == KEPT.field(name).type
@@ -113,7 +118,7 @@ def test_carried_columns_are_as_they_were(job: tuple[Path, pa.Table]) -> None:
 
 
 def test_every_part_says_how_it_was_made(job: tuple[Path, pa.Table]) -> None:
-    for path in job[0].iterdir():
+    for path in JobFolder(job[0]).part_paths():
         names = set(pq.read_metadata(path).metadata)
         wanted = {"version", "bundle", "settings", "prompt_sha256", "format_version", "rows", "tally"}
         assert {f"batchcap.{name}".encode() for name in wanted} <= names
@@ -160,19 +165,27 @@ def test_polars_opens_the_parts(job: tuple[Path, pa.Table]) -> None:
     assert frame["raw"].to_list() == job[1]["raw"].to_pylist()
 
 
+def test_spark_would_see_the_parts_and_nothing_else(job: tuple[Path, pa.Table]) -> None:
+    """Spark and Hadoop skip files and folders whose names begin with `_` or `.`, and read all others."""
+    seen = [path for path in job[0].rglob("*") if not any(part[0] in "_." for part in path.relative_to(job[0]).parts)]
+    assert sorted(seen) == JobFolder(job[0]).part_paths()
+
+
 DATASETS = """
 import sys
 from datasets import load_dataset
-data = load_dataset("parquet", data_files=sys.argv[1], split="train", cache_dir=sys.argv[2])
+data = load_dataset(sys.argv[1], cache_dir=sys.argv[2])
+assert list(data) == ["train"], data
+data = data["train"]
 print(*data["id"], sep="\\n")
 print(*(f"{name}={feature}" for name, feature in data.features.items() if name in ("caption", "width")), sep="\\n")
 """
 
 
-def test_datasets_opens_the_parts(job: tuple[Path, pa.Table], tmp_path: Path) -> None:
+def test_datasets_opens_the_folder(job: tuple[Path, pa.Table], tmp_path: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", DATASETS, str(job[0] / "*.parquet"), str(tmp_path)],
+        [sys.executable, "-c", DATASETS, str(job[0]), str(tmp_path)],
         env={**os.environ, **offline},
         capture_output=True,
         text=True,

@@ -60,7 +60,7 @@ def test_the_demo_shows_pictures_and_captions(outputs: dict[str, str], reader: S
         shown = line.removeprefix(row["id"]).strip()
         assert shown
         assert row["caption"] == shown or (shown.endswith("…") and row["caption"].startswith(shown[:-1]))
-    assert lines[-1].endswith(": demo-output/captions/part-00000.parquet")
+    assert lines[-1].endswith(": demo-output/part-00000.parquet")
 
 
 def test_own_pictures_are_captioned_with_an_own_checkpoint(outputs: dict[str, str], reader: Shell) -> None:
@@ -68,13 +68,13 @@ def test_own_pictures_are_captioned_with_an_own_checkpoint(outputs: dict[str, st
     table = read_captions(reader.folder / "captions")
     assert sorted(table["id"].to_pylist()) == sorted(Path(name).name for name in PICTURES)
     assert "3 of 3 done" in outputs["batchcap status captions"]
-    assert outputs["batchcap report captions"] == "captions/report.html\n"
+    assert outputs["batchcap report captions"] == "captions/__batchcap/report.html\n"
 
 
 def test_the_job_folder_is_what_the_readme_draws(outputs: dict[str, str], reader: Shell) -> None:
     (drawing,) = [block for block in blocks(text_of("README.md"), "") if block.startswith("captions/\n")]
     names = [line.split()[0] for line in drawing.splitlines()[1:]]
-    assert names == ["captions/part-00000.parquet", "stats.parquet", "summary.json", "_batchcap/"]
+    assert names == ["part-00000.parquet", "__batchcap/", "summary.json", "stats.parquet", "…"]
     for name in names:
         assert (reader.folder / "captions" / name).exists()
 

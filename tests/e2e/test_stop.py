@@ -118,7 +118,7 @@ def test_a_second_signal_ends_at_once(long_job: Job, tmp_path: Path) -> None:
     process.signal_group(signal.SIGINT)
     assert process.wait(STOP_S) == ExitCode.INTERRUPTED
     # It hasn't waited for the captions in flight, nor said how it ended.
-    assert not (output / "summary.json").exists()
+    assert not JobFolder(output).summary_path.exists()
     assert_clean(process)
     durable, _double = durable_rows(output)
     assert durable > 0

@@ -11,6 +11,7 @@ from batchcap.bundle import Bundle
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions
 from batchcap.report.status import printable
+from batchcap.store.folder import JobFolder
 from tests.checkpoints import Shape, make_checkpoint
 from tests.e2e.command import batchcap, read_rows
 from tests.e2e.inputs import picture
@@ -39,7 +40,7 @@ def test_thoughts_have_a_column_of_their_own(thinker: Bundle, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("thinks before it captions") == 1
 
-    names = pq.read_schema(next((tmp_path / "out" / "captions").iterdir())).names
+    names = pq.read_schema(JobFolder(tmp_path / "out").part_path(0)).names
     assert names[names.index("caption") + 1] == "thinking"
     rows = read_rows(tmp_path / "out")
     assert len(rows) == PICTURES

@@ -13,6 +13,7 @@ import pytest
 from batchcap.bundle import Bundle
 from batchcap.errors import ExitCode
 from batchcap.profiles import NAMES
+from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap, read_rows
 from tests.e2e.inputs import write_pictures
 
@@ -81,13 +82,13 @@ def test_doctor_and_jobs_use_what_was_tuned(tuned: tuple[Path, str], tiny_bundle
     done = batchcap("caption", pictures, "-o", tmp_path / "out", *model, "--slots", 3, **environment)
     assert done.returncode == 0, done.stderr
     assert "settings: profile auto, tuned on 20" in done.stderr
-    used = json.loads((tmp_path / "out" / "_batchcap" / "job.json").read_text())["configuration"]
+    used = json.loads(JobFolder(tmp_path / "out").job_path.read_text())["configuration"]
     assert (used["placement"]["decoders"], used["placement"]["slots"], used["profile"]) == (2, 3, "auto")
     job = tmp_path / "job.toml"
     job.write_text(f'output = "again"\nmodel = "{model[1]}"\nprofile = "small"\n[input]\ninputs = ["pictures"]\n')
     done = batchcap("run", job, **environment)
     assert done.returncode == 0, done.stderr
-    used = json.loads((tmp_path / "again" / "_batchcap" / "job.json").read_text())["configuration"]
+    used = json.loads(JobFolder(tmp_path / "again").job_path.read_text())["configuration"]
     assert (used["placement"]["slots"], used["placement"]["queue_mib"]) == (4, 32)
     first, again = ([row["caption"] for row in read_rows(tmp_path / name)] for name in ("out", "again"))
     assert first == again, "a profile that takes the same encoder changes no caption"
@@ -111,7 +112,7 @@ def test_a_resume_keeps_the_encoder_whatever_the_profile_says(tiny_bundle_int4: 
     begun = batchcap(*command, "--profile", "fast", "--vision-backend", "onnx", "--limit", 2, **environment)
     assert begun.returncode == 0, begun.stderr
     assert "export --precision w8a8" in begun.stderr
-    fingerprint = json.loads((output / "_batchcap" / "job.json").read_text())["fingerprint"]
+    fingerprint = json.loads(JobFolder(output).job_path.read_text())["fingerprint"]
     assert (fingerprint["vision-backend"], fingerprint["vision-dtype"]) == ("onnx", "int8")
     resumed = batchcap(*command, "--limit", 4, **environment)
     assert resumed.returncode == 0, resumed.stderr

@@ -17,6 +17,7 @@ from batchcap.records import ImageRow
 from batchcap.report import thumbnails
 from batchcap.report.page import write_page
 from batchcap.report.thumbnails import ThumbnailMaker
+from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap
 from tests.e2e.inputs import picture
 
@@ -97,7 +98,7 @@ def test_hostile_names_are_text(job: Path, tmp_path: Path) -> None:
 
 
 def test_hostile_captions_are_text(job: Path, tmp_path: Path) -> None:
-    part = job / "captions" / "part-00000.parquet"
+    part = JobFolder(job).part_path(0)
     before = part.read_bytes()
     table = pq.read_table(part)
     evil = [f"<script>alert({row})</script>{{{{ 7 * 7 }}}}\x07" for row in range(len(table))]
@@ -114,7 +115,7 @@ def test_hostile_captions_are_text(job: Path, tmp_path: Path) -> None:
 
 def test_the_command_and_its_place(job: Path) -> None:
     done = batchcap("report", job)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{job / 'report.html'}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{JobFolder(job).report_path}\n", "")
     for place in (".", job.parent / "not there" / "page.html"):
         refused = batchcap("report", job, "--to", place)
         assert_refused(refused, "can't be the page: name a file in a folder that is there")
@@ -130,7 +131,7 @@ def test_few_pictures_of_many(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
     caption(tmp_path / "in.parquet", tmp_path / "out", tiny_bundle_int4, "--rows-per-part", "8", "--limit", "39")
     odd = Reader(write_page(tmp_path / "out", pictures=12))
     assert _shown(odd) == [*range(12)], "this model writes nothing that looks well"
-    for part in (tmp_path / "out" / "captions").iterdir():
+    for part in JobFolder(tmp_path / "out").part_paths():
         table = pq.read_table(part)
         place = table.schema.get_field_index("verdict")
         well = [None if status == "failed" else "ok" for status in table["status"].to_pylist()]
@@ -149,11 +150,11 @@ def _shown(page: Reader) -> list[int]:
 
 
 def test_odd_statistics_and_summaries_are_left_out(job: Path, tmp_path: Path) -> None:
-    before = {name: (job / name).read_bytes() for name in ("stats.parquet", "summary.json")}
+    before = {path: path.read_bytes() for path in (JobFolder(job).stats_path, JobFolder(job).summary_path)}
     try:
         texts = pa.table({"run": ["one"], "elapsed_s": ["now"], "rows": ["some"]})
-        pq.write_table(texts, job / "stats.parquet")
-        (job / "summary.json").write_text("[1]")
+        pq.write_table(texts, JobFolder(job).stats_path)
+        JobFolder(job).summary_path.write_text("[1]")
         page = Reader(write_page(job, tmp_path / "page.html"))
     finally:
         for name, content in before.items():

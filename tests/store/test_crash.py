@@ -74,4 +74,4 @@ def test_killed_again_and_again_nothing_acknowledged_is_lost(tmp_path: Path) -> 
         assert ended
     assert check(folder, acknowledged) == set(range(SHARDS * ROWS))
     assert len(folder.part_paths()) == SHARDS
-    assert not list((output / "captions").glob(".*"))
+    assert not list(output.glob(".*"))

@@ -70,12 +70,12 @@ def test_leftovers_of_a_killed_run_go_and_nothing_else(folder: JobFolder) -> Non
     with atomic_file(part) as temporary:
         temporary.write_bytes(b"whole")
         name = temporary.name
-    for parent in (folder.path, part.parent, folder.job_path.parent):
+    for parent in (folder.path, folder.state_path):
         (parent / name).write_bytes(b"torn")
     (part.parent / ".mine").write_bytes(b"")
     folder.remove_leftovers()
-    assert {path.name for path in part.parent.iterdir()} == {part.name, ".mine"}
-    assert {path.name for path in folder.path.iterdir()} == {"captions", "_batchcap"}
+    assert {path.name for path in folder.path.iterdir()} == {part.name, ".mine", "__batchcap"}
+    assert not list(folder.state_path.iterdir())
 
 
 def test_a_folder_is_made_and_found_again(tmp_path: Path) -> None:
