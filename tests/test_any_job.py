@@ -173,6 +173,7 @@ class Story:
                 connection.execute("UPDATE sources SET size_bytes = 0, mtime_ns = 0 WHERE kind = 'image'")
                 if not opened.has_reopened():
                     connection.execute("DROP TABLE reopened")
+                    connection.execute("PRAGMA user_version = 0")
             opened.close()
 
 

@@ -134,8 +134,8 @@ class JobFolder:
     def remove_results(self) -> None:
         """Delete parts and journal, for a job that starts over; call it with the lock held.
 
-        The journal goes last, its log before it: a folder with parts and no journal could not be resumed, and an old log
-        must not meet the next journal.
+        The journal goes last, its log before it: a folder with parts and no journal could not be resumed, and an old
+        log must not meet the next journal.
 
         Raises:
             StorageError: the file system refused.

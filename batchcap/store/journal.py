@@ -17,7 +17,7 @@ from batchcap.errors import StorageError
 from batchcap.manifest.shard import Shard
 from batchcap.records import CaptionRow, PromptColumns, Status, with_enums
 from batchcap.store.atomic import storage_error, sync
-from batchcap.store.schema import migrate
+from batchcap.store.schema import as_of_today, migrate
 
 # SQLite makes its index of the write-ahead log in pieces of this size.
 SPACE_NEEDED_BYTES = 32 * 1024
@@ -74,6 +74,7 @@ class Journal:
         """Open an existing journal without writing to it, also while a run is at work.
 
         Raises:
+            UsageError: a later batchcap made it.
             StorageError: it is missing or damaged.
         """
         options = "mode=ro"
@@ -83,12 +84,10 @@ class Journal:
         with _translated(path), ExitStack() as on_error:
             connection = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, isolation_level=None)
             on_error.callback(connection.close)
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if "shards" in tables and "reopened" not in tables:  # made by an earlier batchcap; this file stays as it is
-                connection.execute("CREATE TEMP TABLE reopened (row_index INTEGER PRIMARY KEY, settings TEXT)")
             connection.execute("SELECT count(*) FROM shards")
+            current = as_of_today(connection, path)
             on_error.pop_all()
-            return cls(path, connection)
+            return cls(path, current)
 
     def close(self) -> None:
         """Close the file."""

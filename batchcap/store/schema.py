@@ -5,6 +5,7 @@ before there were versions say 0 and may have some of the first tables already.
 """
 
 import sqlite3
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,17 +88,20 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
             raise
 
 
-def migrated_copy(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    """A journal as it would be after its migrations, in memory: whoever only reads changes no file.
+def as_of_today(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """A journal with the tables of today: the one given, or a migrated copy in memory, and the one given is closed.
+
+    So whoever only reads changes no file.
 
     Raises:
         UsageError: a later batchcap made it.
     """
-    copy = sqlite3.connect(":memory:", isolation_level=None)
-    try:
+    if version_of(connection, path) == len(MIGRATIONS):
+        return connection
+    with closing(connection), ExitStack() as on_error:
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        on_error.callback(copy.close)
         connection.backup(copy)
         migrate(copy, path)
-    except BaseException:
-        copy.close()
-        raise
-    return copy
+        on_error.pop_all()
+        return copy

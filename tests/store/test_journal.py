@@ -173,6 +173,7 @@ def test_a_journal_of_an_earlier_version_can_be_looked_at(tmp_path: Path) -> Non
         journal.add([(0, caption_row(0))])
         with journal.transaction() as connection:
             connection.execute("DROP TABLE reopened")
+            connection.execute("PRAGMA user_version = 0")
     with closing(Journal.open_to_read(path)) as journal:
         assert journal.reopened(Shard(0, 0, 5)) == set()
         assert not journal.has_reopened()

@@ -1,0 +1,108 @@
+"""The stored settings of a job: some came later, some are of a later batchcap, and while nothing is captioned."""
+
+import json
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchcap.config import InputConfig, JobConfig
+from batchcap.errors import ErrorKind, NotSameJobError, UsageError
+from batchcap.manifest.shard import Shard
+from batchcap.records import CaptionRow, Status
+from batchcap.store import fingerprint as module
+from batchcap.store.fingerprint import VALUE_BEFORE, check_same_job, fingerprint_of
+from batchcap.store.folder import JobFolder
+from batchcap.store.journal import Journal
+from batchcap.store.parts import TALLY_KEY, write_part
+from tests.store.records import caption_row
+
+CONFIG = JobConfig(InputConfig(("images",)), "out")
+FINGERPRINT = fingerprint_of(CONFIG, "m", ("torch", "bf16"))
+FAILED = CaptionRow("a", "/a", 0, status=Status.FAILED, error_kind=ErrorKind.MISSING, error_message="gone")
+OLD_JOBS = sorted((Path(__file__).parents[1] / "data").glob("format-*/jobs/*/*/job.json"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> JobFolder:
+    """A job that has begun."""
+    folder = JobFolder.open_or_create(tmp_path / "out")
+    check_same_job(folder, FINGERPRINT, CONFIG)
+    return folder
+
+
+def finish(folder: JobFolder, row: CaptionRow, *, in_part: bool) -> None:
+    with closing(Journal.open(folder.journal_path)) as journal:
+        journal.add([(0, row)])
+    if in_part:
+        tally = json.dumps({"ok": int(row.status is Status.OK)})
+        write_part(folder.part_path(0), Shard(0, 0, 1), [row], None, {TALLY_KEY: tally})
+
+
+def stored(folder: JobFolder) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(folder.job_path.read_text())["fingerprint"]
+    return content
+
+
+def test_every_setting_of_today_has_a_value_for_every_old_job() -> None:
+    assert OLD_JOBS
+    for path in OLD_JOBS:
+        known = json.loads(path.read_text())["fingerprint"].keys()
+        assert FINGERPRINT.keys() - known == VALUE_BEFORE.keys() - known, path
+        assert not known - FINGERPRINT.keys(), path
+
+
+def test_a_setting_that_came_later_ends_no_old_job(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(folder, caption_row(0), in_part=False)
+    monkeypatch.setattr(module, "VALUE_BEFORE", {"language": None})
+    assert check_same_job(folder, {**FINGERPRINT, "language": None}, CONFIG) == ()
+    with pytest.raises(NotSameJobError, match='--language: was null, now "fr"'):
+        check_same_job(folder, {**FINGERPRINT, "language": "fr"}, CONFIG)
+
+
+def test_a_setting_that_only_a_later_batchcap_knows_is_refused(folder: JobFolder) -> None:
+    content = json.loads(folder.job_path.read_text())
+    content["fingerprint"]["language"] = "fr"
+    folder.job_path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"begun by a later batchcap.*\(language\): use the batchcap that made it"):
+        check_same_job(folder, FINGERPRINT, CONFIG)
+
+
+def test_a_setting_that_is_gone_is_damage(folder: JobFolder) -> None:
+    content = json.loads(folder.job_path.read_text())
+    del content["fingerprint"]["seed"]
+    folder.job_path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="lacks seed"):
+        check_same_job(folder, FINGERPRINT, CONFIG)
+
+
+@pytest.mark.parametrize("in_part", [False, True])
+def test_a_job_that_has_captioned_nothing_starts_over_with_other_settings(folder: JobFolder, *, in_part: bool) -> None:
+    finish(folder, FAILED, in_part=in_part)
+    assert check_same_job(folder, FINGERPRINT, CONFIG) == ()
+    assert folder.journal_path.exists(), "with the same settings its failures stay"
+    other = replace(CONFIG, input=replace(CONFIG.input, image_root="/images"))
+    assert check_same_job(folder, fingerprint_of(other, "m", ("torch", "bf16")), other) == ()
+    assert not folder.part_paths()
+    assert not folder.journal_path.exists()
+    assert stored(folder)["image-root"] == "/images"
+
+
+@pytest.mark.parametrize("in_part", [False, True])
+def test_one_caption_binds_the_job(folder: JobFolder, *, in_part: bool) -> None:
+    finish(folder, caption_row(0), in_part=in_part)
+    with pytest.raises(NotSameJobError, match="--prompt"):
+        check_same_job(
+            folder, fingerprint_of(replace(CONFIG, generation=GenerationConfig("x")), "m", ("torch", "bf16")), CONFIG
+        )
+    assert folder.part_paths() == ([folder.part_path(0)] if in_part else [])
+
+
+def test_a_part_that_cannot_be_read_may_hold_captions(folder: JobFolder) -> None:
+    finish(folder, FAILED, in_part=True)
+    folder.part_path(0).write_bytes(b"damaged")
+    with pytest.raises(NotSameJobError, match="--seed"):
+        check_same_job(folder, {**FINGERPRINT, "seed": 1}, CONFIG)
+    assert folder.part_path(0).exists()
