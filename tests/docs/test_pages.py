@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 import typer
 
-from batchcap import errors
+from batchcap import bundle, errors, recorder
 from batchcap.bundle import BUNDLE_FILE, Bundle
 from batchcap.cli import app
 from batchcap.config import GenerationConfig, JobConfig, LimitConfig, PlacementConfig, Profile, VisionConfig
 from batchcap.job import part_metadata_of
 from batchcap.jobfile import load_job_file
 from batchcap.records import FinishReason, Status, Verdict
-from batchcap.report.summary import JobState, RunFigures, Summary, Tally
-from batchcap.store import parts, stats
+from batchcap.report.summary import SUMMARY_FORMAT_VERSION, JobState, RunFigures, Summary, Tally
+from batchcap.store import folder, parts, stats
 from tests.docs.markdown import (
     PROJECT,
     anchors,
@@ -135,6 +135,18 @@ def test_every_column_is_described_as_it_is(heading: str, schema: pa.Schema) -> 
 
 def _names(heading: str) -> list[str]:
     return [row[0].strip("`") for row in table(section(text_of("docs/file-formats.md"), heading))]
+
+
+def test_the_pages_name_the_formats_of_today() -> None:
+    formats = text_of("docs/file-formats.md")
+    assert f"This is format {folder.FORMAT_VERSION}." in formats
+    for heading, version in (("## summary.json", SUMMARY_FORMAT_VERSION), ("### bundle.json", bundle.FORMAT_VERSION)):
+        assert ["`format_version`", str(version)] in table(section(formats, heading))
+
+
+def test_the_pages_say_what_a_kill_costs() -> None:
+    assert f"at most {recorder.FLUSH_ROWS} of them" in " ".join(text_of("docs/operations.md").split())
+    assert recorder.FLUSH_INTERVAL_S == 0.5, "the page says about half a second"
 
 
 def test_every_kind_of_failure_is_described() -> None:
