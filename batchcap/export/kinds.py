@@ -3,6 +3,7 @@
 Nothing heavy is imported, so that `--model` can say it, too, where neither transformers nor torch is installed.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from batchcap.export.configuration import (
     read_json,
     rope_type_of,
 )
+
+log = logging.getLogger(__name__)
 
 EXPORTED = f"batchcap exports dense Qwen3-VL ({MODEL_TYPE}: 2B, 4B, 8B and 32B, Instruct or Thinking)"
 PREQUANTIZED = ("gptq", "awq")  # methods whose matrices are read as stored
@@ -45,6 +48,8 @@ def require_model_folder(folder: Path) -> None:
     """
     names = {path.name for path in folder.iterdir()}
     if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names - ADAPTER_FILES):
+        if names & ADAPTER_FILES:
+            log.warning("%s holds an adapter (LoRA) beside the model, which is left out: to have it, %s", folder, MERGE)
         return
     if "bundle.json" in names:
         raise CheckpointError(f"{folder} is a bundle already: pass it to `batchcap caption` with --model")

@@ -84,7 +84,8 @@ def _without_part(part: str, stored: Collection[str], names: set[str]) -> str:
         )
     if any(one.startswith(part) for one in names):
         return ""
-    return f", and none that begins with {part}: it is {_ALONE[part]} alone, or was saved in parts; take the whole Qwen3-VL"
+    alone = _ALONE[part]
+    return f", and none that begins with {part}: it is {alone} alone, or was saved in parts; take the whole Qwen3-VL"
 
 
 def _of_another_shape(name: str, names: set[str], config: dict[str, Any]) -> str:
