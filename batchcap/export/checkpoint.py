@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ from batchcap.bundle import sha256_of
 from batchcap.errors import CheckpointError
 from batchcap.export.configuration import CONFIG_FILE, MISTYPED, normalised, read_images, read_json, stop_tokens
 from batchcap.export.inventory import chosen_tensors, with_true_head
-from batchcap.export.kinds import require_exportable, require_model_folder
+from batchcap.export.kinds import HUB_NAME, require_exportable, require_model_folder
 from batchcap.export.prequantized import unpack_names
 from batchcap.export.soundness import require_sound
 from batchcap.export.tensors import StoredTensor, read_index, weight_files
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,7 @@ def _locate(checkpoint: str) -> Path:
         return folder
     if folder.is_file():
         raise CheckpointError(f"{checkpoint} is a file: give the folder of the checkpoint, with its config.json")
-    if folder.exists() or not _HUB_NAME.fullmatch(checkpoint):
+    if folder.exists() or not HUB_NAME.fullmatch(checkpoint):
         raise CheckpointError(f"there is no checkpoint folder at {checkpoint}")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for names on the hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415

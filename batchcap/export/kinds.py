@@ -4,6 +4,7 @@ Nothing heavy is imported, so that `--model` can say it, too, where neither tran
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,26 @@ from batchcap.export.configuration import (
     read_json,
     rope_type_of,
 )
+from batchcap.export.tensors import weight_files
 
 log = logging.getLogger(__name__)
 
 EXPORTED = f"batchcap exports dense Qwen3-VL ({MODEL_TYPE}: 2B, 4B, 8B and 32B, Instruct or Thinking)"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PREQUANTIZED = ("gptq", "awq")  # methods whose matrices are read as stored
 ADAPTER_FILES = frozenset(("adapter_config.json", "adapter_model.safetensors"))
 MERGE = "merge it into the model it was trained for (`merge_and_unload` of peft), save that, and give its folder"
 
 
 def look_at(folder: Path) -> None:
-    """Refuse a folder that can't be exported whatever its weights are.
+    """Refuse a folder that can't be exported, as far as that shows without reading weights.
 
     Raises:
-        CheckpointError: it holds no checkpoint, or one of another kind.
+        CheckpointError: it holds no whole checkpoint, or one of another kind.
     """
     require_model_folder(folder)
     require_exportable(read_json(folder / CONFIG_FILE), str(folder))
+    weight_files(folder)
 
 
 def holds_a_model(folder: Path) -> bool:
