@@ -25,8 +25,8 @@ def how_to_get_a_bundle(folder: Path) -> str:
         return f"there is no bundle at {folder}; make one with `batchcap export CHECKPOINT --output {_quoted(folder)}`"
     if not holds_a_model(folder):
         return (
-            f"{folder} is not a bundle (no bundle.json); make one with `batchcap export CHECKPOINT --output "
-            f"BUNDLE` of a checkpoint; {EXPORTED}"
+            f"{folder} is not a bundle (no bundle.json); make one with `batchcap export CHECKPOINT --output BUNDLE`; "
+            f"{EXPORTED}"
         )
     try:
         look_at(folder)

@@ -12,6 +12,7 @@ from batchcap.errors import CheckpointError
 from batchcap.export.configuration import (
     ARCHITECTURE,
     CONFIG_FILE,
+    MISTYPED,
     MODEL_TYPE,
     part_of,
     read_json,
@@ -35,7 +36,11 @@ def look_at(folder: Path) -> None:
         CheckpointError: it holds no whole checkpoint, or one of another kind.
     """
     require_model_folder(folder)
-    require_exportable(read_json(folder / CONFIG_FILE), str(folder))
+    config = read_json(folder / CONFIG_FILE)
+    try:
+        require_exportable(config, str(folder))
+    except MISTYPED as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} lacks or mistypes {error}") from None
     weight_files(folder)
 
 
