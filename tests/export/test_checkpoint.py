@@ -195,6 +195,7 @@ NO_CHECKPOINTS: dict[str, tuple[tuple[str, ...], str]] = {
     "an adapter without weights": (("adapter_config.json",), r"is an adapter \(LoRA\)"),
     "a bundle": (("bundle.json", "config.json"), "is a bundle already: pass it to `batchcap caption` with --model"),
     "pickles": (("config.json", "pytorch_model.bin"), "save them as safetensors first"),
+    "the state of a training": (("config.json", "zero_to_fp32.py", "pytorch_model.bin"), "run `python zero_to_fp32.py"),
     "pictures": (("a.jpg", "b.jpg"), r"config\.json is missing"),
 }
 

@@ -218,6 +218,13 @@ def test_files_a_prompt_needs(checkpoint: Path, tmp_path: Path, name: str) -> No
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_tokenizer_that_a_clone_left_behind(checkpoint: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    (copy / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is a Git LFS pointer, .*git lfs pull"):
+        export_bundle(str(copy), tmp_path / "bundle", OPTIONS)
+
+
 def rewrite(folder: Path, tensor: str, change: Callable[[NDArray[np.float32]], None]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors[tensor])
