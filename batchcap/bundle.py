@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from batchcap.errors import BundleError
+from batchcap.export.advice import how_to_get_a_bundle
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 from batchcap.records import Float32Array, Int64Array
 
@@ -192,9 +193,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(_not_a_bundle(folder)) from None
+        raise BundleError(how_to_get_a_bundle(folder)) from None
     except NotADirectoryError:
-        raise BundleError(f"{folder} is a file; --model wants a bundle folder made by `batchcap export`") from None
+        raise BundleError(f"{folder} is a file; --model wants a bundle, a folder made by `batchcap export`") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"can't read {path} ({error}): {_EXPORT_AGAIN}") from None
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -203,17 +204,6 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{folder} has bundle format {version}, this batchcap reads {FORMAT_VERSION}: {_EXPORT_AGAIN}"
         )
     return content
-
-
-def _not_a_bundle(folder: Path) -> str:
-    if not folder.exists():
-        return f"there is no bundle at {folder}; make one with `batchcap export CHECKPOINT --output {folder}`"
-    if (folder / "config.json").exists():
-        return (
-            f"{folder} is a checkpoint, not a bundle: run `batchcap export {folder} --output BUNDLE` once "
-            "and pass --model BUNDLE"
-        )
-    return f"{folder} is not a bundle (no {BUNDLE_FILE}); make one with `batchcap export CHECKPOINT --output BUNDLE`"
 
 
 def _require_listed(folder: Path, listed: set[str]) -> None:

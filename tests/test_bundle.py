@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 
 from batchcap.bundle import BUNDLE_FILE, EMBEDDINGS_FILE, FORMAT_VERSION, Bundle, EmbeddingTable
-from batchcap.errors import BundleError
+from batchcap.errors import BundleError, CheckpointError
+from batchcap.export.checkpoint import open_checkpoint
 
 
 @pytest.fixture
@@ -43,9 +46,120 @@ def test_nothing_there(tmp_path: Path) -> None:
         Bundle.load(tmp_path / "nowhere")
 
 
-def test_a_checkpoint_is_named_as_such(tiny_checkpoint: Path) -> None:
-    with pytest.raises(BundleError, match=r"is a checkpoint, not a bundle: run `batchcap export"):
-        Bundle.load(tiny_checkpoint)
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def advice(model: str | Path) -> str:
+    with pytest.raises(BundleError) as refused:
+        Bundle.load(model)
+    return str(refused.value)
+
+
+def test_a_checkpoint_is_named_as_such(tiny_checkpoint: Path, here: Path) -> None:
+    command = f"run `batchcap export {tiny_checkpoint} --output tiny-int4` once and pass `--model tiny-int4`"
+    assert advice(tiny_checkpoint) == f"{tiny_checkpoint} is a checkpoint, not a bundle: {command}"
+    (here / "tiny-int4").mkdir()
+    assert "--output tiny-int4-2` once and pass `--model tiny-int4-2`" in advice(tiny_checkpoint)
+    (here / "tiny-int4-2").symlink_to("nowhere")
+    assert "--output tiny-int4-3`" in advice(tiny_checkpoint)
+    spaced = here / "my models" / "snapshots" / "0123"
+    shutil.copytree(tiny_checkpoint, spaced)
+    assert f"`batchcap export '{spaced}' --output 'my models-int4'`" in advice(spaced)
+
+
+def test_a_hub_name(here: Path) -> None:
+    command = "`batchcap export Qwen/Qwen3-VL-2B-Instruct --output Qwen3-VL-2B-Instruct-int4` once and pass "
+    said = advice("Qwen/Qwen3-VL-2B-Instruct")
+    assert said.startswith("there is no folder Qwen/Qwen3-VL-2B-Instruct. If that is a dense Qwen3-VL on the Hugging")
+    assert said.endswith(f"run {command}`--model Qwen3-VL-2B-Instruct-int4`")
+    (here / "Qwen3-VL-2B-Instruct-int4").mkdir()
+    assert "--output Qwen3-VL-2B-Instruct-int4-2`" in advice("Qwen/Qwen3-VL-2B-Instruct")
+    (here / "Qwen").mkdir()  # now it is a mistyped path
+    assert (
+        advice("Qwen/2b")
+        == "there is no bundle at Qwen/2b; make one with `batchcap export CHECKPOINT --output Qwen/2b`"
+    )
+
+
+def test_a_cached_model_of_the_hub_is_called_by_its_name(tiny_checkpoint: Path, here: Path) -> None:
+    cached = here / "models--Qwen--Qwen3-VL-2B-Instruct" / "snapshots" / "89644892e4d8"
+    shutil.copytree(tiny_checkpoint, cached)
+    assert "--output Qwen3-VL-2B-Instruct-int4`" in advice(cached)
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def config(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def only(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for path in folder.iterdir():
+            path.unlink()
+        (folder / name).write_text("{}")
+
+    return change
+
+
+# What `batchcap export` refuses whatever the tensors are.
+NOT_EXPORTED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another family": (config(model_type="llava_onevision"), "is of type 'llava_onevision'; batchcap exports dense Qw"),
+    "mixture of experts": (
+        config(model_type="qwen3_vl_moe"),
+        "is a mixture-of-experts Qwen3-VL; batchcap exports dense",
+    ),
+    "no type": (
+        config(model_type=None, architectures=["BertModel"]),
+        "does not say which model it is of; batchcap exp",
+    ),
+    "fp8": (config(quantization_config={"quant_method": "fp8"}), "was quantized before (fp8)"),
+    "an adapter": (only("adapter_config.json"), "is an adapter (LoRA), not a whole model: merge it"),
+    "GGUF": (only("model.gguf"), "holds GGUF files"),
+    "layers in words": (config(text_config={"layer_types": 7}), "config.json lacks or mistypes"),
+    "a configuration alone": (only("config.json"), "does not say which model it is of"),
+    "damaged": (lambda folder: (folder / "config.json").write_text("{") and None, "can't read"),
+    "no weights": (remove("model.safetensors"), "model.safetensors is missing"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_EXPORTED)
+def test_a_checkpoint_that_can_not_be_exported(tiny_checkpoint: Path, tmp_path: Path, what: str) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
+    change, message = NOT_EXPORTED[what]
+    change(folder)
+    said = advice(folder)
+    assert said.startswith(f"{folder} is not a bundle, and can't be made into one: ")
+    assert message in said
+    assert "batchcap export C" not in said
+    with pytest.raises(CheckpointError) as refused:
+        open_checkpoint(str(folder))
+    assert said.endswith(str(refused.value))
+
+
+def test_the_first_look_loads_nothing_heavy(tiny_checkpoint: Path) -> None:
+    """Captioning works where neither transformers nor torch is installed."""
+    code = (
+        "import sys; from batchcap.bundle import Bundle; from batchcap.errors import BundleError\n"
+        f"try: Bundle.load({str(tiny_checkpoint)!r})\n"
+        "except BundleError as error: print(error)\n"
+        "print(sorted({'torch', 'transformers', 'onnxruntime', 'huggingface_hub'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "is a checkpoint, not a bundle" in done.stdout
+    assert done.stdout.endswith("[]\n")
 
 
 def test_another_folder_or_a_file(tmp_path: Path) -> None:

@@ -1,25 +1,20 @@
 """Owns the reading of a checkpoint: is it a dense Qwen3-VL, whole, and what is its shape."""
 
 import hashlib
-import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from batchcap.bundle import sha256_of
 from batchcap.errors import CheckpointError
+from batchcap.export.configuration import CONFIG_FILE, MISTYPED, normalised, read_images, read_json, stop_tokens
 from batchcap.export.inventory import chosen_tensors, with_true_head
+from batchcap.export.kinds import HUB_NAME, require_exportable, require_model_folder
 from batchcap.export.prequantized import unpack_names
-from batchcap.export.soundness import require_dense_qwen3_vl, require_model_folder, require_sound
+from batchcap.export.soundness import require_sound
 from batchcap.export.tensors import StoredTensor, read_index, weight_files
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
-
-DEFAULT_HEAD_DIM = 128  # transformers, Qwen3VLTextConfig
-# What reading a value of another type than expected, or one that is not there, raises.
-_MISTYPED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +24,7 @@ class Checkpoint:
     Attributes:
         folder: where it is.
         name: what to call it in the bundle: no path of this machine.
-        config: its config.json; `tie_word_embeddings` as the weights have it.
+        config: its config.json, `normalised`; `tie_word_embeddings` as the weights have it.
         geometry: the model's shape.
         tensors: every tensor of the model, by its canonical name.
     """
@@ -47,10 +42,19 @@ class Checkpoint:
 
     def weights_sha256(self) -> str:
         """One digest over all weight files."""
-        digest = hashlib.sha256()
-        for path in weight_files(self.folder):
-            digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-        return digest.hexdigest()
+        return weights_sha256(self.folder)
+
+
+def weights_sha256(folder: Path) -> str:
+    """One digest over all weight files of a checkpoint.
+
+    Raises:
+        CheckpointError: one is missing.
+    """
+    digest = hashlib.sha256()
+    for path in weight_files(folder):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def open_checkpoint(checkpoint: str) -> Checkpoint:
@@ -64,20 +68,19 @@ def open_checkpoint(checkpoint: str) -> Checkpoint:
     """
     folder = _locate(checkpoint)
     require_model_folder(folder)
-    config = read_json(folder / "config.json")
+    path = folder / CONFIG_FILE
+    given = read_json(path)
     try:
-        require_dense_qwen3_vl(config, checkpoint)
-        stored = unpack_names(read_index(folder), config)
-    except _MISTYPED as error:
-        raise CheckpointError(f"{folder / 'config.json'} lacks or mistypes {error}") from None
-    config = with_true_head(config, stored)
-    images_path, images = _read_images(folder)
-    try:
-        geometry = _geometry(folder, config, _image_settings(images_path, images))
+        require_exportable(given, checkpoint)
+        stored = unpack_names(read_index(folder), given)
+        config = with_true_head(normalised(given, path), given, stored)
+        images_path, images = read_images(folder)
+        image = _image_settings(images_path, images)
+        geometry = _geometry(config, image, stop_tokens(folder, given))
         require_sound(geometry, config, images)
-        tensors = chosen_tensors(stored, geometry, config)
-    except _MISTYPED as error:
-        raise CheckpointError(f"{folder / 'config.json'} lacks or mistypes {error}") from None
+        tensors = chosen_tensors(stored, geometry, config, folder)
+    except MISTYPED as error:
+        raise CheckpointError(f"{path} lacks or mistypes {error}") from None
     name = checkpoint if not Path(checkpoint).is_dir() else folder.resolve().name
     return Checkpoint(folder, name, config, geometry, tensors)
 
@@ -88,7 +91,7 @@ def _locate(checkpoint: str) -> Path:
         return folder
     if folder.is_file():
         raise CheckpointError(f"{checkpoint} is a file: give the folder of the checkpoint, with its config.json")
-    if folder.exists() or not _HUB_NAME.fullmatch(checkpoint):
+    if folder.exists() or not HUB_NAME.fullmatch(checkpoint):
         raise CheckpointError(f"there is no checkpoint folder at {checkpoint}")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for names on the hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
@@ -103,47 +106,15 @@ def _locate(checkpoint: str) -> Path:
         ) from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in one of a checkpoint's files.
-
-    Raises:
-        CheckpointError: it is missing, can't be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: {path.parent} is not a whole checkpoint") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"can't read {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return content
-
-
-def _read_images(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The image processor's settings and their file.
-
-    transformers 5 saves them inside the processor's own settings, and looks there first.
-    """
-    path = folder / "processor_config.json"
-    if path.exists():
-        images = read_json(path).get("image_processor")
-        if isinstance(images, dict):
-            return path, images
-    path = folder / "preprocessor_config.json"
-    return path, read_json(path)
-
-
-def _geometry(folder: Path, config: dict[str, Any], image: ImageSettings) -> Geometry:
+def _geometry(config: dict[str, Any], image: ImageSettings, stop: tuple[int, ...]) -> Geometry:
     text, vision = config["text_config"], config["vision_config"]
-    heads = int(text["num_attention_heads"])
     return Geometry(
         text=TextGeometry(
             layers=int(text["num_hidden_layers"]),
             hidden_size=int(text["hidden_size"]),
-            heads=heads,
+            heads=int(text["num_attention_heads"]),
             kv_heads=int(text["num_key_value_heads"]),
-            head_dim=int(text.get("head_dim", DEFAULT_HEAD_DIM) or text["hidden_size"] // heads),
+            head_dim=int(text["head_dim"]),
             vocab_size=int(text["vocab_size"]),
         ),
         vision=VisionGeometry(
@@ -152,7 +123,7 @@ def _geometry(folder: Path, config: dict[str, Any], image: ImageSettings) -> Geo
             intermediate_size=int(vision["intermediate_size"]),
             heads=int(vision["num_heads"]),
             out_hidden_size=int(vision["out_hidden_size"]),
-            in_channels=int(vision.get("in_channels", 3)),
+            in_channels=int(vision["in_channels"]),
             patch_size=int(vision["patch_size"]),
             temporal_patch_size=int(vision["temporal_patch_size"]),
             merge_size=int(vision["spatial_merge_size"]),
@@ -165,7 +136,7 @@ def _geometry(folder: Path, config: dict[str, Any], image: ImageSettings) -> Geo
             image_pad=int(config["image_token_id"]),
             vision_start=int(config["vision_start_token_id"]),
             vision_end=int(config["vision_end_token_id"]),
-            stop=_stop_tokens(folder, text),
+            stop=stop,
         ),
     )
 
@@ -173,7 +144,7 @@ def _geometry(folder: Path, config: dict[str, Any], image: ImageSettings) -> Geo
 def _image_settings(path: Path, images: dict[str, Any]) -> ImageSettings:
     """Areas in pixels, whatever the two sizes' names say; `min_pixels` and `max_pixels` of older files come first."""
     try:
-        size = images.get("size") or {}
+        size = images["size"]
         smallest, largest = images.get("min_pixels"), images.get("max_pixels")
         mean, std = ([float(value) for value in images[key]] for key in ("image_mean", "image_std"))
         return ImageSettings(
@@ -182,15 +153,5 @@ def _image_settings(path: Path, images: dict[str, Any]) -> ImageSettings:
             mean=(mean[0], mean[1], mean[2]),
             std=(std[0], std[1], std[2]),
         )
-    except (*_MISTYPED, IndexError) as error:
+    except (*MISTYPED, IndexError) as error:
         raise CheckpointError(f"{path} lacks or mistypes {error}") from None
-
-
-def _stop_tokens(folder: Path, text: dict[str, Any]) -> tuple[int, ...]:
-    path = folder / "generation_config.json"
-    given = read_json(path).get("eos_token_id") if path.exists() else None
-    if given is None:
-        given = text.get("eos_token_id")
-    if given is None:
-        raise CheckpointError(f"{folder} names no eos_token_id, neither in generation_config.json nor in config.json")
-    return tuple(int(token) for token in (given if isinstance(given, list) else [given]))

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from batchcap.errors import BatchcapError, CheckpointError
 from batchcap.export.checkpoint import Checkpoint
+from batchcap.export.configuration import CONFIG_FILE
 from batchcap.export.integer_products import unscaled
 from batchcap.export.options import ExportOptions
 from batchcap.export.quantize import Rows
@@ -29,46 +30,6 @@ log = logging.getLogger(__name__)
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 _LOG_LINES = 12
-# The keys of transformers' Qwen3VLConfig that the builder may see: it takes others for those of the text_config.
-_KEYS = frozenset(
-    (
-        "architectures",
-        "dtype",
-        "image_token_id",
-        "model_type",
-        "tie_word_embeddings",
-        "video_token_id",
-        "vision_config",
-        "vision_end_token_id",
-        "vision_start_token_id",
-    )
-)
-# The keys of transformers' Qwen3VLTextConfig that shape the graph; `rope_theta` and `rope_scaling` are of version 4.
-_TEXT_KEYS = frozenset(
-    (
-        "attention_bias",
-        "bos_token_id",
-        "dtype",
-        "eos_token_id",
-        "hidden_act",
-        "hidden_size",
-        "initializer_range",
-        "intermediate_size",
-        "model_type",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "num_key_value_heads",
-        "pad_token_id",
-        "rms_norm_eps",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "tie_word_embeddings",
-        "vocab_size",
-    )
-)
-# Likewise of its rotation; the builder obeys `partial_rotary_factor`, too.
-_ROPE_KEYS = frozenset(("mrope_interleaved", "mrope_section", "rope_theta", "rope_type", "type"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +91,16 @@ def fill_decoder(drawing: Drawing, tensors: Mapping[str, Rows], options: ExportO
 def _stage(checkpoint: Checkpoint, context: int, staging: Path) -> None:
     """The checkpoint's configuration as the model builder may see it.
 
-    It gets fewer positions, since the rotary tables of the real ones take 134 MB, and only the keys that Qwen3-VL has:
-    the builder obeys some that transformers ignores, `layer_types` and `attn_logit_softcapping` for instance.
+    It gets fewer positions, since the rotary tables of the real ones take 134 MB, and the stop tokens, wherever they
+    were named, since it ends without some.
     """
     staging.mkdir()
     for path in checkpoint.folder.iterdir():
-        if path.is_file() and path.suffix != ".safetensors" and path.name != "config.json":
+        if path.is_file() and path.suffix != ".safetensors" and path.name != CONFIG_FILE:
             (staging / path.name).symlink_to(path.resolve())
-    text = {name: value for name, value in checkpoint.config["text_config"].items() if name in _TEXT_KEYS}
-    for name in ("rope_parameters", "rope_scaling"):
-        if text.get(name):
-            text[name] = {key: value for key, value in text[name].items() if key in _ROPE_KEYS}
-    text |= {"max_position_embeddings": context, "head_dim": checkpoint.geometry.text.head_dim}
-    # Among those left out is `quantization_config`: the graph is drawn alike, `fill_weights` knows what is in few bits.
-    config = {name: value for name, value in checkpoint.config.items() if name in _KEYS} | {"text_config": text}
-    (staging / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    stop = list(checkpoint.geometry.tokens.stop)
+    text = {**checkpoint.config["text_config"], "max_position_embeddings": context, "eos_token_id": stop}
+    (staging / CONFIG_FILE).write_text(json.dumps({**checkpoint.config, "text_config": text}), encoding="utf-8")
 
 
 def _run_builder(places: list[Path]) -> str:

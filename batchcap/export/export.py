@@ -34,8 +34,10 @@ from batchcap.bundle import (
 )
 from batchcap.config import DEFAULT_PROMPT, VisionDtype
 from batchcap.errors import BatchcapError, BundleError, CheckpointError, UsageError
+from batchcap.export.chat_template import chat_template
 from batchcap.export.check import check_decoder, check_embeddings, check_encoder, decade_above
-from batchcap.export.checkpoint import Checkpoint, open_checkpoint, read_json
+from batchcap.export.checkpoint import Checkpoint, open_checkpoint, weights_sha256
+from batchcap.export.configuration import CONFIG_FILE, LFS_POINTER, LFS_REMEDY, read_json
 from batchcap.export.decoder import draw_decoder, fill_decoder
 from batchcap.export.matrices import matrix_name
 from batchcap.export.options import ExportOptions, Precision
@@ -126,8 +128,8 @@ def export_bundle(
 
 def export_key(checkpoint: Path, options: ExportOptions) -> str:
     """Digest of all that decides the bytes of a bundle, for a cache of bundles."""
-    opened = open_checkpoint(str(checkpoint))
-    content = [__version__, FORMAT_VERSION, opened.weights_sha256(), opened.config, options.precision_facts()]
+    config = read_json(checkpoint / CONFIG_FILE)
+    content = [__version__, FORMAT_VERSION, weights_sha256(checkpoint), config, options.precision_facts()]
     text = json.dumps([*content, options.context, _library_versions()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -233,33 +235,24 @@ def _write_vision_graphs(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _copy_processor_files(source: Path, folder: Path) -> None:
     if not (source / TOKENIZER_FILE).exists():
-        raise CheckpointError(f"{source / TOKENIZER_FILE} is missing: the checkpoint must have its fast tokenizer")
+        raise CheckpointError(
+            f"{source / TOKENIZER_FILE} is missing: the checkpoint must have its fast tokenizer. Copy the file "
+            "from the model that was trained, or let transformers write it (`AutoTokenizer`, `save_pretrained`)"
+        )
     for name in (TOKENIZER_FILE, *PROCESSOR_FILES):
         if (source / name).exists():
             (folder / name).write_bytes(_content(source / name))
-    (folder / CHAT_TEMPLATE_FILE).write_text(_chat_template(source), encoding="utf-8")
+    (folder / CHAT_TEMPLATE_FILE).write_text(chat_template(source), encoding="utf-8")
 
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"can't read {path} ({error.strerror}): copy the checkpoint again") from None
-
-
-def _chat_template(source: Path) -> str:
-    """The chat template from any of the three places that checkpoints keep it in."""
-    if (source / CHAT_TEMPLATE_FILE).exists():
-        try:
-            return (source / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"can't read {source / CHAT_TEMPLATE_FILE}: {error}") from None
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if (source / name).exists():
-            template = read_json(source / name).get("chat_template")
-            if isinstance(template, str):
-                return template
-    raise CheckpointError(f"{source} has no chat template ({CHAT_TEMPLATE_FILE}): take an instruction-tuned checkpoint")
+    if content.startswith(LFS_POINTER):
+        raise CheckpointError(f"{path} {LFS_REMEDY}")
+    return content
 
 
 def _require_prompt(checkpoint: Checkpoint, unfinished: Bundle) -> None:

@@ -6,9 +6,12 @@ Names and shapes follow `Qwen3VLForConditionalGeneration` of transformers, in `c
 import logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from batchcap.errors import CheckpointError
+from batchcap.export.configuration import TIED, part_of
+from batchcap.export.missing import missing_tensor
 from batchcap.export.tensors import EMBEDDINGS, FLOAT_TYPES, HEAD, StoredTensor, same_bytes
 from batchcap.geometry import Geometry, TextGeometry, VisionGeometry
 
@@ -20,18 +23,22 @@ log = logging.getLogger(__name__)
 
 
 def chosen_tensors(
-    tensors: dict[str, StoredTensor], geometry: Geometry, config: dict[str, Any]
+    tensors: dict[str, StoredTensor], geometry: Geometry, config: dict[str, Any], folder: Path
 ) -> dict[str, StoredTensor]:
     """The tensors that the configuration promises; others are left out with a warning, as by transformers.
+
+    Token embeddings that are stored as the head alone are the head, if the two are tied; so they are for transformers.
 
     Raises:
         CheckpointError: one is missing, of another shape, or not floating point.
     """
+    if head_is_tied(config) and HEAD in tensors and EMBEDDINGS not in tensors:
+        tensors = {**tensors, EMBEDDINGS: tensors[HEAD]}
     chosen = {}
     for name, shape in expected_tensors(geometry, config):
         stored = tensors.get(name)
         if stored is None:
-            raise CheckpointError(f"the checkpoint has no tensor {name} {list(shape)}: copy it again")
+            raise CheckpointError(missing_tensor(name, shape, folder, config))
         if stored.shape != shape:
             raise CheckpointError(
                 f"the tensor {name} has the shape {list(stored.shape)}, and config.json promises {list(shape)}: "
@@ -54,16 +61,25 @@ def chosen_tensors(
     return chosen
 
 
-def with_true_head(config: dict[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, Any]:
-    """The configuration with a head of its own where the weights hold another one than the token embeddings.
+def with_true_head(config: dict[str, Any], given: dict[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, Any]:
+    """The configuration with `tie_word_embeddings` as the weights have it.
 
-    transformers 5 goes by the weights, too (`PreTrainedModel.tie_weights`).
+    The head is its own where the weights hold another one than the token embeddings; transformers 5 goes by the
+    weights, too (`PreTrainedModel.tie_weights`). It is tied where the weights hold none and only the text_config ties
+    it, which transformers does not read there: its head would be random numbers.
+
+    Args:
+        config: normalised.
+        given: `config.json` as stored.
+        tensors: by their canonical names.
     """
     head, embeddings = tensors.get(HEAD), tensors.get(EMBEDDINGS)
+    if TIED not in given and head is None and part_of(given, "text_config").get(TIED) is True:
+        return {**config, TIED: True}
     if not head_is_tied(config) or head is None or embeddings is None or same_bytes(head, embeddings):
         return config
     log.warning("config.json ties the head to the token embeddings, and the weights hold another head: it is used")
-    return {**config, "tie_word_embeddings": False}
+    return {**config, TIED: False}
 
 
 def expected_tensors(geometry: Geometry, config: dict[str, Any]) -> Iterator[tuple[str, Shape]]:
@@ -81,8 +97,8 @@ def expected_tensors(geometry: Geometry, config: dict[str, Any]) -> Iterator[tup
 
 
 def head_is_tied(config: dict[str, Any]) -> bool:
-    """Whether the head reads the token embeddings; transformers looks at the outer configuration alone."""
-    return bool(config.get("tie_word_embeddings", False))
+    """Whether the head reads the token embeddings."""
+    return bool(config[TIED])
 
 
 def _decoder_layer(text: TextGeometry, config: dict[str, Any]) -> Iterator[tuple[str, Shape]]:

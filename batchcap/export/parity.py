@@ -11,6 +11,8 @@ from transformers import Qwen3VLForConditionalGeneration
 from batchcap.bundle import EmbeddingTable
 from batchcap.decoder.positions import prompt_positions
 from batchcap.export.check import DecoderRun
+from batchcap.export.checkpoint import open_checkpoint
+from batchcap.export.transformers_model import load_model
 from batchcap.geometry import Geometry
 from batchcap.records import Float32Array, Int64Array
 
@@ -53,7 +55,7 @@ def compare_with_transformers(
     Both get the same features, those of transformers' vision tower, so only the decoder is compared. Needs memory for
     the whole checkpoint in float32.
     """
-    model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True)
+    model = load_model(open_checkpoint(str(checkpoint)), torch.float32)
     run = DecoderRun(graph, geometry)
     return [_compare(run, prompt) for prompt in _prompts(model, embeddings, geometry)]
 

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from batchcap.errors import CheckpointError, UsageError
 from batchcap.export.inventory import FLOAT_BYTES
+from batchcap.export.kinds import PREQUANTIZED
 from batchcap.export.options import BLOCK_SIZES, Rounding, RoundingAlgorithm
 from batchcap.export.quantize import QuantizedMatrix, UInt8Array, pack
 from batchcap.export.tensors import EMBEDDINGS, FLOAT_TYPES, VISION, StoredTensor
 from batchcap.records import Float32Array
 
-METHODS = ("gptq", "awq")
+METHODS = PREQUANTIZED
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _WORD_BITS = 32
 _NOT_QUANTIZED = "take the checkpoint that it was made from"

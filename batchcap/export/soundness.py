@@ -1,25 +1,21 @@
-"""Owns the refusals: what is no whole dense Qwen3-VL, or is one that can't be exported, before any work.
+"""Owns the rules that a dense Qwen3-VL's numbers must keep to be exported; checked before any work.
 
 The limits of ONNX Runtime's operators were found by trying (tests/export/test_geometries.py keeps to them).
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 from batchcap.errors import CheckpointError
-from batchcap.export.prequantized import METHODS
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 from batchcap.vision.rope import ROPE_THETA
 
-MODEL_TYPE = "qwen3_vl"
 # The activations that transformers and the model builder both know under one name.
 TEXT_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu")
 VISION_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
 HEAD_MULTIPLE = 8  # of a decoder head's width: GroupQueryAttention, ONNX Runtime 1.32, CPU
 VISION_HEAD_MULTIPLE = 4  # of a vision head's width: a rotation of rows and one of columns, of pairs each
 CHANNELS = 3
-DEFAULT_ROPE_THETA = 500_000.0  # transformers, Qwen3VLTextConfig
 # How the image processor prepares pictures; batchcap.images does the same and nothing else. 3 is bicubic.
 PICTURE_STEPS = {
     "do_resize": True,
@@ -30,92 +26,12 @@ PICTURE_STEPS = {
 }
 
 
-def require_model_folder(folder: Path) -> None:
-    """Say of a folder without weights what it is, if it is something that people take for a checkpoint.
-
-    Raises:
-        CheckpointError: it is a bundle, an adapter, in another format, or empty.
-    """
-    names = {path.name for path in folder.iterdir()}
-    if any(
-        name.endswith((".safetensors", ".safetensors.index.json")) for name in names - {"adapter_model.safetensors"}
-    ):
-        return
-    if "bundle.json" in names:
-        raise CheckpointError(f"{folder} is a bundle already: pass it to `batchcap caption` with --model")
-    if "adapter_config.json" in names:
-        raise CheckpointError(
-            f"{folder} is an adapter (LoRA), not a whole model: merge it into the model it was trained for "
-            "(`merge_and_unload` of peft), save that, and give its folder"
-        )
-    if any(name.endswith(".gguf") for name in names):
-        raise CheckpointError(
-            f"{folder} holds GGUF files, which are for llama.cpp: give the checkpoint they were made from, a folder "
-            "with config.json and safetensors"
-        )
-    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
-        raise CheckpointError(
-            f"{folder} holds its weights as pickles, which may run any program: save them as safetensors first "
-            "(`save_pretrained` of transformers)"
-        )
-    if not names:
-        raise CheckpointError(f"{folder} is empty: copy the checkpoint into it first")
-
-
-def require_dense_qwen3_vl(config: dict[str, Any], checkpoint: str) -> None:
-    """Look at what kind of model a configuration describes.
-
-    Raises:
-        CheckpointError: it is none of Qwen3-VL's dense models, or rotates or stores its weights in another way.
-    """
-    model_type = config.get("model_type")
-    if model_type == "qwen3_vl_moe" or _part(config, "text_config").get("num_experts"):
-        raise CheckpointError(f"{checkpoint} is a mixture-of-experts Qwen3-VL; batchcap exports the dense ones")
-    if model_type != MODEL_TYPE or "text_config" not in config or "vision_config" not in config:
-        raise CheckpointError(f"{checkpoint} is of type {model_type!r}; batchcap exports dense Qwen3-VL ({MODEL_TYPE})")
-    _require_plain_weights(config, checkpoint)
-    rope = rope_of(config["text_config"])
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in ("default", "mrope"):
-        raise CheckpointError(f"{checkpoint} stretches its positions ({rope_type}); batchcap exports plain mRoPE only")
-    if "mrope_section" not in rope:
-        raise CheckpointError(f"the config.json of {checkpoint} has no mrope_section: it is not a whole Qwen3-VL")
-
-
-def _require_plain_weights(config: dict[str, Any], checkpoint: str) -> None:
-    for part in (config, _part(config, "text_config"), _part(config, "vision_config")):
-        quantization = part.get("quantization_config") or part.get("compression_config")
-        method = _part(part, "quantization_config").get("quant_method", "by a method it does not name")
-        if quantization and not (part is config and method in METHODS):
-            raise CheckpointError(
-                f"{checkpoint} was quantized before ({method}): give the checkpoint it was made from, in BF16, F16 or "
-                "F32, or one quantized with GPTQ or AWQ; `batchcap export` quantizes by itself"
-            )
-
-
-def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of a configuration; an empty one where it is missing or no object."""
-    part = config.get(name)
-    return part if isinstance(part, dict) else {}
-
-
-def rope_of(text: dict[str, Any]) -> dict[str, Any]:
-    """As `rope_scaling` (transformers 4) or `rope_parameters` (5); the model builder reads both."""
-    rope: dict[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    return rope
-
-
-def rope_theta_of(text: dict[str, Any]) -> float:
-    """The base of the language model's rotation, wherever it stands; transformers has one of its own for none."""
-    return float(rope_of(text).get("rope_theta") or text.get("rope_theta") or DEFAULT_ROPE_THETA)
-
-
 def require_sound(geometry: Geometry, config: dict[str, Any], images: dict[str, Any]) -> None:
     """Numbers that must fit each other; a graph made of others fails late or computes something else.
 
     Args:
         geometry: as read from both.
-        config: config.json.
+        config: config.json, normalised.
         images: the image processor's settings.
 
     Raises:
@@ -134,7 +50,7 @@ def require_sound(geometry: Geometry, config: dict[str, Any], images: dict[str, 
 
 
 def _text_rules(text: TextGeometry, tokens: TokenIds, config: dict[str, Any]) -> dict[str, bool]:
-    sections = rope_of(config["text_config"])["mrope_section"]
+    sections = config["text_config"]["rope_parameters"]["mrope_section"]
     of_pictures = (tokens.image_pad, tokens.vision_start, tokens.vision_end)
     sizes = (text.layers, text.hidden_size, text.heads, text.kv_heads, text.head_dim, text.vocab_size)
     return {
@@ -171,15 +87,13 @@ def _vision_rules(vision: VisionGeometry, text: TextGeometry, config: dict[str, 
 
 def _limits(geometry: Geometry, config: dict[str, Any]) -> dict[str, bool]:
     text, vision = geometry.text, geometry.vision
-    acts = config["text_config"].get("hidden_act", "silu"), vision.hidden_act
-    windowed = _has_window(config["text_config"])
+    acts = config["text_config"]["hidden_act"], vision.hidden_act
     theta = (config["vision_config"].get("rope_parameters") or {}).get("rope_theta", ROPE_THETA)
     return {
         f"head_dim must be a multiple of {HEAD_MULTIPLE}, not {text.head_dim}": text.head_dim % HEAD_MULTIPLE == 0,
         f"the vision tower's head size must be a multiple of {VISION_HEAD_MULTIPLE}, not {vision.head_dim}": (
             vision.head_dim % VISION_HEAD_MULTIPLE == 0
         ),
-        "every decoder layer must attend to all tokens, and sliding_window or layer_types name a window": not windowed,
         f"rope_theta of the vision tower must be {ROPE_THETA:g}, not {theta}": theta == ROPE_THETA,
         f"pictures have {CHANNELS} channels, not {vision.in_channels}": vision.in_channels == CHANNELS,
         f"hidden_act of the language model is {acts[0]!r}, not one of {', '.join(TEXT_ACTIVATIONS)}": (
@@ -189,14 +103,6 @@ def _limits(geometry: Geometry, config: dict[str, Any]) -> dict[str, bool]:
             acts[1] in VISION_ACTIVATIONS
         ),
     }
-
-
-def _has_window(text: dict[str, Any]) -> bool:
-    """Whether some layer shall see the last tokens only; transformers then cuts the cache of decode steps."""
-    layers = text.get("layer_types")
-    if layers:
-        return any(layer != "full_attention" for layer in layers)
-    return bool(text.get("sliding_window")) and text.get("use_sliding_window") is not False
 
 
 def _picture_rules(vision: VisionGeometry, settings: ImageSettings, images: dict[str, Any]) -> dict[str, bool]:

@@ -6,6 +6,7 @@ bytes (github.com/huggingface/safetensors, README, "Format").
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from batchcap.errors import CheckpointError
+from batchcap.export.configuration import LFS_POINTER, LFS_REMEDY, read_json
 from batchcap.records import Float32Array
 
 _COPY_BYTES = 1 << 24
@@ -25,6 +27,10 @@ FLOAT_TYPES = frozenset(_NUMPY_TYPES)
 VISION = "visual."
 EMBEDDINGS = "language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+WHOLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER = "adapter_model"  # what the files of an adapter are called
+_SHARD = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)\.safetensors")
 # The first that fits: transformers 4 and 5, whole models and language models alone.
 _NAME_HEADS = (
     ("model.language_model.", "language_model."),
@@ -62,39 +68,81 @@ class StoredTensor:
 
 
 def read_index(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint by its canonical name, from one file or from the shards that the index names.
+    """Every tensor of a checkpoint by its canonical name, from all of its weight files.
 
     Raises:
-        CheckpointError: weights are missing, cut short, or not safetensors.
+        CheckpointError: weights are missing, cut short, stored twice, or not safetensors.
+    """
+    return {canonical_name(name): tensor for name, tensor in stored_tensors(folder).items()}
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint by its name in the file.
+
+    Raises:
+        CheckpointError: as `read_index`.
     """
     tensors: dict[str, StoredTensor] = {}
+    indexed = (folder / INDEX_FILE).exists()
     for path in weight_files(folder):
-        tensors |= {canonical_name(name): tensor for name, tensor in read_file(path).items()}
+        found = read_file(path)
+        twice = sorted(tensors.keys() & found.keys())
+        if twice and not indexed:
+            raise CheckpointError(
+                f"{tensors[twice[0]].path.name} and {path.name} in {folder} both hold {twice[0]}, and no {INDEX_FILE} "
+                "says which counts: leave only the files of one copy there"
+            )
+        tensors |= found
     return tensors
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files of a checkpoint, sorted by name; one whole file comes before shards, as in transformers.
 
+    Without an index the shards are those whose names count them, or all files of safetensors but an adapter's.
+
     Raises:
-        CheckpointError: there are none, or a shard that the index names is missing.
+        CheckpointError: there are none, or one is missing.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.exists() and not (folder / "model.safetensors").exists():
-        try:
-            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"can't read {index} ({error}): copy the checkpoint again") from None
+    index = folder / INDEX_FILE
+    if (folder / WHOLE_FILE).exists():
+        names = [WHOLE_FILE]
+    elif index.exists():
+        names = _indexed(index)
     else:
-        names = ["model.safetensors"]
+        names = _unindexed(folder)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more of its {len(names)} weight files are" if len(missing) > 1 else " is"
+        raise CheckpointError(f"{folder / missing[0]}{more} missing: copy the checkpoint's weights again")
+    return [folder / name for name in names]
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"can't read {index} ({error}): copy the checkpoint again") from None
     outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
     if outside:
-        raise CheckpointError(f"{index} names {outside[0]}, which is outside {folder}: copy the checkpoint again")
-    paths = [folder / name for name in names]
-    for path in paths:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing: the checkpoint's weights must be there as safetensors")
-    return paths
+        raise CheckpointError(f"{index} names {outside[0]}, which is outside {index.parent}: copy the checkpoint again")
+    return names
+
+
+def _unindexed(folder: Path) -> list[str]:
+    """The files that make up a checkpoint without an index."""
+    names = sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith(ADAPTER))
+    counted = [found for found in map(_SHARD.fullmatch, names) if found]
+    if not counted:
+        return names or [WHOLE_FILE]  # which is then missing
+    kinds = {(found["stem"], found["count"]) for found in counted}
+    if len(kinds) > 1:
+        raise CheckpointError(
+            f"{folder} holds the shards of several models ({counted[0][0]}, {counted[-1][0]}, …) and no {INDEX_FILE}: "
+            "leave only those of one there"
+        )
+    stem, count = kinds.pop()
+    return [f"{stem}-{number:0{len(count)}}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
 
 
 def read_file(path: Path) -> dict[str, StoredTensor]:
@@ -112,6 +160,9 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
 def _parse_header(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(f"{path} {LFS_REMEDY}")
+        file.seek(0)
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(size, _MAX_HEADER_BYTES):
             raise ValueError(f"its header would have {length} bytes")

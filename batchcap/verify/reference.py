@@ -6,6 +6,7 @@ V vocabulary.
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,10 +16,13 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
+from transformers import GenerationConfig
 
 from batchcap.errors import UsageError
-from batchcap.export.tensors import HEAD, VISION, read_index
+from batchcap.export.checkpoint import open_checkpoint
+from batchcap.export.prequantized import require_unquantized
+from batchcap.export.tensors import HEAD, VISION, StoredTensor
+from batchcap.export.transformers_model import load_model
 from batchcap.prompt import PromptTemplate
 from batchcap.records import Features, Float32Array, Int64Array, Patches
 
@@ -69,17 +73,16 @@ class Reference:
         dtype: arithmetic; logged where it is not float32.
 
     Raises:
-        UsageError: the weights do not fit into free memory.
-        CheckpointError: the weights are missing or broken.
+        UsageError: the weights do not fit into free memory, or were quantized before.
+        CheckpointError: the checkpoint is missing, broken, or of another model.
     """
 
     def __init__(self, checkpoint: Path, dtype: ReferenceDtype = ReferenceDtype.AUTO) -> None:
-        self.dtype = _fitting_dtype(checkpoint, dtype)
+        opened = open_checkpoint(str(checkpoint))
+        require_unquantized(opened.tensors, "the reference")
+        self.dtype = _fitting_dtype(opened.tensors, dtype)
         # Any: transformers' own annotations don't describe what its models take.
-        self._model: Any = Qwen3VLForConditionalGeneration.from_pretrained(
-            checkpoint, dtype=_TORCH_DTYPES[self.dtype], use_safetensors=True
-        )
-        self._model.eval().requires_grad_(requires_grad=False)
+        self._model: Any = load_model(opened, _TORCH_DTYPES[self.dtype])
         self._model.model.visual.float()  # small, and features are compared closely
         self._image_pad: int = self._model.config.image_token_id
         self._merge: int = self._model.config.vision_config.spatial_merge_size
@@ -224,9 +227,9 @@ class Reference:
         }
 
 
-def _fitting_dtype(checkpoint: Path, wanted: ReferenceDtype) -> ReferenceDtype:
+def _fitting_dtype(tensors: Mapping[str, StoredTensor], wanted: ReferenceDtype) -> ReferenceDtype:
     needed = dict.fromkeys(_TORCH_DTYPES, SPARE_BYTES)
-    for name, tensor in read_index(checkpoint).items():
+    for name, tensor in tensors.items():
         for dtype, torch_dtype in _TORCH_DTYPES.items():
             width = 4 if name.startswith(VISION) else torch_dtype.itemsize
             needed[dtype] += math.prod(tensor.shape) * width

@@ -18,7 +18,6 @@ from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.inventory import expected_tensors, head_is_tied
 from batchcap.export.quantize import Rows
 from batchcap.export.scaling import read_scales, scaled_tensors
-from batchcap.export.soundness import rope_of, rope_theta_of
 from batchcap.export.tensors import EMBEDDINGS, HEAD, VISION, read_file, same_bytes, vision_tensors
 from batchcap.machine import available_cores
 from batchcap.records import Float32Array
@@ -166,7 +165,7 @@ def _sections(decoder: DecoderWeights, checkpoint: Checkpoint) -> Row:
     Read, not measured: in the interleaved layout the sections only bound the slowest frequencies, so that logits would
     hardly show a permutation.
     """
-    rope = rope_of(checkpoint.config["text_config"])
+    rope = checkpoint.config["text_config"]["rope_parameters"]
     expected = (tuple(rope["mrope_section"]), True)  # transformers interleaves whatever `mrope_interleaved` says
     odd = [name for name, found in decoder.sections.items() if found != expected]
     return Row("decoder, mRoPE sections that differ", len(odd), 0, worst=_shortened(odd))
@@ -174,7 +173,7 @@ def _sections(decoder: DecoderWeights, checkpoint: Checkpoint) -> Row:
 
 def _rotary(decoder: DecoderWeights, checkpoint: Checkpoint) -> Row:
     """The rotary tables beside cosines and sines in float64: angle = position · theta^(-2i / head_dim)."""
-    theta = rope_theta_of(checkpoint.config["text_config"])
+    theta = float(checkpoint.config["text_config"]["rope_parameters"]["rope_theta"])
     half = checkpoint.geometry.text.head_dim // 2
     frequencies = theta ** (-np.arange(half) / half)
     worst = _Worst()

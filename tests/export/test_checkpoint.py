@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 
 from batchcap.errors import CheckpointError
 from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.soundness import VISION_ACTIVATIONS, rope_theta_of
+from batchcap.export.soundness import VISION_ACTIVATIONS
 from batchcap.export.vision_graph import ACTIVATIONS as ONNX_ACTIVATIONS
 from batchcap.vision.tower import ACTIVATIONS as TORCH_ACTIVATIONS
 from tests.checkpoints import Shape, make_checkpoint
 
 Config = dict[str, Any]
+IMAGES = "preprocessor_config.json"
 
 
 @pytest.fixture
@@ -64,16 +64,20 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
     "mixture of experts": (whole(model_type="qwen3_vl_moe"), "mixture-of-experts"),
     "experts under a dense name": (text(num_experts=128), "mixture-of-experts"),
     "another family": (whole(model_type="qwen2_5_vl"), "of type 'qwen2_5_vl'; batchcap exports dense Qwen3-VL"),
-    "text alone": (lambda config: config.pop("vision_config"), "batchcap exports dense Qwen3-VL"),
+    "text alone": (lambda config: config.pop("vision_config"), "has no vision_config: .*exports dense Qwen3-VL"),
+    "no type": (lambda config: (config.pop("model_type"), config.pop("architectures")), "does not say which model"),
     "fp8": (quantized("fp8"), r"was quantized before \(fp8\): give the checkpoint it was made from, in BF16"),
     "bitsandbytes": (quantized("bitsandbytes"), r"was quantized before \(bitsandbytes\)"),
     "quantized text": (text(quantization_config={"bits": 8}), r"was quantized before \(by a method it does not name\)"),
     "stretched positions": (rope(rope_type="yarn"), "stretches its positions"),
-    "no sections": (lambda config: config["text_config"]["rope_parameters"].pop("mrope_section"), "no mrope_section"),
-    "no heads": (without("text_config", "num_attention_heads"), "lacks or mistypes 'num_attention_heads'"),
+    "no sections": (
+        lambda config: config["text_config"]["rope_parameters"].pop("mrope_section"),
+        "mrope_section must be three numbers",
+    ),
+    "no heads": (without("text_config", "num_attention_heads"), "config.json and the weights are of different models"),
     "no head": (text(num_attention_heads=0), "at least 1"),
     "layers in words": (text(num_hidden_layers="many"), "lacks or mistypes .*many"),
-    "no object": (whole(text_config=[]), "lacks or mistypes"),
+    "no object": (whole(text_config=[]), "has no text_config: copy the one of the whole model"),
     "kv heads": (text(num_key_value_heads=3), "num_key_value_heads must divide num_attention_heads"),
     "sections": (rope(mrope_section=[6, 5, 4]), "mrope_section must be three numbers that add up to half of head_dim"),
     "two sections": (rope(mrope_section=[8, 8]), "mrope_section must be three numbers"),
@@ -100,7 +104,7 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
     "a shape": (text(intermediate_size=300), r"gate_proj.weight has the shape \[256, 128\], and .* \[300, 128\]"),
     "a missing tensor": (text(num_hidden_layers=5), "no tensor language_model.layers.4.self_attn.q_proj.weight"),
     "a missing head": (whole(tie_word_embeddings=False), "no tensor lm_head.weight"),
-    "an endless size": (text(hidden_size=float("inf")), "lacks or mistypes cannot convert float infinity"),
+    "an endless size": (text(hidden_size=float("inf")), "lacks or mistypes .*'hidden_size' expected int, got float"),
     "a vision tower that turns otherwise": (
         vision(rope_parameters={"rope_type": "axial", "rope_theta": 100.0}),
         "rope_theta of the vision tower must be 10000, not 100.0",
@@ -127,7 +131,7 @@ PICTURES_REFUSED: dict[str, tuple[Config, str]] = {
     "no resize": ({"do_resize": False}, "with do_resize True, and not with False"),
     "another resampling": ({"resample": 2}, "with resample 3, and not with 2"),
     "one mean": ({"image_mean": [0.5]}, "lacks or mistypes"),
-    "no size": ({"size": None}, r"preprocessor_config\.json lacks or mistypes 'shortest_edge'"),
+    "half a size": ({"size": {"longest_edge": 1}}, r"preprocessor_config\.json lacks or mistypes 'shortest_edge'"),
     "four means": ({"image_mean": [0.5] * 4}, "one number for each channel"),
     "no deviation": ({"image_std": [0.5, 0, 0.5]}, "no deviation 0"),
     "no mean": ({"image_mean": [0.5, float("nan"), 0.5]}, "must be finite"),
@@ -151,6 +155,14 @@ def test_older_names_of_the_areas_come_first(copy: Path) -> None:
     processor = Qwen2VLImageProcessorPil.from_pretrained(copy)
     assert (image.min_area_px, image.max_area_px) == (4096, 65536)
     assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (4096, 65536)
+
+
+def test_picture_settings_that_are_left_out_are_the_processors(copy: Path) -> None:
+    edit(copy, lambda images: [images.pop(name) for name in ("size", "image_mean", "image_std")], IMAGES)
+    image = open_checkpoint(str(copy)).geometry.image
+    processor = Qwen2VLImageProcessorPil.from_pretrained(copy)
+    assert (image.min_area_px, image.max_area_px) == (processor.size["shortest_edge"], processor.size["longest_edge"])
+    assert (image.mean, image.std) == (tuple(processor.image_mean), tuple(processor.image_std))
 
 
 def test_settings_inside_those_of_the_processor_come_first(copy: Path) -> None:
@@ -183,6 +195,7 @@ NO_CHECKPOINTS: dict[str, tuple[tuple[str, ...], str]] = {
     "an adapter without weights": (("adapter_config.json",), r"is an adapter \(LoRA\)"),
     "a bundle": (("bundle.json", "config.json"), "is a bundle already: pass it to `batchcap caption` with --model"),
     "pickles": (("config.json", "pytorch_model.bin"), "save them as safetensors first"),
+    "the state of a training": (("config.json", "zero_to_fp32.py", "pytorch_model.bin"), "run `python zero_to_fp32.py"),
     "pictures": (("a.jpg", "b.jpg"), r"config\.json is missing"),
 }
 
@@ -400,18 +413,21 @@ def test_stop_tokens_of_the_configuration(copy: Path) -> None:
     assert open_checkpoint(str(copy)).geometry.tokens.stop == (9,)
 
 
+def test_stop_tokens_at_the_top_of_the_configuration_come_first(copy: Path) -> None:
+    """As in transformers (`GenerationConfig.from_model_config`)."""
+    (copy / "generation_config.json").unlink()
+    edit(copy, lambda config: (config.update(eos_token_id=[8, 7]), text(eos_token_id=9)(config)))
+    theirs = Qwen3VLForConditionalGeneration.from_pretrained(copy).generation_config
+    assert open_checkpoint(str(copy)).geometry.tokens.stop == (8, 7) == tuple(theirs.eos_token_id)
+
+
+def test_no_stop_tokens(copy: Path) -> None:
+    (copy / "generation_config.json").unlink()
+    edit(copy, without("text_config", "eos_token_id"))
+    with pytest.raises(CheckpointError, match=r"names no eos_token_id, .*: copy generation_config\.json"):
+        open_checkpoint(str(copy))
+
+
 def test_names_hold_no_path(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "deep" / "my-model", Shape(layers=2, levels=(0,)))
     assert open_checkpoint(str(checkpoint)).name == "my-model"
-
-
-@pytest.mark.parametrize(
-    ("text", "theta"),
-    [
-        ({"rope_parameters": {"rope_theta": 7.0}, "rope_theta": 9.0}, 7.0),
-        ({"rope_scaling": {"mrope_section": [1]}, "rope_theta": 9.0}, 9.0),
-        ({"rope_parameters": {"mrope_section": [1]}}, Qwen3VLTextConfig().rope_parameters["rope_theta"]),
-    ],
-)
-def test_base_of_the_rotation_is_found_wherever_it_stands(text: dict[str, Any], theta: float) -> None:
-    assert rope_theta_of(text) == theta

@@ -201,10 +201,10 @@ def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkey
 
 def test_the_builders_own_words_are_shown_when_it_fails(checkpoint: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
-    config = json.loads((broken / "config.json").read_text())
-    config["text_config"]["initializer_range"] = "wide"  # nothing that open_checkpoint looks at
-    (broken / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"(?s)model builder could not build the decoder.*initializer_range"):
+    (broken / "tokenizer_config.json").write_text('{"added_tokens_decoder": 5}')  # nothing that batchcap looks at
+    with pytest.raises(
+        CheckpointError, match=r"(?s)model builder could not build the decoder.*has no attribute 'items'"
+    ):
         export_bundle(str(broken), tmp_path / "bundle", OPTIONS)
     assert not (tmp_path / "bundle").exists()
 
@@ -216,6 +216,13 @@ def test_files_a_prompt_needs(checkpoint: Path, tmp_path: Path, name: str) -> No
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         export_bundle(str(copy), tmp_path / "bundle", OPTIONS)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_tokenizer_that_a_clone_left_behind(checkpoint: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    (copy / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is a Git LFS pointer, .*git lfs pull"):
+        export_bundle(str(copy), tmp_path / "bundle", OPTIONS)
 
 
 def rewrite(folder: Path, tensor: str, change: Callable[[NDArray[np.float32]], None]) -> None:

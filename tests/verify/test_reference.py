@@ -9,6 +9,7 @@ import torch
 
 from batchcap.bundle import Bundle
 from batchcap.errors import UsageError
+from batchcap.export.tensors import read_index
 from batchcap.prompt import PromptTemplate
 from batchcap.records import Patches
 from batchcap.verify import reference as module
@@ -81,7 +82,7 @@ def test_greedy_goes_on_after_a_stop_token(
 
 def free(monkeypatch: pytest.MonkeyPatch, share: float, checkpoint: Path) -> None:
     """Let so many bytes a weight be free, beside what is kept to spare."""
-    values = sum(math.prod(tensor.shape) for tensor in module.read_index(checkpoint).values())
+    values = sum(math.prod(tensor.shape) for tensor in read_index(checkpoint).values())
     memory = type("Memory", (), {"available": int(values * share) + module.SPARE_BYTES})
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
 
