@@ -38,8 +38,8 @@ SWITCHES = (
     Switch("RAY_USAGE_STATS_ENABLED", "0", ("ray",)),
     Switch("DO_NOT_TRACK", "1"),  # what other libraries agree on
 )
-# Of programs that batchcap is compared with: OpenVINO and NNCF send nothing where they are tested. Not for batchcap's own
-# processes, since more than telemetry obeys CI.
+# Of programs that batchcap is compared with: OpenVINO and NNCF send nothing where they are tested. Not for batchcap's
+# own processes, since more than telemetry obeys CI.
 _OTHER_PROGRAMS = {"CI": "true", "NNCF_CI": "1"}
 
 _TRUE = ("1", "ON", "YES", "TRUE")  # as huggingface-hub reads it

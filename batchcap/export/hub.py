@@ -1,7 +1,7 @@
 """Owns the one place that asks the network: a checkpoint by its name on the Hugging Face hub, and nothing else.
 
-huggingface-hub is offline in every process of batchcap. Here its client gets another hook: requests may leave as long as
-one download lasts, and they carry no token and no numbers or versions to recognise anybody by.
+huggingface-hub is offline in every process of batchcap. Here its client gets another hook: requests may leave as long
+as one download lasts, and they carry no token and no numbers or versions to recognise anybody by.
 """
 
 import logging
