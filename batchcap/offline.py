@@ -68,11 +68,6 @@ def hub_allowed() -> bool:
     return os.environ.get(_CALLER_OFFLINE) != "1"
 
 
-def silenced_libraries() -> tuple[str, ...]:
-    """The distributions whose telemetry the switches turn off, in their order."""
-    return tuple(dict.fromkeys(library for switch in SWITCHES for library in switch.libraries))
-
-
 def faults() -> list[str]:
     """Why a library may collect or send something in this process all the same; what to do about it."""
     changed = [
@@ -85,3 +80,19 @@ def faults() -> list[str]:
         f"{library} was loaded before batchcap and may collect or send data: import batchcap first"
         for library in _LOADED_EARLIER
     ]
+
+
+def statement() -> str:
+    """What is true where there are no faults: that nothing is sent, and whose telemetry is switched off."""
+    known = dict.fromkeys(library for switch in SWITCHES for library in switch.libraries)
+    return f"nothing is sent; telemetry of {', '.join(filter(_is_installed, known))} switched off"
+
+
+def _is_installed(distribution: str) -> bool:
+    from importlib import metadata  # noqa: PLC0415 - `batchcap --help` has no use for it
+
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
