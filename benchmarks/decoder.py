@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import batchcap.offline  # noqa: F401 - before any library that would send something
+
+# isort: split
 import numpy as np
 import onnxruntime
 

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+import batchcap.offline  # noqa: F401 - before any library that would send something
+
+# isort: split
 import numpy as np
 import onnxruntime
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper

@@ -18,6 +18,9 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
+import batchcap.offline  # noqa: F401 - before any library that would send something
+
+# isort: split
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper

@@ -7,6 +7,9 @@ import statistics
 import time
 from collections.abc import Callable
 
+import batchcap.offline  # noqa: F401 - before any library that would send something
+
+# isort: split
 import numpy as np
 import torch
 from real_size import available_cores, cpu_name

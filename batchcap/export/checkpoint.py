@@ -9,6 +9,7 @@ from typing import Any
 from batchcap.bundle import sha256_of
 from batchcap.errors import CheckpointError
 from batchcap.export.configuration import CONFIG_FILE, MISTYPED, normalised, read_images, read_json, stop_tokens
+from batchcap.export.hub import fetch
 from batchcap.export.inventory import chosen_tensors, with_true_head
 from batchcap.export.kinds import HUB_NAME, require_exportable, require_model_folder
 from batchcap.export.prequantized import unpack_names
@@ -93,17 +94,7 @@ def _locate(checkpoint: str) -> Path:
         raise CheckpointError(f"{checkpoint} is a file: give the folder of the checkpoint, with its config.json")
     if folder.exists() or not HUB_NAME.fullmatch(checkpoint):
         raise CheckpointError(f"there is no checkpoint folder at {checkpoint}")
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for names on the hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
-
-    try:
-        return Path(snapshot_download(checkpoint, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"there is no folder {checkpoint}, and it can't be had from the hub ({reason}): copy the checkpoint here "
-            "and give its folder"
-        ) from None
+    return fetch(checkpoint)
 
 
 def _geometry(config: dict[str, Any], image: ImageSettings, stop: tuple[int, ...]) -> Geometry:

@@ -106,10 +106,8 @@ def _stage(checkpoint: Checkpoint, context: int, staging: Path) -> None:
 def _run_builder(places: list[Path]) -> str:
     """Run the builder in a process of its own, so that its memory is given back; returns the end of its output."""
     command = [sys.executable, "-P", "-m", "batchcap.export.builder_process", str(os.getpid()), *map(str, places)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     done = subprocess.run(
         command,
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

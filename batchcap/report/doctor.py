@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from batchcap import __version__
+from batchcap import __version__, offline
 from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
 from batchcap.cores import Threads, plan_for
@@ -83,6 +83,7 @@ def _machine() -> dict[str, str]:
         "features": " ".join(flag for flag in SPEED_FLAGS if flag in flags) or "none of the fast ones",
         "memory": f"{available_memory_bytes() / MIB:,.0f} MiB free of {total_memory_bytes() / MIB:,.0f} MiB",
         "disk": f"{disk.free / MIB:,.0f} MiB free for the cache in {cache}",
+        "network": offline.statement() if not offline.faults() else "something may be sent: see the problems",
     }
 
 
@@ -155,6 +156,7 @@ def examine(
     versions = findings.sections["versions"].items()
     missing = [name for name, version in versions if version == "missing" and name not in EXPORT_PACKAGES]
     findings.problems += [f"{name} is not installed: run `pip install {name}`" for name in missing]
+    findings.problems += offline.faults()
     try:
         bundle = load_model(model)
     except UsageError as error:

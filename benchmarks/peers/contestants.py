@@ -123,7 +123,7 @@ def prepare_openvino(work: Path) -> Prepared:
     def export(exact: Path) -> None:
         command = [str(python.with_name("optimum-cli")), "export", "openvino", "--model", str(checkpoint(work))]
         command += ["--task", "image-text-to-text", "--weight-format", "fp16", str(exact)]
-        run_logged(command, folder, {"HF_HUB_OFFLINE": "1"})
+        run_logged(command, folder)
 
     def compress(model: Path) -> None:
         exact = _made_once(folder / "exact", export)

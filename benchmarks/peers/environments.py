@@ -1,11 +1,12 @@
 """Owns the peers' virtual environments: made once, and anew when what belongs in them changes."""
 
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from batchcap import offline
 
 STAMP = ".installed"
 REASON_LINES = 3
@@ -81,7 +82,7 @@ def run_logged(command: list[str], folder: Path, settings: dict[str, str] | None
         start = stream.tell()
         stream.write(f"\n$ {' '.join(command)}\n")
         stream.flush()
-        code = subprocess.call(command, stdout=stream, stderr=stream, env=os.environ | (settings or {}))
+        code = subprocess.call(command, stdout=stream, stderr=stream, env=offline.environment() | (settings or {}))
     if code:
         with log.open(encoding="utf-8", errors="replace") as stream:
             stream.seek(start)

@@ -17,6 +17,7 @@ from process_tree import run_watched
 from real_size import FLAGS
 from tokenizers import Tokenizer
 
+from batchcap import offline
 from batchcap.machine import cpu_flags, cpu_name
 from peers.ceiling import PictureSize, arithmetic_ops
 from peers.contestants import PROGRAMS, Contestant, Prepared
@@ -139,8 +140,7 @@ def some_of(task: Task, every: int) -> Task:
 
 def _environment(task: Task) -> dict[str, str]:
     """Of the programs: where `peers` is, threads for libraries that take no argument, and nothing from the network."""
-    threads = str(task.threads)
-    return os.environ | {"PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
+    return offline.environment() | {"PYTHONPATH": str(PROGRAMS), "OMP_NUM_THREADS": str(task.threads)}
 
 
 def _machine(load_before: float) -> dict[str, Any]:

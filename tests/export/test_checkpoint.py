@@ -390,7 +390,7 @@ def test_a_hub_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(CheckpointError, match=r"can't be had from the hub \(no route\): copy the checkpoint here"):
+    with pytest.raises(CheckpointError, match=r"can't be had from the hub \(no route\): download the checkpoint"):
         open_checkpoint("someone/some-model")
 
 
