@@ -79,6 +79,25 @@ def shown(path: Path) -> str:
     return shown_name(str(path))
 
 
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """An input, opened for its rows; every reading of rows or types goes through here.
+
+    Old timestamps of 96 bits come in microseconds: in nanoseconds, which PyArrow takes by default, every date after
+    2262 would be another one without a word, such as the 9999-12-31 that stands for "for ever" in many tables.
+
+    Raises:
+        pa.ArrowException, OSError, UnicodeDecodeError: it can't be read; see `readable`.
+    """
+    # Checksums are verified where a file has them: a picture with a flipped bit would be another picture.
+    return pq.ParquetFile(
+        path,
+        memory_map=False,
+        buffer_size=1 << 20,
+        coerce_int96_timestamp_unit="us",
+        page_checksum_verification=True,
+    )
+
+
 def count_rows(path: Path) -> int:
     """Rows of a Parquet file.
 
@@ -117,8 +136,8 @@ def read_layout(
     Raises:
         UsageError: no column or several may hold the picture, or a column that was named is missing.
     """
-    with readable(path):
-        return _layout_of(path, pq.read_schema(path), config, own_columns)
+    with readable(path), open_parquet(path) as file:
+        return _layout_of(path, file.schema_arrow, config, own_columns)
 
 
 def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: frozenset[str]) -> ParquetLayout:

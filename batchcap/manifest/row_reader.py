@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchcap.errors import ErrorKind
 from batchcap.manifest.parquet import (
     PATH,
     ParquetLayout,
     listed,
+    open_parquet,
     rank_of,
     readable,
     reason_of,
@@ -78,8 +78,7 @@ class RowReader:
         self._columns = columns
         self._batch_rows = batch_rows
         with readable(path):
-            # Checksums are verified where a file has them: a picture with a flipped bit would be another picture.
-            self._file = pq.ParquetFile(path, memory_map=False, buffer_size=1 << 20, page_checksum_verification=True)
+            self._file = open_parquet(path)
             sizes = row_group_sizes(self._file.metadata)
         self._group_starts = [0, *accumulate(sizes)]
         self._group = -1
