@@ -1,6 +1,6 @@
 """Timestamps of 96 bits, as Spark, Hive and Impala wrote them for years: the same date in the output."""
 
-import datetime
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from batchcap.manifest.parquet import read_layout
 from tests.manifest.hostile import damage_pages
 from tests.manifest.test_parquet import carried, planned, rows_of
 
-FOR_EVER = datetime.datetime(9999, 12, 31)
-DATES = [FOR_EVER, None, datetime.datetime(2024, 2, 29, 23, 59, 59, 999_999), datetime.datetime(1, 1, 1)]
+FOR_EVER = dt.datetime.fromisoformat("9999-12-31")
+LEAP_DAY, FIRST_DAY = map(dt.datetime.fromisoformat, ("2024-02-29T23:59:59.999999", "0001-01-01"))
+DATES = [FOR_EVER, None, LEAP_DAY, FIRST_DAY]
 
 
 def write_int96(path: Path, columns: dict[str, Any], **options: Any) -> Path:
@@ -71,7 +72,7 @@ def test_a_damaged_column_is_null_of_the_same_type(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.datetimes() | st.none(), min_size=1, max_size=20))
-def test_any_date(tmp_path_factory: pytest.TempPathFactory, dates: list[datetime.datetime | None]) -> None:
+def test_any_date(tmp_path_factory: pytest.TempPathFactory, dates: list[dt.datetime | None]) -> None:
     folder = tmp_path_factory.mktemp("dates")
     write_int96(folder / "a.parquet", {"day": pa.array(dates, pa.timestamp("us"))})
     with planned(folder, keep_columns=("*",)) as plan:
