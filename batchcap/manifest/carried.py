@@ -13,9 +13,7 @@ import pyarrow as pa
 
 from batchcap.errors import UsageError
 from batchcap.manifest.column_type import (
-    CAST_ERRORS,
     can_become,
-    converted,
     fitted,
     is_certain,
     joined,
@@ -61,7 +59,7 @@ def carried_schema(files: Iterable[tuple[Path, ParquetLayout]], written: pa.Sche
     Raises:
         UsageError: the types of two files don't fit together, or not to those of the parts; or one can't be written.
     """
-    columns = {one.name: _Column(one.type, None) for one in written or ()}
+    columns = {one.name: _Column(writable(one.type) or one.type, None) for one in written or ()}
     left_out: dict[str, Path] = {}
     for path, layout in files:
         for kept, name in zip(layout.kept, layout.kept_as, strict=True):
@@ -73,7 +71,7 @@ def carried_schema(files: Iterable[tuple[Path, ParquetLayout]], written: pa.Sche
                 left_out.setdefault(name, path)
     for name, column in columns.items():
         for kind, path in column.found.items():
-            if not can_become([kind], column.kind):
+            if kind != column.kind and not can_become(kind, column.kind):
                 raise UsageError(_clash(column, name, kind, path))
     if left_out:
         log.warning(
@@ -152,23 +150,11 @@ def require_values_fit(path: Path, layout: ParquetLayout, carried: pa.Schema, *,
             row += piece.rows
             continue
         for name, target in wanted.items():
-            place = _first_misfit(pa.chunked_array([piece[name]]), target)
-            if place is not None:
-                value = f"column {quoted(name)} of {shown(path)} has a value in row {row + place}"
+            _column, misfits = fitted(pa.chunked_array([piece[name]]), target)
+            if misfits:
+                value = f"column {quoted(name)} of {shown(path)} has a value in row {row + misfits[0]}"
                 raise UsageError(f"{value} that does not fit {_cut(target)}, {_WHY[is_written]}")
         row += len(piece)
-
-
-def _first_misfit(column: pa.ChunkedArray, target: pa.DataType) -> int | None:
-    try:
-        converted(column, target)
-    except CAST_ERRORS:
-        for place in range(len(column)):
-            try:
-                converted(column.slice(place, 1), target)
-            except CAST_ERRORS:
-                return place
-    return None
 
 
 def _cut(kind: pa.DataType) -> str:
@@ -192,11 +178,11 @@ def fitted_columns(columns: pa.Table, carried: pa.Schema, path: Path) -> pa.Tabl
         arrays.append(column)
         if lost:
             log.warning(
-                "%d values of column %s of %s do not fit %s, its type in the parts of this job, and are "
-                "carried as null; another --output carries them",
-                len(lost),
+                "column %s of %s is carried as null in %d rows of a part, since their values do not fit %s, its type "
+                "in the parts before; another --output carries them",
                 quoted(target.name),
                 shown(path),
+                len(lost),
                 _cut(target.type),
             )
     return pa.table(arrays, names=carried.names).cast(carried)

@@ -5,15 +5,15 @@ narrower type becomes a wider one where no value can change. Nothing else is joi
 """
 
 import io
-from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
 # What PyArrow raises where a type or a value is not one of another type, or can't be made at all.
-CAST_ERRORS = (pa.ArrowException, NotImplementedError, ValueError, TypeError)
+CAST_ERRORS = (pa.ArrowException, NotImplementedError, ValueError, TypeError, OverflowError)
 _UNITS = ("s", "ms", "us", "ns")
 _TIME_TYPES = {"s": pa.time32("s"), "ms": pa.time32("ms"), "us": pa.time64("us"), "ns": pa.time64("ns")}
 _UNSIGNED = {8: pa.uint8(), 16: pa.uint16(), 32: pa.uint32(), 64: pa.uint64()}
@@ -86,6 +86,9 @@ def converted(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
 
 
 def _cast(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
+    if _has_list_view(column.type) or _has_list_view(target):
+        # PyArrow makes lists of list views without a buffer for their offsets, and knows no other way at all.
+        return pa.chunked_array([pa.array(column.to_pylist(), target)])
     try:
         return column.cast(target)
     except pa.ArrowNotImplementedError:  # between views and dictionaries there is no direct way
@@ -100,9 +103,11 @@ def fitted(column: pa.ChunkedArray, target: pa.DataType) -> tuple[pa.ChunkedArra
         pass
     cells: list[pa.Array] = []
     lost = []
-    for row in range(len(column)):
+    slices = (chunk.slice(place, 1) for chunk in column.chunks for place in range(len(chunk)))
+    for row, cell in enumerate(slices):
         try:
-            cells += converted(column.slice(row, 1), target).chunks
+            # A slice of lists has the values of all of them, and a cast looks at all; a copy has its own.
+            cells += converted(pa.chunked_array([pa.concat_arrays([cell, cell.slice(1)])]), target).chunks
         except CAST_ERRORS:
             cells.append(pa.nulls(1, target))
             lost.append(row)
@@ -110,37 +115,60 @@ def fitted(column: pa.ChunkedArray, target: pa.DataType) -> tuple[pa.ChunkedArra
 
 
 def writable(kind: pa.DataType) -> pa.DataType | None:
-    """The type to carry a column of a file with: its own, or that of its storage; None where neither can be written."""
-    return next((one for one in (kind, _stored(kind)) if _can_become(kind, one)), None)
+    """The type to carry a column with: its own, that of its storage, or a plain one; None where there is no way.
 
-
-def can_become(kinds: Iterable[pa.DataType], target: pa.DataType) -> bool:
-    """Whether there is a way from each type to another one, and that one can be null, written and read back."""
-    return all(_can_become(kind, target) for kind in kinds)
+    Inside of the latter two may be nulls, which a row without the column needs in some of its types.
+    """
+    return next((one for one in (kind, _stored(kind), _plain(kind)) if can_become(kind, one)), None)
 
 
 @lru_cache(1024)
-def _can_become(kind: pa.DataType, target: pa.DataType) -> bool:
+def can_become(kind: pa.DataType, target: pa.DataType) -> bool:
+    """Whether values and nulls of a type can be made another one, written to Parquet and read back."""
     buffer = io.BytesIO()
     try:
-        nulls = pa.chunked_array([pa.nulls(1, target)])
-        # Not by `converted`, which makes nulls without a way from the one type to the other.
-        cast = (
-            nulls if kind == target or types.is_null(target) else _cast(pa.chunked_array([pa.nulls(1, kind)]), target)
-        )
-        pieces = [pa.table([column], ["column"]) for column in (nulls.slice(1), nulls, cast)]
-        pq.write_table(pa.concat_tables(pieces), buffer)
+        column = pa.chunked_array([_sample(kind)])
+        cast = column if kind == target or types.is_null(target) else _cast(column, target)
+        pieces = [
+            pa.table([one], ["column"]) for one in (pa.chunked_array([pa.nulls(1, target)]), cast.slice(0, 0), cast)
+        ]
+        table = pa.concat_tables(pieces) if cast.type == target else pieces[0]
+        pq.write_table(table, buffer)
         buffer.seek(0)
-        return bool(pq.read_table(buffer).num_rows == len(nulls) + len(cast))
+        return bool(pq.read_table(buffer).num_rows == len(table))
     except CAST_ERRORS:
         return False
+
+
+def _sample(kind: pa.DataType) -> pa.Array:
+    """A few values of a type, nulls among them; nulls alone where no others can be made."""
+    try:
+        value = _value(_stored(kind))
+        return pa.array([value, None, value], _stored(kind)).cast(kind)
+    except CAST_ERRORS:
+        return pa.nulls(3, kind)
+
+
+def _value(kind: pa.DataType) -> Any:  # noqa: ANN401 - of any type
+    if types.is_dictionary(kind):
+        return _value(kind.value_type)
+    if types.is_struct(kind):
+        return {field.name: _value(field.type) for field in kind}
+    if types.is_map(kind):
+        return [(_value(kind.key_type), _value(kind.item_type))]
+    if _is_list(_plain(kind)):
+        return [_value(kind.value_type)] * (kind.list_size if types.is_fixed_size_list(kind) else 1)
+    if types.is_fixed_size_binary(kind):
+        return bytes(kind.byte_width)
+    plain = _plain(kind)
+    return "a" if _is_text(plain) else b"a" if _is_bytes(plain) else 0
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:
     """The type without extension types, inside of it neither."""
     if isinstance(kind, pa.BaseExtensionType):
         return _stored(kind.storage_type)
-    return _rebuilt(kind, [field.with_type(_stored(field.type)) for field in _children(kind)])
+    return _rebuilt(kind, [_free(field, _stored(field.type)) for field in _children(kind)])
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -149,7 +177,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
         return _plain(kind.storage_type)
     if types.is_dictionary(kind):
         return _plain(kind.value_type)
-    children = [field.with_type(_plain(field.type)) for field in _children(kind)]
+    children = [_free(field, _plain(field.type)) for field in _children(kind)]
     for is_one, make in _PLAIN:
         if is_one(kind):
             return make(*children)
@@ -162,12 +190,17 @@ def _children(kind: pa.DataType) -> list[pa.Field]:
     return [kind.field(place) for place in range(kind.num_fields)] if types.is_nested(kind) else []
 
 
+def _free(field: pa.Field, kind: pa.DataType) -> pa.Field:
+    """A child with another type, which may hold nulls."""
+    return field.with_type(kind).with_nullable(True)  # noqa: FBT003 - PyArrow's own
+
+
 def _rebuilt(kind: pa.DataType, children: list[pa.Field]) -> pa.DataType:
     """A nested type with other children; any other one as it is."""
     if types.is_struct(kind):
         return pa.struct(children)
     if types.is_map(kind):
-        return pa.map_(*children, keys_sorted=kind.keys_sorted)
+        return pa.map_(children[0].type, children[1], keys_sorted=kind.keys_sorted)
     for is_one, make in _LISTS:
         if is_one(kind):
             return make(children[0])
@@ -232,7 +265,7 @@ def _join_nested(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         kind = joined(first.type, second.type)
         if kind is None:
             return None
-        children.append(first.with_type(kind).with_nullable(first.nullable or second.nullable))
+        children.append(first.with_type(kind))
     return _rebuilt(one, children)
 
 
@@ -253,6 +286,11 @@ def _pairs(kind: pa.DataType, target: pa.DataType) -> list[tuple[pa.Field, pa.Fi
         by_name = {field.name: field for field in seconds}
         return [(field, by_name[field.name]) for field in firsts if field.name in by_name]
     return list(zip(firsts, seconds, strict=False))
+
+
+def _has_list_view(kind: pa.DataType) -> bool:
+    is_one = types.is_list_view(kind) or types.is_large_list_view(kind)
+    return bool(is_one) or any(_has_list_view(field.type) for field in _children(kind))
 
 
 def _loses_digits(kind: pa.DataType, target: pa.DataType) -> bool:
