@@ -1,6 +1,5 @@
 """Carried columns of whole jobs: one schema in all parts, tried before the work, and kept by jobs begun before."""
 
-import base64
 import datetime as dt
 import hashlib
 import io
@@ -59,13 +58,6 @@ def run(config: JobConfig) -> None:
     run_job(config, SilentProgress(), lambda *_arguments: FakeEngine(end=end))
 
 
-def write_as(path: Path, table: pa.Table, kinds: dict[str, pa.DataType]) -> None:
-    """A Parquet file that says of its columns to be of other Arrow types, as other writers can."""
-    fields = [field.with_type(kinds.get(field.name, field.type)) for field in table.schema]
-    said = base64.b64encode(pa.schema(fields).serialize().to_pybytes())
-    pq.write_table(table.replace_schema_metadata({"ARROW:schema": said}), path, store_schema=False)
-
-
 def refused(config: JobConfig, match: str) -> None:
     """The run ends before an engine is there."""
     with pytest.raises(UsageError, match=match):
@@ -122,7 +114,7 @@ ALONE = {
     "list_view": pa.array([["a"], None, []], pa.list_view(pa.string())),
     "nothing": pa.nulls(3),
     "short": pa.array([1, None, 3], pa.int16()),
-    "when": pa.array([0, None, 2**60], pa.timestamp("us", "Europe/Berlin")),
+    "when": pa.array([0, None, 2**50], pa.timestamp("us", "Europe/Berlin")),
     "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"x" * 16, None, b"y" * 16], pa.binary(16))),
 }
 
@@ -304,17 +296,15 @@ def test_a_struct_whose_parts_are_never_null_is_null_as_a_whole(
 
 
 def test_a_type_that_can_not_be_written_with_values_is_carried_plainly(
-    config: JobConfig, write: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: JobConfig, write: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = pa.list_(pa.struct([pa.field("a", pa.string_view(), nullable=False)]))
-    cells = pa.array([[{"a": "x"}], None], pa.list_(pa.struct([("a", pa.string())])))
-    write_as(tmp_path / "in" / "a.parquet", pa.table({"image": [b"x", b"y"], "c": cells}), {"c": kind})
-    assert pq.read_schema(tmp_path / "in" / "a.parquet").field("c").type.equals(kind)
-    with pytest.raises(pa.ArrowNotImplementedError):
-        pq.write_table(pq.read_table(tmp_path / "in" / "a.parquet"), io.BytesIO())
-    write("b.parquet", c=pa.array([None, [{"a": "z"}]], pa.list_(pa.struct([("a", pa.large_string())]))))
+    kind = pa.list_(pa.struct([("a", pa.string_view())]))
+    with pytest.raises(pa.ArrowNotImplementedError):  # one row can be written, so there are files, but no two
+        pq.write_table(pa.table({"c": pa.array([[{"a": "x"}]] * 2, kind)}), io.BytesIO())
+    for name in ("a.parquet", "b.parquet"):
+        write(name, c=pa.array([[{"a": name}]], kind))
     run(config)
-    assert carried_of(config)["c"].to_pylist() == [[{"a": "x"}], None, None, [{"a": "z"}]]
+    assert carried_of(config)["c"].to_pylist() == [[{"a": "a.parquet"}], [{"a": "b.parquet"}]]
     monkeypatch.setattr(carried, "writable", lambda _kind: None)
     refused(replace(config, output=f"{config.output}2"), r"'c' of .*a\.parquet is .*can't be written.*--keep-columns")
 
@@ -331,6 +321,7 @@ def test_a_type_that_can_not_be_written_with_values_is_carried_plainly(
 def test_columns_of_inputs_that_have_none(
     config: JobConfig, write: Callable[..., None], tmp_path: Path, settings: dict[str, Any], option: str
 ) -> None:
+    config = replace(config, input=replace(config.input, image_column=None))
     (tmp_path / "in" / "a.png").write_bytes(b"x")
     named = replace(config, input=replace(config.input, **settings))
     for _again in range(2):
@@ -345,7 +336,7 @@ def test_a_job_begun_with_columns_that_nothing_has_goes_on(
     config: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in" / "a.png").write_bytes(b"x")
-    config = replace(config, input=replace(config.input, keep_columns=("title",)))
+    config = replace(config, input=replace(config.input, image_column=None, keep_columns=("title",)))
     with monkeypatch.context() as patch:
         patch.setattr("batchcap.manifest.plan.column_options", lambda _config: [])
         run(config)
