@@ -34,7 +34,7 @@ from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_jo
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
-from batchcap.store.parts import SETTINGS_KEY
+from batchcap.store.parts import SETTINGS_KEY, carried_schema
 from batchcap.store.stats import StatsWriter
 from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_encoder
@@ -145,7 +145,7 @@ class JobRun:
         self._retry_settings = json.dumps({name: fingerprint[name] for name in differing}) if differing else ""
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:
-            plan = Plan(journal, config.input, names)
+            plan = Plan(journal, config.input, names, carried_schema(folder.part_paths()))
             try:
                 plan.extend(self._until_stopped(sources), config.placement.rows_per_part, config.limits.limit)
             except _StoppedError:

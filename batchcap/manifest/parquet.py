@@ -79,6 +79,25 @@ def shown(path: Path) -> str:
     return shown_name(str(path))
 
 
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """An input, opened for its rows; every reading of rows or types goes through here.
+
+    Old timestamps of 96 bits come in microseconds: in nanoseconds, which PyArrow takes by default, every date after
+    2262 would be another one without a word, such as the 9999-12-31 that stands for "for ever" in many tables.
+
+    Raises:
+        pa.ArrowException, OSError, UnicodeDecodeError: it can't be read; see `readable`.
+    """
+    # Checksums are verified where a file has them: a picture with a flipped bit would be another picture.
+    return pq.ParquetFile(
+        path,
+        memory_map=False,
+        buffer_size=1 << 20,
+        coerce_int96_timestamp_unit="us",
+        page_checksum_verification=True,
+    )
+
+
 def count_rows(path: Path) -> int:
     """Rows of a Parquet file.
 
@@ -117,8 +136,8 @@ def read_layout(
     Raises:
         UsageError: no column or several may hold the picture, or a column that was named is missing.
     """
-    with readable(path):
-        return _layout_of(path, pq.read_schema(path), config, own_columns)
+    with readable(path), open_parquet(path) as file:
+        return _layout_of(path, file.schema_arrow, config, own_columns)
 
 
 def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: frozenset[str]) -> ParquetLayout:
@@ -126,20 +145,15 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
     doubles = [name for name, count in names.items() if count > 1]
     if doubles:
         raise UsageError(f"{shown(path)} has several columns called {listed(sorted(doubles))}: rename them")
-    for option, wanted in (
-        ("--image-column", (config.image_column,)),
-        ("--id-column", (config.id_column,)),
-        ("--keep-columns", tuple(name for name in config.keep_columns if name != ALL_COLUMNS)),
-    ):
-        for name in wanted:
-            if name is not None and name not in names:
-                raise UsageError(f"{shown(path)} has no column {_quoted(name)} ({option}); it has {listed(names)}")
+    for option, name in column_options(config):
+        if name not in names:
+            raise UsageError(f"{shown(path)} has no column {quoted(name)} ({option}); it has {listed(names)}")
     image = config.image_column or _find_image_column(path, schema)
     kind = schema.field(image)
     rank = rank_of(kind)
     if not rank:
         raise UsageError(
-            f"column {_quoted(image)} of {shown(path)} is {_cut(str(kind.type))}: neither bytes, an Image, nor a path"
+            f"column {quoted(image)} of {shown(path)} is {_cut(str(kind.type))}: neither bytes, an Image, nor a path"
         )
     kept = [name for name in names if name != image] if ALL_COLUMNS in config.keep_columns else config.keep_columns
     kept = list(dict.fromkeys(kept))
@@ -155,6 +169,13 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
     )
 
 
+def column_options(config: InputConfig) -> list[tuple[str, str]]:
+    """The columns that were asked for by name: option and name."""
+    kept = (("--keep-columns", name) for name in config.keep_columns if name != ALL_COLUMNS)
+    pairs = (("--image-column", config.image_column), ("--id-column", config.id_column), *kept)
+    return [(option, name) for option, name in pairs if name is not None]
+
+
 def _image_root(name: str) -> Path:
     root = Path(name).expanduser().absolute()
     if not root.is_dir():
@@ -166,7 +187,8 @@ def _cut(text: str) -> str:
     return one_line(text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}…")
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """The name of a column in a message."""
     return f"'{_cut(name)}'"
 
 
@@ -221,7 +243,7 @@ def _output_names(path: Path, wanted: list[str], own_columns: frozenset[str]) ->
     for name, new in zip(wanted, names, strict=True):
         if new != name and new.lower() in taken:
             raise UsageError(
-                f"{shown(path)} has columns {_quoted(name)} and {_quoted(new)}, and the first would get the name of "
+                f"{shown(path)} has columns {quoted(name)} and {quoted(new)}, and the first would get the name of "
                 "the second in the output: rename one, or keep one with --keep-columns"
             )
     return tuple(names)

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from batchcap.config import InputConfig
 from batchcap.errors import ChangedInputError, UsageError
-from batchcap.manifest.parquet import ParquetLayout, read_layout
+from batchcap.manifest.carried import carried_schema, fitted_columns, require_values_fit
+from batchcap.manifest.parquet import ParquetLayout, column_options, quoted, read_layout
 from batchcap.manifest.row_reader import (
     RowReader,
     carried_reader,
@@ -75,11 +76,19 @@ class Plan:
         journal: where the plan is kept.
         config: how the inputs are read.
         prompts: names of the prompts, whose columns the carried ones must not take.
+        written: the carried columns of the parts that are there, which all others must have, too; None: no part is.
     """
 
-    def __init__(self, journal: Journal, config: InputConfig, prompts: Sequence[str] = UNNAMED) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        config: InputConfig,
+        prompts: Sequence[str] = UNNAMED,
+        written: pa.Schema | None = None,
+    ) -> None:
         self._journal = journal
         self._config = config
+        self._written = written
         # Also the plain names: a carried `caption` beside `caption_short` would be taken for ours.
         self._own_columns = frozenset((*SCHEMA.names, *output_schema(prompts).names))
         self._layouts: dict[Path, ParquetLayout] = {}
@@ -116,8 +125,8 @@ class Plan:
         with self._journal.transaction() as connection:
             connection.execute(_TOUCHED)
             before = self.total_rows
-            self._take_in(connection, sources)
-            self._carried = self._carried_schema()
+            new = self._take_in(connection, sources)
+            self._settle_columns(new, is_begun=before > 0)
             _plan_spans(connection, before, limit)
             (after,) = connection.execute("SELECT coalesce(max(first_row + rows), 0) FROM spans").fetchone()
             (seq,) = connection.execute("SELECT count(*) FROM shards").fetchone()
@@ -128,7 +137,9 @@ class Plan:
             )
         return int(after - before)
 
-    def _take_in(self, connection: sqlite3.Connection, sources: Iterable[Source]) -> None:
+    def _take_in(self, connection: sqlite3.Connection, sources: Iterable[Source]) -> set[Path]:
+        """Keep sources; gives the Parquet files that are new."""
+        new_files: set[Path] = set()
         (seq,) = connection.execute("SELECT count(*) FROM sources").fetchone()
         unread = iter(sources)
         while batch := list(islice(unread, _SOURCES_AT_ONCE)):
@@ -144,12 +155,12 @@ class Plan:
                     new.setdefault(path, source)
             _add_sources(connection, seq, new)
             seq += len(new)
+            new_files.update(source.path for source in new.values() if source.kind is SourceKind.PARQUET)
+        return new_files
 
     def vanished(self) -> frozenset[str]:
         """Parquet files of the plan that are gone, as the rows' `source` has them."""
-        files = self._journal.query("SELECT path FROM sources WHERE kind = ?", SourceKind.PARQUET)
-        names = (os.fsdecode(path) for (path,) in files)
-        return frozenset(printable_name(name) for name in names if not Path(name).exists())
+        return frozenset(printable_name(str(file)) for file in self._parquet_files() if not file.exists())
 
     def touched(self) -> Iterator[TouchedSource]:
         """The sources that `extend` found to look otherwise than before, in the order of their rows."""
@@ -218,37 +229,57 @@ class Plan:
             return None
         tables = []
         for _first_row, _name, path, kind, start, count in self._pieces(shard):
-            columns = pa.table({})
-            if kind == SourceKind.PARQUET:
-                file = Path(os.fsdecode(path))
+            file = Path(os.fsdecode(path))
+            if kind == SourceKind.IMAGE:
+                columns = pa.table([pa.nulls(count)], [""]).select([])
+            else:
                 layout = self._layout(file)
                 if self._columns is None or self._columns.path != file:
                     self._columns = carried_reader(file, layout)
                 columns = read_columns(self._columns, layout, start, count)
-            there = dict(zip(columns.column_names, columns.columns, strict=True))
-            values = [there[field.name] if field.name in there else pa.nulls(count, field.type) for field in schema]
-            tables.append(pa.table(values, names=schema.names).cast(schema))
+            tables.append(fitted_columns(columns, schema, file))
         return pa.concat_tables(tables)
 
+    def _settle_columns(self, new: Collection[Path], *, is_begun: bool) -> None:
+        """Decide what is carried, and tell what can't be before any work.
+
+        Args:
+            new: the Parquet files that are new.
+            is_begun: whether there were rows before.
+        """
+        if not is_begun and not any(True for _file in self._parquet_files()):
+            self._require_no_columns()
+        self._carried = self._carried_schema()
+        for file, layout in self._parquet_layouts() if self._carried.names else ():
+            if self._written is None or file in new:
+                require_values_fit(file, layout, self._carried, is_written=self._written is not None)
+
     def _carried_schema(self) -> pa.Schema:
-        """The carried columns of all Parquet files of the job, in the order they were planned."""
-        carried = pa.schema([])
-        owners: dict[str, Path] = {}
-        if not self._config.keep_columns:
-            return carried
+        """The carried columns of all Parquet files of the job."""
+        return carried_schema(self._parquet_layouts(), self._written) if self._config.keep_columns else pa.schema([])
+
+    def _parquet_layouts(self) -> Iterator[tuple[Path, ParquetLayout]]:
+        """The Parquet files of the job in the order they were planned, without those that are gone.
+
+        What is gone is captioned already, or reported when its rows are read.
+        """
+        for file in list(self._parquet_files()):
+            if file.exists():
+                yield file, self._layout(file)
+
+    def _parquet_files(self) -> Iterator[Path]:
         files = self._journal.query("SELECT path FROM sources WHERE kind = ? ORDER BY seq", SourceKind.PARQUET)
-        for file in [Path(os.fsdecode(path)) for (path,) in files]:
-            if not file.exists():  # captioned already, or reported when its rows are read
-                continue
-            layout = self._layout(file)
-            fields = [pa.field(name, kept.type) for kept, name in zip(layout.kept, layout.kept_as, strict=True)]
-            try:
-                carried = pa.unify_schemas([carried, pa.schema(fields)])
-            except pa.ArrowException:
-                raise UsageError(_clash(carried, owners, layout, file)) from None
-            for field in fields:
-                owners.setdefault(field.name, file)
-        return carried
+        return (Path(os.fsdecode(path)) for (path,) in files)
+
+    def _require_no_columns(self) -> None:
+        """Refuse columns of inputs that have none; a job that was begun with such goes on."""
+        options = column_options(self._config)
+        if options:
+            option, name = options[0]
+            raise UsageError(
+                f"no input has a column {quoted(name)} ({option}): only Parquet inputs have columns, and these are all "
+                f"image files; leave out {option}"
+            )
 
     def _pieces(self, shard: Shard) -> list[_Piece]:
         """The pieces of sources that make up a shard, cut to it.
@@ -270,20 +301,6 @@ class Plan:
 
 
 _Known = tuple[int, int, int, int]
-
-
-def _clash(carried: pa.Schema, owners: dict[str, Path], layout: ParquetLayout, file: Path) -> str:
-    """What to say of a file whose carried columns don't fit to those of the files before."""
-    for kept, name in zip(layout.kept, layout.kept_as, strict=True):
-        try:
-            pa.unify_schemas([carried, pa.schema([(name, kept.type)])])
-        except pa.ArrowException:
-            owner, type_before = shown_name(str(owners[name])), carried.field(name).type
-            return (
-                f"column {kept.name!r} is {type_before} in {owner} and {kept.type} in {shown_name(str(file))}: "
-                "leave it out with --keep-columns, or caption these files apart"
-            )
-    raise AssertionError(file)
 
 
 def _stored(connection: sqlite3.Connection, column: str, values: list[Any]) -> dict[Any, _Known]:

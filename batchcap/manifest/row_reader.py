@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchcap.errors import ErrorKind
 from batchcap.manifest.parquet import (
     PATH,
     ParquetLayout,
     listed,
+    open_parquet,
     rank_of,
     readable,
     reason_of,
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 # Rows decoded at once. Pictures come one by one: a file of some kilobytes may hold hundreds of megabytes in each cell,
 # and to decode one alone takes a tenth of a millisecond more.
 _PICTURE_BATCH_ROWS = 1
-_SMALL_BATCH_ROWS = 1024
+SMALL_BATCH_ROWS = 1024
 _MOST_BATCH_BYTES = 1 << 30
 # No path is longer on Linux; what a column of something else holds may be.
 _LONGEST_PATH = 4096
@@ -78,8 +78,7 @@ class RowReader:
         self._columns = columns
         self._batch_rows = batch_rows
         with readable(path):
-            # Checksums are verified where a file has them: a picture with a flipped bit would be another picture.
-            self._file = pq.ParquetFile(path, memory_map=False, buffer_size=1 << 20, page_checksum_verification=True)
+            self._file = open_parquet(path)
             sizes = row_group_sizes(self._file.metadata)
         self._group_starts = [0, *accumulate(sizes)]
         self._group = -1
@@ -88,6 +87,11 @@ class RowReader:
         self._next = 0  # row of the file that `_rest` or the next batch begins with
         self._fault: str | None = None  # why nothing follows in the open row group
         self._lost: set[tuple[int, str]] = set()  # row groups and columns that a warning has told of
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return self._group_starts[-1]
 
     def read(self, start: int, count: int) -> Iterator[pa.RecordBatch | Unreadable]:
         """Record batches that hold exactly rows `start` to `start + count`.
@@ -186,7 +190,7 @@ def picture_reader(path: Path, layout: ParquetLayout) -> RowReader:
         UsageError: the file can't be read.
     """
     columns = [layout.image] if layout.id is None else list(dict.fromkeys([layout.image, layout.id]))
-    return RowReader(path, columns, _SMALL_BATCH_ROWS if layout.rank == PATH else _PICTURE_BATCH_ROWS)
+    return RowReader(path, columns, SMALL_BATCH_ROWS if layout.rank == PATH else _PICTURE_BATCH_ROWS)
 
 
 def read_rows(reader: RowReader, start: int, count: int) -> Iterator[dict[str, Any] | Unreadable]:
@@ -260,11 +264,11 @@ def carried_reader(path: Path, layout: ParquetLayout) -> RowReader:
     Raises:
         UsageError: the file can't be read.
     """
-    return RowReader(path, layout.kept.names, _SMALL_BATCH_ROWS)
+    return RowReader(path, layout.kept.names, SMALL_BATCH_ROWS)
 
 
 def read_columns(reader: RowReader, layout: ParquetLayout, start: int, count: int) -> pa.Table:
-    """The carried columns of rows `start` to `start + count`, under their names in the output.
+    """The carried columns of rows `start` to `start + count`, with their types in the file, their names in the output.
 
     A column that is damaged is null from there to the end of its row group, and a warning says so: the captions of
     these rows are whole.
@@ -273,7 +277,8 @@ def read_columns(reader: RowReader, layout: ParquetLayout, start: int, count: in
         UsageError: the file can't be read.
     """
     names = layout.kept.names
-    tables = [layout.kept.empty_table()]
+    # Not `empty_table`: some types that can be read have no such way.
+    tables = [pa.table([pa.nulls(0, field.type) for field in layout.kept], schema=layout.kept)]
     for piece in reader.read(start, count):
         if isinstance(piece, Unreadable):
             tables.append(reader.read_apart(start, piece.rows).select(names).cast(layout.kept))

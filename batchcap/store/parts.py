@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,25 @@ def read_carried(path: Path) -> pa.Table | None:
         own = set(output_schema(prompt_names(path)).names)
         carried = [name for name in pq.read_schema(path).names if name not in own]
         return pq.read_table(path, columns=carried) if carried else None
+
+
+def carried_schema(paths: Sequence[Path]) -> pa.Schema | None:
+    """The input columns that the parts of a job carry; None where there is no part.
+
+    Taken from the first and the last one: once, a file that came later could bring a column of its own with it. Parts
+    that can't be read are not asked: their rows are captioned again.
+    """
+    ends = [_carried_fields(paths), _carried_fields(paths[::-1])]
+    found = [fields for fields in ends if fields is not None]
+    return pa.schema(list({name: kind for fields in found for name, kind in fields}.items())) if found else None
+
+
+def _carried_fields(paths: Sequence[Path]) -> list[tuple[str, pa.DataType]] | None:
+    for path in paths:
+        with suppress(OSError, pa.ArrowException, ValueError):
+            own = set(output_schema(prompt_names(path)).names)
+            return [(field.name, field.type) for field in pq.read_schema(path) if field.name not in own]
+    return None
 
 
 @contextmanager
