@@ -1,17 +1,13 @@
-"""Owns the plan of a job: which rows there are, in which order and in which shard, kept in the journal's file.
+"""Owns the plan of a job: which rows there are, in which order and in which shard; `store.plan_tables` keeps it.
 
 What is planned once never moves: sources that appear later get rows and shards after all others. So a part file that
 is there stays right, whatever is added to the inputs.
 """
 
 import os
-import sqlite3
-import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -32,41 +28,11 @@ from batchcap.manifest.source import Source, SourceKind, printable_name
 from batchcap.records import ImageRow
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
+from batchcap.store.plan_tables import KnownSource, PlanChange, PlanTables, TouchedSource
 from batchcap.terminal import shown_name
 
 # Sources looked up and kept with one statement.
 _SOURCES_AT_ONCE = 1000
-# A piece of a source: row in the job, source id, path, kind, first row inside the source, rows. Spans lie end to end,
-# so the first one of a shard is the last that begins at or before it: no other span is looked at.
-_PIECES = """
-SELECT spans.first_row, sources.id, sources.path, sources.kind, spans.start, spans.rows
-FROM spans JOIN sources ON sources.seq = spans.source
-WHERE spans.first_row >= (SELECT max(first_row) FROM spans WHERE first_row <= ?) AND spans.first_row < ?
-ORDER BY spans.first_row
-"""
-_Piece = tuple[int, str, bytes, str, int, int]
-# What a known source looks like now, where that is not how it looked before. It lives as long as the connection.
-_TOUCHED = """
-CREATE TEMP TABLE IF NOT EXISTS touched (
-    source INTEGER PRIMARY KEY, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL)
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class TouchedSource:
-    """A source of earlier runs whose size or time is another one now.
-
-    Attributes:
-        number: its number in the plan.
-        path: as bytes of the file system.
-        kind: what it is.
-        spans: its rows in the job: the first one and how many, end to end or apart.
-    """
-
-    number: int
-    path: bytes
-    kind: SourceKind
-    spans: tuple[tuple[int, int], ...]
 
 
 class Plan:
@@ -87,6 +53,7 @@ class Plan:
         written: pa.Schema | None = None,
     ) -> None:
         self._journal = journal
+        self._tables = PlanTables(journal)
         self._config = config
         self._written = written
         # Also the plain names: a carried `caption` beside `caption_short` would be taken for ours.
@@ -100,7 +67,7 @@ class Plan:
     @property
     def total_rows(self) -> int:
         """Rows of the job."""
-        return int(next(self._journal.query("SELECT coalesce(sum(rows), 0) FROM shards"))[0])
+        return self._tables.total_rows
 
     def shards(self) -> list[Shard]:
         """All shards in order."""
@@ -122,68 +89,42 @@ class Plan:
             ChangedInputError: a known Parquet file has another number of rows.
             UsageError: a Parquet file's columns don't fit, or not together with those of another.
         """
-        with self._journal.transaction() as connection:
-            connection.execute(_TOUCHED)
-            before = self.total_rows
-            new = self._take_in(connection, sources)
-            self._settle_columns(new, is_begun=before > 0)
-            _plan_spans(connection, before, limit)
-            (after,) = connection.execute("SELECT coalesce(max(first_row + rows), 0) FROM spans").fetchone()
-            (seq,) = connection.execute("SELECT count(*) FROM shards").fetchone()
-            starts = range(before, after, rows_per_part)
-            connection.executemany(
-                "INSERT INTO shards VALUES (?, ?, ?)",
-                ((seq + number, start, min(rows_per_part, after - start)) for number, start in enumerate(starts)),
-            )
-        return int(after - before)
+        is_begun = self.total_rows > 0
+        with self._tables.change() as change:
+            new = self._take_in(change, sources)
+            self._settle_columns(new, is_begun=is_begun)
+            return change.plan_rows(rows_per_part, limit)
 
-    def _take_in(self, connection: sqlite3.Connection, sources: Iterable[Source]) -> set[Path]:
+    def _take_in(self, change: PlanChange, sources: Iterable[Source]) -> set[Path]:
         """Keep sources; gives the Parquet files that are new."""
         new_files: set[Path] = set()
-        (seq,) = connection.execute("SELECT count(*) FROM sources").fetchone()
         unread = iter(sources)
         while batch := list(islice(unread, _SOURCES_AT_ONCE)):
             new: dict[bytes, Source] = {}
             paths = [os.fsencode(source.path) for source in batch]
-            known = _stored(connection, "path", paths)
+            known = change.known(paths)
             for path, source in zip(paths, batch, strict=True):
                 if source.kind is SourceKind.PARQUET:
                     self._layout(source.path)  # columns that don't fit are told before any work
                 if path in known:
-                    _compare(connection, known[path], source)
+                    _compare(change, known[path], source)
                 else:
                     new.setdefault(path, source)
-            _add_sources(connection, seq, new)
-            seq += len(new)
+            change.add(new)
             new_files.update(source.path for source in new.values() if source.kind is SourceKind.PARQUET)
         return new_files
 
     def vanished(self) -> frozenset[str]:
         """Parquet files of the plan that are gone, as the rows' `source` has them."""
-        return frozenset(printable_name(str(file)) for file in self._parquet_files() if not file.exists())
+        return frozenset(printable_name(str(file)) for file in self._tables.parquet_files() if not file.exists())
 
     def touched(self) -> Iterator[TouchedSource]:
         """The sources that `extend` found to look otherwise than before, in the order of their rows."""
-        found = self._journal.query(
-            """
-            SELECT sources.seq, sources.path, sources.kind, spans.first_row, spans.rows FROM touched
-            JOIN sources ON sources.seq = touched.source JOIN spans ON spans.source = sources.seq
-            ORDER BY sources.seq, spans.first_row
-            """
-        )
-        for (number, path, kind), spans in groupby(found, key=lambda row: row[:3]):
-            yield TouchedSource(number, path, SourceKind(kind), tuple((first, rows) for *_, first, rows in spans))
+        return self._tables.touched()
 
     def accept(self, touched: Sequence[TouchedSource]) -> None:
         """What these sources look like now is how they are to look at the next run."""
-        with self._journal.transaction() as connection:
-            connection.executemany(
-                """
-                UPDATE sources SET (size_bytes, mtime_ns) =
-                (SELECT size_bytes, mtime_ns FROM touched WHERE source = seq) WHERE seq = ?
-                """,
-                ((one.number,) for one in touched),
-            )
+        self._tables.accept(touched)
 
     def shard_rows(self, shard: Shard, wanted: Collection[int] | None = None) -> Iterator[ImageRow]:
         """The rows of a shard, in order.
@@ -196,7 +137,7 @@ class Plan:
             UsageError: a Parquet file can't be read.
         """
         wanted = range(*shard.span) if wanted is None else wanted
-        for first_row, name, path, kind, start, count in self._pieces(shard):
+        for first_row, name, path, kind, start, count in self._tables.pieces(shard):
             inside = [index for index in range(first_row, first_row + count) if index in wanted]
             if not inside:
                 continue
@@ -228,7 +169,7 @@ class Plan:
         if not schema.names:
             return None
         tables = []
-        for _first_row, _name, path, kind, start, count in self._pieces(shard):
+        for _first_row, _name, path, kind, start, count in self._tables.pieces(shard):
             file = Path(os.fsdecode(path))
             if kind == SourceKind.IMAGE:
                 columns = pa.table([pa.nulls(count)], [""]).select([])
@@ -247,7 +188,7 @@ class Plan:
             new: the Parquet files that are new.
             is_begun: whether there were rows before.
         """
-        if not is_begun and not any(True for _file in self._parquet_files()):
+        if not is_begun and not any(True for _file in self._tables.parquet_files()):
             self._require_no_columns()
         self._carried = self._carried_schema()
         for file, layout in self._parquet_layouts() if self._carried.names else ():
@@ -263,13 +204,9 @@ class Plan:
 
         What is gone is captioned already, or reported when its rows are read.
         """
-        for file in list(self._parquet_files()):
+        for file in list(self._tables.parquet_files()):
             if file.exists():
                 yield file, self._layout(file)
-
-    def _parquet_files(self) -> Iterator[Path]:
-        files = self._journal.query("SELECT path FROM sources WHERE kind = ? ORDER BY seq", SourceKind.PARQUET)
-        return (Path(os.fsdecode(path)) for (path,) in files)
 
     def _require_no_columns(self) -> None:
         """Refuse columns of inputs that have none; a job that was begun with such goes on."""
@@ -281,94 +218,19 @@ class Plan:
                 f"image files; leave out {option}"
             )
 
-    def _pieces(self, shard: Shard) -> list[_Piece]:
-        """The pieces of sources that make up a shard, cut to it.
-
-        All at once: a SELECT left open while the shard is captioned would keep the write-ahead log from shrinking.
-        """
-        low, high = shard.span
-        pieces = []
-        for first_row, name, path, kind, start, count in self._journal.query(_PIECES, low, high):
-            skip = max(0, low - first_row)
-            take = min(count, high - first_row) - skip
-            pieces.append((first_row + skip, name, path, kind, start + skip, take))
-        return pieces
-
     def _layout(self, path: Path) -> ParquetLayout:
         if path not in self._layouts:
             self._layouts[path] = read_layout(path, self._config, self._own_columns)
         return self._layouts[path]
 
 
-_Known = tuple[int, int, int, int]
-
-
-def _stored(connection: sqlite3.Connection, column: str, values: list[Any]) -> dict[Any, _Known]:
-    """Number, rows, size and time of the sources that have one of the values in a column, by that value."""
-    marks = ", ".join("?" * len(values))
-    found = connection.execute(
-        f"SELECT {column}, seq, rows, size_bytes, mtime_ns FROM sources WHERE {column} IN ({marks})",  # noqa: S608 - our names
-        values,
-    )
-    return {value: tuple(known) for value, *known in found}
-
-
-def _compare(connection: sqlite3.Connection, known: _Known, source: Source) -> None:
+def _compare(change: PlanChange, known: KnownSource, source: Source) -> None:
     """Note a known source that looks otherwise now; one that can't be looked at says nothing."""
-    number, rows, *looks = known
-    looks_now = [source.size_bytes, source.mtime_ns]
-    if rows != source.rows:
+    if known.rows != source.rows:
         raise ChangedInputError(
-            f"{shown_name(str(source.path))} had {rows} rows when this job began and has {source.rows} now, so "
+            f"{shown_name(str(source.path))} had {known.rows} rows when this job began and has {source.rows} now, so "
             "its captions belong to others: put the old file back, or use another --output"
         )
-    if looks != looks_now and any(looks_now):
-        connection.execute("INSERT OR REPLACE INTO touched VALUES (?, ?, ?)", (number, *looks_now))
-
-
-def _add_sources(connection: sqlite3.Connection, seq: int, new: dict[bytes, Source]) -> None:
-    """Keep sources by their paths, numbered from `seq` on."""
-    taken = set(_stored(connection, "id", [source.id for source in new.values()]))
-    insert = "INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?)"
-    rows: list[tuple[int, str, bytes, Source]] = []
-    clashing: list[tuple[int, str, bytes, Source]] = []
-    for number, (path, source) in enumerate(new.items(), seq):
-        (clashing if source.id in taken else rows).append((number, source.id, path, source))
-        taken.add(source.id)
-    connection.executemany(insert, (_row_of(*row) for row in rows))
-    for number, name, path, source in clashing:
-        free = _free_id(connection, name, printable_name(os.fsdecode(path)))
-        connection.execute(insert, _row_of(number, free, path, source))
-
-
-def _row_of(number: int, name: str, path: bytes, source: Source) -> tuple[Any, ...]:
-    return number, name, path, source.kind, source.rows, source.size_bytes, source.mtime_ns
-
-
-def _free_id(connection: sqlite3.Connection, wanted: str, path: str) -> str:
-    """The path of a source whose id an earlier source has."""
-    name = path if path != wanted else f"{wanted}#"
-    while _stored(connection, "id", [name]):
-        name += "#"
-    return name
-
-
-def _plan_spans(connection: sqlite3.Connection, planned: int, limit: int) -> None:
-    """Give rows of the job to source rows that have none yet, as far as the limit allows.
-
-    Sources get their rows in order: those before the last one that has any have all of theirs. One statement: a million
-    sources never come to Python.
-    """
-    connection.execute(
-        """
-        WITH last AS (SELECT source, start + rows AS rows FROM spans ORDER BY first_row DESC LIMIT 1),
-        waiting AS (
-            SELECT seq, coalesce(last.rows, 0) AS start, sources.rows - coalesce(last.rows, 0) AS rows
-            FROM sources LEFT JOIN last ON last.source = seq
-            WHERE seq >= coalesce((SELECT source FROM last), 0) AND sources.rows > coalesce(last.rows, 0)),
-        placed AS (SELECT seq, start, rows, :planned + sum(rows) OVER (ORDER BY seq) - rows AS first_row FROM waiting)
-        INSERT INTO spans
-        SELECT first_row, seq, start, min(rows, :end - first_row) FROM placed WHERE first_row < :end
-        """,
-        {"planned": planned, "end": limit or sys.maxsize},
-    )
+    looks_now = (source.size_bytes, source.mtime_ns)
+    if (known.size_bytes, known.mtime_ns) != looks_now and any(looks_now):
+        change.note_touched(known.number, *looks_now)

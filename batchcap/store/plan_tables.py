@@ -1,0 +1,224 @@
+"""Owns the statements of the plan's tables: sources, which rows of the job are theirs, and the shards.
+
+Nothing is held for each source: a million of them are compared, numbered and given rows in SQL.
+"""
+
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from batchcap.manifest.shard import Shard
+from batchcap.manifest.source import Source, SourceKind, printable_name
+from batchcap.store.journal import Journal
+
+# Spans lie end to end, so the first one of a shard is the last that begins at or before it: no other span is looked at.
+_PIECES = """
+SELECT spans.first_row, sources.id, sources.path, sources.kind, spans.start, spans.rows
+FROM spans JOIN sources ON sources.seq = spans.source
+WHERE spans.first_row >= (SELECT max(first_row) FROM spans WHERE first_row <= ?) AND spans.first_row < ?
+ORDER BY spans.first_row
+"""
+# What a known source looks like now, where that is not how it looked before. It lives as long as the connection.
+_TOUCHED = """
+CREATE TEMP TABLE IF NOT EXISTS touched (
+    source INTEGER PRIMARY KEY, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL)
+"""
+# Sources get their rows in order: those before the last one that has any have all of theirs.
+_PLAN_SPANS = """
+WITH last AS (SELECT source, start + rows AS rows FROM spans ORDER BY first_row DESC LIMIT 1),
+waiting AS (
+    SELECT seq, coalesce(last.rows, 0) AS start, sources.rows - coalesce(last.rows, 0) AS rows
+    FROM sources LEFT JOIN last ON last.source = seq
+    WHERE seq >= coalesce((SELECT source FROM last), 0) AND sources.rows > coalesce(last.rows, 0)),
+placed AS (SELECT seq, start, rows, :planned + sum(rows) OVER (ORDER BY seq) - rows AS first_row FROM waiting)
+INSERT INTO spans
+SELECT first_row, seq, start, min(rows, :end - first_row) FROM placed WHERE first_row < :end
+"""
+
+
+class Piece(NamedTuple):
+    """Consecutive rows of the job that are of one source.
+
+    Attributes:
+        first_row: in the job.
+        source_id: the source's id.
+        path: of the source, as bytes of the file system.
+        kind: a value of `SourceKind`.
+        start: the first of the rows inside the source.
+        rows: how many.
+    """
+
+    first_row: int
+    source_id: str
+    path: bytes
+    kind: str
+    start: int
+    rows: int
+
+
+class KnownSource(NamedTuple):
+    """A source of the plan, with its number there and how it looked when it was planned or accepted."""
+
+    number: int
+    rows: int
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TouchedSource:
+    """A source of earlier runs whose size or time is another one now.
+
+    Attributes:
+        number: its number in the plan.
+        path: as bytes of the file system.
+        kind: what it is.
+        spans: its rows in the job: the first one and how many, end to end or apart.
+    """
+
+    number: int
+    path: bytes
+    kind: SourceKind
+    spans: tuple[tuple[int, int], ...]
+
+
+class PlanChange:
+    """Statements that change the plan, inside one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        connection.execute(_TOUCHED)
+
+    def known(self, paths: Sequence[bytes]) -> dict[bytes, KnownSource]:
+        """Those of the sources that the plan has, by their paths."""
+        return self._stored("path", paths)
+
+    def note_touched(self, number: int, size_bytes: int, mtime_ns: int) -> None:
+        """A known source looks like this now."""
+        self._connection.execute("INSERT OR REPLACE INTO touched VALUES (?, ?, ?)", (number, size_bytes, mtime_ns))
+
+    def add(self, new: Mapping[bytes, Source]) -> None:
+        """Keep sources by their paths; where an id is taken the whole path is used."""
+        (count,) = self._connection.execute("SELECT coalesce(max(seq) + 1, 0) FROM sources").fetchone()
+        taken = set(self._stored("id", [source.id for source in new.values()]))
+        insert = "INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?)"
+        rows: list[tuple[int, str, bytes, Source]] = []
+        clashing: list[tuple[int, str, bytes, Source]] = []
+        for number, (path, source) in enumerate(new.items(), count):
+            (clashing if source.id in taken else rows).append((number, source.id, path, source))
+            taken.add(source.id)
+        self._connection.executemany(insert, (_row_of(*row) for row in rows))
+        for number, name, path, source in clashing:
+            free = self._free_id(name, printable_name(os.fsdecode(path)))
+            self._connection.execute(insert, _row_of(number, free, path, source))
+
+    def plan_rows(self, rows_per_part: int, limit: int) -> int:
+        """Give rows and shards of the job to source rows that have none yet; how many these are.
+
+        Args:
+            rows_per_part: rows of a new shard.
+            limit: plan no more than so many rows in all; 0: no limit.
+        """
+        query = self._connection.execute
+        (before,) = query("SELECT coalesce(sum(rows), 0) FROM shards").fetchone()
+        query(_PLAN_SPANS, {"planned": before, "end": limit or sys.maxsize})
+        (after,) = query("SELECT coalesce(max(first_row + rows), 0) FROM spans").fetchone()
+        (seq,) = query("SELECT count(*) FROM shards").fetchone()
+        starts = range(before, after, rows_per_part)
+        self._connection.executemany(
+            "INSERT INTO shards VALUES (?, ?, ?)",
+            ((seq + number, start, min(rows_per_part, after - start)) for number, start in enumerate(starts)),
+        )
+        return int(after - before)
+
+    def _stored(self, column: str, values: Sequence[Any]) -> dict[Any, KnownSource]:
+        marks = ", ".join("?" * len(values))
+        found = self._connection.execute(
+            f"SELECT {column}, seq, rows, size_bytes, mtime_ns FROM sources WHERE {column} IN ({marks})",  # noqa: S608 - our names
+            values,
+        )
+        return {value: KnownSource(*known) for value, *known in found}
+
+    def _free_id(self, wanted: str, path: str) -> str:
+        """The path of a source whose id an earlier source has."""
+        name = path if path != wanted else f"{wanted}#"
+        while self._stored("id", [name]):
+            name += "#"
+        return name
+
+
+class PlanTables:
+    """The plan as it lies in a journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    @contextmanager
+    def change(self) -> Iterator[PlanChange]:
+        """Changes that become durable together, or not at all.
+
+        Raises:
+            StorageError: the journal can't be written.
+        """
+        with self._journal.transaction() as connection:
+            yield PlanChange(connection)
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of the job."""
+        return int(next(self._journal.query("SELECT coalesce(sum(rows), 0) FROM shards"))[0])
+
+    def parquet_files(self) -> Iterator[Path]:
+        """The Parquet files in the order they were planned."""
+        files = self._journal.query("SELECT path FROM sources WHERE kind = ? ORDER BY seq", SourceKind.PARQUET)
+        return (Path(os.fsdecode(path)) for (path,) in files)
+
+    def pieces(self, shard: Shard) -> list[Piece]:
+        """The pieces of sources that make up a shard, cut to it.
+
+        All at once: a SELECT left open while the shard is captioned would keep the write-ahead log from shrinking.
+        """
+        low, high = shard.span
+        pieces = []
+        for piece in map(Piece._make, self._journal.query(_PIECES, low, high)):
+            skip = max(0, low - piece.first_row)
+            rows = min(piece.rows, high - piece.first_row) - skip
+            pieces.append(piece._replace(first_row=piece.first_row + skip, start=piece.start + skip, rows=rows))
+        return pieces
+
+    def touched(self) -> Iterator[TouchedSource]:
+        """The sources that were noted as touched in this connection, in the order of their rows."""
+        found = self._journal.query(
+            """
+            SELECT sources.seq, sources.path, sources.kind, spans.first_row, spans.rows FROM touched
+            JOIN sources ON sources.seq = touched.source JOIN spans ON spans.source = sources.seq
+            ORDER BY sources.seq, spans.first_row
+            """
+        )
+        for (number, path, kind), spans in groupby(found, key=lambda row: row[:3]):
+            yield TouchedSource(number, path, SourceKind(kind), tuple((first, rows) for *_, first, rows in spans))
+
+    def accept(self, touched: Sequence[TouchedSource]) -> None:
+        """What these sources look like now is how they are to look at the next run.
+
+        Raises:
+            StorageError: the journal can't be written.
+        """
+        with self._journal.transaction() as connection:
+            connection.executemany(
+                """
+                UPDATE sources SET (size_bytes, mtime_ns) =
+                (SELECT size_bytes, mtime_ns FROM touched WHERE source = seq) WHERE seq = ?
+                """,
+                ((one.number,) for one in touched),
+            )
+
+
+def _row_of(number: int, name: str, path: bytes, source: Source) -> tuple[Any, ...]:
+    return number, name, path, source.kind, source.rows, source.size_bytes, source.mtime_ns
