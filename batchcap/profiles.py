@@ -14,7 +14,7 @@ from batchcap.bundle import Bundle
 from batchcap.config import JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
 from batchcap.errors import UsageError
 from batchcap.machine import cpu_flags
-from batchcap.vision.dtype import resolve_backend, resolve_encoder
+from batchcap.vision.dtype import ONLY_BACKEND, resolve_backend, resolve_encoder
 
 Encoder = tuple[VisionBackend, VisionDtype]
 
@@ -139,6 +139,8 @@ def resolve(
             notes = (*notes, keeps)
         wanted = wanted.with_encoder(kept)
     chosen = _with_given(Settings.of(config), config.given, wanted)
+    if chosen.vision_backend is VisionBackend.AUTO and (only := ONLY_BACKEND.get(chosen.vision_dtype)):
+        notes = (*notes, f"--vision-dtype {chosen.vision_dtype} implies --vision-backend {only}, which alone has it")
     given = ", ".join(f"--{name.replace('_', '-')}" for name in NAMES if name in config.given)
     why += f"; given: {given}" if given else ""
     return Resolution(replace(chosen.applied_to(config), given=None), why, notes)
