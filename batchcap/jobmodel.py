@@ -100,6 +100,8 @@ def json_schema(descriptions: Mapping[str, str]) -> dict[str, Any]:
 def _describe(properties: dict[str, Any], setting: Setting, description: str) -> None:
     if description:
         properties[setting.key]["description"] = description
+    if properties[setting.key].get("default", "") is None:
+        del properties[setting.key]["default"]  # TOML has no null
     for old in setting.old_keys:
         properties[old] = {**properties[setting.key], "description": f"Old name of {setting.key}.", "deprecated": True}
 

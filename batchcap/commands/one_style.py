@@ -26,6 +26,8 @@ class OneStyleCommand(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
+            if type(error) is not typer.BadParameter:  # an option that is missing has no value
+                raise
             parameter: Any = error.param
             callback = inspect.unwrap(self.callback) if self.callback else None
             if parameter is None or callback is None or parameter.name not in inspect.signature(callback).parameters:
