@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -268,6 +270,17 @@ def test_every_key_has_the_name_of_its_option() -> None:
     parameters = {parameter.name for parameter in command.params} - {"show"}
     keys = {key for table in _KEYS.values() for key in table} - set(_KEYS)
     assert keys == parameters
+
+
+def test_whole_numbers_become_numbers(tmp_path: Path) -> None:
+    config = load_job_file(write(tmp_path, SMALLEST + "[generation]\ntemperature = 1\n[limits]\nmax_runtime = 60\n"))
+    assert (type(config.generation.temperature), type(config.limits.max_runtime_s)) == (float, float)
+
+
+def test_pydantic_is_loaded_for_job_files_alone() -> None:
+    code = "import sys, batchcap.jobfile, batchcap.job; print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
