@@ -108,7 +108,7 @@ class Resolution:
 
 
 def names_in_tables(placement: Iterable[str], vision: Iterable[str]) -> frozenset[str]:
-    """Names of the settings that a job file's tables `[placement]` and `[vision]` give."""
+    """Names of the settings that a job file's tables `[speed]` and `[vision]` give."""
     named = {*placement, *(_VISION_NAMES.get(key, "") for key in vision)}
     return frozenset(named & set(NAMES))
 
