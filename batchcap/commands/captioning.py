@@ -90,8 +90,8 @@ def caption(
         str,
         typer.Option(
             help="Caption these rows of earlier runs again, separated by commas: failed; truncated, repeated, "
-            "degenerate, empty (verdicts), which need another --max-new-tokens, or another option of Prompt and decoding, "
-            "than the job has.",
+            "degenerate, empty (verdicts), which need another --max-new-tokens, or another option of Prompt and "
+            "decoding, than the job has.",
         ),
     ] = "",
     show: Annotated[int, typer.Option(min=0, help="Print the first N captions at the end.")] = 0,

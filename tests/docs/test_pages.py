@@ -61,6 +61,16 @@ def test_the_commands_page_is_what_the_program_prints() -> None:
     assert set(made["COMMANDS"]) == {"", *COMMAND.commands}  # type: ignore[attr-defined]
 
 
+def test_the_options_that_most_people_need_come_first() -> None:
+    options = [one for one in COMMAND.commands["caption"].params if one.param_type_name == "option"]  # type: ignore[attr-defined]
+    panels = [one.rich_help_panel for one in options]
+    first = "output model prompt max_new_tokens max_visual_tokens keep_columns limit profile retry show".split()
+    assert [one.name for one in options[:10]] == first
+    assert panels[:10] == [None] * 10
+    rest = ["Input", "Prompt and decoding", "Image and vision", "Speed and memory", "Limits", "Resume"]
+    assert list(dict.fromkeys(panels[10:])) == rest
+
+
 def test_the_figure_is_what_its_script_draws() -> None:
     made = runpy.run_path(str(PROJECT / "docs" / "make_figure.py"))
     assert text_of("docs/model.svg") == made["figure"](), "run `make docs`"
