@@ -64,7 +64,18 @@ def test_the_commands_page_is_what_the_program_prints() -> None:
 def test_the_options_that_most_people_need_come_first() -> None:
     options = [one for one in COMMAND.commands["caption"].params if one.param_type_name == "option"]  # type: ignore[attr-defined]
     panels = [one.rich_help_panel for one in options]
-    first = "output model prompt max_new_tokens max_visual_tokens keep_columns limit profile retry show".split()
+    first = [
+        "output",
+        "model",
+        "prompt",
+        "max_new_tokens",
+        "max_visual_tokens",
+        "keep_columns",
+        "limit",
+        "profile",
+        "retry",
+        "show",
+    ]
     assert [one.name for one in options[:10]] == first
     assert panels[:10] == [None] * 10
     rest = ["Input", "Prompt and decoding", "Image and vision", "Speed and memory", "Limits", "Resume"]
