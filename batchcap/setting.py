@@ -47,8 +47,8 @@ class Setting:
         """What is wrong with a value in any job, in words that follow the setting's name; "" where nothing is."""
         if self.check is not None and (said := self.check(value)):
             return said
-        if not isinstance(value, int | float):
-            return ""
+        if not isinstance(value, int | float):  # of a file of ours that somebody changed
+            return "must be a number" if self.at_least is not None or self.above is not None else ""
         if self.at_least is not None and not value >= self.at_least:  # NaN is not either
             least = f"{self.at_least:g}"
             said = f"{least} ({self.zero}) or more" if self.zero and self.at_least == 0 else f"at least {least}"

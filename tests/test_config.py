@@ -96,6 +96,7 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         for name in ("decoder_threads", "vision_threads")
         for value, bound in ((-1, "0 (automatic) or more"), (1025, "at most 1024"))
     ),
+    (PlacementConfig, {"slots": "16"}, "--slots must be a number"),
     (PlacementConfig, {"slots": 10**5000}, "--slots must be at most 4096"),
     (LimitConfig, {"limit": -1}, "--limit must be 0 (all) or more, not -1"),
     (LimitConfig, {"limit": 2**63}, "--limit must be at most 9223372036854775807"),
