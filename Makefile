@@ -35,8 +35,9 @@ format: install  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: install  ## Write docs/commands.md and docs/model.svg anew
+docs: install  ## Write docs/commands.md, docs/job.schema.json and docs/model.svg again
 	$(BIN)/python docs/make_commands.py
+	$(BIN)/python docs/make_schema.py
 	$(BIN)/python docs/make_figure.py
 
 demo-figures: install  ## Exact-match figures of the demo model on 1,000 unseen scenes

@@ -15,6 +15,7 @@ from batchcap import __version__
 from batchcap.commands.bundles import export, verify
 from batchcap.commands.captioning import caption, run
 from batchcap.commands.inspection import doctor, report, status, tune
+from batchcap.commands.one_style import OneStyleCommand
 from batchcap.errors import BatchcapError, ExitCode
 from batchcap.terminal import harmless
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (caption, run, export, verify, status, report, doctor, tune):
-    app.command()(_command)
+    app.command(cls=OneStyleCommand)(_command)
 
 
 def _show_version(value: bool) -> None:

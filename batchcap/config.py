@@ -1,16 +1,25 @@
 """Owns every setting of a job: frozen dataclasses, validated once, whether typed or read from a job file."""
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from batchcap.errors import UsageError
+from batchcap.setting import LARGEST_NUMBER, did_you_mean, require_sense, setting
 
 DEFAULT_PROMPT = "Describe this image in one sentence."
-LARGEST_NUMBER = 2**63 - 1  # journal and plan count in 64 bits
+# Far above any machine and any caption: what is larger is a slip, and would end in want of memory, not in captions.
+MOST_THREADS = 1024
+MOST_DECODERS = 256
+MOST_SLOTS = 4096
+MOST_QUEUE_MIB = 1 << 20
+MOST_PATCHES = 1 << 20
+MOST_ROWS_PER_PART = 10_000_000
+MOST_NEW_TOKENS = 1 << 20
+MOST_VISUAL_TOKENS = 1 << 16
+MOST_IMAGE_PIXELS = 1 << 34
+MOST_TOP_K = 1 << 20
 PROMPT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -39,9 +48,50 @@ class Profile(StrEnum):
     FAST = "fast"
 
 
-def _require(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
-    if not condition:
-        raise UsageError(message)
+def _inputs_fault(inputs: tuple[str, ...]) -> str:
+    needed = "give a folder, picture files or Parquet files"
+    if not inputs:
+        return f"must not be empty: {needed}"
+    return "" if all(inputs) else f"must not be an empty text: {needed}"
+
+
+def _prompt_names_fault(prompt: str | dict[str, str]) -> str:
+    if isinstance(prompt, str):
+        return ""
+    if not prompt:
+        return "is a table without a prompt: give NAME = TEXT in it, or a text in its place"
+    for name in prompt:
+        if fault := prompt_name_fault(name):
+            return fault
+    # Column names that differ in case only are the same for DuckDB and other readers.
+    folded = [name.lower() for name in prompt]
+    doubles = [name for name in prompt if folded.count(name.lower()) > 1]
+    return f"has several prompts called {' and '.join(doubles)}: give each another name" if doubles else ""
+
+
+def prompt_name_fault(name: str) -> str:
+    """What is wrong with the name of a prompt; "" where nothing is."""
+    if PROMPT_NAME.fullmatch(name):
+        return ""
+    return f"must not be called {name!r}: a name has letters (of English), digits and _, and begins with no digit"
+
+
+def _retry_fault(retry: tuple[str, ...]) -> str:
+    known = [str(one) for one in Retry]
+    unknown = [name for name in retry if name not in known]
+    if not unknown:
+        return ""
+    return f"must be some of {', '.join(known)}, not {unknown[0]!r}{did_you_mean(unknown[0], known)}"
+
+
+def _output_fault(output: str) -> str:
+    if not output:
+        return "must not be an empty text: name the job folder"
+    return f"must be a folder of this machine, not the address {output}" if "://" in output else ""
+
+
+def _model_fault(model: str | None) -> str:
+    return "must not be an empty text: name a bundle, or leave it out for the demo model" if model == "" else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +107,14 @@ class InputConfig:
         keep_columns: input columns carried into the output; ("*",) carries all but the picture.
     """
 
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] = field(metadata=setting(argument="INPUT", check=_inputs_fault))
     image_column: str | None = None
     id_column: str | None = None
     image_root: str | None = None
     keep_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(len(self.inputs) > 0, "no input was named: give a folder, picture files or Parquet files")
-        _require(all(self.inputs), "an input is an empty text: give a folder, picture files or Parquet files")
+        require_sense(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,26 +132,21 @@ class GenerationConfig:
     `prompt` is the text asked about each picture, or several of them by name.
     """
 
-    prompt: str | dict[str, str] = DEFAULT_PROMPT
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
+    prompt: str | dict[str, str] = field(default=DEFAULT_PROMPT, metadata=setting(check=_prompt_names_fault))
+    max_new_tokens: int = field(
+        default=128, metadata=setting(at_least=1, at_most=MOST_NEW_TOKENS, decides_caption=True)
+    )
+    temperature: float = field(
+        default=0.0, metadata=setting(at_least=0, zero="greedy", at_most=2, decides_caption=True)
+    )
+    top_p: float = field(default=1.0, metadata=setting(above=0, at_most=1))
+    top_k: int = field(default=0, metadata=setting(at_least=0, zero="off", at_most=MOST_TOP_K, decides_caption=True))
+    repetition_penalty: float = field(default=1.0, metadata=setting(above=0, at_most=10, decides_caption=True))
     seed: int = 0
     loop_stop: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str):
-            _require_prompt_names(list(self.prompt))
-        _require(self.max_new_tokens >= 1, "max_new_tokens must be at least 1")
-        _require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature must be 0 (greedy) or more")
-        _require(0 < self.top_p <= 1, "top_p must be above 0 and at most 1")
-        _require(self.top_k >= 0, "top_k must be 0 (off) or more")
-        _require(
-            math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
-            "repetition_penalty must be above 0 (1 is off)",
-        )
+        require_sense(self)
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -127,19 +171,6 @@ class GenerationConfig:
         return self.temperature > 0
 
 
-def _require_prompt_names(names: list[str]) -> None:
-    _require(bool(names), "prompt is a table without a prompt: give NAME = TEXT in it, or a text in its place")
-    for name in names:
-        _require(
-            PROMPT_NAME.fullmatch(name) is not None,
-            f"{name!r} can't name a prompt: a name has letters, digits and _, and begins with no digit",
-        )
-    # Column names that differ in case only are the same for DuckDB and other readers.
-    folded = [name.lower() for name in names]
-    doubles = [name for name in names if folded.count(name.lower()) > 1]
-    _require(not doubles, f"several prompts are called {' and '.join(doubles)}: give each another name")
-
-
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
     """What decides a picture's features.
@@ -151,14 +182,19 @@ class VisionConfig:
         backend: what runs the encoder.
     """
 
-    max_visual_tokens: int = 256
-    dtype: VisionDtype = VisionDtype.AUTO
-    max_image_pixels: int = 256_000_000
-    backend: VisionBackend = VisionBackend.AUTO
+    max_visual_tokens: int = field(
+        default=256, metadata=setting(at_least=4, at_most=MOST_VISUAL_TOKENS, decides_caption=True)
+    )
+    dtype: VisionDtype = field(default=VisionDtype.AUTO, metadata=setting(key="vision_dtype", old_keys=("dtype",)))
+    max_image_pixels: int = field(
+        default=256_000_000, metadata=setting(at_least=1024, at_most=MOST_IMAGE_PIXELS, decides_caption=True)
+    )
+    backend: VisionBackend = field(
+        default=VisionBackend.AUTO, metadata=setting(key="vision_backend", old_keys=("backend",))
+    )
 
     def __post_init__(self) -> None:
-        _require(self.max_visual_tokens >= 4, "max_visual_tokens must be at least 4")
-        _require(self.max_image_pixels >= 1024, "max_image_pixels must be at least 1024")
+        require_sense(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,20 +212,17 @@ class PlacementConfig:
         own_cores: keep decoders on cores of their own where the machine has enough of them; see `cores`.
     """
 
-    decoders: int = 1
-    slots: int = 24
-    decoder_threads: int = 0
-    vision_threads: int = 0
-    patch_budget: int = 4096
-    queue_mib: int = 128
-    rows_per_part: int = 1000
+    decoders: int = field(default=1, metadata=setting(at_least=1, at_most=MOST_DECODERS))
+    slots: int = field(default=24, metadata=setting(at_least=1, at_most=MOST_SLOTS))
+    decoder_threads: int = field(default=0, metadata=setting(at_least=0, zero="automatic", at_most=MOST_THREADS))
+    vision_threads: int = field(default=0, metadata=setting(at_least=0, zero="automatic", at_most=MOST_THREADS))
+    patch_budget: int = field(default=4096, metadata=setting(at_least=1, at_most=MOST_PATCHES))
+    queue_mib: int = field(default=128, metadata=setting(at_least=1, at_most=MOST_QUEUE_MIB))
+    rows_per_part: int = field(default=1000, metadata=setting(at_least=1, at_most=MOST_ROWS_PER_PART))
     own_cores: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("decoders", "slots", "patch_budget", "queue_mib", "rows_per_part"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        for name in ("decoder_threads", "vision_threads"):
-            _require(getattr(self, name) >= 0, f"{name} must be 0 (automatic) or more")
+        require_sense(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,17 +236,18 @@ class LimitConfig:
         picture_timeout_s: a worker that does not come to an end with a picture for so long is ended itself.
     """
 
-    limit: int = 0
-    max_runtime_s: float = 0.0
-    max_error_rate: float = 1.0
-    picture_timeout_s: float = 600.0
+    limit: int = field(default=0, metadata=setting(at_least=0, zero="all", at_most=LARGEST_NUMBER))
+    max_runtime_s: float = field(
+        default=0.0, metadata=setting(key="max_runtime", old_keys=("max_runtime_s",), at_least=0, zero="no limit")
+    )
+    max_error_rate: float = field(default=1.0, metadata=setting(at_least=0, at_most=1))
+    picture_timeout_s: float = field(
+        default=600.0,
+        metadata=setting(key="image_timeout", old_keys=("picture_timeout", "picture_timeout_s"), above=0),
+    )
 
     def __post_init__(self) -> None:
-        _require(self.limit >= 0, "limit must be 0 (all) or more")
-        _require(self.limit <= LARGEST_NUMBER, f"limit must be at most {LARGEST_NUMBER}")
-        _require(self.max_runtime_s >= 0, "max_runtime_s must be 0 (no limit) or more")
-        _require(0 <= self.max_error_rate <= 1, "max_error_rate must be between 0 and 1")
-        _require(self.picture_timeout_s > 0, "picture_timeout_s must be above 0")
+        require_sense(self)
 
 
 class Retry(StrEnum):
@@ -243,13 +277,11 @@ class ResumeConfig:
         on_changed: what becomes of those whose input has changed.
     """
 
-    retry: tuple[str, ...] = ()
+    retry: tuple[str, ...] = field(default=(), metadata=setting(check=_retry_fault))
     on_changed: OnChanged = OnChanged.STOP
 
     def __post_init__(self) -> None:
-        known = [str(one) for one in Retry]
-        for name in self.retry:
-            _require(name in known, f"retry {name!r} is unknown: give some of {', '.join(known)}, separated by commas")
+        require_sense(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,20 +298,20 @@ class JobConfig:
     """
 
     input: InputConfig
-    output: str
-    model: str | None = None
+    output: str = field(metadata=setting(check=_output_fault))
+    model: str | None = field(default=None, metadata=setting(check=_model_fault))
     profile: Profile = Profile.AUTO
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
-    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    placement: PlacementConfig = field(
+        default_factory=PlacementConfig, metadata=setting(key="speed", old_keys=("placement",))
+    )
     limits: LimitConfig = field(default_factory=LimitConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     given: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
-        _require(bool(self.output), "output is an empty text: name the job folder")
-        _require("://" not in self.output, f"output {self.output} is an address: name a folder of this machine")
-        _require(self.model != "", "model is an empty text: name a bundle, or leave it out for the demo model")
+        require_sense(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types; who gave a setting is not part of it."""

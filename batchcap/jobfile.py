@@ -3,19 +3,17 @@
 import dataclasses
 import stat
 import tomllib
-import types
-import typing
-from enum import Enum
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from batchcap.config import LARGEST_NUMBER, InputConfig, JobConfig
+from batchcap.begun import BegunJob
+from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionConfig
 from batchcap.errors import UsageError
+from batchcap.jobmistakes import JobText, mistakes_of
 from batchcap.manifest.source import is_address
 from batchcap.profiles import names_in_tables
 
-# What the loader fills in itself.
-_NOT_KEYS = frozenset({"given"})
 # A job with a thousand long prompts fits many times; what is larger is something else by mistake.
 _LARGEST_BYTES = 4 * 1024 * 1024
 
@@ -27,19 +25,48 @@ def load_job_file(path: Path) -> JobConfig:
     anywhere.
 
     Raises:
-        UsageError: the file is missing, is not TOML, or has an unknown key or a value of the wrong type.
+        UsageError: the file is missing, is not TOML, or has mistakes; all of them are named at once.
     """
+    from pydantic import ValidationError  # noqa: PLC0415 - slow to import, and no other command needs it
+
+    from batchcap.jobmodel import OUR_FAULT, Surroundings, build, given_names, model_of  # noqa: PLC0415
+
+    text = JobText.of(_parsed(path))
+    base = path.resolve().parent
     try:
-        data = tomllib.loads(_text_of(path))
+        around = Surroundings(base, _begun(text.data.get("output"), base))
+        model: Any = model_of(JobConfig).model_validate(text.data, context=around)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False, include_context=False)
+        raise _mistaken(path, [*text.doubles, *mistakes_of(errors, text, OUR_FAULT)]) from None
+    if text.doubles:
+        raise _mistaken(path, text.doubles)
+    config: JobConfig = build(JobConfig, model)
+    given = names_in_tables(given_names(PlacementConfig, model.speed), given_names(VisionConfig, model.vision))
+    return _anchored(dataclasses.replace(config, given=given), base)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_text_of(path))
     except RecursionError:
         raise UsageError(f"{path} is not a job file: its arrays or tables are nested too deeply") from None
     except ValueError as error:  # not only TOMLDecodeError: a number of ten thousand digits is another one
         raise UsageError(f"{path} is not valid TOML: {error}") from None
-    if "input" not in data or "output" not in data:
-        raise UsageError(f"{path} needs an [input] table with `inputs`, and `output`; see jobs/ for examples")
-    config: JobConfig = _build(JobConfig, data, str(path))
-    given = names_in_tables(data.get("placement", {}), data.get("vision", {}))
-    return _anchored(dataclasses.replace(config, given=given), path.resolve().parent)
+
+
+def _mistaken(path: Path, mistakes: list[str]) -> UsageError:
+    if len(mistakes) == 1:
+        return UsageError(f"{path}: {mistakes[0]}")
+    lines = "".join(f"\n  {mistake}" for mistake in mistakes)
+    return UsageError(f"{path} has {len(mistakes)} mistakes:{lines}")
+
+
+def _begun(output: object, base: Path) -> BegunJob:
+    """The job that a file is about, whose settings may be such as no new job could have."""
+    with suppress(UsageError):
+        return BegunJob(_anchor(output, base) if isinstance(output, str) else None)
+    return BegunJob(None)
 
 
 def _text_of(path: Path) -> str:
@@ -58,75 +85,22 @@ def _text_of(path: Path) -> str:
 
 def _anchored(config: JobConfig, base: Path) -> JobConfig:
     """The same job with its relative paths made absolute."""
-
-    def anchor(value: str) -> str:
-        if "\0" in value:
-            raise UsageError(f"{value!r} is no path: a path has no NUL in it")
-        if is_address(value):
-            return value  # refused as such, not as a file that does not exist
-        try:
-            return str(base / Path(value).expanduser())
-        except RuntimeError as error:
-            raise UsageError(f"{value!r} is no path: {error}") from None
-
     given = config.input
     anchored_input: InputConfig = dataclasses.replace(
         given,
-        inputs=tuple(anchor(one) for one in given.inputs),
-        image_root=anchor(given.image_root) if given.image_root else None,
+        inputs=tuple(_anchor(one, base) for one in given.inputs),
+        image_root=_anchor(given.image_root, base) if given.image_root else None,
     )
-    model = anchor(config.model) if config.model else None
-    return dataclasses.replace(config, input=anchored_input, output=anchor(config.output), model=model)
+    model = _anchor(config.model, base) if config.model else None
+    return dataclasses.replace(config, input=anchored_input, output=_anchor(config.output, base), model=model)
 
 
-def _build(kind: type[Any], data: dict[str, Any], where: str) -> Any:  # noqa: ANN401 - one loader for every dataclass
-    """A dataclass from a table; unknown keys are refused, since a misspelt option must not run with its default."""
-    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name not in _NOT_KEYS}
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known here: {', '.join(hints)}")
-    values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()}
+def _anchor(value: str, base: Path) -> str:
+    if "\0" in value:
+        raise UsageError(f"{value!r} is no path: a path has no NUL in it")
+    if is_address(value):
+        return value  # refused as such, not as a file that does not exist
     try:
-        return kind(**values)
-    except TypeError:
-        required = [
-            each.name
-            for each in dataclasses.fields(kind)
-            if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        ]
-        raise UsageError(f"{where} needs {', '.join(f'`{name}`' for name in required)}") from None
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - values come from TOML
-    """A TOML value as the type its field wants."""
-    if isinstance(hint, types.UnionType):  # only `X | None` and `X | dict` occur, and TOML has no null
-        kinds = {typing.get_origin(one) is dict: one for one in typing.get_args(hint) if one is not types.NoneType}
-        hint = kinds.get(isinstance(value, dict), kinds[False])
-    if typing.get_origin(hint) is dict:
-        if not all(isinstance(one, str) for one in value.values()):
-            raise UsageError(f"{where} must be a text, or a table of texts")
-        return dict(value)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} must be a table")
-        return _build(hint, value, where)
-    if typing.get_origin(hint) is tuple:
-        if not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
-            raise UsageError(f"{where} must be a list of strings")
-        return tuple(value)
-    return _convert_scalar(hint, value, where)
-
-
-def _convert_scalar(hint: type[Any], value: Any, where: str) -> Any:  # noqa: ANN401 - values come from TOML
-    if issubclass(hint, Enum):
-        choices = [str(one.value) for one in hint]
-        if value not in choices:
-            raise UsageError(f"{where} must be one of {', '.join(choices)}")
-        return hint(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:  # not isinstance: a TOML boolean is not a number
-        raise UsageError(f"{where} must be of type {hint.__name__}, not {type(value).__name__}")
-    if hint is int and abs(value) > LARGEST_NUMBER:
-        raise UsageError(f"{where} is too large a number")
-    return value
+        return str(base / Path(value).expanduser())
+    except RuntimeError as error:
+        raise UsageError(f"{value!r} is no path: {error}") from None

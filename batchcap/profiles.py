@@ -14,7 +14,7 @@ from batchcap.bundle import Bundle
 from batchcap.config import JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
 from batchcap.errors import UsageError
 from batchcap.machine import cpu_flags
-from batchcap.vision.dtype import resolve_backend, resolve_encoder
+from batchcap.vision.dtype import ONLY_BACKEND, resolve_backend, resolve_encoder
 
 Encoder = tuple[VisionBackend, VisionDtype]
 
@@ -108,7 +108,7 @@ class Resolution:
 
 
 def names_in_tables(placement: Iterable[str], vision: Iterable[str]) -> frozenset[str]:
-    """Names of the settings that a job file's tables `[placement]` and `[vision]` give."""
+    """Names of the settings that a job file's tables `[speed]` and `[vision]` give."""
     named = {*placement, *(_VISION_NAMES.get(key, "") for key in vision)}
     return frozenset(named & set(NAMES))
 
@@ -139,6 +139,8 @@ def resolve(
             notes = (*notes, keeps)
         wanted = wanted.with_encoder(kept)
     chosen = _with_given(Settings.of(config), config.given, wanted)
+    if chosen.vision_backend is VisionBackend.AUTO and (only := ONLY_BACKEND.get(chosen.vision_dtype)):
+        notes = (*notes, f"--vision-dtype {chosen.vision_dtype} implies --vision-backend {only}, which alone has it")
     given = ", ".join(f"--{name.replace('_', '-')}" for name in NAMES if name in config.given)
     why += f"; given: {given}" if given else ""
     return Resolution(replace(chosen.applied_to(config), given=None), why, notes)

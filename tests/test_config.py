@@ -14,70 +14,110 @@ from batchcap.config import (
     LimitConfig,
     PlacementConfig,
     Prompt,
+    ResumeConfig,
+    Retry,
     VisionConfig,
     VisionDtype,
 )
 from batchcap.errors import ExitCode, UsageError
+from batchcap.setting import require_sense_in_new_job
 
 NAN, INFINITY = float("nan"), float("inf")
 INPUT = InputConfig(("pictures",))
+MOST = {"decoders": 256, "slots": 4096, "patch_budget": 2**20, "queue_mib": 2**20, "rows_per_part": 10_000_000}
+NAME_RULE = "a name has letters (of English), digits and _, and begins with no digit"
 REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
-    (InputConfig, {"inputs": ()}, "no input was named: give a folder, picture files or Parquet files"),
-    (InputConfig, {"inputs": ("a", "")}, "an input is an empty text: give a folder, picture files or Parquet files"),
-    (JobConfig, {"input": INPUT, "output": ""}, "output is an empty text: name the job folder"),
+    (InputConfig, {"inputs": ()}, "INPUT must not be empty: give a folder, picture files or Parquet files"),
+    (
+        InputConfig,
+        {"inputs": ("a", "")},
+        "INPUT must not be an empty text: give a folder, picture files or Parquet files",
+    ),
+    (JobConfig, {"input": INPUT, "output": ""}, "--output must not be an empty text: name the job folder"),
     (
         JobConfig,
         {"input": INPUT, "output": "s3://b/x"},
-        "output s3://b/x is an address: name a folder of this machine",
+        "--output must be a folder of this machine, not the address s3://b/x",
     ),
     (
         JobConfig,
         {"input": INPUT, "output": "o", "model": ""},
-        "model is an empty text: name a bundle, or leave it out for the demo model",
+        "--model must not be an empty text: name a bundle, or leave it out for the demo model",
     ),
-    *((GenerationConfig, {"max_new_tokens": value}, "max_new_tokens must be at least 1") for value in (0, -1)),
     *(
-        (GenerationConfig, {"temperature": value}, "temperature must be 0 (greedy) or more")
-        for value in (-0.1, NAN, INFINITY)
+        (GenerationConfig, {"max_new_tokens": value}, f"--max-new-tokens must be at least 1, not {value}")
+        for value in (0, -1)
     ),
-    *((GenerationConfig, {"top_p": value}, "top_p must be above 0 and at most 1") for value in (0, 1.01, NAN)),
-    (GenerationConfig, {"top_k": -1}, "top_k must be 0 (off) or more"),
     *(
-        (GenerationConfig, {"repetition_penalty": value}, "repetition_penalty must be above 0 (1 is off)")
-        for value in (0, -1, NAN, INFINITY)
+        (GenerationConfig, {"temperature": value}, f"--temperature must be 0 (greedy) or more, not {value}")
+        for value in (-0.1, NAN)
     ),
+    (GenerationConfig, {"temperature": INFINITY}, "--temperature must be at most 2, not inf"),
+    *((GenerationConfig, {"top_p": value}, f"--top-p must be above 0, not {value}") for value in (0, NAN)),
+    (GenerationConfig, {"top_p": 1.01}, "--top-p must be at most 1, not 1.01"),
+    (GenerationConfig, {"top_k": -1}, "--top-k must be 0 (off) or more, not -1"),
+    *(
+        (GenerationConfig, {"repetition_penalty": value}, f"--repetition-penalty must be above 0, not {value}")
+        for value in (0, -1, NAN)
+    ),
+    (GenerationConfig, {"repetition_penalty": INFINITY}, "--repetition-penalty must be at most 10, not inf"),
     (
         GenerationConfig,
         {"prompt": {}},
-        "prompt is a table without a prompt: give NAME = TEXT in it, or a text in its place",
+        "--prompt is a table without a prompt: give NAME = TEXT in it, or a text in its place",
     ),
     *(
         (
             GenerationConfig,
             {"prompt": {"a": "x", name: "y"}},
-            f"{name!r} can't name a prompt: a name has letters, digits and _, and begins with no digit",
+            f"--prompt must not be called {name!r}: {NAME_RULE}",
         )
         for name in ("", "3", "a b", "a-b", "ä", "a\n")
     ),
     (
         GenerationConfig,
         {"prompt": {"Short": "x", "long": "y", "short": "z"}},
-        "several prompts are called Short and short: give each another name",
+        "--prompt has several prompts called Short and short: give each another name",
     ),
-    (VisionConfig, {"max_visual_tokens": 3}, "max_visual_tokens must be at least 4"),
-    (VisionConfig, {"max_image_pixels": 1023}, "max_image_pixels must be at least 1024"),
-    *(
-        (PlacementConfig, {name: 0}, f"{name} must be at least 1")
-        for name in ("decoders", "slots", "patch_budget", "queue_mib", "rows_per_part")
+    (VisionConfig, {"max_visual_tokens": 3}, "--max-visual-tokens must be at least 4, not 3"),
+    (VisionConfig, {"max_image_pixels": 1023}, "--max-image-pixels must be at least 1024, not 1023"),
+    (
+        VisionConfig,
+        {"max_visual_tokens": 3, "max_image_pixels": 0},
+        "--max-visual-tokens must be at least 4, not 3; --max-image-pixels must be at least 1024, not 0",
     ),
     *(
-        (PlacementConfig, {name: -1}, f"{name} must be 0 (automatic) or more")
+        (PlacementConfig, {name: value}, f"--{name.replace('_', '-')} must be {bound}, not {value}")
+        for name, most in MOST.items()
+        for value, bound in ((0, "at least 1"), (most + 1, f"at most {most}"))
+    ),
+    *(
+        (PlacementConfig, {name: value}, f"--{name.replace('_', '-')} must be {bound}, not {value}")
         for name in ("decoder_threads", "vision_threads")
+        for value, bound in ((-1, "0 (automatic) or more"), (1025, "at most 1024"))
     ),
-    (LimitConfig, {"limit": -1}, "limit must be 0 (all) or more"),
-    (LimitConfig, {"limit": 2**63}, "limit must be at most 9223372036854775807"),
-    *((LimitConfig, {"max_runtime_s": value}, "max_runtime_s must be 0 (no limit) or more") for value in (-1, NAN)),
-    *((LimitConfig, {"max_error_rate": value}, "max_error_rate must be between 0 and 1") for value in (-0.1, 1.1, NAN)),
+    (PlacementConfig, {"slots": "16"}, "--slots must be a number"),
+    (PlacementConfig, {"slots": 10**5000}, "--slots must be at most 4096"),
+    (LimitConfig, {"limit": -1}, "--limit must be 0 (all) or more, not -1"),
+    (LimitConfig, {"limit": 2**63}, "--limit must be at most 9223372036854775807"),
+    *(
+        (LimitConfig, {"max_runtime_s": value}, f"--max-runtime must be 0 (no limit) or more, not {value}")
+        for value in (-1, NAN)
+    ),
+    *(
+        (LimitConfig, {"picture_timeout_s": value}, f"--image-timeout must be above 0, not {value}")
+        for value in (0, -1, NAN)
+    ),
+    *(
+        (LimitConfig, {"max_error_rate": value}, f"--max-error-rate must be at least 0, not {value}")
+        for value in (-0.1, NAN)
+    ),
+    (LimitConfig, {"max_error_rate": 1.1}, "--max-error-rate must be at most 1, not 1.1"),
+    (
+        ResumeConfig,
+        {"retry": ("failed", "truncate")},
+        f"--retry must be some of {', '.join(Retry)}, not 'truncate': did you mean 'truncated'?",
+    ),
 ]
 
 
@@ -93,8 +133,36 @@ def test_the_limits_themselves_are_accepted() -> None:
     GenerationConfig(max_new_tokens=1, temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=0.01)
     VisionConfig(max_visual_tokens=4, max_image_pixels=1024)
     PlacementConfig(decoders=1, slots=1, patch_budget=1, queue_mib=1, rows_per_part=1)
+    PlacementConfig(**MOST, decoder_threads=1024, vision_threads=1024)
     LimitConfig(limit=0, max_runtime_s=0, max_error_rate=0)
     LimitConfig(max_error_rate=1)
+
+
+# What decides captions: the largest of a new job, and one that only a job may have that was begun with it.
+ABSURD: list[tuple[Any, str, Any, Any]] = [
+    (GenerationConfig, "max_new_tokens", 2**20, 10**9),
+    (GenerationConfig, "temperature", 2.0, 9.0),
+    (GenerationConfig, "top_k", 2**20, 10**9),
+    (GenerationConfig, "repetition_penalty", 10.0, 11.0),
+    (VisionConfig, "max_visual_tokens", 2**16, 10**9),
+    (VisionConfig, "max_image_pixels", 2**34, 10**12),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "most", "absurd"), ABSURD)
+def test_what_decides_captions_may_be_absurd_in_a_job_begun_with_it(
+    kind: Any, name: str, most: Any, absurd: Any
+) -> None:
+    def nothing(_key: str) -> None: ...
+
+    require_sense_in_new_job(kind(**{name: most}), begun=nothing)
+    config = kind(**{name: absurd})
+    require_sense_in_new_job(config, begun={name: absurd}.get)
+    for begun in (nothing, {name: absurd + 1}.get):
+        with pytest.raises(UsageError) as caught:
+            require_sense_in_new_job(config, begun=begun)
+        option = f"--{name.replace('_', '-')}"
+        assert str(caught.value) == f"{option} must be at most {int(most)}, not {int(absurd)}"
 
 
 @pytest.mark.parametrize(

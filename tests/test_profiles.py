@@ -24,6 +24,7 @@ from batchcap.profiles import (
     names_in_tables,
     resolve,
 )
+from batchcap.store.fingerprint import fingerprint_of
 from batchcap.vision import dtype
 
 INT4 = cast("Bundle", SimpleNamespace(id="a" * 64, precision="int4 block 128 rtn"))
@@ -71,6 +72,22 @@ def settle(config: JobConfig, bundle: Bundle = INT4, **more: Any) -> Settings:
 )
 def test_what_a_profile_takes(profile: Profile, bundle: Bundle, tuned: Tuned | None, expected: Settings) -> None:
     assert settle(asked(profile), bundle, tuned=tuned) == expected
+
+
+@pytest.mark.parametrize(("arithmetic", "backend"), [("int8", "onnx"), ("bf16", "torch")])
+def test_arithmetic_of_one_backend_is_enough_and_gives_the_same_job(arithmetic: str, backend: str) -> None:
+    alone = {"vision_dtype": VisionDtype(arithmetic)}
+    both = {**alone, "vision_backend": VisionBackend(backend)}
+    for tuned in (None, TUNED, ROUNDED):
+        found = resolve(asked(**alone), INT4, tuned)
+        with_both = resolve(asked(**both), INT4, tuned)
+        encoder = dtype.resolve_encoder(found.config.vision)
+        assert encoder == dtype.resolve_encoder(with_both.config.vision) == (backend, arithmetic)
+        assert fingerprint_of(found.config, INT4.id, encoder) == fingerprint_of(with_both.config, INT4.id, encoder)
+        assert not with_both.notes
+    implied = resolve(asked(**alone), INT4).notes
+    assert implied == (f"--vision-dtype {arithmetic} implies --vision-backend {backend}, which alone has it",)
+    assert not resolve(asked(**alone), INT4, begun_with=(backend, arithmetic)).notes
 
 
 def test_small_needs_less_than_the_defaults_in_everything_and_changes_no_caption() -> None:

@@ -456,5 +456,5 @@ def test_a_changed_parquet_file(config: JobConfig, tmp_path: Path) -> None:
 
 
 def test_unknown_kinds_are_refused() -> None:
-    with pytest.raises(UsageError, match="retry 'lost' is unknown: give some of failed, truncated"):
+    with pytest.raises(UsageError, match=r"--retry must be some of failed, truncated, .* not 'lost'"):
         ResumeConfig(("failed", "lost"))

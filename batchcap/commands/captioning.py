@@ -1,11 +1,13 @@
 """Owns `batchcap caption` and `batchcap run`: options or a job file become one configuration, and the job is run."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from batchcap.begun import BegunJob
 from batchcap.commands.results import print_result
 from batchcap.config import (
     DEFAULT_PROMPT,
@@ -21,21 +23,24 @@ from batchcap.config import (
     VisionBackend,
     VisionConfig,
     VisionDtype,
+    prompt_name_fault,
 )
-from batchcap.errors import UsageError
+from batchcap.given_prompt import read_prompt
+from batchcap.setting import Mistake, SettingsError, require_sense_in_new_job
 
 if TYPE_CHECKING:
     from batchcap.report.summary import Summary
 
 _PLACEMENT = PlacementConfig()  # owns the defaults
-_INPUT, _WORDS, _PICTURES, _PLACE, _LIMITS, _RESUME = (
-    "Input",
-    "Words",
-    "Pictures",
-    "Speed and memory",
-    "Limits",
-    "Resume",
-)
+# What stands before = and was meant as a name, though it may be none: `1=x`, `my-name=x`.
+_NAME_BY_ITS_LOOKS = re.compile(r"[\w.-]+")
+# Panels of the help text; the ten options that most people need stand before them.
+_INPUT = "Input"
+_WORDS = "Prompt and decoding"
+_PICTURES = "Image and vision"
+_PLACE = "Speed and memory"
+_LIMITS = "Limits"
+_RESUME = "Resume"
 
 
 def caption(
@@ -50,6 +55,46 @@ def caption(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Bundle made by `batchcap export`; default: the demo model.")
     ] = None,
+    prompt: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[NAME=]TEXT",
+            help="What to ask about each image; @FILE reads it from a file, @@ begins a text with @. Give several as "
+            "NAME=TEXT for several captions of each image, in columns of their own: caption_NAME and so on.",
+        ),
+    ] = [DEFAULT_PROMPT],  # noqa: B006 - typer reads the default, nobody changes it
+    max_new_tokens: Annotated[int, typer.Option(help="Longest caption, in tokens.")] = 128,
+    max_visual_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Most visual tokens of a picture. One covers 32 x 32 pixels after the resize, so 256 see about "
+            "512 x 512; more show more detail and take longer.",
+        ),
+    ] = 256,
+    keep_columns: Annotated[
+        str,
+        typer.Option(
+            help="Input columns to carry into the output, separated by commas; * for all but the picture.",
+        ),
+    ] = "",
+    limit: Annotated[int, typer.Option(help="Caption only the first N rows; 0: all.")] = 0,
+    profile: Annotated[
+        Profile,
+        typer.Option(
+            help="Defaults of Speed and memory and of the vision encoder. auto: what `batchcap tune` found here, else "
+            "those shown; small: less memory; fast: the fastest encoder of this CPU, even where it rounds more, and "
+            "more slots where the bundle is w8a8. What you give yourself always counts.",
+        ),
+    ] = Profile.AUTO,
+    retry: Annotated[
+        str,
+        typer.Option(
+            help="Caption these rows of earlier runs again, separated by commas: failed; truncated, repeated, "
+            "degenerate, empty (verdicts), which need another --max-new-tokens, or another option of Prompt and "
+            "decoding, than the job has.",
+        ),
+    ] = "",
+    show: Annotated[int, typer.Option(min=0, help="Print the first N captions at the end.")] = 0,
     image_column: Annotated[
         str | None,
         typer.Option(
@@ -69,25 +114,6 @@ def caption(
             rich_help_panel=_INPUT,
         ),
     ] = None,
-    keep_columns: Annotated[
-        str,
-        typer.Option(
-            help="Input columns to carry into the output, separated by commas; * for all but the picture.",
-            rich_help_panel=_INPUT,
-        ),
-    ] = "",
-    limit: Annotated[int, typer.Option(help="Caption only the first N rows; 0: all.", rich_help_panel=_INPUT)] = 0,
-    prompt: Annotated[
-        list[str],
-        typer.Option(
-            metavar="[NAME=]TEXT",
-            help="What to ask about each picture. Give several as NAME=TEXT for several captions of each, in columns "
-            "of their own: caption_NAME and so on. A NAME has letters, digits and _; so a text that begins with a "
-            "word and = needs a name before it.",
-            rich_help_panel=_WORDS,
-        ),
-    ] = [DEFAULT_PROMPT],  # noqa: B006 - typer reads the default, nobody changes it
-    max_new_tokens: Annotated[int, typer.Option(help="Longest caption, in tokens.", rich_help_panel=_WORDS)] = 128,
     temperature: Annotated[
         float, typer.Option(help="0: always the likeliest token; above 0: drawn by chance.", rich_help_panel=_WORDS)
     ] = 0.0,
@@ -105,14 +131,6 @@ def caption(
     loop_stop: Annotated[
         bool, typer.Option(help="Stop a caption early that repeats itself without end.", rich_help_panel=_WORDS)
     ] = True,
-    max_visual_tokens: Annotated[
-        int,
-        typer.Option(
-            help="Most visual tokens of a picture. One covers 32 x 32 pixels after the resize, so 256 see about "
-            "512 x 512; more show more detail and take longer.",
-            rich_help_panel=_PICTURES,
-        ),
-    ] = 256,
     vision_dtype: Annotated[
         VisionDtype,
         typer.Option(
@@ -132,15 +150,6 @@ def caption(
     max_image_pixels: Annotated[
         int, typer.Option(help="Refuse pictures with more pixels than this.", rich_help_panel=_PICTURES)
     ] = 256_000_000,
-    profile: Annotated[
-        Profile,
-        typer.Option(
-            help="Defaults of the options below and of the vision encoder. auto: what `batchcap tune` found here, else "
-            "those shown; small: less memory; fast: the fastest encoder of this CPU, even where it rounds more, and "
-            "more slots where the bundle is w8a8. What you give yourself always counts.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = Profile.AUTO,
     decoders: Annotated[
         int, typer.Option(help="Decoder processes; they share the weights of a large model.", rich_help_panel=_PLACE)
     ] = _PLACEMENT.decoders,
@@ -183,22 +192,15 @@ def caption(
         float,
         typer.Option(help="Exit code 3 if a larger share of the rows failed; 1: never.", rich_help_panel=_LIMITS),
     ] = 1.0,
-    picture_timeout: Annotated[
+    image_timeout: Annotated[
         float,
         typer.Option(
-            help="A process that does not come to an end with a picture for so many seconds is started anew; a picture "
-            "that has ended two of them fails.",
+            "--image-timeout",
+            "--picture-timeout",
+            help="Seconds before a worker that is stuck on an image is restarted; after two restarts the image fails.",
             rich_help_panel=_LIMITS,
         ),
     ] = 600.0,
-    retry: Annotated[
-        str,
-        typer.Option(
-            help="Caption these rows of earlier runs again, separated by commas: failed; truncated, repeated, "
-            "degenerate, empty (verdicts), for which a setting of Words must differ from the job's.",
-            rich_help_panel=_RESUME,
-        ),
-    ] = "",
     on_changed: Annotated[
         OnChanged,
         typer.Option(
@@ -207,19 +209,20 @@ def caption(
             rich_help_panel=_RESUME,
         ),
     ] = OnChanged.STOP,
-    show: Annotated[int, typer.Option(min=0, help="Print the first N captions at the end.")] = 0,
 ) -> None:
     """Caption every picture of the inputs.
 
     Run the same command again to resume; what is finished is never done twice.
     """
+    output = os.path.expanduser(output)  # noqa: PTH111 - as it is where there is no such user
+    begun = BegunJob(output)
     config = JobConfig(
         input=InputConfig(tuple(inputs), image_column, id_column, image_root, _names(keep_columns)),
-        output=os.path.expanduser(output),  # noqa: PTH111 - as it is where there is no such user
+        output=output,
         model=model,
         profile=profile,
         generation=GenerationConfig(
-            prompt=_prompt(prompt),
+            prompt=_prompt(prompt, begun),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -239,10 +242,11 @@ def caption(
             rows_per_part=rows_per_part,
             own_cores=own_cores,
         ),
-        limits=LimitConfig(limit, max_runtime, max_error_rate, picture_timeout),
+        limits=LimitConfig(limit, max_runtime, max_error_rate, image_timeout),
         resume=ResumeConfig(_names(retry), on_changed),
         given=given_settings(context_of_call),
     )
+    require_sense_in_new_job(config.generation, config.vision, begun=begun.value)
     _run(config, show)
 
 
@@ -264,22 +268,26 @@ def given_settings(context: typer.Context) -> frozenset[str]:
     return frozenset(name for name, source in sources.items() if source is not None and source.name != "DEFAULT")
 
 
-def _prompt(given: list[str]) -> str | dict[str, str]:
+def _prompt(given: list[str], begun: BegunJob) -> str | dict[str, str]:
     """`--prompt` as the configuration wants it: one text, or texts by name."""
-    named = {}
+    named: dict[str, str] = {}
     for text in given:
         name, equals, asked = text.partition("=")
-        if not (equals and PROMPT_NAME.fullmatch(name)):
-            if len(given) == 1:
-                return text
-            raise UsageError(
-                f"with several prompts each needs a name, and {text!r} has none: write --prompt NAME=TEXT, with a NAME "
-                "of letters, digits and _"
+        if equals and PROMPT_NAME.fullmatch(name):
+            if name in named:
+                raise SettingsError([Mistake("prompt", f"has two prompts called {name}: give each another name")])
+            named[name] = asked
+            continue
+        if len(given) > 1:
+            rule = (
+                "with several prompts each needs a name: write --prompt NAME=TEXT, with a NAME of letters, digits and _"
             )
-        if name in named:
-            raise UsageError(f"two prompts are called {name}: give each another name")
-        named[name] = asked
-    return named
+            raise SettingsError([Mistake("prompt", f"{text!r} has no name; {rule}")])
+        if equals and _NAME_BY_ITS_LOOKS.fullmatch(name) and text != begun.prompt:
+            rule = f"{prompt_name_fault(name)}; for this very text, put it into a file and write @FILE"
+            raise SettingsError([Mistake("prompt", rule)])
+        return read_prompt(text, Path(), begun)
+    return read_prompt(named, Path(), begun)
 
 
 def _names(text: str) -> tuple[str, ...]:

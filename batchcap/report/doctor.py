@@ -101,7 +101,7 @@ def _model(bundle: Bundle) -> dict[str, str]:
 def _why_encoder(vision: VisionConfig, dtype: VisionDtype) -> str:
     if vision.backend is not VisionBackend.AUTO:
         return "by profile, tuning or option"
-    if resolve_backend(vision.backend) is VisionBackend.ONNX:
+    if resolve_backend(vision.backend, vision.dtype) is VisionBackend.ONNX:
         return "PyTorch is not installed"
     bf16 = "bf16 arithmetic" if dtype is VisionDtype.BF16 else "no bf16 arithmetic"
     return f"PyTorch is installed, the CPU has {bf16}"

@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from batchcap.config import JobConfig
@@ -142,6 +143,14 @@ def begun_encoder(folder: JobFolder) -> tuple[str, str] | None:
         return stored["vision-backend"], stored["vision-dtype"]
     except (KeyError, TypeError):
         return None
+
+
+def stored_fingerprint(path: Path) -> Fingerprint:
+    """What the job in a folder was begun with; nothing where there is none, or it can't be read."""
+    try:
+        return _read(JobFolder(path)) or {}
+    except UsageError:
+        return {}
 
 
 def _has_results(folder: JobFolder) -> bool:

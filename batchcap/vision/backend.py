@@ -45,7 +45,7 @@ def load_encoder(bundle: Bundle, config: VisionConfig, threads: int, lanes: int 
     """
     if threads < 1:
         raise UsageError(f"the vision encoder needs at least one thread, not {threads}")
-    if resolve_backend(config.backend) is VisionBackend.ONNX:
+    if resolve_backend(config.backend, config.dtype) is VisionBackend.ONNX:
         from batchcap.vision.onnx_encoder import OnnxVisionEncoder  # noqa: PLC0415
 
         return OnnxVisionEncoder(bundle, config, threads, lanes)

@@ -6,6 +6,8 @@ from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.errors import UsageError
 from batchcap.machine import cpu_flags
 
+# Arithmetic that only one backend has, so that asking for it asks for the backend.
+ONLY_BACKEND = {VisionDtype.BF16: VisionBackend.TORCH, VisionDtype.INT8: VisionBackend.ONNX}
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -14,17 +16,19 @@ def cpu_has_bf16() -> bool:
     return bool(BF16_FLAGS & cpu_flags())
 
 
-def resolve_backend(wanted: VisionBackend) -> VisionBackend:
-    """The encoder to use: `auto` is PyTorch where it is installed, else ONNX Runtime.
+def resolve_backend(wanted: VisionBackend, dtype: VisionDtype = VisionDtype.AUTO) -> VisionBackend:
+    """The encoder to use: `auto` is the one that has the arithmetic, else PyTorch where it is installed.
 
     Raises:
-        UsageError: PyTorch was asked for and is not installed.
+        UsageError: PyTorch was asked for, or bf16, and it is not installed.
     """
     installed = find_spec("torch") is not None
-    if wanted is VisionBackend.TORCH and not installed:
-        raise UsageError("PyTorch is not installed: install torch, or use --vision-backend onnx")
-    if wanted is not VisionBackend.AUTO:
-        return wanted
+    chosen = ONLY_BACKEND.get(dtype, wanted) if wanted is VisionBackend.AUTO else wanted
+    if chosen is VisionBackend.TORCH and not installed:
+        instead = "--vision-backend onnx" if wanted is VisionBackend.TORCH else f"another --vision-dtype than {dtype}"
+        raise UsageError(f"PyTorch is not installed: install torch, or use {instead}")
+    if chosen is not VisionBackend.AUTO:
+        return chosen
     return VisionBackend.TORCH if installed else VisionBackend.ONNX
 
 
@@ -34,7 +38,7 @@ def resolve_dtype(config: VisionConfig) -> VisionDtype:
     Raises:
         UsageError: the backend has no such arithmetic.
     """
-    backend = resolve_backend(config.backend)
+    backend = resolve_backend(config.backend, config.dtype)
     known = {
         VisionBackend.TORCH: (VisionDtype.BF16, VisionDtype.FP32),
         VisionBackend.ONNX: (VisionDtype.FP32, VisionDtype.INT8),
@@ -55,4 +59,4 @@ def resolve_encoder(config: VisionConfig) -> tuple[VisionBackend, VisionDtype]:
     Raises:
         UsageError: they are not installed, or do not go together.
     """
-    return resolve_backend(config.backend), resolve_dtype(config)
+    return resolve_backend(config.backend, config.dtype), resolve_dtype(config)

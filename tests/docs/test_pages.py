@@ -1,6 +1,5 @@
 """The pages say what the code does: commands, columns, exit codes, dependencies, links, examples."""
 
-import dataclasses
 import json
 import re
 import runpy
@@ -15,9 +14,10 @@ import typer
 from batchcap import bundle, errors, recorder
 from batchcap.bundle import BUNDLE_FILE, Bundle
 from batchcap.cli import app
-from batchcap.config import GenerationConfig, JobConfig, LimitConfig, PlacementConfig, Profile, VisionConfig
+from batchcap.config import GenerationConfig, LimitConfig, PlacementConfig, Profile, VisionConfig
 from batchcap.job import part_metadata_of
 from batchcap.jobfile import load_job_file
+from batchcap.jobmistakes import _KEYS
 from batchcap.records import FinishReason, Status, Verdict
 from batchcap.report.summary import SUMMARY_FORMAT_VERSION, JobState, RunFigures, Summary, Tally
 from batchcap.store import folder, parts, stats
@@ -59,6 +59,27 @@ def test_the_commands_page_is_what_the_program_prints() -> None:
     made = runpy.run_path(str(PROJECT / "docs" / "make_commands.py"))
     assert text_of("docs/commands.md") == made["page"](), "run `make docs`"
     assert set(made["COMMANDS"]) == {"", *COMMAND.commands}  # type: ignore[attr-defined]
+
+
+def test_the_options_that_most_people_need_come_first() -> None:
+    options = [one for one in COMMAND.commands["caption"].params if one.param_type_name == "option"]  # type: ignore[attr-defined]
+    panels = [one.rich_help_panel for one in options]
+    first = [
+        "output",
+        "model",
+        "prompt",
+        "max_new_tokens",
+        "max_visual_tokens",
+        "keep_columns",
+        "limit",
+        "profile",
+        "retry",
+        "show",
+    ]
+    assert [one.name for one in options[:10]] == first
+    assert panels[:10] == [None] * 10
+    rest = ["Input", "Prompt and decoding", "Image and vision", "Speed and memory", "Limits", "Resume"]
+    assert list(dict.fromkeys(panels[10:])) == rest
 
 
 def test_the_figure_is_what_its_script_draws() -> None:
@@ -254,11 +275,10 @@ def test_the_long_example_names_every_key_with_its_default(tmp_path: Path) -> No
     defaults = (GenerationConfig(), VisionConfig(), PlacementConfig(), LimitConfig())
     assert config.profile is Profile.AUTO
     assert (config.generation, config.vision, config.placement, config.limits) == defaults
-    for kind in (JobConfig, type(config.input), *map(type, defaults)):
-        for field in dataclasses.fields(kind):
-            if field.name == "given":  # filled by the loader, no key
-                continue
-            assert re.search(rf"^(# )?{field.name} = |^\[{field.name}\]$", example, re.MULTILINE), field.name
+    for name, keys in _KEYS.items():
+        assert not name or f"[{name}]" in example
+        for key in keys:
+            assert key in _KEYS or re.search(rf"^(# )?{key} = ", example, re.MULTILINE), key
 
 
 def test_every_message_in_the_trouble_table_is_one_of_ours() -> None:

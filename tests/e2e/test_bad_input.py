@@ -260,7 +260,7 @@ def test_outputs_refused(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundl
     assert_refused(batchcap(*command, tmp_path / "file"), "is a file: choose a folder")
     assert_refused(batchcap(*command, pictures), "holds other files: choose an empty or new folder")
     assert_refused(batchcap(*command, tmp_path / "locked" / "out"), "change the permissions or choose another", code=1)
-    assert_refused(batchcap(*command, ""), "output is an empty text")
+    assert_refused(batchcap(*command, ""), "--output must not be an empty text")
     assert list((tmp_path / "locked").iterdir()) == []
 
 
@@ -286,10 +286,23 @@ def test_an_output_inside_of_its_input_is_no_input(pictures: Path, tiny_bundle_i
     ("arguments", "part"),
     [
         (("--bogus",), "No such option: --bogus"),
-        (("--slots", "many"), "Invalid value for '--slots'"),
-        (("--vision-dtype", "fp16"), "'fp16' is not one of 'auto', 'bf16', 'fp32'"),
-        (("--slots", "0"), "slots must be at least 1"),
-        (("--max-error-rate", "2"), "max_error_rate must be between 0 and 1"),
+        (("--slots", "many"), "batchcap: error: --slots must be a whole number, not 'many'"),
+        (("--temperature", "hot"), "batchcap: error: --temperature must be a number, not 'hot'"),
+        (
+            ("--vision-dtype", "fp16"),
+            "batchcap: error: --vision-dtype must be one of auto, bf16, fp32, int8, not 'fp16': did you mean 'bf16'?",
+        ),
+        (("--show", "-1"), "batchcap: error: --show must be at least 0, not -1"),
+        (("--slots", "0"), "batchcap: error: --slots must be at least 1, not 0"),
+        (("--max-error-rate", "2"), "batchcap: error: --max-error-rate must be at most 1, not 2"),
+        (("--image-timeout", "0"), "batchcap: error: --image-timeout must be above 0, not 0"),
+        (("--picture-timeout", "0"), "batchcap: error: --image-timeout must be above 0, not 0"),
+        (("--temperature", "9"), "batchcap: error: --temperature must be at most 2, not 9"),
+        (("--decoder-threads", "100000"), "batchcap: error: --decoder-threads must be at most 1024, not 100000"),
+        (("--prompt", ""), "batchcap: error: --prompt must not be empty: write what to ask about each image"),
+        (("--prompt", "1=x"), "batchcap: error: --prompt must not be called '1': a name has letters"),
+        (("--prompt", "@no-such.txt"), "batchcap: error: --prompt names the file no-such.txt, which does not exist"),
+        (("--prompt", "Describe {title}."), "batchcap: error: --prompt has {title} in it, and columns in prompts are"),
     ],
 )
 def test_options_refused(tmp_path: Path, pictures: Path, arguments: tuple[str, ...], part: str) -> None:
@@ -304,7 +317,7 @@ def test_job_files_refused(tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     assert_refused(batchcap("run", job), f"no job file at {job}")
     job.write_text('output = "out"\n[input]\ninputs = ["pictures"]\n[generation]\nmax_tokens = 3\n')
-    assert_refused(batchcap("run", job), "generation: unknown key 'max_tokens'; known here: prompt, max_new_tokens")
+    assert_refused(batchcap("run", job), "unknown key 'max_tokens' in [generation]: did you mean 'max_new_tokens'?")
 
 
 def test_status_of_what_is_no_job(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchcap.begun import BegunJob
 from batchcap.bundle import Bundle
 from batchcap.commands.captioning import _prompt
 from batchcap.errors import ExitCode, UsageError
@@ -174,33 +175,104 @@ def test_carried_columns_keep_out_of_the_way(tmp_path: Path, tiny_bundle_int4: B
         (["Describe it."], "Describe it."),
         (["What is a=b?"], "What is a=b?"),
         (["=x"], "=x"),
-        (["3=x"], "3=x"),
-        (["ä=x"], "ä=x"),
+        (["a+b=c?"], "a+b=c?"),
+        (["Is it 1=x?"], "Is it 1=x?"),
         (["x=3?"], {"x": "3?"}),
-        (["_1=a=b\nc", "B="], {"_1": "a=b\nc", "B": ""}),
+        (["_1=a=b\nc", "B=="], {"_1": "a=b\nc", "B": "="}),
     ],
 )
 def test_what_is_a_name(given: list[str], expected: str | dict[str, str]) -> None:
-    assert _prompt(given) == expected
+    assert _prompt(given, BegunJob(None)) == expected
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["a=x", "Describe it."], "with several prompts each needs a name, and 'Describe it.' has none"),
-        (["x", "y"], "'x' has none: write --prompt NAME=TEXT"),
-        (["a=x", "a=y"], "two prompts are called a"),
+        (["a=x", "Describe it."], "--prompt 'Describe it.' has no name; with several prompts each needs a name"),
+        (["x", "y"], "'x' has no name; with several prompts each needs a name: write --prompt NAME=TEXT"),
+        (["a=x", "a=y"], "--prompt has two prompts called a"),
+        *(
+            ([f"{name}=x"], f"--prompt must not be called '{name}': a name has")
+            for name in ("1", "my-name", "ä", "a.b")
+        ),
+        (["B="], "--prompt B: must not be empty"),
     ],
 )
 def test_names_that_are_missing_or_double(given: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        _prompt(given)
+        _prompt(given, BegunJob(None))
 
 
 def test_mistaken_prompts_are_refused(tmp_path: Path) -> None:
     command = ("caption", tmp_path, "-o", tmp_path / "out", "--prompt", "a=x", "--prompt")
-    assert_refused(batchcap(*command, "What is it?"), "'What is it?' has none", "NAME=TEXT")
-    assert_refused(batchcap(*command, "A=y"), "several prompts are called a and A", "another name")
+    assert_refused(batchcap(*command, "What is it?"), "'What is it?' has no name", "NAME=TEXT")
+    assert_refused(batchcap(*command, "A=y"), "has several prompts called a and A", "another name")
+
+
+def test_a_job_goes_on_with_what_a_new_one_may_not_have(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
+    """Job folders of earlier versions may have any prompt and any temperature, and are resumed with them."""
+    write_pictures(tmp_path / "pictures", 2)
+    text = "1={title}"
+    command = (
+        "caption",
+        tmp_path / "pictures",
+        "-m",
+        tiny_bundle_int4.folder,
+        "--max-new-tokens",
+        3,
+        "-o",
+        tmp_path / "out",
+    )
+    begun = batchcap(*command, "--limit", 1, "--prompt", "Describe it.", "--temperature", 1)
+    assert begun.returncode == 0, begun.stderr
+    asked = ("--prompt", text, "--temperature", 9)
+    assert_refused(batchcap(*command, *asked), "--prompt must not be called '1'")
+    path = JobFolder(tmp_path / "out").job_path
+    content = json.loads(path.read_text())
+    content["fingerprint"] |= {"prompt": text, "temperature": 9.0}
+    path.write_text(json.dumps(content))
+
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'output = "out"\nmodel = "{tiny_bundle_int4.folder}"\n[input]\ninputs = ["pictures"]\n'
+        f'[generation]\nmax_new_tokens = 3\nprompt = "{text}"\ntemperature = 9\n'
+    )
+    done = batchcap(*command, *asked)
+    assert done.returncode == 0, done.stderr
+    assert len(read_rows(tmp_path / "out")) == 3
+    again = batchcap("run", job)
+    assert (again.returncode, again.stderr) == (0, "")
+    job.write_text(job.read_text().replace('"out"', '"new"'))
+    assert_refused(
+        batchcap("run", job), "2 mistakes", "[generation] prompt: has {title}", "temperature: must be at most 2"
+    )
+
+
+def test_a_prompt_from_a_file(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
+    write_pictures(tmp_path / "pictures", 1)
+    (tmp_path / "asked.txt").write_text("What is it?\n")
+    command = (
+        "caption",
+        tmp_path / "pictures",
+        "-m",
+        tiny_bundle_int4.folder,
+        "--max-new-tokens",
+        3,
+        "-o",
+        tmp_path / "out",
+    )
+    assert batchcap(*command, "--prompt", f"a=@{tmp_path / 'asked.txt'}").returncode == 0
+    again = batchcap(*command, "--prompt", "a=What is it?")
+    assert (again.returncode, again.stderr) == (0, "")
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'output = "out"\nmodel = "{tiny_bundle_int4.folder}"\n[input]\ninputs = ["pictures"]\n'
+        '[generation]\nmax_new_tokens = 3\n[generation.prompt]\na = "@asked.txt"\n'
+    )
+    again = batchcap("run", job)
+    assert (again.returncode, again.stderr) == (0, "")
+    (tmp_path / "asked.txt").unlink()
+    assert_refused(batchcap("run", job), "[generation] prompt: a: names the file", "which does not exist")
 
 
 def write_doubles(folder: Path, pictures: int) -> Path:

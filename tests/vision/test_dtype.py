@@ -8,7 +8,7 @@ import pytest
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.errors import UsageError
 from batchcap.vision import dtype as dtype_module
-from batchcap.vision.dtype import cpu_has_bf16, resolve_backend, resolve_dtype
+from batchcap.vision.dtype import cpu_has_bf16, resolve_backend, resolve_dtype, resolve_encoder
 
 TORCH, ONNX = VisionBackend.TORCH, VisionBackend.ONNX
 
@@ -47,6 +47,22 @@ def test_arithmetic_that_a_backend_lacks_is_refused() -> None:
         resolve_dtype(config(TORCH, VisionDtype.INT8))
     with pytest.raises(UsageError, match="--vision-backend onnx computes in fp32 or int8, not in bf16"):
         resolve_dtype(config(ONNX, VisionDtype.BF16))
+
+
+def test_arithmetic_of_one_backend_implies_it() -> None:
+    assert resolve_encoder(config(VisionBackend.AUTO, VisionDtype.INT8)) == (ONNX, VisionDtype.INT8)
+    assert resolve_encoder(config(VisionBackend.AUTO, VisionDtype.BF16)) == (TORCH, VisionDtype.BF16)
+    assert resolve_encoder(config(VisionBackend.AUTO, VisionDtype.FP32)) == (TORCH, VisionDtype.FP32)
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_without_torch_int8_works_and_bf16_says_what_it_needs() -> None:
+    assert resolve_encoder(config(VisionBackend.AUTO, VisionDtype.INT8)) == (ONNX, VisionDtype.INT8)
+    assert resolve_encoder(config(VisionBackend.AUTO, VisionDtype.FP32)) == (ONNX, VisionDtype.FP32)
+    with pytest.raises(
+        UsageError, match="PyTorch is not installed: install torch, or use another --vision-dtype than bf"
+    ):
+        resolve_encoder(config(VisionBackend.AUTO, VisionDtype.BF16))
 
 
 def test_auto_is_torch_where_it_is_installed() -> None:
