@@ -185,4 +185,4 @@ def fitted_columns(columns: pa.Table, carried: pa.Schema, path: Path) -> pa.Tabl
                 len(lost),
                 _cut(target.type),
             )
-    return pa.table(arrays, names=carried.names).cast(carried)
+    return pa.Table.from_arrays(arrays, schema=carried)

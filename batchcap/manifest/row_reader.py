@@ -281,11 +281,13 @@ def read_columns(reader: RowReader, layout: ParquetLayout, start: int, count: in
     tables = [pa.table([pa.nulls(0, field.type) for field in layout.kept], schema=layout.kept)]
     for piece in reader.read(start, count):
         if isinstance(piece, Unreadable):
-            tables.append(reader.read_apart(start, piece.rows).select(names).cast(layout.kept))
+            table = reader.read_apart(start, piece.rows)
             start += piece.rows
         else:
-            tables.append(pa.Table.from_batches([piece]).select(names).cast(layout.kept))
+            table = pa.Table.from_batches([piece])
             start += len(piece)
+        # Not a cast: it would refuse nulls in the place of a damaged struct whose parts are never null.
+        tables.append(pa.Table.from_arrays(table.select(names).columns, schema=layout.kept))
     return pa.concat_tables(tables).rename_columns(list(layout.kept_as))
 
 

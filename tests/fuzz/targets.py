@@ -11,6 +11,7 @@ from PIL import Image
 
 from batchcap.config import InputConfig
 from batchcap.jobfile import load_job_file
+from batchcap.manifest.carried import carried_schema, fitted_columns, require_values_fit
 from batchcap.manifest.parquet import count_rows, read_layout
 from batchcap.manifest.row_reader import carried_reader, image_row, picture_reader, read_columns, read_rows
 from tests.images.pictures import encode, load, noise, scene
@@ -82,6 +83,8 @@ def parquet_seeds() -> list[bytes]:
         "number": list(range(120)),
         "tags": [["a"] * (row % 3) for row in range(120)],
         "when": pa.array(range(120), pa.timestamp("us", "UTC")),
+        "large": pa.array([[f"tag {row}"] for row in range(120)], pa.large_list(pa.large_string())),
+        "strict": pa.array([{"a": 1.5}] * 120, pa.struct([pa.field("a", pa.float16(), nullable=False)])),
     }
     pictures = {
         "bytes": pa.array(cells, pa.binary()),
@@ -94,7 +97,7 @@ def parquet_seeds() -> list[bytes]:
         {"row_group_size": 50},
         {"row_group_size": 50, "compression": "zstd", "data_page_version": "2.0", "write_page_index": True},
         {"compression": "none", "use_dictionary": False, "data_page_size": 100, "write_page_checksum": True},
-        {"compression": "gzip", "store_schema": False},
+        {"compression": "gzip", "store_schema": False, "use_deprecated_int96_timestamps": True},
         {"compression": "none", "use_dictionary": False, "column_encoding": {"number": "DELTA_BINARY_PACKED"}},
     )
     found = []
@@ -115,7 +118,9 @@ def read_parquet(_content: bytes, path: Path) -> None:
     assert [row.row for row in found] == list(range(rows))
     columns = read_columns(carried_reader(path, layout), layout, 0, rows)
     assert len(columns) == rows
-    pq.write_table(columns, io.BytesIO())
+    schema = carried_schema([(path, layout)], None)
+    require_values_fit(path, layout, schema, is_written=False)
+    pq.write_table(fitted_columns(columns, schema, path), io.BytesIO())
 
 
 def job_seeds() -> list[bytes]:

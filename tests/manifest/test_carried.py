@@ -24,6 +24,7 @@ from batchcap.records import Caption, FinishReason, ImageRow, Verdict
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import SCHEMA
 from tests.fake_engine import FakeEngine, SilentProgress
+from tests.manifest.hostile import damage_pages
 
 FOR_EVER = dt.datetime.fromisoformat("9999-12-31")
 TENSOR = pa.fixed_shape_tensor(pa.int32(), [2, 3], permutation=[1, 0])
@@ -343,3 +344,12 @@ def test_a_job_begun_with_columns_that_nothing_has_goes_on(
     (tmp_path / "in" / "b.png").write_bytes(b"y")
     run(config)
     assert len(JobFolder(tmp_path / "out").part_paths()) == 2
+
+
+def test_a_damaged_struct_whose_parts_are_never_null_is_null(
+    config: JobConfig, write: Callable[..., None], tmp_path: Path
+) -> None:
+    write("a.parquet", c=pa.array([{"a": 1}] * 3, pa.struct([pa.field("a", pa.int64(), nullable=False)])), n=[1, 2, 3])
+    damage_pages(tmp_path / "in" / "a.parquet", group=0, column=1)
+    run(config)
+    assert carried_of(config).to_pydict() == {"c": [None] * 3, "n": [1, 2, 3]}
