@@ -79,11 +79,6 @@ class Captioned:
     pictures: list[tuple[str, int]]
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Whether an error says that memory is lacking; ONNX Runtime and PyTorch have no class of their own for it."""
-    return isinstance(error, MemoryError) or "alloc" in str(error)
-
-
 class Inbox:
     """Takes messages off the socket at once, so that the coordinator's sends never wait for a model step."""
 

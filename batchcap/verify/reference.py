@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
 from batchcap.errors import UsageError
 from batchcap.export.tensors import HEAD, VISION, read_index
+from batchcap.machine import available_memory_bytes
 from batchcap.prompt import PromptTemplate
 from batchcap.records import Features, Float32Array, Int64Array, Patches
 
@@ -230,7 +230,7 @@ def _fitting_dtype(checkpoint: Path, wanted: ReferenceDtype) -> ReferenceDtype:
         for dtype, torch_dtype in _TORCH_DTYPES.items():
             width = 4 if name.startswith(VISION) else torch_dtype.itemsize
             needed[dtype] += math.prod(tensor.shape) * width
-    free = psutil.virtual_memory().available
+    free = available_memory_bytes()
     chosen = wanted
     if wanted is ReferenceDtype.AUTO:
         chosen = ReferenceDtype.FP32 if needed[ReferenceDtype.FP32] <= free else ReferenceDtype.BF16

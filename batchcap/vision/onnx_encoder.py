@@ -12,7 +12,7 @@ import onnxruntime
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
-from batchcap.errors import BundleError, CheckpointError
+from batchcap.errors import BundleError, CheckpointError, load_error
 from batchcap.export.tensors import read_file
 from batchcap.geometry import VisionGeometry
 from batchcap.graph import FLOAT, Shape, require_values
@@ -86,7 +86,7 @@ def _session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - the runtime raises its own kinds for every fault of a file
-        raise BundleError(f"the vision graph {graph} can't be loaded ({error}): export the bundle again") from None
+        raise load_error(f"the vision graph {graph} can't be loaded", error) from None
 
 
 def _position_table(bundle: Bundle) -> Float32Array:
