@@ -140,7 +140,7 @@ class LocalEngine:
         ledger, reading = self._ledger, self._vision.rows
         if self._vision.is_careful or (self._guard.is_short and ledger.rows):
             return False
-        if reading >= VISION_WINDOW_ROWS or ledger.twins_waiting >= TWIN_WINDOW_ROWS:
+        if reading >= self._vision.window(VISION_WINDOW_ROWS) or ledger.twins_waiting >= TWIN_WINDOW_ROWS:
             return False
         if not reading and not ledger.waiting:
             return True  # a picture larger than the whole queue must still pass

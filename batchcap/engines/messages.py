@@ -3,17 +3,25 @@
 import os
 import queue
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from batchcap.config import GenerationConfig, VisionConfig
 from batchcap.records import Features
 
+# One picture at a time is the least there is; from here on nothing gets less.
+MOST_DIVISOR = 64
+
 
 @dataclass(frozen=True, slots=True)
 class VisionSpec:
-    """What the vision worker is built from. `find_twins`: equal pictures are encoded and captioned once."""
+    """What the vision worker is built from.
+
+    Attributes:
+        find_twins: equal pictures are encoded and captioned once.
+        divisor: readers, lanes and patches of a pass are so many times fewer than usual; never changes a feature.
+    """
 
     bundle_folder: str
     bundle_id: str
@@ -23,6 +31,11 @@ class VisionSpec:
     find_twins: bool
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
     sign_file: int | None = None  # of a `WorkSign`
+    divisor: int = 1
+
+    def with_less(self) -> "VisionSpec":
+        """The same with half as much in memory at once."""
+        return replace(self, divisor=min(2 * self.divisor, MOST_DIVISOR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,10 @@ class DecoderSpec:
     share_weights: bool = False
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
     sign_file: int | None = None  # of a `WorkSign`
+
+    def with_less(self) -> "DecoderSpec":
+        """The same with half as much in memory at once."""
+        return replace(self, slots=max(1, self.slots // 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 from batchcap.engines.messages import DecoderSpec, DecodeWork, VisionSpec
 from batchcap.engines.process import Worker, WorkerEndError
@@ -23,6 +22,7 @@ MOST_ENDS_OF_A_ROW = 2
 MOST_ENDS_IN_A_ROW = 20
 # A first load reads the whole bundle from a cold disk.
 START_TIMEOUT_S = 600.0
+MEMORY_HINT = " The system may have run out of memory: lower --slots, --decoders or --queue-mib"
 # Time between two looks that counts as looking on.
 LOOK_S = 5.0
 
@@ -95,6 +95,10 @@ class Seat:
     def slots(self) -> int | None:
         """Slots of a decoder, which gets fewer where memory was lacking; None: it is not one."""
         return self._spec.slots if isinstance(self._spec, DecoderSpec) else None
+
+    def window(self, rows: int) -> int:
+        """Of so many rows that the worker may hold, those that it may where memory was lacking."""
+        return max(1, rows // self._spec.divisor) if isinstance(self._spec, VisionSpec) else rows
 
     @property
     def rows(self) -> int:
@@ -170,13 +174,13 @@ class Seat:
         kept, given_up = self._judge(end)
         self._suspects.extendleft(reversed(kept))
         self.given.clear()
-        if end.lacked_memory and isinstance(self._spec, DecoderSpec):
-            self._spec = replace(self._spec, slots=max(1, self._spec.slots // 2))
+        if end.lacked_memory:
+            self._spec = self._spec.with_less()
         log.warning(
             "the %s process %s; a new one is started%s, %d rows are given to it one at a time, %d given up",
             self.name,
             end,
-            f" with {self.slots} slots" if end.lacked_memory and self.slots else "",
+            self._less() if end.lacked_memory else "",
             len(self._suspects),
             len(given_up),
         )
@@ -184,6 +188,9 @@ class Seat:
         self.heard()
         self._give_suspect()
         return given_up
+
+    def _less(self) -> str:
+        return f" with {self.slots} slots" if self.slots else " with fewer pictures at once"
 
     def _judge(self, end: WorkerEndError) -> tuple[list[Work], list[Failure]]:
         """The rows that are given out again, and those that are given up."""
@@ -195,6 +202,8 @@ class Seat:
             else:
                 del self._ends[index]
                 message = f"the {self.name} process {end}, as one had ended over this picture before"
+                if end.lacked_memory:
+                    message += f".{MEMORY_HINT}, then run again with --retry failed."
                 given_up.append(Failure(index, ErrorKind.CRASHED, message))
         return kept, given_up
 
@@ -202,9 +211,9 @@ class Seat:
         """What to say of a worker that can't be replaced."""
         count = self._ends_in_a_row
         often = f", {count} times in a row with nothing finished between," if count > 1 else ""
-        hint = " The system may have run out of memory: lower --slots, --decoders or --queue-mib."
+        hint = f"{MEMORY_HINT}." if end.lacked_memory else ""
         return WorkerError(
-            f"the {self.name} process{often} {end}.{hint if end.lacked_memory else ''} No finished caption is lost: "
+            f"the {self.name} process{often} {end}.{hint} No finished caption is lost: "
             "run the same command again to go on."
         )
 

@@ -299,6 +299,7 @@ def test_a_row_that_ends_two_workers_fails_and_the_others_do_not(
         assert outcome.result.kind is ErrorKind.CRASHED
         assert stage in outcome.result.message
         assert told in outcome.result.message
+        assert ("lower --slots" in outcome.result.message) is (does in ("kills", "breaks"))
         assert (outcome.facts is None) is (stage == "vision")
     assert (load.reading_rows, load.queue_rows, load.queue_mib, load.decoding_rows) == (0, 0, 0.0, 0)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from batchcap.config import GenerationConfig, VisionConfig
+from batchcap.engines import messages
 from batchcap.engines import seat as seat_module
 from batchcap.engines.messages import DecoderSpec, DecodeWork, VisionSpec
 from batchcap.engines.process import WorkerEndError
@@ -100,6 +101,38 @@ def test_a_decoder_without_memory_comes_back_with_fewer_slots() -> None:
         assert seat.slots == slots
     seat.succeed(CRASHED)
     assert [spec.slots for spec in room.specs] == [8, 4, 2, 1, 1, 1]
+
+
+def test_a_vision_worker_without_memory_comes_back_with_less_at_once() -> None:
+    room = Room()
+    seat = room.seat(VISION)
+    assert seat.window(32) == 32
+    for divisor in (2, 4):
+        seat.succeed(KILLED)
+        seat.ready()
+        assert seat.window(32) == 32 // divisor
+    seat.succeed(CRASHED)
+    assert [spec.divisor for spec in room.specs] == [1, 2, 4, 4]
+    assert [seat.window(rows) for rows in (1, 3, 4)] == [1, 1, 1], "never none"
+
+
+@pytest.mark.parametrize("spec", [VISION, DECODER])
+def test_less_has_an_end(spec: VisionSpec | DecoderSpec) -> None:
+    for _end in range(20):
+        spec = spec.with_less()
+    assert spec == spec.with_less()
+    assert spec.slots == 1 if isinstance(spec, DecoderSpec) else spec.divisor == messages.MOST_DIVISOR
+
+
+def test_a_row_that_lacks_memory_twice_fails_and_says_what_to_lower() -> None:
+    room = Room()
+    seat = room.seat(VISION)
+    seat.give(row(0))
+    assert seat.succeed(KILLED) == []
+    seat.ready()
+    (failure,) = seat.succeed(KILLED)
+    assert failure.kind is ErrorKind.CRASHED
+    assert "run out of memory: lower --slots, --decoders or --queue-mib, then run again with --retry" in failure.message
 
 
 def test_too_many_ends_with_nothing_between(monkeypatch: pytest.MonkeyPatch) -> None:

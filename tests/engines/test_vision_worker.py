@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from batchcap.bundle import Bundle
-from batchcap.config import VisionConfig, VisionDtype
+from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.engines import vision_worker
 from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
 from batchcap.engines.sign import make_sign_file
@@ -37,14 +38,17 @@ PATIENCE_S = 60.0
 
 
 def make_worker(
-    bundle: Bundle, patch_budget: int, *, threads: int = 1, find_twins: bool = True, sign_file: int | None = None
+    bundle: Bundle,
+    patch_budget: int,
+    *,
+    threads: int = 1,
+    backend: VisionBackend = VisionBackend.AUTO,
+    **told: Any,
 ) -> tuple[VisionWorker, Connection]:
     """A worker, and the other end of its connection."""
     ours, theirs = Pipe()
-    config = VisionConfig(dtype=VisionDtype.FP32)
-    spec = VisionSpec(
-        str(bundle.folder), bundle.id, config, threads, patch_budget, find_twins=find_twins, sign_file=sign_file
-    )
+    config = VisionConfig(dtype=VisionDtype.FP32, backend=backend)
+    spec = VisionSpec(str(bundle.folder), bundle.id, config, threads, patch_budget, **{"find_twins": True, **told})
     return VisionWorker(spec, theirs), ours
 
 
@@ -253,6 +257,52 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle) -> 
     while ours.poll():
         assert isinstance(ours.recv(), Busy | Features), "whole messages"
     assert worker._sending.locked(), "nothing comes between the worker's last word and its end"
+
+
+NO_MEMORY = [
+    MemoryError(),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("Failed to allocate memory for requested buffer of size 99"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=str)
+@pytest.mark.parametrize("stage", ["reading", "encoding"])
+def test_lack_of_memory_is_no_rows_fault(
+    tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
+) -> None:
+    def fail(*_given: object) -> None:
+        raise error
+
+    worker, ours = make_worker(tiny_bundle_fp32, 10_000)
+    worker._encoder = encoder = FakeEncoder(fail)
+    if stage == "reading":
+        monkeypatch.setattr(vision_worker, "patches_of", fail)
+    with pytest.raises(type(error)):
+        worker.run(EndlessInbox(row(0)))  # type: ignore[arg-type]
+    assert not ours.poll(), "the row has no answer"
+    assert len(encoder.calls) == (stage == "encoding")
+
+
+def test_a_worker_of_less_does_less_at_once(tiny_bundle_fp32: Bundle) -> None:
+    pieces = []
+    for divisor in (1, 2, 4, 64):
+        worker, _ours = make_worker(tiny_bundle_fp32, 1_000_000, threads=4, divisor=divisor)
+        pieces.append((worker._lanes, worker._readers, worker._lane_patches))
+    assert pieces == [(4, 2, 1024), (2, 1, 512), (1, 1, 256), (1, 1, 16)]
+
+
+@pytest.mark.parametrize("backend", list(VisionBackend)[:0:-1])
+def test_less_at_once_gives_the_same_features(tiny_bundle_fp32: Bundle, backend: VisionBackend) -> None:
+    seen = []
+    for divisor in (1, 4):
+        worker, ours = make_worker(tiny_bundle_fp32, 4096, threads=2, divisor=divisor, backend=backend)
+        threading.Thread(target=worker.run, args=(EndlessInbox(*map(row, range(6))),), daemon=True).start()
+        found = [message for message in received(ours, 6) if isinstance(message, Features)]
+        seen.append([one.embeds.tobytes() for one in sorted(found, key=lambda one: one.index)])
+    assert len(seen[0]) == 6
+    assert seen[0] == seen[1]
 
 
 def test_an_inbox_that_fails_ends_the_worker(tiny_bundle_fp32: Bundle) -> None:
