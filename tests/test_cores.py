@@ -184,7 +184,6 @@ def test_a_job_may_be_told_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_worker_is_told_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     specs: dict[str, Any] = {}
     monkeypatch.setattr(local, "Seat", lambda name, spec, _timeout_s: specs.setdefault(name, spec))
-    monkeypatch.setattr(local, "_sharing", lambda _bundle: False)
     monkeypatch.setattr(local, "plan_for", lambda _placement: CorePlan(((0, 1), (2, 3)), (4,), "a test"))
     config = JobConfig(InputConfig(("p",)), "o", placement=PlacementConfig(decoders=2, decoder_threads=2))
     LocalEngine(BUNDLE, config)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from batchcap.engines.messages import DecoderSpec, DecodeWork, VisionSpec
 from batchcap.engines.process import Worker, WorkerEndError
@@ -59,8 +60,6 @@ class Seat:
         start_worker: makes a worker of a name and a spec.
         clock: seconds of which the worker's silence is made; None: its own `SeenTime`.
 
-    Raises:
-        WorkerError: the system has no process for it.
     """
 
     def __init__(
@@ -81,9 +80,39 @@ class Seat:
         self._timeout_s = timeout_s
         self._start_worker = start_worker
         self._clock = clock or SeenTime()
-        self.worker = self._started()
+        self._worker: Worker | None = None
         self._oldest: int | None = None
+        self._heard_s = self._oldest_since_s = 0.0
+
+    def start(self, *, sign_file: int | None = None, **told: bool) -> None:
+        """Start the first worker.
+
+        Args:
+            sign_file: of the `WorkSign` that all workers share.
+            told: what else of the spec was not known before.
+
+        Raises:
+            WorkerError: the system has no process for it.
+        """
+        self._spec = replace(self._spec, sign_file=sign_file, **told)
+        self._worker = self._started()
         self._heard_s = self._oldest_since_s = self._clock()
+
+    @property
+    def worker(self) -> Worker:
+        """The worker that is here now.
+
+        Raises:
+            RuntimeError: none was started.
+        """
+        if self._worker is None:
+            raise RuntimeError(f"the {self.name} worker was not started")
+        return self._worker
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is a worker, at work or ended."""
+        return self._worker is not None
 
     def _started(self) -> Worker:
         try:
@@ -184,7 +213,7 @@ class Seat:
             len(self._suspects),
             len(given_up),
         )
-        self.worker, self.is_ready = self._started(), False
+        self._worker, self.is_ready = self._started(), False
         self.heard()
         self._give_suspect()
         return given_up

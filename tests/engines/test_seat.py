@@ -30,6 +30,7 @@ class Room:
 
     def seat(self, spec: Any, timeout_s: float = 60.0) -> Seat:
         seat = Seat("it", spec, timeout_s, self._start, lambda: self.now_s)
+        seat.start()
         seat.ready()
         return seat
 
@@ -254,6 +255,7 @@ def test_a_coordinator_that_was_stopped_calls_nobody_hanging() -> None:
     room = Room()
     seen_s = SeenTime(lambda: room.now_s)
     seat = Seat("it", VISION, 60.0, room._start, seen_s)
+    seat.start()
     seat.ready()
     seat.give(row(0))
     assert not seat.hangs()
