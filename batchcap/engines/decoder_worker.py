@@ -50,7 +50,7 @@ class DecoderWorker:
             slots = (spec.slots + number) // count
             placement = DecoderPlacement(slots, session_threads, spec.max_visual_tokens)
             decoder = Decoder(bundle, prompts, spec.generation, placement, opened, tokenizer)
-            self.lanes.append(DecoderLane(decoder, len(prompts), self._send, sign, 1 / count))
+            self.lanes.append(DecoderLane(decoder, len(prompts), self._send, sign, (number, count)))
         if decoder.splits_prompts:
             warn_if_a_split_shows(opened.session, bundle.geometry, opened.row_tile)
 

@@ -212,7 +212,7 @@ class LocalEngine:
         """Take in everything a worker has sent by now."""
         while seat.worker.connection.poll():
             message = seat.worker.receive()
-            seat.heard()
+            seat.heard(message)
             outcomes += self._take(seat, message)
 
     def _take(self, seat: Seat, message: object) -> list[Outcome]:

@@ -66,10 +66,17 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Seconds of work done in a stage since the last such message."""
+    """Seconds of work done in a stage since the last such message of the lane; also a sign of life.
+
+    Attributes:
+        lane: of a decoder.
+        is_idle: the lane has nothing left to do and says no more until there is.
+    """
 
     stage: str
     seconds: float
+    lane: int = 0
+    is_idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from batchcap.engines.messages import DecoderSpec, DecodeWork, VisionSpec
+from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, VisionSpec
 from batchcap.engines.process import Worker, WorkerEndError
 from batchcap.errors import ErrorKind, WorkerError
 from batchcap.records import Failure, ImageRow
@@ -83,18 +83,21 @@ class Seat:
         self._worker: Worker | None = None
         self._oldest: int | None = None
         self._heard_s = self._oldest_since_s = 0.0
+        self._lanes_heard_s: dict[int, float] = {}  # of a decoder's lanes that have work
 
-    def start(self, *, sign_file: int | None = None, **told: bool) -> None:
+    def start(self, *, sign_file: int | None = None, share_weights: bool = False) -> None:
         """Start the first worker.
 
         Args:
             sign_file: of the `WorkSign` that all workers share.
-            told: what else of the spec was not known before.
+            share_weights: of a decoder, see `DecoderSpec`.
 
         Raises:
             WorkerError: the system has no process for it.
         """
-        self._spec = replace(self._spec, sign_file=sign_file, **told)
+        if isinstance(self._spec, DecoderSpec):
+            self._spec = replace(self._spec, share_weights=share_weights)
+        self._spec = replace(self._spec, sign_file=sign_file)
         self._worker = self._started()
         self._heard_s = self._oldest_since_s = self._clock()
 
@@ -141,18 +144,24 @@ class Seat:
 
     def give(self, work: Work) -> None:
         """Send work to the worker; never waits."""
-        if not self.given:
+        if not self.given:  # no lane has work
             self._heard_s = self._clock()
+            self._lanes_heard_s.clear()
         self.given[_index(work)] = work
         self.worker.send(work)
 
-    def heard(self) -> None:
+    def heard(self, message: object = None) -> None:
         """The worker has said something."""
         self._heard_s = self._clock()
+        if isinstance(message, Busy) and message.is_idle:
+            self._lanes_heard_s.pop(message.lane, None)
+        elif isinstance(message, Busy):
+            self._lanes_heard_s[message.lane] = self._heard_s
 
     def ready(self) -> None:
         """The worker has loaded its model."""
         self.is_ready = True
+        self._lanes_heard_s.clear()
         self._oldest = None  # the first suspect may be the one that its predecessor hung over: its time begins anew
         self.heard()
 
@@ -170,7 +179,8 @@ class Seat:
     def hangs(self) -> bool:
         """Whether the worker has been silent for too long, or has not come to the end of its oldest row.
 
-        A decoder's oldest row may wait for many others; it tells of each step instead.
+        A decoder's oldest row may wait for many others; each of its lanes tells of its steps instead, and that it has
+        nothing left to do: silent is who has work, however much the other lane says.
         """
         now_s = self._clock()
         if not self.is_ready:
@@ -180,7 +190,9 @@ class Seat:
             self._oldest, self._oldest_since_s = oldest, now_s
         if oldest is None:
             return False
-        since_s = self._heard_s if isinstance(self._spec, DecoderSpec) else self._oldest_since_s
+        since_s = self._oldest_since_s
+        if isinstance(self._spec, DecoderSpec):
+            since_s = min(self._lanes_heard_s.values(), default=self._heard_s)
         return now_s - since_s > self._timeout_s
 
     def hang(self) -> WorkerEndError:

@@ -337,6 +337,7 @@ def test_a_stop_does_not_wait_for_the_model(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("kills", "was killed by signal 9"),
         ("stops", "has not come to an end with a row in 2 s"),
+        ("blocks", "has not come to an end with a row in 2 s"),
         ("stammers", "has sent half a message and nothing more for 1 s"),
         ("breaks", "can't go on: RuntimeError: bad allocation"),
     ],
@@ -345,8 +346,8 @@ def test_a_row_that_ends_two_workers_fails_and_the_others_do_not(
     monkeypatch: pytest.MonkeyPatch, stage: str, does: str, told: str
 ) -> None:
     monkeypatch.setattr(process, "MESSAGE_TIMEOUT_S", 1)
-    culprits = (3, 4) if does in ("stops", "stammers") else (3, 4, 17)
-    with engine(monkeypatch, timeout_s=2.0 if does == "stops" else 60.0, decoders=2, slots=3) as running:
+    culprits = (3, 4) if does in ("stops", "blocks", "stammers") else (3, 4, 17)
+    with engine(monkeypatch, timeout_s=2.0 if does in ("stops", "blocks") else 60.0, decoders=2, slots=3) as running:
         running.start(never)
         for index in range(24):
             running.submit(row(index, f"{does} {stage}" if index in culprits else "good"))

@@ -8,7 +8,7 @@ import pytest
 from batchcap.config import GenerationConfig, VisionConfig
 from batchcap.engines import messages
 from batchcap.engines import seat as seat_module
-from batchcap.engines.messages import DecoderSpec, DecodeWork, VisionSpec
+from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, VisionSpec
 from batchcap.engines.process import WorkerEndError
 from batchcap.engines.seat import LOOK_S, Seat, SeenTime
 from batchcap.errors import ErrorKind, WorkerError
@@ -224,6 +224,48 @@ def test_a_decoder_hangs_when_it_is_silent() -> None:
         assert not seat.hangs()
     room.now_s += 61
     assert seat.hangs()
+
+
+def test_a_decoder_hangs_when_one_of_its_lanes_is_silent() -> None:
+    room = Room()
+    seat = room.seat(DECODER)
+    seat.give(work(0))
+    seat.give(work(1))
+    for lane in (0, 1):
+        seat.heard(Busy("prefill", 0.0, lane))
+    for _ in range(2):
+        room.now_s += 29
+        seat.heard(Busy("decode", 1.0, 0))
+    assert not seat.hangs()
+    room.now_s += 3
+    seat.heard(Busy("decode", 1.0, 0))
+    assert seat.hangs()
+    seat.succeed(seat.hang())
+    seat.ready()
+    assert not seat.hangs(), "the lanes of its predecessor are gone"
+
+
+def test_a_lane_without_work_may_be_silent() -> None:
+    room = Room()
+    seat = room.seat(DECODER)
+    seat.give(work(0))
+    seat.give(work(1))
+    for lane in (0, 1):
+        seat.heard(Busy("prefill", 0.0, lane))
+    seat.answered(1)
+    seat.heard(Busy("decode", 0.0, 1, is_idle=True))
+    for _ in range(10):
+        room.now_s += 50
+        seat.heard(Busy("decode", 1.0, 0))
+        assert not seat.hangs()
+    seat.answered(0)
+    room.now_s += 1000
+    assert not seat.hangs()
+    seat.give(work(2))
+    room.now_s += 59
+    assert not seat.hangs(), "what a lane said before it had nothing to do is long ago"
+    room.now_s += 2
+    assert seat.hangs(), "nobody has taken the row"
 
 
 def test_loading_has_a_time_of_its_own() -> None:

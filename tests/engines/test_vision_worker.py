@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.engines import vision_worker
 from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
+from batchcap.engines.seat import Seat
 from batchcap.engines.sign import make_sign_file
 from batchcap.engines.twins import KnownPictures
 from batchcap.engines.vision_worker import VisionWorker, lane_count
@@ -157,6 +159,34 @@ def test_no_lane_waits_for_the_end_of_the_others_batch(tiny_bundle_fp32: Bundle)
     assert sorted(answers(ours, 7)) == [1, 2, 3, 4, 5, 6, 7]
     over.set()
     assert answers(ours, 1) == [0]
+
+
+def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(tiny_bundle_fp32: Bundle) -> None:
+    timeout_s = 3.0
+    worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
+    inbox = EndlessInbox()
+    spec = VisionSpec("", "", VisionConfig(), 2, 1, find_twins=False)
+    stand_in: Any = SimpleNamespace(send=inbox.put)
+    seat = Seat("vision", spec, timeout_s, lambda _name, _spec: stand_in)
+    seat.start()
+    seat.ready()
+    serve(worker, FakeEncoder(lambda indices: 0 in indices and threading.Event().wait()), inbox)
+    index, began_s, answered_s = 0, time.monotonic(), 0.0
+    while not seat.hangs():
+        assert time.monotonic() < began_s + PATIENCE_S
+        while seat.rows < 4:
+            seat.give(row(index))
+            index += 1
+        while ours.poll(0.01):
+            message = ours.recv()
+            seat.heard(message)
+            if not isinstance(message, Busy):
+                seat.answered(message.index)
+                answered_s = time.monotonic()
+                break
+    assert index > 10
+    assert 0 in seat.given
+    assert answered_s > began_s + timeout_s / 2, "the other lane went on"
 
 
 def test_every_picture_is_encoded_once(tiny_bundle_fp32: Bundle) -> None:
