@@ -22,6 +22,14 @@ def available_cores() -> int:
     return max(1, min(cores, quota)) if quota else max(1, cores)
 
 
+def session_threads(threads: int, lanes: int) -> int:
+    """Threads of an ONNX Runtime session that so many lanes of a worker with so many threads run at once.
+
+    A lane's own thread computes, too; the session's others help whoever needs them.
+    """
+    return max(1, threads - lanes + 1)
+
+
 def _cgroup_cpu_quota() -> int | None:
     """Whole cores the control group grants, or None without a quota."""
     quotas = []

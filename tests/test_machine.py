@@ -81,6 +81,11 @@ def test_quotas_of_both_versions_and_of_groups_around(
     assert machine.available_cores() == cores
 
 
+@pytest.mark.parametrize(("threads", "lanes", "session"), [(1, 1, 1), (2, 2, 1), (4, 2, 3), (64, 4, 61), (1, 2, 1)])
+def test_threads_of_a_session(threads: int, lanes: int, session: int) -> None:
+    assert machine.session_threads(threads, lanes) == session
+
+
 def test_features_and_name_of_the_cpu(kernel: Path) -> None:
     assert machine.cpu_flags() == frozenset()
     assert machine.cpu_name() == "unknown"
