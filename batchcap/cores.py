@@ -16,6 +16,9 @@ from batchcap.machine import available_cores
 SYSTEM = Path("/sys/devices/system")
 # With fewer the kernel does better: whoever waits gives its core to the others.
 FEWEST_CORES = 8
+# Of a worker that was not told how many: a step of a few rows can't be cut into more parts that are worth a thread, and
+# every thread takes a stack. Not measured; who has more cores takes more decoders, or names a number.
+MOST_THREADS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,8 @@ class Threads:
         """What a job uses on a machine that grants so many CPUs."""
         return cls(
             decoders=placement.decoders,
-            decoder=placement.decoder_threads or max(1, granted // placement.decoders),
-            vision=placement.vision_threads or granted,
+            decoder=placement.decoder_threads or min(MOST_THREADS, max(1, granted // placement.decoders)),
+            vision=placement.vision_threads or min(MOST_THREADS, granted),
         )
 
     @property

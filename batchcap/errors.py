@@ -1,6 +1,13 @@
 """Owns the errors a person can act on: what they are called and which exit code each one ends with."""
 
+import re
 from enum import IntEnum, StrEnum
+
+# ONNX Runtime, PyTorch, oneDNN and the C library have no class of their own for it.
+_NO_MEMORY = re.compile(
+    r"bad.?alloc|(failed|can't|cannot|unable) to allocate|(can't|cannot|could not) allocate|(out of|not enough) memory",
+    re.IGNORECASE,
+)
 
 
 class ExitCode(IntEnum):
@@ -30,6 +37,10 @@ class UsageError(BatchcapError):
 
 class BundleError(UsageError):
     """A model bundle is missing, broken, or not what `bundle.json` says."""
+
+
+class OutOfMemoryError(BatchcapError):
+    """There is not enough memory for something that must be in memory as a whole."""
 
 
 class CheckpointError(UsageError):
@@ -83,3 +94,24 @@ class RowError(Exception):
         super().__init__(message)
         self.kind = kind
         self.message = message
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is lacking."""
+    return isinstance(error, MemoryError | OutOfMemoryError) or _NO_MEMORY.search(str(error)) is not None
+
+
+def load_error(what: str, error: Exception) -> BatchcapError:
+    """The error for a file of a bundle that can't be loaded, by its cause.
+
+    Args:
+        what: the beginning of the message: which file can't be loaded.
+        error: what the library that loads it has raised.
+    """
+    if lacks_memory(error):
+        return OutOfMemoryError(
+            f"{what} ({error}): there is not enough memory, end other programs or use a smaller model"
+        )
+    if "procfs" in str(error):  # ONNX Runtime looks there for the real path of a weights file
+        return UsageError(f"{what} ({error}): mount /proc in this container, sandbox or chroot")
+    return BundleError(f"{what} ({error}): export the bundle again")

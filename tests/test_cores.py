@@ -170,6 +170,9 @@ def test_threads_are_those_of_the_configuration() -> None:
     assert Threads.of(PlacementConfig(), 64) == Threads(decoders=1, decoder=64, vision=64)
     assert Threads.of(PlacementConfig(decoders=3), 64) == Threads(decoders=3, decoder=21, vision=64)
     assert Threads.of(PlacementConfig(decoders=8), 2) == Threads(decoders=8, decoder=1, vision=2)
+    assert Threads.of(PlacementConfig(), 512) == Threads(decoders=1, decoder=64, vision=64)
+    assert Threads.of(PlacementConfig(decoders=4), 512) == Threads(decoders=4, decoder=64, vision=64)
+    assert Threads.of(PlacementConfig(decoders=16), 512) == Threads(decoders=16, decoder=32, vision=64)
     given = PlacementConfig(decoders=2, decoder_threads=5, vision_threads=7)
     assert Threads.of(given, 64) == Threads(decoders=2, decoder=5, vision=7)
 
@@ -184,7 +187,6 @@ def test_a_job_may_be_told_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_worker_is_told_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     specs: dict[str, Any] = {}
     monkeypatch.setattr(local, "Seat", lambda name, spec, _timeout_s: specs.setdefault(name, spec))
-    monkeypatch.setattr(local, "_sharing", lambda _bundle: False)
     monkeypatch.setattr(local, "plan_for", lambda _placement: CorePlan(((0, 1), (2, 3)), (4,), "a test"))
     config = JobConfig(InputConfig(("p",)), "o", placement=PlacementConfig(decoders=2, decoder_threads=2))
     LocalEngine(BUNDLE, config)

@@ -17,16 +17,15 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import psutil
 from filelock import FileLock
 
 from batchcap.bundle import Bundle, sha256_of
 from batchcap.decoder.invariance import LARGEST_BATCH, SEED, TILES, find_row_tile
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
-from batchcap.errors import BatchcapError, BundleError, UsageError
+from batchcap.errors import BatchcapError, UsageError, load_error
 from batchcap.geometry import Geometry
-from batchcap.machine import MIB, cpu_flags, cpu_name
+from batchcap.machine import MIB, cpu_flags, cpu_name, file_system
 from batchcap.model import cache_folder
 from batchcap.store.atomic import sync, write_atomic
 
@@ -96,7 +95,12 @@ class KeptDecoder:
             return None
 
     def row_tile(self, session: DecoderSession) -> int:
-        """The decoder's row tile: measured at its first start (seconds with a large model), read at later ones."""
+        """The decoder's row tile: measured at its first start (seconds with a large model), read at later ones.
+
+        Measured at every start where the kernel does not say which CPU it is: a cache folder may serve several.
+        """
+        if not self.made_for.cpu_flags:
+            return find_row_tile(session, self._bundle.geometry)
         try:
             tile = json.loads(self._tile_path.read_bytes())["row_tile"]
             if tile in TILES:
@@ -126,7 +130,7 @@ class KeptDecoder:
         needed_bytes = int(DISK_COPIES * decoder_bytes(self._bundle))
         if free_bytes < needed_bytes:
             return f"{self._folder} has {free_bytes // MIB} MiB free and {needed_bytes // MIB} are needed"
-        if _file_system(self._folder) in MEMORY_FILE_SYSTEMS:
+        if file_system(self._folder) in MEMORY_FILE_SYSTEMS:
             return f"{self._folder} is itself in memory"
         return None
 
@@ -284,11 +288,7 @@ def open_decoder(
     try:
         tile = find_row_tile(session, bundle.geometry) if kept is None else kept.row_tile(session)
     except RuntimeError as error:  # the first runs of a graph that nobody has run here
-        if "alloc" in str(error):
-            raise
-        raise BundleError(
-            f"the decoder {bundle.decoder_path} does not run ({error}): export the bundle again"
-        ) from None
+        raise load_error(f"the decoder {bundle.decoder_path} does not run", error) from None
     return OpenedDecoder(session, tile)
 
 
@@ -314,9 +314,3 @@ def probe(session: DecoderSession, geometry: Geometry) -> bytes:
     lengths = np.full(STEP_ROWS, PROMPT_TOKENS, np.int64)
     stepped = slots.step(STEP_ROWS, lengths, lengths, random.standard_normal((STEP_ROWS, hidden), np.float32)).logits
     return bits + (b"" if stepped is None else stepped.tobytes())
-
-
-def _file_system(folder: Path) -> str:
-    """Kind of the file system that a folder is on."""
-    mounts = {Path(one.mountpoint): one.fstype for one in psutil.disk_partitions(all=True)}
-    return next((mounts[path] for path in (folder.resolve(), *folder.resolve().parents) if path in mounts), "")

@@ -361,6 +361,11 @@ def slot_positions(bundle: Bundle, prompt: PromptTemplate, generation: Generatio
     return needed
 
 
+def needs_shared_slot(prompts: Sequence[PromptTemplate]) -> bool:
+    """Whether a decoder of these prompts has one more slot, for what the prompts of a picture begin with."""
+    return _common_suffix(prompts) is not None
+
+
 def _common_suffix(prompts: Sequence[PromptTemplate]) -> int | None:
     """How many tokens after the picture several prompts have in common; None where nothing is to be shared.
 

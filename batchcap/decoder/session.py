@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from batchcap.errors import BundleError
+from batchcap.errors import BundleError, load_error
 from batchcap.geometry import Geometry
 from batchcap.graph import FLOAT, INT64, Shape, require_values
 from batchcap.records import Float32Array, Int64Array
@@ -90,7 +90,7 @@ class DecoderSession:
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's own exceptions share no base
             if save_packed is not None:
                 raise BundleError(f"ONNX Runtime can't pack {graph} into {save_packed.parent} ({error})") from None
-            raise BundleError(f"ONNX Runtime can't load {graph} ({error}): export the bundle again") from None
+            raise load_error(f"ONNX Runtime can't load {graph}", error) from None
         self._run_options = onnxruntime.RunOptions()
         # Nothing is scaled for logits that no one asks for: 10 MB for 16 rows of the real vocabulary.
         self._run_options.only_execute_path_to_fetches = True

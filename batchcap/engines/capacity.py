@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 
 from batchcap.bundle import Bundle
 from batchcap.config import JobConfig, VisionDtype
+from batchcap.cores import Threads
 from batchcap.decoder.kept import decoder_bytes, shares_weights
-from batchcap.decoder.scheduler import slot_positions
+from batchcap.decoder.scheduler import needs_shared_slot, slot_positions
 from batchcap.decoder.slots import kv_bytes_per_slot
+from batchcap.engines.decoder_worker import lane_count
 from batchcap.geometry import feature_bytes
-from batchcap.machine import MIB, available_memory_bytes
+from batchcap.machine import MIB, available_cores, available_memory_bytes
 from batchcap.prompt import PromptTemplate
 from batchcap.vision.dtype import resolve_dtype
 
@@ -36,6 +38,7 @@ class MemoryNeed:
         decoders: weights of all decoders, which share one copy where they can.
         queue: features that wait.
         slot: keys and values of one slot and the features of its picture, in all decoders together.
+        shared: keys and values of what a picture's prompts have in common, one slot a lane in all decoders together.
     """
 
     runtime: int
@@ -43,10 +46,11 @@ class MemoryNeed:
     decoders: int
     queue: int
     slot: int
+    shared: int = 0
 
     def total(self, slots: int) -> int:
         """With so many slots in each decoder."""
-        return self.runtime + self.vision + self.decoders + self.queue + slots * self.slot
+        return self.runtime + self.vision + self.decoders + self.queue + self.shared + slots * self.slot
 
     def slots_within(self, free_bytes: int, asked: int) -> int:
         """The most slots up to those asked for that fit; at least one."""
@@ -64,6 +68,8 @@ def memory_need(bundle: Bundle, config: JobConfig) -> MemoryNeed:
     prompts = PromptTemplate.all_from_bundle(bundle, generation.prompts)
     positions = max(slot_positions(bundle, one, generation, vision.max_visual_tokens) for one in prompts)
     weight_copies = 1 if shares_weights(bundle, placement.decoders) else placement.decoders
+    kv_bytes = kv_bytes_per_slot(bundle.geometry.text, positions)
+    lanes = lane_count(Threads.of(placement, available_cores()).decoder, placement.slots)
     features = feature_bytes(bundle.geometry, vision.max_visual_tokens)
     # The file is in 16 bits most often: half of what it takes in float32.
     widened = 2 if resolve_dtype(vision) is VisionDtype.FP32 else 1
@@ -72,7 +78,8 @@ def memory_need(bundle: Bundle, config: JobConfig) -> MemoryNeed:
         vision=widened * bundle.vision_weights_path.stat().st_size,
         decoders=int(weight_copies * WEIGHT_COPIES * decoder_bytes(bundle)),
         queue=placement.queue_mib * MIB,
-        slot=placement.decoders * (kv_bytes_per_slot(bundle.geometry.text, positions) + features),
+        slot=placement.decoders * (kv_bytes + features),
+        shared=placement.decoders * lanes * kv_bytes if needs_shared_slot(prompts) else 0,
     )
 
 

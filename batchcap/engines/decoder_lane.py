@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 
 from batchcap.decoder.scheduler import Decoder
-from batchcap.engines.messages import Busy, DecodeWork, Inbox, lacks_memory
+from batchcap.engines.messages import Busy, DecodeWork, Inbox
 from batchcap.engines.sign import WorkSign
-from batchcap.errors import ErrorKind
+from batchcap.errors import ErrorKind, lacks_memory
 from batchcap.records import Caption, Failure
 
 # So long after the last picture a lane with free slots waits for the next one while the encoder is at work.
@@ -23,17 +23,17 @@ class DecoderLane:
         prompts: how many captions a row has.
         send: sends a message to the coordinator; for several threads.
         sign: up while more features are in the making.
-        share: of a second of the worker's that a second of this lane is.
+        lane: which one it is of how many: a second of it is that part of a second of the worker's.
     """
 
     def __init__(
-        self, decoder: Decoder, prompts: int, send: Callable[[object], None], sign: WorkSign, share: float
+        self, decoder: Decoder, prompts: int, send: Callable[[object], None], sign: WorkSign, lane: tuple[int, int]
     ) -> None:
         self._decoder = decoder
         self._prompts = prompts
         self._send = send
         self._sign = sign
-        self._share = share
+        self._number, self._lanes = lane
         self._last_index = -1
         self._patient_until_s = 0.0
         self._answers: dict[int, dict[int, Caption]] = {}  # captions of rows whose other prompts are still at work
@@ -48,8 +48,10 @@ class DecoderLane:
             for caption in captions:
                 self._gather(caption)
 
-    def _tell(self, stage: str, since_s: float) -> None:
-        self._send(Busy(stage, self._share * (time.perf_counter() - since_s)))
+    def _tell(self, stage: str, since_s: float | None = None, *, is_idle: bool = False) -> None:
+        """Say what was done since then; None: nothing, the lane only shows that it is alive."""
+        seconds = 0.0 if since_s is None else time.perf_counter() - since_s
+        self._send(Busy(stage, seconds / self._lanes, self._number, is_idle=is_idle))
 
     def _gather(self, caption: Caption) -> None:
         """Send the captions of a row when the last of them is there."""
@@ -64,7 +66,7 @@ class DecoderLane:
         while self._decoder.can_go_on or self._decoder.free_slots:
             work = None
             if not self._decoder.can_go_on:
-                work = self._next(inbox) if self._decoder.active else inbox.get()
+                work = self._next(inbox) if self._decoder.active else self._first(inbox)
                 if work is None:
                     return
             started_s = time.perf_counter()
@@ -77,7 +79,16 @@ class DecoderLane:
         work: DecodeWork | None = inbox.get_within(0)
         while work is None and self._sign.is_up() and time.monotonic() < self._patient_until_s:
             work = inbox.get_within(LOOK_S)
-            self._send(Busy("decode", 0.0))  # who waits is not silent
+            self._tell("decode")  # who waits is not silent
+        return work
+
+    def _first(self, inbox: Inbox) -> DecodeWork:
+        """A row for a lane with nothing to do; waits for it."""
+        work: DecodeWork | None = inbox.get_within(0)
+        if work is None:
+            self._tell("decode", is_idle=True)
+            work = inbox.get()
+        self._tell("prefill")  # from here on its silence counts, whatever the other lanes say
         return work
 
     def _prefill(self, work: DecodeWork | None) -> None:

@@ -19,6 +19,7 @@ from batchcap.engines.decoder_lane import DecoderLane
 from batchcap.engines.messages import DecoderSpec, Inbox
 from batchcap.engines.side_by_side import run_side_by_side
 from batchcap.engines.sign import WorkSign
+from batchcap.machine import session_threads
 from batchcap.prompt import PromptTemplate, load_tokenizer
 
 LANES = 2
@@ -36,11 +37,10 @@ class DecoderWorker:
         self._sending = threading.Lock()
         bundle = Bundle.load_again(spec.bundle_folder, spec.bundle_id)
         count = lane_count(spec.threads, spec.slots)
-        # A lane's own thread computes, too; the session's others help whoever needs them.
-        session_threads = spec.threads - count + 1
+        threads = session_threads(spec.threads, count)
         with ThreadPoolExecutor(1) as beside:  # the tokenizer takes half a second, and so do the weights
             opening = beside.submit(
-                open_decoder, bundle, session_threads, KeptDecoder.of(bundle), share_weights=spec.share_weights
+                open_decoder, bundle, threads, KeptDecoder.of(bundle), share_weights=spec.share_weights
             )
             tokenizer = load_tokenizer(bundle)
             prompts = PromptTemplate.all_from_bundle(bundle, spec.generation.prompts, tokenizer)
@@ -48,9 +48,9 @@ class DecoderWorker:
         self.lanes: list[DecoderLane] = []
         for number in range(count):
             slots = (spec.slots + number) // count
-            placement = DecoderPlacement(slots, session_threads, spec.max_visual_tokens)
+            placement = DecoderPlacement(slots, threads, spec.max_visual_tokens)
             decoder = Decoder(bundle, prompts, spec.generation, placement, opened, tokenizer)
-            self.lanes.append(DecoderLane(decoder, len(prompts), self._send, sign, 1 / count))
+            self.lanes.append(DecoderLane(decoder, len(prompts), self._send, sign, (number, count)))
         if decoder.splits_prompts:
             warn_if_a_split_shows(opened.session, bundle.geometry, opened.row_tile)
 

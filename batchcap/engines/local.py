@@ -56,7 +56,7 @@ class _Ledger:
 
 
 class LocalEngine:
-    """One vision worker and a pool of decoder workers on this machine."""
+    """One vision worker and a pool of decoder workers on this machine; `start` starts them."""
 
     def __init__(self, bundle: Bundle, config: JobConfig) -> None:
         placement = config.placement
@@ -71,7 +71,7 @@ class LocalEngine:
         self._ledger = _Ledger()
         self._failure: BatchcapError | None = None
         self._busy_s: dict[str, float] = dict.fromkeys(("read", "vision", "prefill", "decode"), 0.0)
-        self._sign_file: int | None = make_sign_file()
+        self._sign_file: int | None = None
         folder = str(bundle.folder)
         vision_spec = VisionSpec(
             bundle_folder=folder,
@@ -81,10 +81,9 @@ class LocalEngine:
             patch_budget=placement.patch_budget,
             find_twins=not config.generation.depends_on_row,
             cpus=cores.vision,
-            sign_file=self._sign_file,
         )
         timeout_s = config.limits.picture_timeout_s
-        self._decoders: list[Seat] = []
+        self._bundle = bundle
         self._vision = Seat("vision", vision_spec, timeout_s)
         decoder_spec = DecoderSpec(
             bundle_folder=folder,
@@ -93,23 +92,31 @@ class LocalEngine:
             slots=placement.slots,
             threads=threads.decoder,
             max_visual_tokens=config.vision.max_visual_tokens,
-            share_weights=placement.decoders > 1 and _sharing(bundle),  # while the vision worker loads already
-            sign_file=self._sign_file,
         )
-        for number, cpus in enumerate(cores.decoders):
-            self._decoders.append(Seat(f"decoder {number}", replace(decoder_spec, cpus=cpus), timeout_s))
+        self._decoders = [
+            Seat(f"decoder {number}", replace(decoder_spec, cpus=cpus), timeout_s)
+            for number, cpus in enumerate(cores.decoders)
+        ]
 
     def start(self, should_stop: Callable[[], bool]) -> None:
-        """Wait until every worker has loaded its model, or it is time to stop.
+        """Start the workers and wait until every one has loaded its model, or it is time to stop.
 
         Raises:
-            BatchcapError: a worker could not start; the message and exit code are the worker's.
+            BatchcapError: a worker could not start; the message and exit code are the worker's. None is left behind.
         """
         try:
+            self._start_workers()
             self._await_ready(should_stop)
         except BaseException:
             self.close()
             raise
+
+    def _start_workers(self) -> None:
+        self._sign_file = make_sign_file()
+        self._vision.start(sign_file=self._sign_file)
+        share_weights = len(self._decoders) > 1 and _sharing(self._bundle)  # while the vision worker loads already
+        for seat in self._decoders:
+            seat.start(sign_file=self._sign_file, share_weights=share_weights)
 
     def _await_ready(self, should_stop: Callable[[], bool]) -> None:
         loading = {seat.worker.connection: seat for seat in self._seats}
@@ -140,7 +147,7 @@ class LocalEngine:
         ledger, reading = self._ledger, self._vision.rows
         if self._vision.is_careful or (self._guard.is_short and ledger.rows):
             return False
-        if reading >= VISION_WINDOW_ROWS or ledger.twins_waiting >= TWIN_WINDOW_ROWS:
+        if reading >= self._vision.window(VISION_WINDOW_ROWS) or ledger.twins_waiting >= TWIN_WINDOW_ROWS:
             return False
         if not reading and not ledger.waiting:
             return True  # a picture larger than the whole queue must still pass
@@ -205,7 +212,7 @@ class LocalEngine:
         """Take in everything a worker has sent by now."""
         while seat.worker.connection.poll():
             message = seat.worker.receive()
-            seat.heard()
+            seat.heard(message)
             outcomes += self._take(seat, message)
 
     def _take(self, seat: Seat, message: object) -> list[Outcome]:
@@ -276,14 +283,15 @@ class LocalEngine:
 
     def process_ids(self) -> list[int]:
         """Process ids of the workers."""
-        return [seat.worker.process.pid for seat in self._seats]
+        return [seat.worker.process.pid for seat in self._seats if seat.is_started]
 
     def close(self) -> None:
         """End all workers at once."""
-        for seat in self._seats:
-            seat.worker.kill()
-        for seat in self._seats:
-            seat.worker.close()
+        workers = [seat.worker for seat in self._seats if seat.is_started]
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.close()
         if self._sign_file is not None:
             os.close(self._sign_file)
             self._sign_file = None

@@ -3,17 +3,25 @@
 import os
 import queue
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from batchcap.config import GenerationConfig, VisionConfig
 from batchcap.records import Features
 
+# One picture at a time is the least there is; from here on nothing gets less.
+MOST_DIVISOR = 64
+
 
 @dataclass(frozen=True, slots=True)
 class VisionSpec:
-    """What the vision worker is built from. `find_twins`: equal pictures are encoded and captioned once."""
+    """What the vision worker is built from.
+
+    Attributes:
+        find_twins: equal pictures are encoded and captioned once.
+        divisor: readers, lanes and patches of a pass are so many times fewer than usual; never changes a feature.
+    """
 
     bundle_folder: str
     bundle_id: str
@@ -23,6 +31,11 @@ class VisionSpec:
     find_twins: bool
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
     sign_file: int | None = None  # of a `WorkSign`
+    divisor: int = 1
+
+    def with_less(self) -> "VisionSpec":
+        """The same with half as much in memory at once."""
+        return replace(self, divisor=min(2 * self.divisor, MOST_DIVISOR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,10 @@ class DecoderSpec:
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
     sign_file: int | None = None  # of a `WorkSign`
 
+    def with_less(self) -> "DecoderSpec":
+        """The same with half as much in memory at once."""
+        return replace(self, slots=max(1, self.slots // 2))
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -49,10 +66,17 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Seconds of work done in a stage since the last such message."""
+    """Seconds of work done in a stage since the last such message of the lane; also a sign of life.
+
+    Attributes:
+        lane: of a decoder.
+        is_idle: the lane has nothing left to do and says no more until there is.
+    """
 
     stage: str
     seconds: float
+    lane: int = 0
+    is_idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +101,6 @@ class Captioned:
     """Pictures that the job has captions of: hex digest and row index."""
 
     pictures: list[tuple[str, int]]
-
-
-def lacks_memory(error: Exception) -> bool:
-    """Whether an error says that memory is lacking; ONNX Runtime and PyTorch have no class of their own for it."""
-    return isinstance(error, MemoryError) or "alloc" in str(error)
 
 
 class Inbox:

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -42,22 +42,31 @@ class Worker:
     """
 
     def __init__(self, name: str, spec: VisionSpec | DecoderSpec) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", MESSAGE_TIMEOUT_S, 0))
         self.name = name
-        try:
-            with theirs:
-                # -P: a random.py or a folder torch/ where the command is run must not get in the way.
-                command = [sys.executable, "-P", "-m", "batchcap.engines.worker"]
-                self.process = _popen(command, theirs.fileno(), spec.sign_file)
-        except OSError as error:  # too many processes, or no memory for one more
-            self._socket.close()
-            raise WorkerEndError(f"could not be started: {error.strerror}", lacked_memory=True) from None
-        self.connection = Connection(os.dup(self._socket.fileno()))
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._sender = threading.Thread(target=self._send, name=f"send-{name}", daemon=True)
-        self._sender.start()
+        with ExitStack() as undo:
+            try:
+                self._start(spec, undo)
+            except (OSError, RuntimeError) as error:  # too many processes, threads or files, or no memory for one more
+                reason = getattr(error, "strerror", None) or error
+                raise WorkerEndError(f"could not be started: {reason}", lacked_memory=True) from None
+            undo.pop_all()
         self.send(spec)
+
+    def _start(self, spec: VisionSpec | DecoderSpec, undo: ExitStack) -> None:
+        """Start the process; `undo` ends what was started and closes what was opened."""
+        self._socket, theirs = socket.socketpair()
+        undo.enter_context(self._socket)
+        with theirs:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", MESSAGE_TIMEOUT_S, 0))
+            # -P: a random.py or a folder torch/ where the command is run must not get in the way.
+            command = [sys.executable, "-P", "-m", "batchcap.engines.worker"]
+            self.process = _popen(command, theirs.fileno(), spec.sign_file)
+        undo.callback(_end_of, self.process)
+        undo.callback(self.process.kill)
+        self.connection = undo.enter_context(Connection(os.dup(self._socket.fileno())))
+        self._sender = threading.Thread(target=self._send, name=f"send-{self.name}", daemon=True)
+        self._sender.start()
 
     def send(self, message: object) -> None:
         """Queue a message; never waits for the worker."""

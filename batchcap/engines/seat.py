@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from batchcap.engines.messages import DecoderSpec, DecodeWork, VisionSpec
+from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, VisionSpec
 from batchcap.engines.process import Worker, WorkerEndError
 from batchcap.errors import ErrorKind, WorkerError
 from batchcap.records import Failure, ImageRow
@@ -23,6 +23,7 @@ MOST_ENDS_OF_A_ROW = 2
 MOST_ENDS_IN_A_ROW = 20
 # A first load reads the whole bundle from a cold disk.
 START_TIMEOUT_S = 600.0
+MEMORY_HINT = " The system may have run out of memory: lower --slots, --decoders or --queue-mib"
 # Time between two looks that counts as looking on.
 LOOK_S = 5.0
 
@@ -59,8 +60,6 @@ class Seat:
         start_worker: makes a worker of a name and a spec.
         clock: seconds of which the worker's silence is made; None: its own `SeenTime`.
 
-    Raises:
-        WorkerError: the system has no process for it.
     """
 
     def __init__(
@@ -81,9 +80,42 @@ class Seat:
         self._timeout_s = timeout_s
         self._start_worker = start_worker
         self._clock = clock or SeenTime()
-        self.worker = self._started()
+        self._worker: Worker | None = None
         self._oldest: int | None = None
+        self._heard_s = self._oldest_since_s = 0.0
+        self._lanes_heard_s: dict[int, float] = {}  # of a decoder's lanes that have work
+
+    def start(self, *, sign_file: int | None = None, share_weights: bool = False) -> None:
+        """Start the first worker.
+
+        Args:
+            sign_file: of the `WorkSign` that all workers share.
+            share_weights: of a decoder, see `DecoderSpec`.
+
+        Raises:
+            WorkerError: the system has no process for it.
+        """
+        if isinstance(self._spec, DecoderSpec):
+            self._spec = replace(self._spec, share_weights=share_weights)
+        self._spec = replace(self._spec, sign_file=sign_file)
+        self._worker = self._started()
         self._heard_s = self._oldest_since_s = self._clock()
+
+    @property
+    def worker(self) -> Worker:
+        """The worker that is here now.
+
+        Raises:
+            RuntimeError: none was started.
+        """
+        if self._worker is None:
+            raise RuntimeError(f"the {self.name} worker was not started")
+        return self._worker
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is a worker, at work or ended."""
+        return self._worker is not None
 
     def _started(self) -> Worker:
         try:
@@ -95,6 +127,10 @@ class Seat:
     def slots(self) -> int | None:
         """Slots of a decoder, which gets fewer where memory was lacking; None: it is not one."""
         return self._spec.slots if isinstance(self._spec, DecoderSpec) else None
+
+    def window(self, rows: int) -> int:
+        """Of so many rows that the worker may hold, those that it may where memory was lacking."""
+        return max(1, rows // self._spec.divisor) if isinstance(self._spec, VisionSpec) else rows
 
     @property
     def rows(self) -> int:
@@ -108,18 +144,24 @@ class Seat:
 
     def give(self, work: Work) -> None:
         """Send work to the worker; never waits."""
-        if not self.given:
+        if not self.given:  # no lane has work
             self._heard_s = self._clock()
+            self._lanes_heard_s.clear()
         self.given[_index(work)] = work
         self.worker.send(work)
 
-    def heard(self) -> None:
+    def heard(self, message: object = None) -> None:
         """The worker has said something."""
         self._heard_s = self._clock()
+        if isinstance(message, Busy) and message.is_idle:
+            self._lanes_heard_s.pop(message.lane, None)
+        elif isinstance(message, Busy):
+            self._lanes_heard_s[message.lane] = self._heard_s
 
     def ready(self) -> None:
         """The worker has loaded its model."""
         self.is_ready = True
+        self._lanes_heard_s.clear()
         self._oldest = None  # the first suspect may be the one that its predecessor hung over: its time begins anew
         self.heard()
 
@@ -137,7 +179,8 @@ class Seat:
     def hangs(self) -> bool:
         """Whether the worker has been silent for too long, or has not come to the end of its oldest row.
 
-        A decoder's oldest row may wait for many others; it tells of each step instead.
+        A decoder's oldest row may wait for many others; each of its lanes tells of its steps instead, and that it has
+        nothing left to do: silent is who has work, however much the other lane says.
         """
         now_s = self._clock()
         if not self.is_ready:
@@ -147,7 +190,9 @@ class Seat:
             self._oldest, self._oldest_since_s = oldest, now_s
         if oldest is None:
             return False
-        since_s = self._heard_s if isinstance(self._spec, DecoderSpec) else self._oldest_since_s
+        since_s = self._oldest_since_s
+        if isinstance(self._spec, DecoderSpec):
+            since_s = min(self._lanes_heard_s.values(), default=self._heard_s)
         return now_s - since_s > self._timeout_s
 
     def hang(self) -> WorkerEndError:
@@ -170,20 +215,23 @@ class Seat:
         kept, given_up = self._judge(end)
         self._suspects.extendleft(reversed(kept))
         self.given.clear()
-        if end.lacked_memory and isinstance(self._spec, DecoderSpec):
-            self._spec = replace(self._spec, slots=max(1, self._spec.slots // 2))
+        if end.lacked_memory:
+            self._spec = self._spec.with_less()
         log.warning(
             "the %s process %s; a new one is started%s, %d rows are given to it one at a time, %d given up",
             self.name,
             end,
-            f" with {self.slots} slots" if end.lacked_memory and self.slots else "",
+            self._less() if end.lacked_memory else "",
             len(self._suspects),
             len(given_up),
         )
-        self.worker, self.is_ready = self._started(), False
+        self._worker, self.is_ready = self._started(), False
         self.heard()
         self._give_suspect()
         return given_up
+
+    def _less(self) -> str:
+        return f" with {self.slots} slots" if self.slots else " with fewer pictures at once"
 
     def _judge(self, end: WorkerEndError) -> tuple[list[Work], list[Failure]]:
         """The rows that are given out again, and those that are given up."""
@@ -195,6 +243,8 @@ class Seat:
             else:
                 del self._ends[index]
                 message = f"the {self.name} process {end}, as one had ended over this picture before"
+                if end.lacked_memory:
+                    message += f".{MEMORY_HINT}, then run again with --retry failed."
                 given_up.append(Failure(index, ErrorKind.CRASHED, message))
         return kept, given_up
 
@@ -202,9 +252,9 @@ class Seat:
         """What to say of a worker that can't be replaced."""
         count = self._ends_in_a_row
         often = f", {count} times in a row with nothing finished between," if count > 1 else ""
-        hint = " The system may have run out of memory: lower --slots, --decoders or --queue-mib."
+        hint = f"{MEMORY_HINT}." if end.lacked_memory else ""
         return WorkerError(
-            f"the {self.name} process{often} {end}.{hint if end.lacked_memory else ''} No finished caption is lost: "
+            f"the {self.name} process{often} {end}.{hint} No finished caption is lost: "
             "run the same command again to go on."
         )
 

@@ -20,7 +20,7 @@ from batchcap.engines.messages import Busy, Captioned, Inbox, VisionSpec
 from batchcap.engines.side_by_side import run_side_by_side
 from batchcap.engines.sign import WorkSign
 from batchcap.engines.twins import KnownPictures
-from batchcap.errors import ErrorKind, RowError
+from batchcap.errors import ErrorKind, RowError, lacks_memory
 from batchcap.geometry import VisionGeometry
 from batchcap.images import patches_of, read_picture
 from batchcap.records import Failure, Features, ImageRow, Patches, Twin
@@ -47,13 +47,14 @@ class VisionWorker:
         self._connection = connection
         self._sending = threading.Lock()
         self._config = spec.vision
-        self._lanes = lane_count(spec.threads)
+        self._lanes = max(1, lane_count(spec.threads) // spec.divisor)
+        self._readers = max(1, READ_THREADS // spec.divisor)
         self._sign = WorkSign(spec.sign_file)
         self._bundle = Bundle.load_again(spec.bundle_folder, spec.bundle_id)
         self._encoder = load_encoder(self._bundle, spec.vision, spec.threads, self._lanes)
         # An encoder that can't work on this machine ends the job here, before it fails row after row.
         self._encoder.encode([_blank(self._bundle.geometry.vision)])
-        self._lane_patches = min(PASS_PATCHES, spec.patch_budget // self._lanes)
+        self._lane_patches = min(PASS_PATCHES, spec.patch_budget // self._lanes) // spec.divisor
         self._known = KnownPictures() if spec.find_twins else None
         self._rows: queue.SimpleQueue[ImageRow] = queue.SimpleQueue()
         self._loaded: deque[Patches] = deque()
@@ -62,7 +63,7 @@ class VisionWorker:
 
     def run(self, inbox: Inbox) -> None:
         """Work until the coordinator goes away (the inbox ends the process then)."""
-        readers, lanes = [self._read_rows] * READ_THREADS, [self._encode_pictures] * self._lanes
+        readers, lanes = [self._read_rows] * self._readers, [self._encode_pictures] * self._lanes
         run_side_by_side([partial(self._dispatch, inbox), *readers, *lanes], self._sending)
 
     def _dispatch(self, inbox: Inbox) -> None:
@@ -85,7 +86,9 @@ class VisionWorker:
             result = self._load(row)
         except RowError as error:
             result = Failure(row.index, error.kind, error.message)
-        except Exception as error:  # noqa: BLE001 - a worker's edge: one picture must not end the job
+        except Exception as error:  # a worker's edge: one picture must not end the job
+            if lacks_memory(error):  # not the row's fault, or not its alone: who comes after this worker finds out
+                raise
             result = Failure(row.index, ErrorKind.INTERNAL, f"{type(error).__name__}: {error}")
         if not isinstance(result, Patches):
             self._answer(result)
@@ -128,7 +131,9 @@ class VisionWorker:
         results: list[Features | Failure] = []
         try:
             results.extend(self._encoder.encode(batch, lanes))
-        except Exception as error:  # noqa: BLE001 - a worker's edge
+        except Exception as error:  # a worker's edge
+            if lacks_memory(error):
+                raise
             if len(batch) > 1:  # find the picture that is to blame
                 for patches in batch:
                     self._encode([patches], lanes)

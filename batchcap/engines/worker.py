@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from batchcap.cores import keep_on
-from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec, lacks_memory
-from batchcap.errors import BatchcapError, ExitCode
+from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec
+from batchcap.errors import BatchcapError, ExitCode, lacks_memory
 
 
 class _Stage(Protocol):
@@ -49,7 +49,7 @@ def main() -> None:
     except (BrokenPipeError, ConnectionResetError):
         pass  # the coordinator is gone
     except BatchcapError as error:
-        connection.send(Fatal(str(error), int(error.exit_code)))
+        connection.send(Fatal(str(error), int(error.exit_code), lacks_memory(error)))
     except Exception as error:  # noqa: BLE001 - a worker's edge: the coordinator tells the person
         if os.environ.get("BATCHCAP_DEBUG"):
             traceback.print_exc()

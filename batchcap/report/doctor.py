@@ -80,7 +80,8 @@ def _machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu_name(),
         "cores": f"{available_cores()} for this process",
-        "features": " ".join(flag for flag in SPEED_FLAGS if flag in flags) or "none of the fast ones",
+        "features": " ".join(flag for flag in SPEED_FLAGS if flag in flags)
+        or ("none of the fast ones" if flags else "unknown, /proc/cpuinfo does not say"),
         "memory": f"{available_memory_bytes() / MIB:,.0f} MiB free of {total_memory_bytes() / MIB:,.0f} MiB",
         "disk": f"{disk.free / MIB:,.0f} MiB free for the cache in {cache}",
         "network": offline.statement() if not offline.faults() else "something may be sent: see the problems",

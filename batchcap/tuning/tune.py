@@ -10,14 +10,12 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
-
 from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig
 from batchcap.cores import Threads, usable_cores
 from batchcap.engines.capacity import fitted_to_memory, memory_need
 from batchcap.errors import BatchcapError, UsageError
-from batchcap.machine import MIB, available_cores, available_memory_bytes
+from batchcap.machine import MIB, available_cores, available_memory_bytes, busy_cpu_s
 from batchcap.model import load_model
 from batchcap.profiles import Settings, Tuned, is_w8a8
 from batchcap.report.columns import aligned
@@ -251,23 +249,28 @@ def _start(bundle: Bundle) -> Settings:
 
 @dataclass(frozen=True, slots=True)
 class _Processor:
-    """Seconds so far: of the processor for all programs, and for this one with workers that ended; of the clock."""
+    """Seconds so far: of the processor for all programs, and for this one with workers that ended; of the clock.
 
-    busy_s: float
+    `busy_s` is None where the kernel does not say it.
+    """
+
+    busy_s: float | None
     own_s: float
     wall_s: float
 
     @classmethod
     def now(cls) -> "_Processor":
-        times, own = psutil.cpu_times(), os.times()
+        own = os.times()
         return cls(
-            busy_s=times.user + times.nice + times.system,
+            busy_s=busy_cpu_s(),
             own_s=own.user + own.system + own.children_user + own.children_system,
             wall_s=time.perf_counter(),
         )
 
     def others_share_since(self, before: "_Processor") -> float:
-        """Part of the processor that others took."""
+        """Part of the processor that others took; 0 where the kernel does not say."""
+        if self.busy_s is None or before.busy_s is None:
+            return 0.0
         others_s = (self.busy_s - before.busy_s) - (self.own_s - before.own_s)
         return max(0.0, others_s / ((self.wall_s - before.wall_s) * (os.cpu_count() or 1)))
 

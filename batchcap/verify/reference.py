@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
@@ -23,6 +22,7 @@ from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.prequantized import require_unquantized
 from batchcap.export.tensors import HEAD, VISION, StoredTensor
 from batchcap.export.transformers_model import load_model
+from batchcap.machine import available_memory_bytes
 from batchcap.prompt import PromptTemplate
 from batchcap.records import Features, Float32Array, Int64Array, Patches
 
@@ -233,7 +233,7 @@ def _fitting_dtype(tensors: Mapping[str, StoredTensor], wanted: ReferenceDtype) 
         for dtype, torch_dtype in _TORCH_DTYPES.items():
             width = 4 if name.startswith(VISION) else torch_dtype.itemsize
             needed[dtype] += math.prod(tensor.shape) * width
-    free = psutil.virtual_memory().available
+    free = available_memory_bytes()
     chosen = wanted
     if wanted is ReferenceDtype.AUTO:
         chosen = ReferenceDtype.FP32 if needed[ReferenceDtype.FP32] <= free else ReferenceDtype.BF16

@@ -12,10 +12,11 @@ import onnxruntime
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
-from batchcap.errors import BundleError, CheckpointError
+from batchcap.errors import BundleError, CheckpointError, load_error
 from batchcap.export.tensors import read_file
 from batchcap.geometry import VisionGeometry
 from batchcap.graph import FLOAT, Shape, require_values
+from batchcap.machine import session_threads
 from batchcap.records import Features, Float32Array, Patches
 from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
@@ -42,8 +43,7 @@ class OnnxVisionEncoder:
         geometry = bundle.geometry.vision
         self.dtype = resolve_dtype(config)
         path = bundle.vision_graph_path(int8=self.dtype is VisionDtype.INT8)
-        # A lane's own thread computes, too; the session's others help whoever needs them.
-        self._session = _session(path, threads - lanes + 1)
+        self._session = _session(path, session_threads(threads, lanes))
         require_values(self._session, path, *_values(geometry))
         self._outputs = ["embeds", *(f"deepstack.{level}" for level in range(len(geometry.deepstack_levels)))]
         self._rotary = RotaryTable(read_rotary_table(bundle), geometry.merge_size)
@@ -86,7 +86,7 @@ def _session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - the runtime raises its own kinds for every fault of a file
-        raise BundleError(f"the vision graph {graph} can't be loaded ({error}): export the bundle again") from None
+        raise load_error(f"the vision graph {graph} can't be loaded", error) from None
 
 
 def _position_table(bundle: Bundle) -> Float32Array:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from batchcap.errors import BundleError
+from batchcap.errors import BundleError, load_error
 from batchcap.geometry import VisionGeometry
 from batchcap.vision.linear import has_packed_kernels
 
@@ -232,7 +232,7 @@ def load_tower(geometry: VisionGeometry, weights: Path, dtype: torch.dtype) -> t
             for name, tensor in load_file(weights).items()
         }
     except (OSError, SafetensorError) as error:
-        raise BundleError(f"the vision weights {weights} can't be read ({error}): export the bundle again") from error
+        raise load_error(f"the vision weights {weights} can't be read", error) from error
     table = state.pop(POSITION_WEIGHT, None)
     if table is None or table.shape != (geometry.position_side**2, geometry.hidden_size):
         raise BundleError(f"{weights} has no {POSITION_WEIGHT} of the bundle's shape: export the bundle again")

@@ -205,7 +205,7 @@ def test_packing_is_told(
 ) -> None:
     monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
     monkeypatch.setattr(kept_module, "LEAST_BYTES", 0)
-    monkeypatch.setattr(kept_module, "_file_system", lambda _: "ext4")
+    monkeypatch.setattr(kept_module, "file_system", lambda _: "ext4")
     for expected in (["packing the decoder's weights for this CPU, once"], []):
         with caplog.at_level(logging.INFO):
             assert prepare_sharing(tiny_bundle_int4)
@@ -225,11 +225,11 @@ def test_packed_weights_need_no_writing(kept: KeptDecoder, tiny_bundle_int4: Bun
 
 def test_obstacles(kept: KeptDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(kept_module, "_file_system", lambda _: "ext4")
+        patch.setattr(kept_module, "file_system", lambda _: "ext4")
         assert kept.obstacle() is None
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
         assert "0 MiB free" in str(kept.obstacle())
-    monkeypatch.setattr(kept_module, "_file_system", lambda _: "tmpfs")
+    monkeypatch.setattr(kept_module, "file_system", lambda _: "tmpfs")
     assert "in memory" in str(kept.obstacle())
 
 
@@ -253,6 +253,17 @@ def test_the_row_tile_is_measured_once(
     kept.packed_folder.with_suffix(".json").unlink()
     # The largest may mean that no tile works: every start says so again.
     assert [open_decoder(tiny_bundle_int4, 1, kept).row_tile for _start in range(2)] == [LARGEST_BATCH] * 2
+
+
+def test_the_row_tile_of_an_unknown_cpu_is_measured_each_time(
+    kept: KeptDecoder, tiny_bundle_int4: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another CPU that is not told either would find it in a cache folder that both use."""
+    monkeypatch.setattr(kept_module, "cpu_flags", frozenset)
+    unknown = KeptDecoder(tiny_bundle_int4, kept.packed_folder.parent)
+    found = iter([2, 4])
+    monkeypatch.setattr(kept_module, "find_row_tile", lambda *_: next(found))
+    assert [open_decoder(tiny_bundle_int4, 1, unknown).row_tile for _start in range(2)] == [2, 4]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"row_tile": 3}', '{"row_tile": [2]}', '{"tile": 2}'])

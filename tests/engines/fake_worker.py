@@ -65,6 +65,11 @@ def _misbehave(connection: Connection, how: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "stops":
         os.kill(os.getpid(), signal.SIGSTOP)
+    if how == "blocks":  # one lane hangs, the other goes on
+        connection.send(Busy("prefill", 0.0, lane=1))
+        while True:
+            connection.send(Busy("decode", 0.0, lane=0))
+            time.sleep(0.05)
     if how == "stammers":
         os.write(connection.fileno(), struct.pack("!i", 1000) + b"half")
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchcap.bundle import Bundle
-from batchcap.config import InputConfig, JobConfig, PlacementConfig
+from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
 from batchcap.decoder import kept
 from batchcap.engines import capacity
 from batchcap.engines.capacity import MemoryNeed, fitted_to_memory, memory_need
@@ -34,12 +34,27 @@ def test_what_a_job_needs(tiny_bundle_int4: Bundle) -> None:
     assert one.total(3) - one.total(1) == 2 * one.slot
 
 
+def test_the_slot_that_prompts_share_is_counted_for_each_lane(tiny_bundle_int4: Bundle) -> None:
+    def need(prompt: str | dict[str, str], **placement: int) -> MemoryNeed:
+        told = PlacementConfig(**placement)
+        return memory_need(tiny_bundle_int4, replace(CONFIG, generation=GenerationConfig(prompt), placement=told))
+
+    asked = {"whole": "Describe this image.", "what": "What is it?"}
+    assert need("Describe this image.", decoder_threads=2).shared == 0
+    one = need(asked, decoder_threads=1)
+    assert 0 < one.shared < one.slot, "no features"
+    assert need(asked, decoder_threads=2).shared == 2 * one.shared
+    assert need(asked, decoder_threads=2, decoders=3).shared == 6 * one.shared
+    assert one.total(3) == replace(one, shared=0).total(3) + one.shared
+    assert replace(NEED, shared=50).slots_within(400, 16) == 11
+
+
 def test_decoders_share_one_copy_of_the_weights_where_they_can(
     tiny_bundle_int4: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = replace(CONFIG, placement=PlacementConfig(decoders=2))
     monkeypatch.setattr(kept, "LEAST_BYTES", 0)
-    monkeypatch.setattr(kept, "_file_system", lambda _: "ext4")
+    monkeypatch.setattr(kept, "file_system", lambda _: "ext4")
     monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
     one_copy = memory_need(tiny_bundle_int4, CONFIG).decoders
     assert memory_need(tiny_bundle_int4, two).decoders == one_copy

@@ -5,10 +5,12 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from batchcap.decoder.slots import Slots
 from batchcap.engines import decoder_lane
 from batchcap.engines.decoder_worker import DecoderWorker, lane_count
 from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork
+from batchcap.engines.seat import Seat
 from batchcap.engines.sign import WorkSign, make_sign_file
 from batchcap.errors import ErrorKind
 from batchcap.records import Caption, Failure, Features
@@ -68,9 +71,9 @@ def outcomes(ours: Connection, rows: int) -> dict[int, tuple[Caption, ...] | Fai
     return found
 
 
-def run_to_the_end(worker: DecoderWorker, hand: Hand) -> None:
-    with suppress(EOFError):
-        worker.run(hand)  # type: ignore[arg-type]
+def run_to_the_end(worker: DecoderWorker, hand: Any) -> None:
+    with suppress(EOFError, BrokenPipeError):  # no more messages, or nobody who reads any more
+        worker.run(hand)
 
 
 def serve(
@@ -152,7 +155,8 @@ def test_lack_of_memory_is_no_rows_fault(
 
     bundle = tiny_bundle_fp32
     spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(max_new_tokens=3), 2, 1, 16)
-    worker = DecoderWorker(spec, Pipe()[1])
+    _ours, theirs = Pipe()
+    worker = DecoderWorker(spec, theirs)
     monkeypatch.setattr(worker.lanes[0]._decoder, "admit", fail)
     with pytest.raises(type(error)):
         worker.run(Hand(*pictures(bundle, 1)))  # type: ignore[arg-type]
@@ -187,17 +191,63 @@ def test_two_lanes_write_what_one_writes(tiny_bundle_fp32: Bundle) -> None:
     for slots in (3, 5):
         worker, ours = make_lanes(bundle, slots)
         inbox: Any = EndlessInbox(*work)
-        threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
+        threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
         found = outcomes(ours, len(work))
         texts.append({index: written(outcome) for index, outcome in found.items()})
         assert [lane._decoder.free_slots for lane in worker.lanes] == ([3] if slots == 3 else [2, 3])
     assert texts[0] == texts[1]
 
 
+def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(
+    tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, timeout_s = tiny_bundle_fp32, 5.0
+    worker, ours = make_lanes(bundle, 4)
+    monkeypatch.setattr(worker.lanes[1]._decoder, "step", lambda: threading.Event().wait())  # as in native code
+    inbox: Any = EndlessInbox()
+    spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(), 4, 2, 16)
+    stand_in: Any = SimpleNamespace(send=inbox.put)
+    seat = Seat("decoder 0", spec, timeout_s, lambda _name, _spec: stand_in)
+    seat.start()
+    seat.ready()
+    threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
+    index, ends_s, last_s = 0, time.monotonic() + PATIENCE_S, {0: 0.0, 1: 0.0}
+    while not seat.hangs():
+        assert time.monotonic() < ends_s
+        while seat.rows < 6:  # there is always a next row, so that the lane that is well is never silent
+            seat.give(DecodeWork(f"row-{index}", picture(bundle, index)))
+            index += 1
+        while ours.poll(0.01):
+            message = ours.recv()
+            seat.heard(message)
+            if isinstance(message, Busy):
+                last_s[message.lane] = time.monotonic()
+            else:
+                seat.answered(message[0].index)
+                break
+    assert index > 10
+    assert last_s[0] > last_s[1] + timeout_s / 2
+
+
+def test_lanes_that_have_nothing_to_do_say_so(tiny_bundle_fp32: Bundle) -> None:
+    worker, ours = make_lanes(tiny_bundle_fp32, 4)
+    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 3))
+    threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
+    last: dict[int, Busy] = {}
+    rows = 0
+    while rows < 3 or len(last) < 2 or not all(one.is_idle for one in last.values()):
+        assert ours.poll(PATIENCE_S)
+        message = ours.recv()
+        if isinstance(message, Busy):
+            last[message.lane] = message
+        else:
+            rows += 1
+
+
 def test_each_lane_asks_all_prompts_of_its_pictures(tiny_bundle_fp32: Bundle) -> None:
     worker, ours = make_lanes(tiny_bundle_fp32, 4, prompt=ASKED)
     inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 9))
-    threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
+    threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     for captions in outcomes(ours, 9).values():
         assert isinstance(captions, tuple)
         assert [caption.prompt for caption in captions] == [0, 1, 2]
@@ -232,7 +282,7 @@ def test_no_step_of_few_rows_while_the_encoder_is_at_work(tiny_bundle_fp32: Bund
     encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[sign_file])
     assert encoder.stdout is not None
     encoder.stdout.readline()
-    threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
+    threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     for _message in range(5):  # prefilled, and then it waits, but says so
         assert ours.poll(PATIENCE_S)
         told = ours.recv()
@@ -249,7 +299,7 @@ def test_a_lane_loses_patience(tiny_bundle_fp32: Bundle, monkeypatch: pytest.Mon
     monkeypatch.setattr(WorkSign, "is_up", lambda _sign: True)
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
     inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 1))
-    threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
+    threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     assert outcomes(ours, 1).keys() == {0}
 
 

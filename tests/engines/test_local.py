@@ -35,7 +35,7 @@ def engine(
     timeout_s: float = 600.0,
     **placement: int,
 ) -> Iterator[LocalEngine]:
-    """An engine, not started, whose workers behave as told."""
+    """An engine whose workers behave as told; not started, so that a test may do it in its own way."""
 
     def popen(_command: list[str], socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "tests.engines.fake_worker", vision, decoder, str(socket_fd)]
@@ -54,7 +54,6 @@ def engine(
         yield made
     finally:
         made.close()
-        assert len(started) >= 2
         assert all(one.poll() is not None for one in started), "a worker has outlived its engine"
 
 
@@ -172,6 +171,7 @@ def test_short_memory_lowers_the_rows_at_work_and_loses_none(monkeypatch: pytest
 def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "TWIN_WINDOW_ROWS", 5)
     with engine(monkeypatch, decoder="never ready") as waiting:
+        waiting._start_workers()
         waiting.submit(row(0))
         given = 0
         ends_s = time.monotonic() + PATIENCE_S
@@ -200,19 +200,22 @@ def test_draws_make_equal_pictures_differ(
     monkeypatch: pytest.MonkeyPatch, temperature: float, find_twins: bool
 ) -> None:
     specs = remembered_specs(monkeypatch)
-    with engine(monkeypatch, generation=GenerationConfig(temperature=temperature)):
+    with engine(monkeypatch, generation=GenerationConfig(temperature=temperature)) as made:
+        made._start_workers()
         assert specs[0].find_twins is find_twins
 
 
 @pytest.mark.parametrize(("decoders", "share"), [(1, False), (2, True)])
 def test_several_decoders_share_their_weights(monkeypatch: pytest.MonkeyPatch, decoders: int, share: bool) -> None:
     specs = remembered_specs(monkeypatch)
-    with engine(monkeypatch, decoders=decoders):
+    with engine(monkeypatch, decoders=decoders) as made:
+        made._start_workers()
         assert [spec.share_weights for spec in specs[1:]] == [share] * decoders
 
 
 def test_room_is_bounded_by_what_features_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
     with engine(monkeypatch, vision="never ready", queue_mib=1) as waiting:
+        waiting._start_workers()
         waiting._largest_bytes = 400 * 1024  # two of them fit into one MiB
         given = 0
         while waiting.has_room:
@@ -223,6 +226,7 @@ def test_room_is_bounded_by_what_features_may_take(monkeypatch: pytest.MonkeyPat
 
 def test_a_picture_larger_than_the_queue_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with engine(monkeypatch, vision="never ready", queue_mib=1) as waiting:
+        waiting._start_workers()
         waiting._largest_bytes = 5 * 1024 * 1024
         assert waiting.has_room
         waiting.submit(row(0))
@@ -253,6 +257,66 @@ def test_workers_that_do_not_start(
         assert at_fault in str(caught.value)
 
 
+def open_files() -> list[str]:
+    return sorted(str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.exists())
+
+
+def no_process(_command: list[str], _socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def test_the_constructor_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = open_files()
+    monkeypatch.setattr(process, "_popen", no_process)
+    with engine(monkeypatch, decoders=2) as made:
+        assert open_files() == before
+        assert made.process_ids() == []
+        made.close()
+
+
+@pytest.mark.parametrize("fails", ["sign", "vision", "sharing", "decoder 0", "decoder 1", "thread", "connection"])
+def test_a_start_that_fails_leaves_no_process_and_no_file(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    number = {"vision": 0, "decoder 0": 1, "decoder 1": 2, "thread": 1, "connection": 2}.get(fails, 9)
+
+    def popen(command: list[str], socket_fd: int, sign_fd: int | None) -> "subprocess.Popen[bytes]":
+        if len(started) == number and fails not in ("thread", "connection"):
+            no_process(command, socket_fd, sign_fd)
+        started.append(_popen_of("work")(command, socket_fd, sign_fd))
+        return started[-1]
+
+    def fail(*_given: object) -> bool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def strike(made: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+        """Fails for the worker of this number."""
+
+        def call(*given: Any) -> Any:
+            if len(started) == number + 1:
+                raise error
+            return made(*given)
+
+        return call
+
+    with engine(monkeypatch, decoders=2) as running:
+        before = open_files()
+        monkeypatch.setattr(process, "_popen", popen)
+        if fails in ("sign", "sharing"):
+            monkeypatch.setattr(local, {"sign": "make_sign_file", "sharing": "_sharing"}[fails], fail)
+        if fails == "thread":
+            monkeypatch.setattr(
+                process.threading.Thread, "start", strike(process.threading.Thread.start, RuntimeError())
+            )
+        if fails == "connection":
+            monkeypatch.setattr(os, "dup", strike(os.dup, OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+        with pytest.raises((WorkerError, OSError)):
+            running.start(never)
+        assert open_files() == before
+        assert all(one.returncode is not None for one in started), "ended, and waited for"
+        assert len(started) == {"sign": 0, "vision": 0, "sharing": 1, "thread": 2, "connection": 3}.get(fails, number)
+        running.close()
+
+
 def test_a_worker_that_never_gets_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "START_TIMEOUT_S", 0.2)
     message = r"no model loaded in .* s \(.*decoder 0.*\): is the disk"
@@ -273,6 +337,7 @@ def test_a_stop_does_not_wait_for_the_model(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("kills", "was killed by signal 9"),
         ("stops", "has not come to an end with a row in 2 s"),
+        ("blocks", "has not come to an end with a row in 2 s"),
         ("stammers", "has sent half a message and nothing more for 1 s"),
         ("breaks", "can't go on: RuntimeError: bad allocation"),
     ],
@@ -281,8 +346,8 @@ def test_a_row_that_ends_two_workers_fails_and_the_others_do_not(
     monkeypatch: pytest.MonkeyPatch, stage: str, does: str, told: str
 ) -> None:
     monkeypatch.setattr(process, "MESSAGE_TIMEOUT_S", 1)
-    culprits = (3, 4) if does in ("stops", "stammers") else (3, 4, 17)
-    with engine(monkeypatch, timeout_s=2.0 if does == "stops" else 60.0, decoders=2, slots=3) as running:
+    culprits = (3, 4) if does in ("stops", "blocks", "stammers") else (3, 4, 17)
+    with engine(monkeypatch, timeout_s=2.0 if does in ("stops", "blocks") else 60.0, decoders=2, slots=3) as running:
         running.start(never)
         for index in range(24):
             running.submit(row(index, f"{does} {stage}" if index in culprits else "good"))
@@ -299,6 +364,7 @@ def test_a_row_that_ends_two_workers_fails_and_the_others_do_not(
         assert outcome.result.kind is ErrorKind.CRASHED
         assert stage in outcome.result.message
         assert told in outcome.result.message
+        assert ("lower --slots" in outcome.result.message) is (does in ("kills", "breaks"))
         assert (outcome.facts is None) is (stage == "vision")
     assert (load.reading_rows, load.queue_rows, load.queue_mib, load.decoding_rows) == (0, 0, 0.0, 0)
 
@@ -316,6 +382,7 @@ def test_twins_of_a_row_that_ends_workers_end_as_it_does(monkeypatch: pytest.Mon
 def test_twins_of_a_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new vision worker may call a row a twin that others were called twins of before."""
     with engine(monkeypatch, vision="never ready") as waiting:
+        waiting._start_workers()
         for index in range(4):
             waiting.submit(row(index))
         taken = [waiting._take(waiting._vision, Twin(index, of, 0.5)) for index, of in ((2, 1), (3, 2), (1, 0))]
@@ -369,19 +436,17 @@ def test_a_successor_that_does_not_start(monkeypatch: pytest.MonkeyPatch, at_fau
 
 @pytest.mark.parametrize("at_fault", ["vision", "decoder"])
 def test_a_successor_that_the_system_has_no_process_for(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
-    def popen(_command: list[str], _socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
     with engine(monkeypatch) as running:
         running.start(never)
         running.submit(row(0, f"kills {at_fault}"))
-        monkeypatch.setattr(process, "_popen", popen)
+        monkeypatch.setattr(process, "_popen", no_process)
         with pytest.raises(WorkerError, match=rf"{at_fault}.* could not be started: Resource temporarily unavailable"):
             collect(running, 1)
 
 
 def test_what_a_worker_has_not_taken_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with engine(monkeypatch, vision="never ready") as waiting:
+        waiting._start_workers()
         for index in range(2000):  # more than a socket holds
             waiting.submit(row(index))
         time.sleep(0.2)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from batchcap.config import GenerationConfig, VisionConfig
+from batchcap.engines import messages
 from batchcap.engines import seat as seat_module
-from batchcap.engines.messages import DecoderSpec, DecodeWork, VisionSpec
+from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, VisionSpec
 from batchcap.engines.process import WorkerEndError
 from batchcap.engines.seat import LOOK_S, Seat, SeenTime
 from batchcap.errors import ErrorKind, WorkerError
@@ -29,6 +30,7 @@ class Room:
 
     def seat(self, spec: Any, timeout_s: float = 60.0) -> Seat:
         seat = Seat("it", spec, timeout_s, self._start, lambda: self.now_s)
+        seat.start()
         seat.ready()
         return seat
 
@@ -100,6 +102,38 @@ def test_a_decoder_without_memory_comes_back_with_fewer_slots() -> None:
         assert seat.slots == slots
     seat.succeed(CRASHED)
     assert [spec.slots for spec in room.specs] == [8, 4, 2, 1, 1, 1]
+
+
+def test_a_vision_worker_without_memory_comes_back_with_less_at_once() -> None:
+    room = Room()
+    seat = room.seat(VISION)
+    assert seat.window(32) == 32
+    for divisor in (2, 4):
+        seat.succeed(KILLED)
+        seat.ready()
+        assert seat.window(32) == 32 // divisor
+    seat.succeed(CRASHED)
+    assert [spec.divisor for spec in room.specs] == [1, 2, 4, 4]
+    assert [seat.window(rows) for rows in (1, 3, 4)] == [1, 1, 1], "never none"
+
+
+@pytest.mark.parametrize("spec", [VISION, DECODER])
+def test_less_has_an_end(spec: VisionSpec | DecoderSpec) -> None:
+    for _end in range(20):
+        spec = spec.with_less()
+    assert spec == spec.with_less()
+    assert spec.slots == 1 if isinstance(spec, DecoderSpec) else spec.divisor == messages.MOST_DIVISOR
+
+
+def test_a_row_that_lacks_memory_twice_fails_and_says_what_to_lower() -> None:
+    room = Room()
+    seat = room.seat(VISION)
+    seat.give(row(0))
+    assert seat.succeed(KILLED) == []
+    seat.ready()
+    (failure,) = seat.succeed(KILLED)
+    assert failure.kind is ErrorKind.CRASHED
+    assert "run out of memory: lower --slots, --decoders or --queue-mib, then run again with --retry" in failure.message
 
 
 def test_too_many_ends_with_nothing_between(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +226,48 @@ def test_a_decoder_hangs_when_it_is_silent() -> None:
     assert seat.hangs()
 
 
+def test_a_decoder_hangs_when_one_of_its_lanes_is_silent() -> None:
+    room = Room()
+    seat = room.seat(DECODER)
+    seat.give(work(0))
+    seat.give(work(1))
+    for lane in (0, 1):
+        seat.heard(Busy("prefill", 0.0, lane))
+    for _ in range(2):
+        room.now_s += 29
+        seat.heard(Busy("decode", 1.0, 0))
+    assert not seat.hangs()
+    room.now_s += 3
+    seat.heard(Busy("decode", 1.0, 0))
+    assert seat.hangs()
+    seat.succeed(seat.hang())
+    seat.ready()
+    assert not seat.hangs(), "the lanes of its predecessor are gone"
+
+
+def test_a_lane_without_work_may_be_silent() -> None:
+    room = Room()
+    seat = room.seat(DECODER)
+    seat.give(work(0))
+    seat.give(work(1))
+    for lane in (0, 1):
+        seat.heard(Busy("prefill", 0.0, lane))
+    seat.answered(1)
+    seat.heard(Busy("decode", 0.0, 1, is_idle=True))
+    for _ in range(10):
+        room.now_s += 50
+        seat.heard(Busy("decode", 1.0, 0))
+        assert not seat.hangs()
+    seat.answered(0)
+    room.now_s += 1000
+    assert not seat.hangs()
+    seat.give(work(2))
+    room.now_s += 59
+    assert not seat.hangs(), "what a lane said before it had nothing to do is long ago"
+    room.now_s += 2
+    assert seat.hangs(), "nobody has taken the row"
+
+
 def test_loading_has_a_time_of_its_own() -> None:
     room = Room()
     seat = room.seat(DECODER)
@@ -221,6 +297,7 @@ def test_a_coordinator_that_was_stopped_calls_nobody_hanging() -> None:
     room = Room()
     seen_s = SeenTime(lambda: room.now_s)
     seat = Seat("it", VISION, 60.0, room._start, seen_s)
+    seat.start()
     seat.ready()
     seat.give(row(0))
     assert not seat.hangs()

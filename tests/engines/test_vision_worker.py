@@ -10,18 +10,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from batchcap.bundle import Bundle
-from batchcap.config import VisionConfig, VisionDtype
+from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.engines import vision_worker
 from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
+from batchcap.engines.seat import Seat
 from batchcap.engines.sign import make_sign_file
 from batchcap.engines.twins import KnownPictures
 from batchcap.engines.vision_worker import VisionWorker, lane_count
@@ -37,14 +41,17 @@ PATIENCE_S = 60.0
 
 
 def make_worker(
-    bundle: Bundle, patch_budget: int, *, threads: int = 1, find_twins: bool = True, sign_file: int | None = None
+    bundle: Bundle,
+    patch_budget: int,
+    *,
+    threads: int = 1,
+    backend: VisionBackend = VisionBackend.AUTO,
+    **told: Any,
 ) -> tuple[VisionWorker, Connection]:
     """A worker, and the other end of its connection."""
     ours, theirs = Pipe()
-    config = VisionConfig(dtype=VisionDtype.FP32)
-    spec = VisionSpec(
-        str(bundle.folder), bundle.id, config, threads, patch_budget, find_twins=find_twins, sign_file=sign_file
-    )
+    config = VisionConfig(dtype=VisionDtype.FP32, backend=backend)
+    spec = VisionSpec(str(bundle.folder), bundle.id, config, threads, patch_budget, **{"find_twins": True, **told})
     return VisionWorker(spec, theirs), ours
 
 
@@ -73,7 +80,12 @@ class FakeEncoder:
 
 def serve(worker: VisionWorker, encoder: FakeEncoder, inbox: EndlessInbox) -> None:
     worker._encoder = encoder
-    threading.Thread(target=worker.run, args=(inbox,), daemon=True).start()
+
+    def run() -> None:
+        with suppress(BrokenPipeError):  # the test has seen enough
+            worker.run(inbox)  # type: ignore[arg-type]
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def row(index: int) -> ImageRow:
@@ -153,6 +165,34 @@ def test_no_lane_waits_for_the_end_of_the_others_batch(tiny_bundle_fp32: Bundle)
     assert sorted(answers(ours, 7)) == [1, 2, 3, 4, 5, 6, 7]
     over.set()
     assert answers(ours, 1) == [0]
+
+
+def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(tiny_bundle_fp32: Bundle) -> None:
+    timeout_s = 3.0
+    worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
+    inbox = EndlessInbox()
+    spec = VisionSpec("", "", VisionConfig(), 2, 1, find_twins=False)
+    stand_in: Any = SimpleNamespace(send=inbox.put)
+    seat = Seat("vision", spec, timeout_s, lambda _name, _spec: stand_in)
+    seat.start()
+    seat.ready()
+    serve(worker, FakeEncoder(lambda indices: 0 in indices and threading.Event().wait()), inbox)
+    index, began_s, answered_s = 0, time.monotonic(), 0.0
+    while not seat.hangs():
+        assert time.monotonic() < began_s + PATIENCE_S
+        while seat.rows < 4:
+            seat.give(row(index))
+            index += 1
+        while ours.poll(0.01):
+            message = ours.recv()
+            seat.heard(message)
+            if not isinstance(message, Busy):
+                seat.answered(message.index)
+                answered_s = time.monotonic()
+                break
+    assert index > 10
+    assert 0 in seat.given
+    assert answered_s > began_s + timeout_s / 2, "the other lane went on"
 
 
 def test_every_picture_is_encoded_once(tiny_bundle_fp32: Bundle) -> None:
@@ -253,6 +293,52 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle) -> 
     while ours.poll():
         assert isinstance(ours.recv(), Busy | Features), "whole messages"
     assert worker._sending.locked(), "nothing comes between the worker's last word and its end"
+
+
+NO_MEMORY = [
+    MemoryError(),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("Failed to allocate memory for requested buffer of size 99"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=str)
+@pytest.mark.parametrize("stage", ["reading", "encoding"])
+def test_lack_of_memory_is_no_rows_fault(
+    tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception
+) -> None:
+    def fail(*_given: object) -> None:
+        raise error
+
+    worker, ours = make_worker(tiny_bundle_fp32, 10_000)
+    worker._encoder = encoder = FakeEncoder(fail)
+    if stage == "reading":
+        monkeypatch.setattr(vision_worker, "patches_of", fail)
+    with pytest.raises(type(error)):
+        worker.run(EndlessInbox(row(0)))  # type: ignore[arg-type]
+    assert not ours.poll(), "the row has no answer"
+    assert len(encoder.calls) == (stage == "encoding")
+
+
+def test_a_worker_of_less_does_less_at_once(tiny_bundle_fp32: Bundle) -> None:
+    pieces = []
+    for divisor in (1, 2, 4, 64):
+        worker, _ours = make_worker(tiny_bundle_fp32, 1_000_000, threads=4, divisor=divisor)
+        pieces.append((worker._lanes, worker._readers, worker._lane_patches))
+    assert pieces == [(4, 2, 1024), (2, 1, 512), (1, 1, 256), (1, 1, 16)]
+
+
+@pytest.mark.parametrize("backend", list(VisionBackend)[:0:-1])
+def test_less_at_once_gives_the_same_features(tiny_bundle_fp32: Bundle, backend: VisionBackend) -> None:
+    seen = []
+    for divisor in (1, 4):
+        worker, ours = make_worker(tiny_bundle_fp32, 4096, threads=2, divisor=divisor, backend=backend)
+        threading.Thread(target=worker.run, args=(EndlessInbox(*map(row, range(6))),), daemon=True).start()
+        found = [message for message in received(ours, 6) if isinstance(message, Features)]
+        seen.append([one.embeds.tobytes() for one in sorted(found, key=lambda one: one.index)])
+    assert len(seen[0]) == 6
+    assert seen[0] == seen[1]
 
 
 def test_an_inbox_that_fails_ends_the_worker(tiny_bundle_fp32: Bundle) -> None:

@@ -78,6 +78,7 @@ def test_what_makes_a_result_uncertain_is_told() -> None:
     noisy = tune._Processor(busy_s=100.0 + 8 * cpus, own_s=10.0 + 5 * cpus, wall_s=10.0)
     assert quiet.others_share_since(before) == 0
     assert noisy.others_share_since(before) == pytest.approx(0.3)
+    assert tune._Processor(busy_s=None, own_s=9.0, wall_s=10.0).others_share_since(before) == 0
     trial = Trial(Settings(), [1.0])
     texts = [tune.TuneResult([trial], trial, 0, Path("x.json"), 4, share).to_text() for share in (0.0, 0.3)]
     assert "so few pictures" in texts[0]

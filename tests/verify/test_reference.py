@@ -83,8 +83,7 @@ def test_greedy_goes_on_after_a_stop_token(
 def free(monkeypatch: pytest.MonkeyPatch, share: float, checkpoint: Path) -> None:
     """Let so many bytes a weight be free, beside what is kept to spare."""
     values = sum(math.prod(tensor.shape) for tensor in read_index(checkpoint).values())
-    memory = type("Memory", (), {"available": int(values * share) + module.SPARE_BYTES})
-    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(module, "available_memory_bytes", lambda: int(values * share) + module.SPARE_BYTES)
 
 
 def test_bf16_where_fp32_does_not_fit(
