@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
 from batchcap.errors import ChangedInputError, UsageError
+from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.manifest.source import Source, SourceKind
@@ -199,3 +200,20 @@ def test_a_path_that_is_not_text_has_a_printable_source(tmp_path: Path) -> None:
         (row,) = all_rows(plan)
     assert row.source == r"/in/caf\xe9.png"
     assert row.path == "/in/caf\udce9.png"
+
+
+def test_files_that_are_skipped_today_keep_the_rows_that_a_job_has_planned(tmp_path: Path) -> None:
+    (tmp_path / "in/_temporary").mkdir(parents=True)
+    (tmp_path / "in/job/_batchcap").mkdir(parents=True)
+    old = [table_source(tmp_path / "in" / name, 4) for name in ("_temporary/a.parquet", "b.parquet", "job/c.parquet")]
+    with opened(tmp_path) as plan:
+        plan.extend(old, 3, 0)
+        before = places(plan)
+        assert len(before) == 12
+    (tmp_path / "in/d.png").touch()
+    with opened(tmp_path) as plan:
+        found = list(discover(InputConfig((str(tmp_path / "in"),)), tmp_path / "out"))
+        assert [source.id for source in found] == ["b.parquet", "d.png"]
+        assert plan.extend(found, 3, 0) == 1
+        assert places(plan)[:-1] == before
+        assert list(plan.touched()) == []
