@@ -75,6 +75,8 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
 
 def _require_input(name: str) -> None:
     if is_address(name):
+        if name.lower().startswith("file:"):
+            raise UsageError(f"{shown_name(name)} is an address: give the path of the file or folder itself")
         raise UsageError(f"batchcap works offline and fetches nothing: download {shown_name(name)} and give the file")
     path = os.path.expanduser(name)
     if os.path.lexists(path):

@@ -342,8 +342,14 @@ def test_archives_beside_pictures_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["https://example.org/a.parquet", "s3://bucket/*.png", "hf://datasets/a/b", "file:///a"]
+    ("address", "advice"),
+    [
+        ("https://example.org/a.parquet", "batchcap works offline and fetches nothing: download https://"),
+        ("s3://bucket/*.png", "batchcap works offline and fetches nothing: download s3://"),
+        ("hf://datasets/a/b", "batchcap works offline and fetches nothing: download hf://"),
+        ("file:///a", "file:///a is an address: give the path of the file or folder itself"),
+    ],
 )
-def test_addresses_are_refused_before_anything_is_read(tmp_path: Path, address: str) -> None:
-    with pytest.raises(UsageError, match=r"batchcap works offline and fetches nothing: download .*://"):
+def test_addresses_are_refused_before_anything_is_read(tmp_path: Path, address: str, advice: str) -> None:
+    with pytest.raises(UsageError, match=advice):
         list(discover(InputConfig((str(tmp_path / "nowhere"), address)[::-1]), tmp_path / "out"))
