@@ -42,6 +42,16 @@ def read_encoded(row: ImageRow) -> bytes:
     return encoded
 
 
+def read_beginning(path: str, size_bytes: int) -> bytes | None:
+    """The first bytes of a regular file; None where it is none or can't be read."""
+    try:
+        _require_regular(path, Path(path).stat().st_mode)
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return file.read(size_bytes)
+    except (OSError, RowError):
+        return None
+
+
 def _read_file(path: str, if_missing: str) -> bytes:
     try:
         _require_regular(path, Path(path).stat().st_mode)

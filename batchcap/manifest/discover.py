@@ -10,6 +10,9 @@ from pathlib import Path
 
 from batchcap.config import InputConfig
 from batchcap.errors import UsageError
+from batchcap.images.content import PREFIX_BYTES
+from batchcap.images.decode import not_an_image
+from batchcap.images.source import read_beginning
 from batchcap.manifest.parquet import count_rows
 from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source, SourceKind, is_address, printable_name
@@ -28,6 +31,9 @@ log = logging.getLogger(__name__)
 
 # Folders in which a writer keeps what is not finished, and a table its log: nothing in them is input.
 _WRITERS_FOLDERS = frozenset({"_temporary", "_delta_log"})
+
+# A named file with one of these says what it is meant to be; what it is its row says.
+_KNOWN_SUFFIXES = IMAGE_SUFFIXES | UNREADABLE_IMAGE_SUFFIXES | PARQUET_SUFFIXES | NOT_READ.keys()
 
 
 def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None) -> Iterator[Source]:
@@ -48,8 +54,9 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
         Sources; an id is the path inside the input folder.
 
     Raises:
-        UsageError: an input does not exist, is an address or a job folder (told before the first source), has no
-            picture, or is an archive or another table; a Parquet file can't be read, or all of them are empty.
+        UsageError: an input does not exist, is an address, a job folder or a file of something else (told before the
+            first source), has no picture, or is an archive or another table; a Parquet file can't be read, or all of
+            them are empty.
     """
     for name in config.inputs:
         _require_input(name)
@@ -90,6 +97,10 @@ def _require_input(name: str) -> None:
             f"{shown_name(name)} is a job folder of batchcap, which holds captions and no pictures: leave it out. If "
             "its part files carry a column of pictures, name these, in quotes: '…/part-*.parquet'"
         )
+    if suffix_of(path) not in _KNOWN_SUFFIXES and (beginning := read_beginning(path, PREFIX_BYTES)) is not None:
+        what = not_an_image(beginning)
+        if what is not None:
+            raise UsageError(f"the input {shown_name(name)} is {what}")
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from batchcap.errors import UsageError
 from batchcap.manifest.discover import discover
 from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source, SourceKind
+from tests.images.pictures import encode, scene
 
 
 def touch(root: Path, *names: str) -> None:
@@ -112,9 +113,37 @@ def test_mixed_folder_gives_pictures_and_parquet(tmp_path: Path) -> None:
     assert kinds == [("a.png", SourceKind.IMAGE, 1), ("b.parquet", SourceKind.PARQUET, 5)]
 
 
-def test_a_named_file_is_taken_whatever_its_extension_is(tmp_path: Path) -> None:
-    touch(tmp_path, "picture.dat", "noise")
+def test_a_named_image_is_taken_whatever_its_extension_is(tmp_path: Path) -> None:
+    for name in ("picture.dat", "noise"):
+        (tmp_path / name).write_bytes(encode(scene()))
     assert ids(tmp_path, tmp_path / "picture.dat", tmp_path / "noise") == ["picture.dat", "noise"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("notes.txt", b"milk, bread", r"text \('milk, bread'\): give the image itself"),
+        ("page", b"<!doctype html>", "an HTML page, probably what a server sent in place of the image"),
+        ("film.mp4", b"\0\0\0\x20ftypisom", "a video: take single frames out of it"),
+        ("noise.dat", bytes(range(200)), r"no picture in a known format \(JPEG"),
+        ("nothing", b"", "empty"),
+    ],
+)
+def test_a_named_file_of_something_else_is_told_before_the_first_source(
+    tmp_path: Path, name: str, content: bytes, what: str
+) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=rf"the input .*{name} is {what}"):
+        next(discover(InputConfig((str(tmp_path / "a.png"), str(tmp_path / name))), tmp_path / "out"))
+
+
+def test_a_named_file_with_an_image_suffix_or_that_cannot_be_read_keeps_its_row(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.HEIC")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    names = ["a.png", "b.HEIC", "pipe", "dangling"]
+    assert ids(tmp_path, *(tmp_path / name for name in names)) == names
 
 
 def test_patterns(tmp_path: Path) -> None:
