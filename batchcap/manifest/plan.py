@@ -27,7 +27,7 @@ from batchcap.manifest.row_reader import (
     read_rows,
 )
 from batchcap.manifest.shard import Shard
-from batchcap.manifest.source import Source, SourceKind, printable_name
+from batchcap.manifest.source import Source, SourceKind, printable_name, source_name
 from batchcap.records import ImageRow
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
@@ -149,7 +149,7 @@ class Plan:
         """Parquet files of the plan that are gone, as the rows' `source` has them."""
         files = self._journal.query("SELECT path FROM sources WHERE kind = ?", SourceKind.PARQUET)
         names = (os.fsdecode(path) for (path,) in files)
-        return frozenset(printable_name(name) for name in names if not Path(name).exists())
+        return frozenset(source_name(name) for name in names if not Path(name).exists())
 
     def touched(self) -> Iterator[TouchedSource]:
         """The sources that `extend` found to look otherwise than before, in the order of their rows."""
@@ -191,7 +191,7 @@ class Plan:
                 continue
             if kind == SourceKind.IMAGE:
                 text = os.fsdecode(path)
-                yield ImageRow(first_row, name, printable_name(text), 0, path=text)
+                yield ImageRow(first_row, name, source_name(text), 0, path=text)
                 continue
             file = Path(os.fsdecode(path))
             layout = self._layout(file)

@@ -25,7 +25,7 @@ from batchcap.manifest.parquet import (
     row_group_sizes,
     shown,
 )
-from batchcap.manifest.source import is_address, printable_name
+from batchcap.manifest.source import is_address, printable_name, source_name
 from batchcap.records import ImageRow
 
 log = logging.getLogger(__name__)
@@ -292,7 +292,7 @@ def image_row(
         place: row index in the job, id of the source, path of the source, row in the source.
     """
     index, source_id, path, row = place
-    source, name = printable_name(str(path)), f"{source_id}:{row}"
+    source, name = source_name(str(path)), f"{source_id}:{row}"
     if isinstance(values, Unreadable):
         return ImageRow(index, name, source, row, failure=(ErrorKind.UNREADABLE, values.reason))
     given = values.get(layout.id) if layout.id is not None else None

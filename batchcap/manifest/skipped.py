@@ -55,7 +55,7 @@ class Skipped:
         if self.others:
             ((suffix, _count),) = self.others.most_common(1)
             advice = NOT_READ.get(suffix)
-            return f"{text}. A {suffix} file {advice}" if advice else f"{text}. Name a file itself to take it as it is"
+            return f"{text}. A {suffix} file {advice}" if advice else f"{text}. Name a file itself if it is an image"
         return f"{text}. Name a Parquet file itself to take it as it is" if self.internal else text
 
 
