@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from batchcap.commands.bundles import export, verify
 from batchcap.commands.captioning import caption, run
 from batchcap.commands.inspection import doctor, report, status, tune
 from batchcap.commands.one_style import OneStyleCommand
-from batchcap.errors import BatchcapError, ExitCode
+from batchcap.errors import BatchcapError, ExitCode, UsageError
 from batchcap.terminal import harmless
 
 app = typer.Typer(
@@ -44,6 +45,13 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
+    try:
+        Path.cwd()  # relative paths, and much of what the libraries do, need it
+    except OSError as error:
+        raise UsageError(
+            f"the working folder is not there ({error.strerror}): it was deleted or moved while this shell was in it. "
+            "Change to a folder that exists (cd) and run the command again"
+        ) from None
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))

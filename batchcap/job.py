@@ -18,6 +18,7 @@ from batchcap.engines.twins import REMEMBERED_PICTURES
 from batchcap.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
+from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source
 from batchcap.model import load_model
 from batchcap.monitor import Monitor
@@ -79,7 +80,8 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
     started_s = time.perf_counter()
     output = Path(config.output)
     try:
-        sources = discover(config.input, output)
+        skipped = Skipped()
+        sources = discover(config.input, output, skipped)
         begun = chain([next(sources)], sources)  # inputs that are not there, or empty, are told before a folder is made
         bundle = load_model(config.model)
     except BatchcapError as error:
@@ -87,7 +89,7 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
         raise
     folder = JobFolder.open_or_create(output)
     with job_lock(folder), stop_on_signals() as stop:
-        run = JobRun(config, folder, bundle, stop, started_s)
+        run = JobRun(config, folder, bundle, stop, started_s, skipped)
         try:
             run.work(begun, progress, make_engine)
         except NotSameJobError:
@@ -122,13 +124,20 @@ class JobRun:
     """One run of a job whose folder is held."""
 
     def __init__(
-        self, config: JobConfig, folder: JobFolder, bundle: Bundle, stop: StopRequest, started_s: float
+        self,
+        config: JobConfig,
+        folder: JobFolder,
+        bundle: Bundle,
+        stop: StopRequest,
+        started_s: float,
+        skipped: Skipped,
     ) -> None:
         self._config = config
         self._folder = folder
         self._bundle = bundle
         self._stop = stop
         self._started_s = started_s
+        self._skipped = skipped
         self._total_rows: int | None = None
         self._tally = Tally()
         self._figures: RunFigures | None = None
@@ -246,7 +255,17 @@ class JobRun:
     def write_summary(self, state: JobState, code: ExitCode, message: str) -> Summary:
         """Write `summary.json`."""
         bundle = {"id": self._bundle.id, "source": self._bundle.source, "precision": self._bundle.precision}
-        summary = Summary(state, code, message, self._total_rows, self._tally, self._figures, bundle, self._limited_by)
+        summary = Summary(
+            state,
+            code,
+            message,
+            self._total_rows,
+            self._tally,
+            self._figures,
+            bundle,
+            self._limited_by,
+            skipped_inputs=dict(self._skipped.images),
+        )
         _write_summary(self._folder, summary)
         return summary
 

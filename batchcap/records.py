@@ -54,6 +54,7 @@ class ImageRow:
         path: file that holds the encoded picture, or None where `data` holds it.
         data: encoded picture bytes from the manifest, or None. Both None: the manifest's cell is null.
         failure: why the manifest has no picture for the row, if it is more than a null cell.
+        if_missing: what the error message says besides, if there is no file at `path`.
     """
 
     index: int
@@ -63,6 +64,7 @@ class ImageRow:
     path: str | None = None
     data: bytes | None = None
     failure: tuple[ErrorKind, str] | None = None
+    if_missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)

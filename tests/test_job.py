@@ -20,6 +20,7 @@ from batchcap.engines.base import EngineLoad
 from batchcap.errors import ExitCode, NotSameJobError, UsageError, WorkerError
 from batchcap.job import run_job
 from batchcap.manifest.discover import discover
+from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source
 from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder
@@ -188,8 +189,8 @@ def test_a_stop_while_the_inputs_are_found_keeps_nothing_of_the_plan(
 ) -> None:
     """Or the next run would cut other parts than a run that nobody stopped."""
 
-    def interrupted(inputs: InputConfig, output: Path) -> Iterator[Source]:
-        found = list(discover(inputs, output))
+    def interrupted(inputs: InputConfig, output: Path, skipped: Skipped) -> Iterator[Source]:
+        found = list(discover(inputs, output, skipped))
         yield from found
         os.kill(os.getpid(), signal.SIGINT)
         yield from found
@@ -202,6 +203,17 @@ def test_a_stop_while_the_inputs_are_found_keeps_nothing_of_the_plan(
     with closing(Journal.open(JobFolder(Path(config.output)).journal_path)) as journal:
         assert journal.shards() == []
     run(config, FakeEngine())
+    assert_complete(config)
+
+
+def test_images_that_cannot_be_read_are_in_the_summary(config: JobConfig, tmp_path: Path) -> None:
+    run(config, FakeEngine())
+    assert summary_of(config)["skipped_inputs"] == {}
+    for name in ("a.heic", "b.HEIC", "c.nef"):
+        (tmp_path / name).touch()
+    more = replace(config, input=replace(config.input, inputs=(str(tmp_path),)))
+    assert run(more, FakeEngine()).skipped_inputs == {".heic": 2, ".nef": 1}
+    assert summary_of(config)["skipped_inputs"] == {".heic": 2, ".nef": 1}
     assert_complete(config)
 
 

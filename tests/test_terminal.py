@@ -52,7 +52,7 @@ def test_words_of_all_languages_stay(text: str) -> None:
 
 
 def test_names_of_files(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
-    """As pictures, as files passed over by their extension, as folders that can't be looked into."""
+    """As pictures, as files skipped by their extension, as folders that can't be looked into."""
     for number, name in enumerate((*HOSTILE, FORMULA, MARKUP)):
         name = name.replace("/", "_")  # noqa: PLW2901 - no name has one
         (tmp_path / "in" / name).mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_names_of_files(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
     finally:
         (tmp_path / "in" / HOSTILE[0]).chmod(0o755)
     assert done.returncode == 0, done.stderr
-    assert "other files passed over" in done.stderr
+    assert "other files skipped" in done.stderr
     assert "can't look into the folder" in done.stderr
     missing = batchcap("caption", tmp_path / f"absent{''.join(HOSTILE)}", "-o", tmp_path / "other")
     assert missing.returncode == 2

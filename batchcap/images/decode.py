@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from batchcap.errors import ErrorKind, RowError
-from batchcap.images import jpeg2000, tiff
+from batchcap.images import content, jpeg2000, tiff
 from batchcap.images.colour import to_rgb
 from batchcap.images.quiet import silence
 
@@ -110,13 +110,26 @@ def _open(encoded: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(encoded), formats=FORMATS)
     except UnidentifiedImageError as error:
-        if _has_known_signature(encoded):
+        what = not_an_image(encoded)
+        if what is None:
             raise RowError(ErrorKind.CORRUPT, "the picture's header is damaged or cut off") from error
-        known = ", ".join(FORMATS)
-        raise RowError(ErrorKind.NOT_AN_IMAGE, f"the content is no picture in a known format ({known})") from error
+        raise RowError(ErrorKind.NOT_AN_IMAGE, f"the content is {what}") from error
+
+
+def not_an_image(encoded: bytes) -> str | None:
+    """What bytes are instead of an image in a known format, and what to do; None where they begin as such an image.
+
+    Args:
+        encoded: a file's bytes, or the first `content.PREFIX_BYTES` of them.
+    """
+    what = content.other_format(encoded)
+    if what is None and not _has_known_signature(encoded):
+        what = content.plain_content(encoded) or f"no picture in a known format ({', '.join(FORMATS)})"
+    return what
 
 
 def _has_known_signature(encoded: bytes) -> bool:
+    Image.init()
     prefix = encoded[:_SIGNATURE_BYTES]
     checks = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
     return any(accepts(prefix) for accepts in checks if accepts is not None)

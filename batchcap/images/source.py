@@ -12,6 +12,7 @@ from batchcap.records import ImageRow
 # No picture within the pixel limit needs more; what is larger is no picture, and would not fit in memory.
 MAX_ENCODED_MIB = 1024
 _MIB = 1024 * 1024
+_SHOWN_LETTERS = 200
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
@@ -32,7 +33,7 @@ def read_encoded(row: ImageRow) -> bytes:
     if row.data is not None:
         encoded = row.data
     elif row.path is not None:
-        encoded = _read_file(row.path)
+        encoded = _read_file(row.path, row.if_missing)
     else:
         raise RowError(ErrorKind.MISSING, "the picture's cell is null")
     if not encoded:
@@ -41,7 +42,17 @@ def read_encoded(row: ImageRow) -> bytes:
     return encoded
 
 
-def _read_file(path: str) -> bytes:
+def read_beginning(path: str, size_bytes: int) -> bytes | None:
+    """The first bytes of a regular file; None where it is none or can't be read."""
+    try:
+        _require_regular(path, Path(path).stat().st_mode)
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return file.read(size_bytes)
+    except (OSError, RowError):
+        return None
+
+
+def _read_file(path: str, if_missing: str) -> bytes:
     try:
         _require_regular(path, Path(path).stat().st_mode)
         # Should a pipe take the file's place in between: do not wait for its writer.
@@ -52,9 +63,17 @@ def _read_file(path: str) -> bytes:
             return file.read(MAX_ENCODED_MIB * _MIB + 1)
     except OSError as error:
         kind = ErrorKind.MISSING if error.errno in _NOT_THERE else ErrorKind.UNREADABLE
-        raise RowError(kind, f"{path}: {error.strerror or error}") from error
+        is_nothing = kind is ErrorKind.MISSING or error.errno == errno.ENAMETOOLONG
+        raise RowError(kind, _reason(path, error.strerror or str(error), if_missing if is_nothing else "")) from error
     except ValueError as error:  # a NUL in the path
-        raise RowError(ErrorKind.MISSING, f"{path!r}: {error}") from error
+        raise RowError(ErrorKind.MISSING, _reason(repr(path), str(error), if_missing)) from error
+
+
+def _reason(path: str, reason: str, hint: str) -> str:
+    if not hint:
+        return f"{path}: {reason}"
+    # What is odd may be a whole image written as text.
+    return f"{path if len(path) <= _SHOWN_LETTERS else f'{path[:_SHOWN_LETTERS]}…'}: {reason}; {hint}"
 
 
 def _require_regular(path: str, mode: int) -> None:

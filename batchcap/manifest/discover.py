@@ -3,157 +3,211 @@
 import glob
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from batchcap.config import InputConfig
 from batchcap.errors import UsageError
+from batchcap.images.content import PREFIX_BYTES
+from batchcap.images.decode import not_an_image
+from batchcap.images.source import read_beginning
 from batchcap.manifest.parquet import count_rows
+from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source, SourceKind, is_address, printable_name
+from batchcap.manifest.suffix import (
+    IMAGE_SUFFIXES,
+    NOT_READ,
+    PARQUET_SUFFIXES,
+    UNREADABLE_IMAGE_SUFFIXES,
+    suffix_of,
+)
+from batchcap.manifest.tables import table_above
+from batchcap.manifest.walk import Walk, asks_for_parts, fixed_part, is_job_folder
 from batchcap.terminal import shown_name
 
 log = logging.getLogger(__name__)
 
-PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
-_IMAGE_EXTENSIONS = """
-    apng avif avifs bmp bw cur dds dib gif icns ico im j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm pgm png
-    pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm xpm
-"""
-IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in _IMAGE_EXTENSIONS.split())
-# What holds pictures and yet is none: each of them would be one failed row, and nobody would know why.
-_ARCHIVE = "is an archive, which batchcap does not open: unpack it and give the folder"
-_TABLE = "is a table that batchcap does not read: convert it to Parquet, with pandas or DuckDB for example"
-_JOB_FILE = "is a job file: give it to `batchcap run`"
-_NOT_READ = {
-    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _ARCHIVE),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".feather", ".avro", ".orc"), _TABLE),
-    ".toml": _JOB_FILE,
-}
-_SHOWN_SUFFIXES = 5
+# Folders in which a writer keeps what is not finished, and a table its log: nothing in them is input.
+_WRITERS_FOLDERS = frozenset({"_temporary", "_delta_log"})
+
+# A named file with one of these says what it is meant to be; what it is its row says.
+_KNOWN_SUFFIXES = IMAGE_SUFFIXES | UNREADABLE_IMAGE_SUFFIXES | PARQUET_SUFFIXES | NOT_READ.keys()
 
 
-def discover(config: InputConfig, exclude: Path) -> Iterator[Source]:
+def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None) -> Iterator[Source]:
     """Find the sources of a job, one after the other: a million of them are never held together.
 
     In the order of the inputs; inside a folder (searched with all folders below it) by relative path. A file that two
-    inputs lead to comes twice; the plan counts it once. Hidden files and folders, and `exclude`, are passed over, and
-    files whose extension is neither a picture's nor a Parquet file's; how many those were is logged. A file that is
-    named itself is taken whatever its extension is, also by a pattern that ends with one (`*.dat`). A pattern without
-    `**` that matches folders takes all that is in them.
+    inputs lead to comes twice; the plan counts it once. A pattern without `**` that matches folders takes all that is
+    in them. Skipped are hidden files and folders, `exclude`, and what is counted in `Skipped`, which is logged. A file
+    that is named itself is taken whatever its extension is, also by a pattern that ends with one (`*.dat`), and so are
+    the parts of job folders by a pattern that ends in `part-*.parquet`.
 
     Args:
         config: the inputs.
         exclude: the job's own output.
+        skipped: gets the counts of all inputs, each once its last source has been given.
 
     Yields:
         Sources; an id is the path inside the input folder.
 
     Raises:
-        UsageError: an input does not exist or is an address (told before the first source), has no picture, or is an
-            archive or another table; a Parquet file can't be read, or all of them are empty.
+        UsageError: an input does not exist, is an address, a job folder or a file of something else (told before the
+            first source), has no picture, or is an archive or another table; a Parquet file can't be read, or all of
+            them are empty.
     """
-    search = _Search(os.path.realpath(exclude))
     for name in config.inputs:
         _require_input(name)
     rows = 0
+    tables = _Tables()
     for name in config.inputs:
+        search = _Search(os.path.realpath(exclude))
         found = False
         for source in search.input(name):
             found = True
             rows += source.rows
+            tables.warn(source)
             yield source
         if not found:
-            raise UsageError(search.nothing_found(name))
-        if search.skipped:
-            log.warning("%s: %s", shown_name(name), search.passed_over())
+            raise UsageError(search.skipped.nothing_found(name))
+        for level, line in search.skipped.lines():
+            log.log(level, "%s: %s", shown_name(name), line)
+        if skipped is not None:
+            skipped.add(search.skipped)
     if not rows:
         raise UsageError(f"no Parquet file in {', '.join(map(shown_name, config.inputs))} has a row")
 
 
 def _require_input(name: str) -> None:
     if is_address(name):
+        if name.lower().startswith("file:"):
+            raise UsageError(f"{shown_name(name)} is an address: give the path of the file or folder itself")
         raise UsageError(f"batchcap works offline and fetches nothing: download {shown_name(name)} and give the file")
     path = os.path.expanduser(name)
-    if not os.path.lexists(path) and not glob.has_magic(path):
+    if os.path.lexists(path):
+        folder = path
+    elif glob.has_magic(path):
+        folder = "" if asks_for_parts(path) else fixed_part(path)
+    else:
         raise UsageError(f"the input {shown_name(name)} does not exist")
+    if folder and is_job_folder(folder):
+        raise UsageError(
+            f"{shown_name(name)} is a job folder of batchcap, which holds captions and no pictures: leave it out. If "
+            "its part files carry a column of pictures, name these, in quotes: '…/part-*.parquet'"
+        )
+    if suffix_of(path) not in _KNOWN_SUFFIXES and (beginning := read_beginning(path, PREFIX_BYTES)) is not None:
+        what = not_an_image(beginning)
+        if what is not None:
+            raise UsageError(f"the input {shown_name(name)} is {what}")
 
 
 @dataclass(slots=True)
-class _Search:
-    """What has been passed over in the input at work."""
+class _Tables:
+    """The tables that a warning has told of, and the folders looked at."""
 
-    exclude: str
-    skipped: Counter[str] = field(default_factory=Counter)
+    told: set[Path] = field(default_factory=set)
+    seen: set[Path] = field(default_factory=set)
+
+    def warn(self, source: Source) -> None:
+        """Say once of a table that its folder holds more rows than it has."""
+        folder = source.path.parent
+        if source.kind is not SourceKind.PARQUET or folder in self.seen:
+            return
+        self.seen.add(folder)
+        table = table_above(folder)
+        if table is None or table[0] in self.told:
+            return
+        path, table_format = table
+        self.told.add(path)
+        log.warning(
+            "%s is a %s table: its folder also holds the files of deleted rows and old versions, and these are read, "
+            "too. Export the current version of the table to Parquet and caption that.",
+            shown_name(str(path)),
+            table_format,
+        )
+
+
+class _Search:
+    """The search for the sources of one input."""
+
+    def __init__(self, exclude: str) -> None:
+        self.skipped = Skipped()
+        self._walk = Walk(exclude, self.skipped.job_folders)
 
     def input(self, name: str) -> Iterator[Source]:
-        """The sources of one input."""
-        self.skipped.clear()
+        """The sources of the input."""
         path = os.path.expanduser(name)
         if os.path.isdir(path):
             yield from self._folder(path)
         elif os.path.lexists(path):
-            yield _source(os.path.abspath(path), os.path.basename(path), _suffix(path))
+            yield _source(os.path.abspath(path), os.path.basename(path), suffix_of(path))
         else:
             yield from self._pattern(path)
 
-    def nothing_found(self, name: str) -> str:
-        """What to say of an input without a picture."""
-        text = f"no picture and no Parquet file in {shown_name(name)}"
-        if self.skipped:
-            text += f"; {self.passed_over()}"
-            (suffix, _count), *_others = self.skipped.most_common(1)
-            advice = _NOT_READ.get(suffix)
-            text += f". A {suffix} file {advice}" if advice else ". Name a file itself to take it as it is"
-        return text
-
-    def passed_over(self) -> str:
-        """How many files of the last input were no pictures by their extension, and which these are."""
-        most = self.skipped.most_common(_SHOWN_SUFFIXES)
-        kinds = ", ".join(f"{suffix or 'no extension'} {count}" for suffix, count in most)
-        if len(self.skipped) > len(most):
-            kinds += ", …"
-        count = self.skipped.total()
-        return f"{count} other file{'' if count == 1 else 's'} passed over ({kinds})"
-
     def _pattern(self, pattern: str) -> Iterator[Source]:
-        base = _fixed_part(pattern)
+        base = fixed_part(pattern)
         suffix = os.path.splitext(pattern)[1]
         names_suffix = bool(suffix) and not glob.has_magic(suffix)
-        for path in _matches(pattern, self.exclude):
+        asked_for = [part for part in pattern.split(os.sep) if part.startswith("_")]
+        for path in self._walk.matches(pattern, base):
             if os.path.isdir(path):
                 # With `**` the files below are matches themselves.
                 if "**" not in pattern:
-                    yield from self._folder(path, base)
-            elif names_suffix or self._is_wanted(_suffix(path)):
-                yield _source(os.path.abspath(path), os.path.relpath(path, base), _suffix(path))
+                    yield from self._folder(path, base, asked_for)
+                continue
+            relative, suffix = os.path.relpath(path, base), suffix_of(path)
+            if self._is_wanted(relative, suffix, asked_for, names_suffix=names_suffix):
+                yield _source(os.path.abspath(path), relative, suffix)
 
-    def _folder(self, folder: str, base: str | None = None) -> Iterator[Source]:
+    def _folder(self, folder: str, base: str | None = None, asked_for: Sequence[str] = ()) -> Iterator[Source]:
         """The sources below a folder; their ids are relative to `base`, or to the folder."""
         above = "" if base is None else os.path.relpath(folder, base)
         absolute = os.path.abspath(folder)
-        for relative in _walk(absolute, self.exclude):
-            suffix = _suffix(relative)
-            if self._is_wanted(suffix):
-                yield _source(os.path.join(absolute, relative), os.path.join(above, relative), suffix)
+        for name in self._walk.below(absolute):
+            relative, suffix = os.path.join(above, name), suffix_of(name)
+            if self._is_wanted(relative, suffix, asked_for):
+                yield _source(os.path.join(absolute, name), relative, suffix)
 
-    def _is_wanted(self, suffix: str) -> bool:
-        if suffix in IMAGE_SUFFIXES or suffix in PARQUET_SUFFIXES:
+    def _is_wanted(
+        self, relative: str, suffix: str, asked_for: Sequence[str] = (), *, names_suffix: bool = False
+    ) -> bool:
+        """Whether a file is a source; else it is counted.
+
+        Args:
+            relative: its path inside the input.
+            suffix: of the path.
+            asked_for: names that begin with `_` in the pattern: what fits them was asked for.
+            names_suffix: whether the pattern says which suffix it wants.
+        """
+        internal = _internal_names(relative, asked_for)
+        if internal and (suffix in PARQUET_SUFFIXES or _WRITERS_FOLDERS.intersection(internal)):
+            self.skipped.internal += 1
+        elif names_suffix or suffix in IMAGE_SUFFIXES or suffix in PARQUET_SUFFIXES:
             return True
-        self.skipped[shown_name(suffix)] += 1
+        elif suffix in UNREADABLE_IMAGE_SUFFIXES:
+            self.skipped.images[suffix] += 1
+        elif internal and relative.endswith(internal[-1]):  # `_SUCCESS`, `_metadata`, `_committed_…`
+            self.skipped.internal += 1
+        else:
+            self.skipped.others[shown_name(suffix)] += 1
         return False
 
 
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
+def _internal_names(relative: str, asked_for: Sequence[str]) -> list[str]:
+    """Names on a path that Parquet readers skip: with `_` at the beginning, but for partitions (`_day=1`)."""
+    if "_" not in relative:
+        return []
+    names = (name for name in relative.split(os.sep) if name.startswith("_") and "=" not in name)
+    return [name for name in names if not any(fnmatchcase(name, part) for part in asked_for)]
 
 
 def _source(path: str, relative: str, suffix: str) -> Source:
     """The source at an absolute path."""
     name = printable_name(relative)
-    if suffix in _NOT_READ:
-        raise UsageError(f"{shown_name(path)} {_NOT_READ[suffix]}")
+    if suffix in NOT_READ:
+        raise UsageError(f"{shown_name(path)} {NOT_READ[suffix]}")
     try:
         status = os.stat(path)
         size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
@@ -162,82 +216,3 @@ def _source(path: str, relative: str, suffix: str) -> Source:
     if suffix not in PARQUET_SUFFIXES:
         return Source(name, Path(path), SourceKind.IMAGE, 1, size_bytes, mtime_ns)
     return Source(name, Path(path), SourceKind.PARQUET, count_rows(Path(path)), size_bytes, mtime_ns)
-
-
-def _walk(folder: str, exclude: str) -> Iterator[str]:
-    """Relative paths of all files below a folder, in the order of their bytes.
-
-    Links to folders are followed, but never in a circle. No more is held than the names in one folder and in those
-    above it.
-    """
-    seen: set[tuple[int, int]] = set()
-    trail = [("", iter(_names(folder, exclude, seen)))]
-    while trail:
-        below, names = trail[-1]
-        name = next(names, None)
-        if name is None:
-            trail.pop()
-            continue
-        relative = below + os.fsdecode(name)
-        if name.endswith(b"/"):
-            trail.append((relative, iter(_names(os.path.join(folder, relative), exclude, seen))))
-        else:
-            yield relative
-
-
-def _names(folder: str, exclude: str, seen: set[tuple[int, int]]) -> list[bytes]:
-    """What is in a folder; a folder's name ends with a slash, so that the names sort as the paths below them do.
-
-    Bytes: they take half the memory of text, and their order is the one wanted.
-    """
-    names: list[bytes] = []
-    try:
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            return names
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(os.fsencode(folder)) as entries:
-            for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
-                if not _is_folder(entry):
-                    names.append(entry.name)
-                elif os.path.realpath(os.fsdecode(entry.path)) != exclude:
-                    names.append(entry.name + b"/")
-    except OSError as error:
-        log.warning("can't look into the folder %s (%s): what is in it is left out", shown_name(folder), error.strerror)
-    names.sort()
-    return names
-
-
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: its row says what is wrong
-        return False
-
-
-def _matches(pattern: str, exclude: str) -> list[str]:
-    """Paths that a pattern matches, in order, without those below `exclude`.
-
-    `**` walks in circles where a link leads back up: of several ways into one folder only the shortest counts.
-    """
-    matches = sorted(glob.glob(pattern, recursive=True), key=os.fsencode)
-    real = {parent: os.path.realpath(parent) for parent in {os.path.dirname(path) for path in matches}}
-    shortest: dict[str, str] = {}
-    for parent in sorted(real, key=lambda name: (len(name), os.fsencode(name))):
-        shortest.setdefault(real[parent], parent)
-    return [
-        path
-        for path in matches
-        if shortest[real[parent := os.path.dirname(path)]] == parent
-        and not f"{real[parent]}{os.sep}".startswith(f"{exclude}{os.sep}")
-        and os.path.join(real[parent], os.path.basename(path)) != exclude
-    ]
-
-
-def _fixed_part(pattern: str) -> str:
-    """The folder above the first wildcard: ids are relative to it."""
-    parts = pattern.split(os.sep)
-    fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
-    return os.sep.join(parts[:fixed]) or (os.sep if pattern.startswith(os.sep) else ".")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from batchcap.config import InputConfig
 from batchcap.errors import UsageError
+from batchcap.manifest.cells import list_advice, list_value
 from batchcap.store.parts import SCHEMA as OUTPUT_SCHEMA
 from batchcap.terminal import one_line, shown_name
 
@@ -152,9 +153,9 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
     kind = schema.field(image)
     rank = rank_of(kind)
     if not rank:
-        raise UsageError(
-            f"column {quoted(image)} of {shown(path)} is {_cut(str(kind.type))}: neither bytes, an Image, nor a path"
-        )
+        value = list_value(kind.type)
+        advice = "neither bytes, an Image, nor a path" if value is None else list_advice(value)
+        raise UsageError(f"column {quoted(image)} of {shown(path)} is {_cut(str(kind.type))}: {advice}")
     kept = [name for name in names if name != image] if ALL_COLUMNS in config.keep_columns else config.keep_columns
     kept = list(dict.fromkeys(kept))
     root = _image_root(config.image_root) if config.image_root else None
@@ -229,10 +230,17 @@ def _find_image_column(path: Path, schema: pa.Schema) -> str:
                 f"{shown(path)} has several columns that may hold the picture ({listed(names)}): "
                 "name one with --image-column"
             )
+    lists = [f"; {quoted(field.name)}: {list_advice(field.type.value_type)}" for field in schema if _has_lists(field)]
     raise UsageError(
         f"{shown(path)} has no column with pictures; it has {listed(schema.names)}. Name one with "
-        "--image-column: bytes, a Hugging Face Image, or a path"
+        f"--image-column: bytes, a Hugging Face Image, or a path{''.join(lists[:1])}"
     )
+
+
+def _has_lists(field: pa.Field) -> bool:
+    """Whether a column's cells may hold several images."""
+    value = list_value(field.type)
+    return value is not None and (rank_of(field.with_type(value)) > PATH or field.name.removesuffix("s") in PATH_NAMES)
 
 
 def _output_names(path: Path, wanted: list[str], own_columns: frozenset[str]) -> tuple[str, ...]:

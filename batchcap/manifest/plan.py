@@ -24,7 +24,7 @@ from batchcap.manifest.row_reader import (
     read_rows,
 )
 from batchcap.manifest.shard import Shard
-from batchcap.manifest.source import Source, SourceKind, printable_name
+from batchcap.manifest.source import Source, SourceKind, source_name
 from batchcap.records import ImageRow
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
@@ -116,7 +116,7 @@ class Plan:
 
     def vanished(self) -> frozenset[str]:
         """Parquet files of the plan that are gone, as the rows' `source` has them."""
-        return frozenset(printable_name(str(file)) for file in self._tables.parquet_files() if not file.exists())
+        return frozenset(source_name(str(file)) for file in self._tables.parquet_files() if not file.exists())
 
     def touched(self) -> Iterator[TouchedSource]:
         """The sources that `extend` found to look otherwise than before, in the order of their rows."""
@@ -143,7 +143,7 @@ class Plan:
                 continue
             if kind == SourceKind.IMAGE:
                 text = os.fsdecode(path)
-                yield ImageRow(first_row, name, printable_name(text), 0, path=text)
+                yield ImageRow(first_row, name, source_name(text), 0, path=text)
                 continue
             file = Path(os.fsdecode(path))
             layout = self._layout(file)

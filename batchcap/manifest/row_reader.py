@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchcap.errors import ErrorKind
+from batchcap.manifest.cells import hint_at, shown_cell, why_no_file, why_no_path
 from batchcap.manifest.parquet import (
     PATH,
     ParquetLayout,
@@ -24,9 +25,8 @@ from batchcap.manifest.parquet import (
     row_group_sizes,
     shown,
 )
-from batchcap.manifest.source import is_address, printable_name
+from batchcap.manifest.source import is_address, printable_name, source_name
 from batchcap.records import ImageRow
-from batchcap.terminal import one_line
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,6 @@ log = logging.getLogger(__name__)
 _PICTURE_BATCH_ROWS = 1
 SMALL_BATCH_ROWS = 1024
 _MOST_BATCH_BYTES = 1 << 30
-# No path is longer on Linux; what a column of something else holds may be.
-_LONGEST_PATH = 4096
-_SHOWN_LETTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +299,7 @@ def image_row(
         place: row index in the job, id of the source, path of the source, row in the source.
     """
     index, source_id, path, row = place
-    source, name = printable_name(str(path)), f"{source_id}:{row}"
+    source, name = source_name(str(path)), f"{source_id}:{row}"
     if isinstance(values, Unreadable):
         return ImageRow(index, name, source, row, failure=(ErrorKind.UNREADABLE, values.reason))
     given = values.get(layout.id) if layout.id is not None else None
@@ -318,18 +315,19 @@ def image_row(
     failure = _refusal(cell, layout)
     if failure is not None:
         return ImageRow(index, name, source, row, failure=failure)
-    return ImageRow(index, name, source, row, path=os.path.join(layout.image_root, cell))  # noqa: PTH118 - pathlib interns each name
+    file = os.path.join(layout.image_root, cell)  # noqa: PTH118 - pathlib interns each name
+    return ImageRow(index, name, source, row, path=file, if_missing=hint_at(cell))
 
 
 def _refusal(cell: str, layout: ParquetLayout) -> tuple[ErrorKind, str] | None:
     """Why a path in a manifest is not opened, if so."""
-    shown_cell = one_line(cell if len(cell) <= _SHOWN_LETTERS else f"{cell[:_SHOWN_LETTERS]}…")
     if is_address(cell):
-        return ErrorKind.REFUSED, f"{shown_cell}: batchcap works offline and fetches nothing; download it first"
-    if len(cell) > _LONGEST_PATH:
-        return ErrorKind.MISSING, f"{shown_cell}: {len(cell)} characters are no path"
+        return ErrorKind.REFUSED, why_no_file(cell)
+    if (reason := why_no_path(cell)) is not None:
+        return ErrorKind.MISSING, reason
     if layout.fence is not None and "\0" not in cell:  # with a NUL it is no path at all, as the picture stage says
         real = os.path.realpath(os.path.join(layout.image_root, cell))  # noqa: PTH118
         if os.path.commonpath([real, layout.fence]) != layout.fence:
-            return ErrorKind.REFUSED, f"{shown_cell}: leads out of --image-root {shown(layout.image_root)}"
+            hint = f"; {hint_at(cell)}" if hint_at(cell) else ""
+            return ErrorKind.REFUSED, f"{shown_cell(cell)}: leads out of --image-root {shown(layout.image_root)}{hint}"
     return None

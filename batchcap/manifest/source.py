@@ -38,8 +38,16 @@ class Source:
 
 
 def printable_name(name: str) -> str:
-    r"""A file name as text: bytes that are not UTF-8 as `\xNN`, so that two names never become one."""
+    r"""A file name as text: bytes that are not UTF-8 as `\xNN`."""
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def source_name(path: str) -> str:
+    r"""An absolute path as text that no other path has: itself, or a `file:` URI where it is not UTF-8.
+
+    With `\xNN` in the place of a byte it would be the path of another file, whose name has these four characters.
+    """
+    return path if printable_name(path) == path else Path(path).as_uri()
 
 
 def is_address(name: str) -> bool:

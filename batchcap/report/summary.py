@@ -136,6 +136,7 @@ class Summary:
     """How the job stands after a run.
 
     `total_rows` is None where the run ended before it knew how the job stands; then all counts are null.
+    `skipped_inputs`: files of the inputs that are images of types that can't be read, by suffix.
     """
 
     state: JobState
@@ -146,6 +147,7 @@ class Summary:
     run: RunFigures | None
     bundle: dict[str, str] | None
     limited_by: "Bottleneck | None" = None
+    skipped_inputs: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of `summary.json`."""
@@ -159,6 +161,7 @@ class Summary:
             "done": counted.pop("rows"),
             "remaining": None if self.total_rows is None else self.total_rows - self.tally.rows,
             **counted,
+            "skipped_inputs": self.skipped_inputs,
             "run": self._run_to_dict(),
             "bundle": self.bundle,
         }

@@ -124,7 +124,7 @@ INPUTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "an empty folder": (lambda folder: folder.mkdir(), ("no picture and no Parquet file in",)),
     "a folder without pictures": (
         lambda folder: (folder.mkdir(), (folder / "a.txt").touch(), (folder / "b").touch()),
-        ("2 other files passed over (.txt 1, no extension 1)", "Name a file itself"),
+        ("2 other files skipped (.txt 1, no extension 1)", "Name a file itself"),
     ),
 }
 PARQUETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {

@@ -15,7 +15,7 @@ from PIL import Image
 from batchcap import __version__
 from batchcap.bundle import Bundle
 from batchcap.store.folder import JobFolder
-from tests.e2e.command import TIMEOUT_S, batchcap, read_rows
+from tests.e2e.command import TIMEOUT_S, assert_refused, batchcap, read_rows
 
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "numpy", "pyarrow", "PIL", "tokenizers", "huggingface_hub")
 IMPORTS = f"""
@@ -198,3 +198,12 @@ def test_export_prints_the_bundle_alone(tmp_path: Path, tiny_checkpoint: Path) -
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(rf"{re.escape(str(tmp_path / 'bundle'))}  int4 block 32 rtn  id [0-9a-f]{{16}}\n", done.stdout)
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in done.stderr.splitlines()), done.stderr
+
+
+@pytest.mark.parametrize("command", ["caption photos -o out", "run job.toml", "status out", "doctor"])
+def test_a_working_folder_that_is_gone(tmp_path: Path, command: str) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f'cd "{gone}" && rmdir "{gone}" && exec "{sys.executable}" -m batchcap.cli {command}'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert_refused(done, "the working folder is not there", "Change to a folder that exists (cd)")

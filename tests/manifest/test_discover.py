@@ -1,4 +1,4 @@
-"""Finding sources: order, names, what is passed over, and what is said about it."""
+"""Finding sources: order, names, what is skipped, and what is said about it."""
 
 import logging
 import os
@@ -14,7 +14,9 @@ import pytest
 from batchcap.config import InputConfig
 from batchcap.errors import UsageError
 from batchcap.manifest.discover import discover
+from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source, SourceKind
+from tests.images.pictures import encode, scene
 
 
 def touch(root: Path, *names: str) -> None:
@@ -111,9 +113,37 @@ def test_mixed_folder_gives_pictures_and_parquet(tmp_path: Path) -> None:
     assert kinds == [("a.png", SourceKind.IMAGE, 1), ("b.parquet", SourceKind.PARQUET, 5)]
 
 
-def test_a_named_file_is_taken_whatever_its_extension_is(tmp_path: Path) -> None:
-    touch(tmp_path, "picture.dat", "noise")
+def test_a_named_image_is_taken_whatever_its_extension_is(tmp_path: Path) -> None:
+    for name in ("picture.dat", "noise"):
+        (tmp_path / name).write_bytes(encode(scene()))
     assert ids(tmp_path, tmp_path / "picture.dat", tmp_path / "noise") == ["picture.dat", "noise"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("notes.txt", b"milk, bread", r"text \('milk, bread'\): give the image itself"),
+        ("page", b"<!doctype html>", "an HTML page, probably what a server sent in place of the image"),
+        ("film.mp4", b"\0\0\0\x20ftypisom", "a video: take single frames out of it"),
+        ("noise.dat", bytes(range(200)), r"no picture in a known format \(JPEG"),
+        ("nothing", b"", "empty"),
+    ],
+)
+def test_a_named_file_of_something_else_is_told_before_the_first_source(
+    tmp_path: Path, name: str, content: bytes, what: str
+) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=rf"the input .*{name} is {what}"):
+        next(discover(InputConfig((str(tmp_path / "a.png"), str(tmp_path / name))), tmp_path / "out"))
+
+
+def test_a_named_file_with_an_image_suffix_or_that_cannot_be_read_keeps_its_row(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.HEIC")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    names = ["a.png", "b.HEIC", "pipe", "dangling"]
+    assert ids(tmp_path, *(tmp_path / name for name in names)) == names
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -158,17 +188,142 @@ def test_a_file_name_that_is_not_text(tmp_path: Path) -> None:
     assert source.path.exists()
 
 
-def test_what_is_passed_over_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    touch(tmp_path / "in", "a.png", "b.heic", "c.HEIC", "README")
+def test_other_files_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "in", "a.png", "b.txt", "c.TXT", "README")
     with caplog.at_level(logging.WARNING):
         assert ids(tmp_path, tmp_path / "in") == ["a.png"]
-    assert "3 other files passed over (.heic 2, no extension 1)" in caplog.text
+    assert "3 other files skipped (.txt 2, no extension 1)" in caplog.text
+
+
+def test_images_of_types_that_cannot_be_read_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also with --quiet, or a phone's photographs would never be captioned and nobody would know."""
+    touch(tmp_path / "in", "a.png", "b.heic", "c.HEIC", "d/e.CR2", "_f/_g.jxl", "film.mp4")
+    touch(tmp_path / "more", "h.png", "i.heic")
+    skipped = Skipped()
+    inputs = InputConfig((str(tmp_path / "in"), str(tmp_path / "more/**")))
+    with caplog.at_level(logging.WARNING):
+        assert [source.id for source in discover(inputs, tmp_path / "out", skipped)] == ["a.png", "h.png"]
+    assert skipped.images == {".heic": 3, ".cr2": 1, ".jxl": 1}
+    assert skipped.others == {".mp4": 1}
+    assert "in: 4 images skipped of types that can't be read (.heic 2, " in caplog.text
+    assert "more/**: 1 image skipped of types that can't be read (.heic 1): convert to JPEG or PNG" in caplog.text
 
 
 def test_a_folder_without_a_picture_names_the_extensions(tmp_path: Path) -> None:
     touch(tmp_path / "in", "a.heic", "b.heic", "c.txt")
-    with pytest.raises(UsageError, match=r"3 other files passed over \(\.heic 2, \.txt 1\)"):
+    with pytest.raises(
+        UsageError, match=r"2 images skipped .*\(\.heic 2\): convert .*; 1 other file skipped \(\.txt 1\)"
+    ):
         ids(tmp_path, tmp_path / "in")
+
+
+LAYOUTS = [
+    ("captions/part-00000.parquet", "stats.parquet", "summary.json", "_batchcap/job.json"),
+    ("part-00000.parquet", "_batchcap/stats.parquet", "_batchcap/job.json"),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pattern", ["", "*", "**", "**/*.p*", "*/*", "*/*/*.p*"])
+def test_job_folders_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, layout: tuple[str, ...], pattern: str
+) -> None:
+    root = tmp_path / "in"
+    for job in ("sub/day-1", "sub/day-2", "last"):
+        for name in layout:
+            write_parquet(root / job / name)
+    touch(root, "sub/a.png", "sub/sub/b.png")
+    with caplog.at_level(logging.INFO):
+        assert set(ids(tmp_path, root / pattern)) <= {"sub/a.png", "sub/sub/b.png"}
+    if pattern in ("", "*", "**", "**/*.p*"):
+        assert "3 job folders of batchcap skipped" in caplog.text
+    assert len([record for record in caplog.records if record.levelno > logging.INFO]) == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("given", ["job", "job/", "job/*.parquet", "link"])
+def test_a_named_job_folder_is_refused(tmp_path: Path, layout: tuple[str, ...], given: str) -> None:
+    for name in layout:
+        write_parquet(tmp_path / "job" / name)
+    (tmp_path / "link").symlink_to(tmp_path / "job")
+    with pytest.raises(UsageError, match=r"is a job folder of batchcap.*part-\*\.parquet"):
+        ids(tmp_path, tmp_path / given)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parts_of_jobs_can_be_asked_for(tmp_path: Path, layout: tuple[str, ...]) -> None:
+    for name in layout:
+        write_parquet(tmp_path / "jobs/1" / name)
+    part = layout[0]
+    assert ids(tmp_path, tmp_path / "jobs/1" / part) == ["part-00000.parquet"]
+    assert ids(tmp_path, (tmp_path / "jobs/1" / part).with_name("part-*.parquet")) == ["part-00000.parquet"]
+    assert ids(tmp_path, tmp_path / "jobs/**/part-*.parquet") == [f"1/{part}"]
+
+
+def test_a_pattern_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "job/_batchcap/x.parquet")
+    touch(tmp_path, "job/a.png", "sub/b.png", "c.png", "_d.png")
+    monkeypatch.chdir(tmp_path)
+    assert ids(tmp_path, "**/*.png") == ["_d.png", "c.png", "sub/b.png"]
+    assert ids(tmp_path, "./**/*.png") == ["_d.png", "c.png", "sub/b.png"]
+
+
+WRITERS_FILES = (
+    "_temporary/0/part-0.parquet",
+    "_temporary/0/a.png",
+    "day=1/_temporary/0/part-0.parquet",
+    "_staging/x.parquet",
+    "sub/_x.parquet",
+)
+BOOKKEEPING = ("_SUCCESS", "_metadata", "_common_metadata", "_committed_123", "_started_123")
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "**"])
+def test_what_parquet_writers_leave_or_use_inside_is_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pattern: str
+) -> None:
+    """As Spark, Hive and pyarrow do; images in folders that begin with `_` are images."""
+    root = tmp_path / "in"
+    for name in (*WRITERS_FILES, "_day=1/y.parquet", "sub/z_.parquet"):
+        write_parquet(root / name)
+    touch(root, *BOOKKEEPING, "_mine/_a.png")
+    with caplog.at_level(logging.INFO):
+        assert set(ids(tmp_path, root / pattern)) == {"_day=1/y.parquet", "_mine/_a.png", "sub/z_.parquet"}
+    assert f"{len(WRITERS_FILES) + len(BOOKKEEPING)} files skipped that Parquet writers leave" in caplog.text
+    assert "other file" not in caplog.text
+
+
+def test_what_begins_with_an_underscore_can_be_asked_for(tmp_path: Path) -> None:
+    for name in WRITERS_FILES:
+        write_parquet(tmp_path / "in" / name)
+    assert ids(tmp_path, tmp_path / "in/sub/_x.parquet") == ["_x.parquet"]
+    assert ids(tmp_path, tmp_path / "in/_staging") == ["x.parquet"]
+    assert ids(tmp_path, tmp_path / "in/_s*/*.parquet") == ["_staging/x.parquet"]
+    assert ids(tmp_path, tmp_path / "in/**/_x*.parquet") == ["sub/_x.parquet"]
+    with pytest.raises(UsageError, match=r"1 file skipped that Parquet writers leave.* Name a Parquet file itself"):
+        ids(tmp_path, tmp_path / "in/sub")
+
+
+@pytest.mark.parametrize(
+    ("log_file", "table_format"),
+    [
+        ("_delta_log/00000.json", "Delta Lake"),
+        (".hoodie/hoodie.properties", "Hudi"),
+        ("metadata/v1.metadata.json", "Iceberg"),
+    ],
+)
+@pytest.mark.parametrize("given", ["", "**/*.parquet", "data/day=1", "data/day=1/a.parquet"])
+def test_a_table_with_old_files_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, log_file: str, table_format: str, given: str
+) -> None:
+    table = tmp_path / "table"
+    touch(table, log_file)
+    for name in ("data/day=1/a.parquet", "data/day=1/b.parquet", "data/day=2/c.parquet"):
+        write_parquet(table / name)
+    assert found(tmp_path, table / given)
+    (warning,) = [record.getMessage() for record in caplog.records if "table: its folder" in record.getMessage()]
+    assert f"{table} is a {table_format} table" in warning
+    assert "Export the current version of the table to Parquet" in warning
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing/*.png", "empty", "empty/**"])
@@ -216,8 +371,14 @@ def test_archives_beside_pictures_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["https://example.org/a.parquet", "s3://bucket/*.png", "hf://datasets/a/b", "file:///a"]
+    ("address", "advice"),
+    [
+        ("https://example.org/a.parquet", "batchcap works offline and fetches nothing: download https://"),
+        ("s3://bucket/*.png", "batchcap works offline and fetches nothing: download s3://"),
+        ("hf://datasets/a/b", "batchcap works offline and fetches nothing: download hf://"),
+        ("file:///a", "file:///a is an address: give the path of the file or folder itself"),
+    ],
 )
-def test_addresses_are_refused_before_anything_is_read(tmp_path: Path, address: str) -> None:
-    with pytest.raises(UsageError, match=r"batchcap works offline and fetches nothing: download .*://"):
+def test_addresses_are_refused_before_anything_is_read(tmp_path: Path, address: str, advice: str) -> None:
+    with pytest.raises(UsageError, match=advice):
         list(discover(InputConfig((str(tmp_path / "nowhere"), address)[::-1]), tmp_path / "out"))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote_from_bytes
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
 from batchcap.errors import ChangedInputError, UsageError
+from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.manifest.source import Source, SourceKind
@@ -197,5 +199,41 @@ def test_a_path_that_is_not_text_has_a_printable_source(tmp_path: Path) -> None:
     with opened(tmp_path) as plan:
         plan.extend([source], 4, 0)
         (row,) = all_rows(plan)
-    assert row.source == r"/in/caf\xe9.png"
+    assert row.source == "file:///in/caf%E9.png"
     assert row.path == "/in/caf\udce9.png"
+
+
+def test_files_that_are_skipped_today_keep_the_rows_that_a_job_has_planned(tmp_path: Path) -> None:
+    (tmp_path / "in/_temporary").mkdir(parents=True)
+    (tmp_path / "in/job/_batchcap").mkdir(parents=True)
+    old = [table_source(tmp_path / "in" / name, 4) for name in ("_temporary/a.parquet", "b.parquet", "job/c.parquet")]
+    with opened(tmp_path) as plan:
+        plan.extend(old, 3, 0)
+        before = places(plan)
+        assert len(before) == 12
+    (tmp_path / "in/d.png").touch()
+    with opened(tmp_path) as plan:
+        found = list(discover(InputConfig((str(tmp_path / "in"),)), tmp_path / "out"))
+        assert [source.id for source in found] == ["b.parquet", "d.png"]
+        assert plan.extend(found, 3, 0) == 1
+        assert places(plan)[:-1] == before
+        assert list(plan.touched()) == []
+
+
+def test_no_two_files_have_one_source(tmp_path: Path) -> None:
+    r"""Not even the byte ff and the four characters `\xff`; a name that is text stays as it is."""
+    names = [b"caf\xff.png", rb"caf\xff.png", b"file:\xff.png", rb"a\b.png", "é%FF.png".encode()]
+    try:
+        for name in names:
+            (tmp_path / os.fsdecode(name)).touch()
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    with opened(tmp_path) as plan:
+        plan.extend(discover(InputConfig((str(tmp_path / "*.png"),)), tmp_path / "out"), 3, 0)
+        rows = {row.path: row.source for row in all_rows(plan)}
+    assert len(set(rows.values())) == len(names)
+    for name in names:
+        path = str(tmp_path / os.fsdecode(name))
+        is_text = b"\xff" not in name
+        assert rows[path] == (path if is_text else f"file://{tmp_path}/{quote_from_bytes(name)}")
+        rows[path].encode()

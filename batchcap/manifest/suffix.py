@@ -1,0 +1,37 @@
+"""Owns what a file's suffix says: an image, a Parquet file, or something that batchcap does not read."""
+
+import os
+
+
+def _suffixes(extensions: str) -> frozenset[str]:
+    return frozenset(f".{extension}" for extension in extensions.split())
+
+
+PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
+IMAGE_SUFFIXES = _suffixes(
+    """
+    apng avif avifs bmp bw cur dds dib gif icns ico im j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm pgm png
+    pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm xpm
+    """
+)
+# Images that nothing here decodes. Found in a folder they are no rows, since nobody named them.
+UNREADABLE_IMAGE_SUFFIXES = _suffixes(
+    """
+    heic heics heif heifs hif avci jxl jxr wdp hdp
+    3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f
+    ai djvu emf eps exr hdr pdf psb svg svgz wmf xcf
+    """
+)
+# What holds images and yet is none: each of them would be one failed row, and nobody would know why.
+_ARCHIVE = "is an archive, which batchcap does not open: unpack it and give the folder"
+_TABLE = "is a table that batchcap does not read: convert it to Parquet, with pandas or DuckDB for example"
+NOT_READ = {
+    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _ARCHIVE),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".feather", ".avro", ".orc"), _TABLE),
+    ".toml": "is a job file: give it to `batchcap run`",
+}
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of a path in lower case; empty where it has none."""
+    return os.path.splitext(path)[1].lower()
