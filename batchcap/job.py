@@ -26,6 +26,7 @@ from batchcap.prompt import bundle_opens_thinking
 from batchcap.recorder import Recorder
 from batchcap.reopening import Reopening
 from batchcap.report.bottleneck import Bottleneck, find_bottleneck
+from batchcap.report.failures import why_alike
 from batchcap.report.progress import Progress
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
 from batchcap.signals import StopRequest, stop_on_signals
@@ -233,10 +234,16 @@ class JobRun:
         where = str(parts[0]) if len(parts) == 1 else f"{parts[0].with_name('part-*.parquet')} ({len(parts)} files)"
         prompts = len(self._config.generation.prompts)
         message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions, {tally.failed} failed: {where}"
-        if tally.error_rate > self._config.limits.max_error_rate:
+        code = ExitCode.COMPLETE
+        if tally.failed and not tally.ok:
+            code = ExitCode.TOO_MANY_FAILURES
+            message += "; nothing was captioned"
+        elif tally.error_rate > self._config.limits.max_error_rate:
+            code = ExitCode.TOO_MANY_FAILURES
             message += f"; more failures than --max-error-rate {self._config.limits.max_error_rate:g} allows"
-            return self.write_summary(JobState.COMPLETE, ExitCode.TOO_MANY_FAILURES, message)
-        return self.write_summary(JobState.COMPLETE, ExitCode.COMPLETE, message)
+        if reason := why_alike(self._folder, tally, self._config.input):
+            message += f"; {reason}"
+        return self.write_summary(JobState.COMPLETE, code, message)
 
     def write_failure(self, code: ExitCode, message: str) -> None:
         """Write `summary.json` of a run that failed, if what made it fail allows that."""

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchcap.engines.base import Outcome, PictureFacts
-from batchcap.errors import ErrorKind, StorageError, UsageError
+from batchcap.errors import ErrorKind, UsageError
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.records import Caption, CaptionRow, Failure, ImageRow, PromptColumns, Status, Twin
@@ -203,14 +203,7 @@ class Recorder:
         if row is not None:
             return row
         shard = self._journal.shard_of(index)
-        path = self._folder.part_path(shard.seq)
-        try:
-            return read_row(path, index - shard.first_row)
-        except (OSError, pa.ArrowException) as error:
-            raise StorageError(
-                f"can't read {path}, which this run has written ({error}): run the same command again, and its rows "
-                "are captioned anew"
-            ) from error
+        return read_row(self._folder.part_path(shard.seq), index - shard.first_row)
 
     def flush(self) -> None:
         """Make everything recorded durable; write the parts that are whole now."""

@@ -1,5 +1,6 @@
 """The loop of a job with an engine without a model: every row once, whatever happens to the engine."""
 
+import errno
 import json
 import os
 import signal
@@ -16,11 +17,12 @@ import pytest
 
 from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
-from batchcap.engines.base import EngineLoad
-from batchcap.errors import ExitCode, NotSameJobError, UsageError, WorkerError
+from batchcap.engines.base import EngineLoad, Outcome
+from batchcap.errors import ErrorKind, ExitCode, NotSameJobError, StorageError, UsageError, WorkerError
 from batchcap.job import run_job
 from batchcap.manifest.discover import discover
 from batchcap.manifest.source import Source
+from batchcap.records import Failure, ImageRow
 from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
@@ -265,3 +267,45 @@ def test_a_part_says_how_it_was_made(config: JobConfig) -> None:
         assert json.loads(metadata["batchcap.bundle"])["id"] == "b" * 64
         assert json.loads(metadata["batchcap.settings"])["prompt"] == GenerationConfig().prompt
         assert len(metadata["batchcap.prompt_sha256"]) == 64
+
+
+@pytest.mark.parametrize("rerun", [False, True])
+def test_a_job_without_a_caption_is_no_success(config: JobConfig, rerun: bool) -> None:
+    """Whatever share of failures is allowed, also where nothing is left to do."""
+
+    def fail(row: ImageRow) -> Outcome:
+        return Outcome(row, Failure(row.index, ErrorKind.MISSING, f"{row.path}: No such file or directory"))
+
+    summary = run(config, FakeEngine(end=fail))
+    if rerun:
+        summary = run(config, FakeEngine())
+    assert (summary.exit_code, summary.state) == (ExitCode.TOO_MANY_FAILURES, "complete")
+    assert f"0 captions, {ROWS} failed" in summary.message
+    assert "nothing was captioned" in summary.message
+    assert f"{ROWS} of {ROWS} rows failed as missing, such as row-0 (" in summary.message
+    assert "--image-root" in summary.message
+    assert summary_of(config)["exit_code"] == ExitCode.TOO_MANY_FAILURES
+
+
+def test_a_part_that_can_not_be_read_for_a_moment_is_left_alone(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A passing fault of the disk neither captions rows again nor replaces their part."""
+    run(config, FakeEngine())
+    before = {path: path.read_bytes() for path in JobFolder(Path(config.output)).part_paths()}
+    read_metadata = pq.read_metadata
+
+    def flaky(path: Path) -> Any:
+        if path.name == "part-00002.parquet":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_metadata(path)
+
+    untouched = FakeEngine()
+    with monkeypatch.context() as patch:
+        patch.setattr("batchcap.store.parts.pq.read_metadata", flaky)
+        with pytest.raises(StorageError, match=r"part-00002.parquet .*check the disk"):
+            run(config, untouched)
+    assert not untouched.submitted
+    assert run(config, untouched).exit_code is ExitCode.COMPLETE
+    assert not untouched.submitted
+    assert {path: path.read_bytes() for path in before} == before

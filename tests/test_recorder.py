@@ -216,7 +216,7 @@ def test_a_part_that_has_gone_while_the_job_ran(folder: JobFolder, journal: Jour
     recorder.record([outcome_of(row) for row in rows[:4]])
     recorder.flush()
     folder.part_path(0).write_bytes(b"torn")
-    with pytest.raises(StorageError, match=r"part-00000.parquet, which this run has written .*same command again"):
+    with pytest.raises(StorageError, match=r"part-00000.parquet is damaged .*delete it"):
         recorder.record([twin_of(rows[4], 0)])
 
 

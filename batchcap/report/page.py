@@ -27,7 +27,6 @@ from batchcap.store.journal import Journal
 from batchcap.store.parts import well_rows
 from batchcap.terminal import harmless
 
-PAGE_FILE = "report.html"
 TEMPLATE = "page.html.jinja"
 PLOT_WIDTH, PLOT_HEIGHT = 640, 120
 MOST_POINTS = 300
@@ -81,7 +80,7 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
     """
     status = read_status(output)
     folder = JobFolder.open_existing(output)
-    target = place or output / PAGE_FILE
+    target = place or folder.report_path
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise UsageError(f"{target} can't be the page: name a file in a folder that is there")
     configuration = _configuration(folder)

@@ -82,6 +82,11 @@ class JobFolder:
         """How the last run ended."""
         return self.path / "summary.json"
 
+    @property
+    def report_path(self) -> Path:
+        """The page of `batchcap report`, unless another place is asked for."""
+        return self.path / "report.html"
+
     def part_path(self, seq: int) -> Path:
         """The part file of a shard."""
         return self.path / CAPTIONS / f"part-{seq:05d}.parquet"

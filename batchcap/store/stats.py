@@ -70,14 +70,14 @@ class StatsSample:
 class StatsWriter:
     """Adds this run's samples to those of earlier runs.
 
-    The file is small and rewritten as a whole, so it is always readable. An old file that can't be read is replaced:
-    damaged statistics never end a job.
+    The file is small and rewritten as a whole, so it is always readable. A damaged old file is replaced; beside one that
+    the operating system does not give now, no sample of this run is kept: statistics never end a job.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._earlier = _read_earlier(path)
-        runs = self._earlier.column("run")
+        runs = [] if self._earlier is None else self._earlier.column("run")
         self._run = 1 + (pc.max(runs).as_py() or 0) if len(runs) else 1
         self._samples: list[dict[str, Any]] = []
         self._next_write_s = time.monotonic() + WRITE_INTERVAL_S
@@ -107,6 +107,9 @@ class StatsWriter:
             StorageError: the file can't be written.
         """
         self._next_write_s = time.monotonic() + WRITE_INTERVAL_S
+        if self._earlier is None:
+            self._samples.clear()
+            return
         new = pa.Table.from_pylist(self._samples, schema=SCHEMA)
         # In one piece: every piece of a table takes memory of its own, and a week has twenty thousand.
         self._earlier = _thinned(pa.concat_tables([self._earlier, new])).combine_chunks()
@@ -128,12 +131,17 @@ def _thinned(table: pa.Table) -> pa.Table:
     return table.filter(pa.array(is_first | is_last | is_recent))
 
 
-def _read_earlier(path: Path) -> pa.Table:
-    if not path.exists():
-        return SCHEMA.empty_table()
+def _read_earlier(path: Path) -> pa.Table | None:
+    """The samples of earlier runs; None where the operating system refused to read them."""
     try:
+        path.stat()
         return pq.read_table(path, schema=SCHEMA)
+    except FileNotFoundError:
+        return SCHEMA.empty_table()
     except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            log.warning("%s can't be read now (%s): samples of this run are not kept", path, error)
+            return None
         log.warning("%s can't be read (%s): its samples are dropped", path, error)
         return SCHEMA.empty_table()
 
@@ -141,7 +149,7 @@ def _read_earlier(path: Path) -> pa.Table:
 def recent_rate_per_s(path: Path) -> float | None:
     """Rows a second over the last minutes of the last run, or None where too little is known."""
     table = _read_earlier(path)
-    if not len(table):
+    if table is None or not len(table):
         return None
     last = table.filter(pc.equal(table["run"], pc.max(table["run"])))
     elapsed, rows = last["elapsed_s"].to_pylist(), last["rows"].to_pylist()
