@@ -31,7 +31,7 @@ from batchcap.report.progress import Progress
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
 from batchcap.signals import StopRequest, stop_on_signals
 from batchcap.store.atomic import write_atomic
-from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of
+from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
@@ -84,7 +84,7 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
         begun = chain([next(sources)], sources)  # inputs that are not there, or empty, are told before a folder is made
         bundle = load_model(config.model)
     except BatchcapError as error:
-        _record_early_failure(output, error)
+        _record_early_failure(output, config, error)
         raise
     folder = JobFolder.open_or_create(output)
     with job_lock(folder), stop_on_signals() as stop:
@@ -102,12 +102,16 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
         return run.conclude()
 
 
-def _record_early_failure(output: Path, error: BatchcapError) -> None:
-    """Say in a job folder of earlier runs why this one did not come to it: who looks there must not find `complete`."""
+def _record_early_failure(output: Path, config: JobConfig, error: BatchcapError) -> None:
+    """Say in the folder of this job why this run did not come to it: who looks there must not find `complete`.
+
+    Only where the folder is known to be this job's: with a mistyped --output or input it is another's.
+    """
     with suppress(BatchcapError):
         folder = JobFolder.open_existing(output)
-        with job_lock(folder):
-            _write_summary(folder, Summary(JobState.FAILED, error.exit_code, str(error), None, Tally(), None, None))
+        if is_known_job(folder, config):
+            with job_lock(folder):
+                _write_summary(folder, Summary(JobState.FAILED, error.exit_code, str(error), None, Tally(), None, None))
 
 
 def _write_summary(folder: JobFolder, summary: Summary) -> None:
@@ -136,6 +140,7 @@ class JobRun:
         self._limited_by: Bottleneck | None = None
         self._remarks: tuple[str, ...] = ()
         self._retry_settings = ""
+        self._is_our_folder = False
 
     def work(self, sources: Iterable[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
@@ -143,6 +148,7 @@ class JobRun:
         names = config.generation.prompt_names
         fingerprint = fingerprint_of(config, self._bundle.id, resolve_encoder(config.vision))
         differing = check_same_job(folder, fingerprint, config)
+        self._is_our_folder = True
         self._retry_settings = json.dumps({name: fingerprint[name] for name in differing}) if differing else ""
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:
@@ -246,9 +252,10 @@ class JobRun:
         return self.write_summary(JobState.COMPLETE, code, message)
 
     def write_failure(self, code: ExitCode, message: str) -> None:
-        """Write `summary.json` of a run that failed, if what made it fail allows that."""
+        """Write `summary.json` of a run that failed, if what made it fail allows that, and the folder is this job's."""
         with suppress(StorageError):
-            self.write_summary(JobState.FAILED, code, message)
+            if self._is_our_folder or is_known_job(self._folder, self._config):
+                self.write_summary(JobState.FAILED, code, message)
 
     def write_summary(self, state: JobState, code: ExitCode, message: str) -> Summary:
         """Write `summary.json`."""

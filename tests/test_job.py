@@ -27,6 +27,7 @@ from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
+from tests.e2e.process import snapshot
 from tests.fake_engine import FakeEngine
 
 ROWS = 23
@@ -80,6 +81,11 @@ def rows_of(config: JobConfig) -> list[dict[str, Any]]:
 def summary_of(config: JobConfig) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((Path(config.output) / "summary.json").read_text())
     return content
+
+
+def folder_bytes(config: JobConfig) -> dict[str, bytes]:
+    """Every file of the job folder and its bytes, but for the lock."""
+    return snapshot(Path(config.output))
 
 
 def assert_complete(config: JobConfig) -> None:
@@ -309,3 +315,56 @@ def test_a_part_that_can_not_be_read_for_a_moment_is_left_alone(
     assert run(config, untouched).exit_code is ExitCode.COMPLETE
     assert not untouched.submitted
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "is_told"),
+    [
+        ({}, True),  # the disk with the inputs is not mounted tonight
+        ({"more": "other"}, True),  # the job has grown
+        ({"inputs": ("nowhere",)}, False),
+        ({"prompt": "Other?"}, False),
+        ({"model": "other"}, False),
+    ],
+)
+def test_a_run_that_does_not_begin_speaks_only_in_the_folder_of_its_own_job(
+    config: JobConfig, change: dict[str, Any], is_told: bool
+) -> None:
+    run(config, FakeEngine())
+    before = folder_bytes(config)
+    Path(config.input.inputs[0]).unlink()
+    given = config.input
+    if "inputs" in change or "more" in change:
+        inputs = change.get("inputs", (*given.inputs, change.get("more", "")))
+        given = replace(given, inputs=inputs)
+    wrong = replace(
+        config,
+        input=given,
+        model=change.get("model"),
+        generation=GenerationConfig(change.get("prompt", GenerationConfig().prompt)),
+    )
+    with pytest.raises(UsageError, match="does not exist"):
+        run(wrong, FakeEngine())
+    if is_told:
+        assert (summary_of(config)["state"], summary_of(config)["exit_code"]) == ("failed", 2)
+    else:
+        assert folder_bytes(config) == before
+
+
+def test_an_error_before_the_jobs_are_compared_leaves_another_job_alone(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a vision backend that is not installed: the fingerprint can't be made."""
+    run(config, FakeEngine())
+    before = folder_bytes(config)
+
+    def refuse(_vision: object) -> None:
+        raise UsageError("not installed")
+
+    monkeypatch.setattr(job, "resolve_encoder", refuse)
+    with pytest.raises(UsageError, match="not installed"):
+        run(replace(config, generation=GenerationConfig("Other?")), FakeEngine())
+    assert folder_bytes(config) == before
+    with pytest.raises(UsageError, match="not installed"):
+        run(config, FakeEngine())
+    assert summary_of(config)["state"] == "failed"

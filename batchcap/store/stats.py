@@ -70,8 +70,8 @@ class StatsSample:
 class StatsWriter:
     """Adds this run's samples to those of earlier runs.
 
-    The file is small and rewritten as a whole, so it is always readable. A damaged old file is replaced; beside one that
-    the operating system does not give now, no sample of this run is kept: statistics never end a job.
+    The file is small and rewritten as a whole, so it is always readable. A damaged old file is replaced. Beside one
+    that the operating system does not give now, samples of this run are not kept: statistics never end a job.
     """
 
     def __init__(self, path: Path) -> None:
