@@ -135,6 +135,7 @@ class JobRun:
         self._stop = stop
         self._started_s = started_s
         self._total_rows: int | None = None
+        self._recorder: Recorder | None = None
         self._tally = Tally()
         self._figures: RunFigures | None = None
         self._limited_by: Bottleneck | None = None
@@ -162,6 +163,7 @@ class JobRun:
             reopening.settle_changes(config.resume.on_changed)
             reopening.retry(config.resume.retry, is_interrupted=is_interrupted)
             recorder = Recorder(folder, plan, journal, part_metadata_of(self._bundle, fingerprint), names)
+            self._recorder = recorder
             self._total_rows, self._tally = plan.total_rows, recorder.tally
             recorder.close_whole_shards()
             if recorder.tally.rows < plan.total_rows and not self._stop_in_time():
@@ -260,7 +262,17 @@ class JobRun:
     def write_summary(self, state: JobState, code: ExitCode, message: str) -> Summary:
         """Write `summary.json`."""
         bundle = {"id": self._bundle.id, "source": self._bundle.source, "precision": self._bundle.precision}
-        summary = Summary(state, code, message, self._total_rows, self._tally, self._figures, bundle, self._limited_by)
+        summary = Summary(
+            state,
+            code,
+            message,
+            self._total_rows,
+            self._tally,
+            self._figures,
+            bundle,
+            self._limited_by,
+            parts_left=self._recorder.parts_left if self._recorder else None,
+        )
         _write_summary(self._folder, summary)
         return summary
 

@@ -136,6 +136,11 @@ class Recorder:
         self._open[shard.seq] = standing
         self._left[shard.seq] = standing.left
 
+    @property
+    def parts_left(self) -> int:
+        """Part files that are still to be written or, where rows are captioned again, replaced."""
+        return len(self._open)
+
     def close_whole_shards(self) -> None:
         """Write the parts of shards whose rows have all ended already."""
         for seq in [seq for seq, left in self._left.items() if left == 0]:
@@ -228,8 +233,7 @@ class Recorder:
         self.store_s += time.perf_counter() - started
 
     def _write_part(self, seq: int) -> None:
-        standing = self._open.pop(seq)
-        del self._left[seq]
+        standing = self._open[seq]
         shard, path = standing.shard, self._folder.part_path(seq)
         ended = ended_rows(self._folder, self._journal, shard, has_part=standing.has_part)
         rows = [row for _index, row in ended]
@@ -241,6 +245,7 @@ class Recorder:
             metadata = retried_metadata(part_metadata(path), metadata, self._journal.reopened_settings(shard))
         write_part(path, shard, rows, self._carried(standing), metadata, self._prompts)
         self._journal.forget(shard)
+        del self._open[seq], self._left[seq]
 
     def _carried(self, standing: Standing) -> pa.Table | None:
         """The carried columns of a shard, as they are now; what the inputs no longer have, as it was."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from batchcap import __version__
 from batchcap.config import InputConfig, VisionConfig
-from batchcap.errors import UsageError
+from batchcap.errors import StorageError, UsageError
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.records import CaptionRow, ImageRow, Status
@@ -84,8 +84,9 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise UsageError(f"{target} can't be the page: name a file in a folder that is there")
     configuration = _configuration(folder)
-    with closing(Journal.open_to_read(folder.journal_path)) as journal:
-        cards = list(_cards(folder, journal, configuration, pictures))
+    cards = Journal.look_into(
+        folder.journal_path, lambda journal: list(_cards(folder, journal, configuration, pictures))
+    )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("batchcap.report", "."),
         autoescape=True,  # names and captions are anybody's
@@ -103,7 +104,12 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
         plot_width=PLOT_WIDTH,
         plot_height=PLOT_HEIGHT,
     )
-    write_atomic(target, harmless(text).encode(errors="backslashreplace"))
+    try:
+        write_atomic(target, harmless(text).encode(errors="backslashreplace"))
+    except StorageError as error:
+        raise StorageError(
+            f"can't write the page {target} ({error.__cause__}): name another place with --to"
+        ) from error
     return target
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,8 @@ class RunFigures:
 class Summary:
     """How the job stands after a run.
 
-    `total_rows` is None where the run ended before it knew how the job stands; then all counts are null.
+    `total_rows` is None where the run ended before it knew how the job stands; then all counts are null. `parts_left` is
+    the number of part files still to be written or replaced, `ended_at` the end of the run as ISO 8601.
     """
 
     state: JobState
@@ -146,6 +148,8 @@ class Summary:
     run: RunFigures | None
     bundle: dict[str, str] | None
     limited_by: "Bottleneck | None" = None
+    parts_left: int | None = None
+    ended_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
 
     def to_json(self) -> str:
         """The text of `summary.json`."""
@@ -155,9 +159,11 @@ class Summary:
             "state": self.state,
             "exit_code": int(self.exit_code),
             "message": self.message,
+            "ended_at": self.ended_at,
             "rows": self.total_rows,
             "done": counted.pop("rows"),
             "remaining": None if self.total_rows is None else self.total_rows - self.tally.rows,
+            "parts_left": self.parts_left,
             **counted,
             "run": self._run_to_dict(),
             "bundle": self.bundle,
