@@ -11,7 +11,8 @@ reopened in the journal, added, the part is replaced, the journal forgets both. 
 * after the journal forgot: the part had appeared before, so it is there.
 * before rows were reopened: the part counts, be it the old one or the new one, with all its rows.
 * between reopening and forgetting: the rows of the part that were not reopened are the same in the old and the new one,
-  and reopened ones count as the journal had them. Such a shard is not done, however many of its rows have ended.
+  and reopened ones count as the journal had them. Such a shard is not done, however many of its rows have ended. (Had
+  another retry begun and ended since, a row would show its newest words; the numbers of rows stay those of the moment.)
 
 The other order would not do: a part that is not there yet, and then a journal that has forgotten, make rows vanish.
 """

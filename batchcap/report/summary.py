@@ -136,8 +136,8 @@ class RunFigures:
 class Summary:
     """How the job stands after a run.
 
-    `total_rows` is None where the run ended before it knew how the job stands; then all counts are null. `parts_left` is
-    the number of part files still to be written or replaced, `ended_at` the end of the run as ISO 8601.
+    `total_rows` is None where the run ended before it knew how the job stands; then all counts are null. `parts_left`
+    counts the part files still to be written or replaced, `ended_at` is the end of the run as ISO 8601.
     """
 
     state: JobState

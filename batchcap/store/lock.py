@@ -131,13 +131,21 @@ def _killed_run(folder: JobFolder) -> Holder | None:
 def _has_ended(folder: JobFolder, holder: Holder) -> bool:
     """Whether a summary has been written since a run began."""
     try:
-        began = datetime.fromisoformat(holder.start)
-        ended = datetime.fromtimestamp(folder.summary_path.stat().st_mtime, UTC)
-        with suppress(TypeError, ValueError):  # earlier summaries have no such field
-            ended = datetime.fromisoformat((_read_summary(folder) or {}).get("ended_at", ""))
-    except (OSError, TypeError, ValueError):
+        written = datetime.fromtimestamp(folder.summary_path.stat().st_mtime, UTC)
+    except OSError:
         return False
-    return ended >= began
+    # Earlier summaries have no such field.
+    ended = _time_of((_read_summary(folder) or {}).get("ended_at")) or written
+    began = _time_of(holder.start)
+    return began is None or ended >= began
+
+
+def _time_of(text: object) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return None if time is None or time.tzinfo is None else time
 
 
 def _read_summary(folder: JobFolder) -> dict[str, Any] | None:
@@ -154,6 +162,7 @@ def _holder_path(folder: JobFolder) -> Path:
 
 def _recorded_holder(folder: JobFolder) -> Holder | None:
     try:
-        return Holder(**json.loads(_holder_path(folder).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(_holder_path(folder).read_text(encoding="utf-8"))
+        return Holder(str(content["host"]), int(content["pid"]), str(content["start"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
