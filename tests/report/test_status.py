@@ -100,11 +100,14 @@ class Interleaved:
     def _remember(self) -> None:
         self.moments.append([seen(one) for one in look_at_shards(self.folder)])
 
-    def step(self) -> None:
+    def step(self, count: int = 1) -> None:
+        """Steps of the writer with one of the shards."""
         one = self._lives[self._draw(len(self._lives))]
-        if next(one, self) is self:
-            self._lives.remove(one)
-        self._remember()
+        for _step in range(count):
+            if next(one, self) is self:
+                self._lives.remove(one)
+                break
+            self._remember()
 
     def before(self, action: Callable[..., Any]) -> Callable[..., Any]:
         """The reader's action, after some steps of the writer."""
@@ -112,9 +115,8 @@ class Interleaved:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if self._is_reading:
                 self._is_reading = False
-                for _step in range(self._draw(4)):
-                    if self.is_at_work:
-                        self.step()
+                if self.is_at_work and self._draw(6) == 0:
+                    self.step(1 + self._draw(4))
                 self._is_reading = True
             return action(*args, **kwargs)
 
