@@ -12,7 +12,7 @@ from pathlib import Path
 from batchcap import __version__
 from batchcap.bundle import Bundle
 from batchcap.config import JobConfig, Profile
-from batchcap.engines.base import Engine
+from batchcap.engines.base import Engine, EngineLoad
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.twins import REMEMBERED_PICTURES
 from batchcap.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
@@ -27,7 +27,7 @@ from batchcap.recorder import Recorder
 from batchcap.reopening import Reopening
 from batchcap.report.bottleneck import Bottleneck, find_bottleneck
 from batchcap.report.failures import why_alike
-from batchcap.report.progress import Progress
+from batchcap.report.progress import Progress, format_duration
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
 from batchcap.signals import StopRequest, stop_on_signals
 from batchcap.store.atomic import write_atomic
@@ -237,11 +237,13 @@ class JobRun:
             code = self._stop.exit_code or ExitCode.UNEXPECTED
             state = JobState.INTERRUPTED if code is ExitCode.INTERRUPTED else JobState.STOPPED
             how_far = "the inputs are not all found" if total is None else f"{tally.rows} of {total} rows are done"
+            how_far += self._of_this_run()
             return self.write_summary(state, code, f"{how_far}; run the same command again to go on")
         parts = self._folder.part_paths()
         where = str(parts[0]) if len(parts) == 1 else f"{parts[0].with_name('part-*.parquet')} ({len(parts)} files)"
         prompts = len(self._config.generation.prompts)
-        message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions, {tally.failed} failed: {where}"
+        message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions, {tally.failed} failed"
+        message += f"{self._of_this_run()}: {where}"
         code = ExitCode.COMPLETE
         if tally.failed and not tally.ok:
             code = ExitCode.TOO_MANY_FAILURES
@@ -252,6 +254,18 @@ class JobRun:
         if reason := why_alike(self._folder, tally, self._config.input):
             message += f"; {reason}"
         return self.write_summary(JobState.COMPLETE, code, message)
+
+    def _of_this_run(self) -> str:
+        """What this run did, for a result line; nothing where nothing was left to do."""
+        run = self._figures
+        if run is None:
+            return ""
+        facts = [f"{run.images} images in {format_duration(run.elapsed_s)}"]
+        if run.images:
+            facts.append(f"{run.images_per_min:.1f} images/min after loading")
+        if run.twins:
+            facts.append(f"{run.twins} copies")
+        return f" (this run: {', '.join(facts)})"
 
     def write_failure(self, code: ExitCode, message: str) -> None:
         """Write `summary.json` of a run that failed, if what made it fail allows that, and the folder is this job's."""
@@ -289,6 +303,10 @@ def part_metadata_of(bundle: Bundle, fingerprint: Fingerprint) -> dict[str, str]
     }
 
 
+def _tell(progress: Progress, recorder: Recorder, load: EngineLoad) -> None:
+    progress.advance(recorder.tally.rows, recorder.tally.failed, recorder.run_images, load)
+
+
 def caption_rows(
     recorder: Recorder, engine: Engine, monitor: Monitor, progress: Progress, should_stop: ShouldStop
 ) -> None:
@@ -308,7 +326,7 @@ def caption_rows(
                 outcomes = engine.poll(POLL_S)
                 with watchdog.during("writing what is finished"):
                     recorder.record(outcomes)
-                progress.advance(recorder.tally.rows, recorder.tally.failed, monitor.watch(engine, recorder))
+                _tell(progress, recorder, monitor.watch(engine, recorder))
         if engine.in_flight:
             log.info(
                 "stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S
@@ -322,4 +340,4 @@ def caption_rows(
             recorder.flush()
         raise
     recorder.flush()
-    progress.advance(recorder.tally.rows, recorder.tally.failed, monitor.watch(engine, recorder))
+    _tell(progress, recorder, monitor.watch(engine, recorder))

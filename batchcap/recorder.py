@@ -117,6 +117,7 @@ class Recorder:
         self._left: dict[int, int] = {}
         self.tally = Tally()
         self.run_rows = 0
+        self.run_images = 0
         self.run_twins = 0
         self.run_tokens = 0
         self.store_s = 0.0
@@ -223,7 +224,8 @@ class Recorder:
             self.run_rows += 1
             if index in self._twins:
                 self.run_twins += 1
-            else:
+            elif row.status is Status.OK and index not in self._failed_again:
+                self.run_images += 1
                 self.run_tokens += row.new_tokens_of_all
         self._buffer.clear()
         self._twins.clear()

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -45,7 +46,7 @@ class Listener:
     def start(self, rows: int, done: int) -> None:
         self.started = (rows, done)
 
-    def advance(self, done: int, failed: int, load: EngineLoad) -> None:
+    def advance(self, done: int, failed: int, images: int, load: EngineLoad) -> None:
         self.done.append(done)
         self._on_advance(done)
 
@@ -114,7 +115,12 @@ def test_rows_come_out_in_order_and_are_counted(config: JobConfig) -> None:
     assert (content["run"]["rows"], content["run"]["new_tokens"]) == (ROWS, 60)
     assert content["run"]["stage_busy_s"]["vision"] == 0.5 * ROWS
     assert content["run"]["peak_memory_mib"] > 10
-    assert content["run"]["images_per_min"] > 0
+    run_of = content["run"]
+    assert (run_of["images"], run_of["twins"]) == (ROWS - 3, 0), "failures are no images captioned"
+    assert run_of["images_per_min"] > 0
+    assert re.search(
+        r"20 captions, 3 failed \(this run: 20 images in [^,]+, [\d.]+ images/min after loading\): ", summary.message
+    )
 
 
 @pytest.mark.parametrize(("temperature", "remembered"), [(0.0, True), (0.7, False)])

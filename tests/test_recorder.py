@@ -109,7 +109,7 @@ def test_rows_count_when_they_are_durable(folder: JobFolder, journal: Journal, m
         assert recorder.tally.rows == durable
         counted.append(durable)
     assert counted == [0, 0, 3, 3, 3, 6, 6]
-    assert (recorder.run_rows, recorder.run_tokens) == (6, 18)
+    assert (recorder.run_rows, recorder.run_images, recorder.run_tokens) == (6, 6, 18)
 
 
 def test_rows_that_wait_too_long_are_made_durable(

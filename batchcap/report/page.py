@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchcap import __version__
@@ -213,9 +214,12 @@ def _counts(kinds: dict[str, int]) -> str:
 def _plot(path: Path) -> Plot | None:
     """The rate of all runs, one after the other; None without two samples of a run."""
     try:
-        table = pq.read_table(path, columns=["run", "elapsed_s", "rows"])
-        run, elapsed, rows = (table[name].to_numpy().astype(np.float64) for name in table.column_names)
-    except (OSError, ValueError, pa.ArrowException):
+        table = pq.read_table(path)
+        if "images" in table.column_names:  # null in samples of an earlier batchcap, which counted rows only
+            images = pc.coalesce(table["images"], table["rows"])
+            table = table.drop_columns("rows").append_column("rows", images)
+        run, elapsed, rows = (table[name].to_numpy().astype(np.float64) for name in ("run", "elapsed_s", "rows"))
+    except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
     inside = run[1:] == run[:-1]
     seconds = np.diff(elapsed)[inside]

@@ -34,7 +34,8 @@ class JobStatus:
         parts_left: part files that are still to be written or, after a retry, replaced.
         holder: the process at work on the job.
         killed: the process that was the last one at work, where it ended without a word.
-        images_per_min: of the last minutes.
+        images_per_min: images captioned a minute, copies apart, in the last minutes of the run at work.
+        rows_per_min: rows finished a minute, copies and failures among them, in these minutes.
         last_run: the summary of the last run that ended in good order.
     """
 
@@ -46,6 +47,7 @@ class JobStatus:
     holder: str | None
     killed: str | None
     images_per_min: float | None
+    rows_per_min: float | None
     last_run: dict[str, Any] | None
 
     @property
@@ -56,9 +58,9 @@ class JobStatus:
     @property
     def eta_s(self) -> float | None:
         """Seconds left at the recent rate, while the job runs."""
-        if self.holder is None or not self.images_per_min:
+        if self.holder is None or not self.rows_per_min:
             return None
-        return 60 * self.remaining / self.images_per_min
+        return 60 * self.remaining / self.rows_per_min
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -106,7 +108,7 @@ class JobStatus:
         ]
         if self.holder is not None:
             lines.append(f"  at work   {self.holder}")
-        if self.images_per_min:
+        if self.images_per_min is not None:
             left = f", {format_duration(self.eta_s)} left" if self.eta_s is not None else ""
             lines.append(f"  rate      {self.images_per_min:.1f} images/min{left}")
         elif self.last_run and self.last_run.get("run"):
@@ -138,7 +140,7 @@ def read_status(output: Path) -> JobStatus:
     tally = Tally()
     for standing in standings:
         tally.add(standing.tally)
-    rate = recent_rate_per_s(folder.stats_path) if run.holder else None
+    images, rows = (recent_rate_per_s(folder.stats_path, one) if run.holder else None for one in ("images", "rows"))
     return JobStatus(
         output=str(output),
         total_rows=sum(standing.shard.rows for standing in standings),
@@ -147,7 +149,8 @@ def read_status(output: Path) -> JobStatus:
         parts_left=sum(not standing.is_done for standing in standings),
         holder=str(run.holder) if run.holder else None,
         killed=str(run.killed) if run.killed else None,
-        images_per_min=60 * rate if rate else None,
+        images_per_min=None if images is None else 60 * images,
+        rows_per_min=None if rows is None else 60 * rows,
         last_run=run.summary,
     )
 

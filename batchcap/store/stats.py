@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         pa.field("time", pa.timestamp("ms", tz="UTC"), nullable=False),
         pa.field("elapsed_s", pa.float32(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
+        pa.field("images", pa.int64()),
         pa.field("new_tokens", pa.int64(), nullable=False),
         *(pa.field(f"{stage}_busy_s", pa.float32(), nullable=False) for stage in STAGES),
         pa.field("reading_rows", pa.int32(), nullable=False),
@@ -47,6 +48,7 @@ class StatsSample:
     Attributes:
         elapsed_s: since the start of the command.
         rows: rows finished.
+        images: images captioned, copies apart.
         new_tokens: tokens written.
         busy_s: seconds of work by stage, summed over workers.
         reading_rows: rows with the vision worker.
@@ -65,6 +67,7 @@ class StatsSample:
     queue_mib: float = 0.0
     decoding_rows: int = 0
     memory_mib: float = 0.0
+    images: int = 0
 
 
 class StatsWriter:
@@ -146,14 +149,16 @@ def _read_earlier(path: Path) -> pa.Table | None:
         return SCHEMA.empty_table()
 
 
-def recent_rate_per_s(path: Path) -> float | None:
-    """Rows a second over the last minutes of the last run, or None where too little is known."""
+def recent_rate_per_s(path: Path, column: str = "rows") -> float | None:
+    """Rows or images a second over the last minutes of the last run, or None where too little is known."""
     table = _read_earlier(path)
     if table is None or not len(table):
         return None
     last = table.filter(pc.equal(table["run"], pc.max(table["run"])))
-    elapsed, rows = last["elapsed_s"].to_pylist(), last["rows"].to_pylist()
+    elapsed, rows = last["elapsed_s"].to_pylist(), last[column].to_pylist()
     recent = [place for place, at_s in enumerate(elapsed) if at_s >= elapsed[-1] - RATE_WINDOW_S]
     first = recent[0]
     seconds = elapsed[-1] - elapsed[first]
-    return (rows[-1] - rows[first]) / seconds if seconds > 0 else None
+    if seconds <= 0 or rows[first] is None or rows[-1] is None:  # an earlier batchcap counted no images
+        return None
+    return float((rows[-1] - rows[first]) / seconds)

@@ -76,3 +76,16 @@ def test_a_file_that_can_not_be_read_now_is_left_as_it_is(tmp_path: Path, monkey
         run(path, StatsSample(1.0, 2, 2))
         assert recent_rate_per_s(path) is None
     assert path.read_bytes() == before
+
+
+def test_images_of_an_earlier_batchcap_are_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "stats.parquet"
+    run(path, StatsSample(0.0, 0, 0, images=0), StatsSample(10.0, 20, 0, images=15))
+    assert recent_rate_per_s(path, "images") == pytest.approx(1.5)
+    assert recent_rate_per_s(path) == pytest.approx(2.0)
+    pq.write_table(pq.read_table(path).drop_columns("images"), path)
+    assert recent_rate_per_s(path, "images") is None
+    assert recent_rate_per_s(path) == pytest.approx(2.0)
+    run(path, StatsSample(0.0, 0, 0, images=0), StatsSample(10.0, 20, 0, images=10))
+    assert recent_rate_per_s(path, "images") == pytest.approx(1.0)
+    assert pq.read_table(path)["images"].to_pylist() == [None, None, 0, 10]
