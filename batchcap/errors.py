@@ -11,12 +11,12 @@ _NO_MEMORY = re.compile(
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command; documented in docs/user-guide.md and fixed."""
+    """Exit codes of every command; documented in docs/operations.md and fixed."""
 
     COMPLETE = 0
     UNEXPECTED = 1
     USAGE = 2
-    TOO_MANY_FAILURES = 3  # of rows, or checks of `verify`
+    TOO_MANY_FAILURES = 3  # of rows, or nothing was captioned; or checks of `verify`
     LOCKED = 4
     NOT_SAME_JOB = 5
     STOPPED_EARLY = 75

@@ -12,7 +12,7 @@ from pathlib import Path
 from batchcap import __version__
 from batchcap.bundle import Bundle
 from batchcap.config import JobConfig, Profile
-from batchcap.engines.base import Engine
+from batchcap.engines.base import Engine, EngineLoad
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.twins import REMEMBERED_PICTURES
 from batchcap.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
@@ -27,11 +27,12 @@ from batchcap.prompt import bundle_opens_thinking
 from batchcap.recorder import Recorder
 from batchcap.reopening import Reopening
 from batchcap.report.bottleneck import Bottleneck, find_bottleneck
-from batchcap.report.progress import Progress
+from batchcap.report.failures import why_alike
+from batchcap.report.progress import Progress, format_duration
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
 from batchcap.signals import StopRequest, stop_on_signals
 from batchcap.store.atomic import write_atomic
-from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of
+from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
@@ -85,7 +86,7 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
         begun = chain([next(sources)], sources)  # inputs that are not there, or empty, are told before a folder is made
         bundle = load_model(config.model)
     except BatchcapError as error:
-        _record_early_failure(output, error)
+        _record_early_failure(output, config, error)
         raise
     folder = JobFolder.open_or_create(output)
     with job_lock(folder), stop_on_signals() as stop:
@@ -103,12 +104,16 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
         return run.conclude()
 
 
-def _record_early_failure(output: Path, error: BatchcapError) -> None:
-    """Say in a job folder of earlier runs why this one did not come to it: who looks there must not find `complete`."""
+def _record_early_failure(output: Path, config: JobConfig, error: BatchcapError) -> None:
+    """Say in the folder of this job why this run did not come to it: who looks there must not find `complete`.
+
+    Only where the folder is known to be this job's: with a mistyped --output or input it is another's.
+    """
     with suppress(BatchcapError):
         folder = JobFolder.open_existing(output)
-        with job_lock(folder):
-            _write_summary(folder, Summary(JobState.FAILED, error.exit_code, str(error), None, Tally(), None, None))
+        if is_known_job(folder, config):
+            with job_lock(folder):
+                _write_summary(folder, Summary(JobState.FAILED, error.exit_code, str(error), None, Tally(), None, None))
 
 
 def _write_summary(folder: JobFolder, summary: Summary) -> None:
@@ -139,11 +144,13 @@ class JobRun:
         self._started_s = started_s
         self._skipped = skipped
         self._total_rows: int | None = None
+        self._recorder: Recorder | None = None
         self._tally = Tally()
         self._figures: RunFigures | None = None
         self._limited_by: Bottleneck | None = None
         self._remarks: tuple[str, ...] = ()
         self._retry_settings = ""
+        self._is_our_folder = False
 
     def work(self, sources: Iterable[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
@@ -151,6 +158,7 @@ class JobRun:
         names = config.generation.prompt_names
         fingerprint = fingerprint_of(config, self._bundle.id, resolve_encoder(config.vision))
         differing = check_same_job(folder, fingerprint, config)
+        self._is_our_folder = True
         self._retry_settings = json.dumps({name: fingerprint[name] for name in differing}) if differing else ""
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:
@@ -164,6 +172,7 @@ class JobRun:
             reopening.settle_changes(config.resume.on_changed)
             reopening.retry(config.resume.retry, is_interrupted=is_interrupted)
             recorder = Recorder(folder, plan, journal, part_metadata_of(self._bundle, fingerprint), names)
+            self._recorder = recorder
             self._total_rows, self._tally = plan.total_rows, recorder.tally
             recorder.close_whole_shards()
             if recorder.tally.rows < plan.total_rows and not self._stop_in_time():
@@ -237,20 +246,41 @@ class JobRun:
             code = self._stop.exit_code or ExitCode.UNEXPECTED
             state = JobState.INTERRUPTED if code is ExitCode.INTERRUPTED else JobState.STOPPED
             how_far = "the inputs are not all found" if total is None else f"{tally.rows} of {total} rows are done"
+            how_far += self._of_this_run()
             return self.write_summary(state, code, f"{how_far}; run the same command again to go on")
         parts = self._folder.part_paths()
         where = str(parts[0]) if len(parts) == 1 else f"{parts[0].with_name('part-*.parquet')} ({len(parts)} files)"
         prompts = len(self._config.generation.prompts)
-        message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions, {tally.failed} failed: {where}"
-        if tally.error_rate > self._config.limits.max_error_rate:
+        message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions, {tally.failed} failed"
+        message += f"{self._of_this_run()}: {where}"
+        code = ExitCode.COMPLETE
+        if tally.failed and not tally.ok:
+            code = ExitCode.TOO_MANY_FAILURES
+            message += "; nothing was captioned"
+        elif tally.error_rate > self._config.limits.max_error_rate:
+            code = ExitCode.TOO_MANY_FAILURES
             message += f"; more failures than --max-error-rate {self._config.limits.max_error_rate:g} allows"
-            return self.write_summary(JobState.COMPLETE, ExitCode.TOO_MANY_FAILURES, message)
-        return self.write_summary(JobState.COMPLETE, ExitCode.COMPLETE, message)
+        if reason := why_alike(self._folder, tally, self._config.input):
+            message += f"; {reason}"
+        return self.write_summary(JobState.COMPLETE, code, message)
+
+    def _of_this_run(self) -> str:
+        """What this run did, for a result line; nothing where nothing was left to do."""
+        run = self._figures
+        if run is None:
+            return ""
+        facts = [f"{run.images} images in {format_duration(run.elapsed_s)}"]
+        if run.images:
+            facts.append(f"{run.images_per_min:.1f} images/min after loading")
+        if run.twins:
+            facts.append(f"{run.twins} copies")
+        return f" (this run: {', '.join(facts)})"
 
     def write_failure(self, code: ExitCode, message: str) -> None:
-        """Write `summary.json` of a run that failed, if what made it fail allows that."""
+        """Write `summary.json` of a run that failed, if what made it fail allows that, and the folder is this job's."""
         with suppress(StorageError):
-            self.write_summary(JobState.FAILED, code, message)
+            if self._is_our_folder or is_known_job(self._folder, self._config):
+                self.write_summary(JobState.FAILED, code, message)
 
     def write_summary(self, state: JobState, code: ExitCode, message: str) -> Summary:
         """Write `summary.json`."""
@@ -265,6 +295,7 @@ class JobRun:
             bundle,
             self._limited_by,
             skipped_inputs=dict(self._skipped.images),
+            parts_left=self._recorder.parts_left if self._recorder else None,
         )
         _write_summary(self._folder, summary)
         return summary
@@ -280,6 +311,10 @@ def part_metadata_of(bundle: Bundle, fingerprint: Fingerprint) -> dict[str, str]
         SETTINGS_KEY: json.dumps(fingerprint, ensure_ascii=False).encode(errors="backslashreplace").decode(),
         "batchcap.prompt_sha256": hashlib.sha256(prompt.encode(errors="backslashreplace")).hexdigest(),
     }
+
+
+def _tell(progress: Progress, recorder: Recorder, load: EngineLoad) -> None:
+    progress.advance(recorder.tally.rows, recorder.tally.failed, recorder.run_images, load)
 
 
 def caption_rows(
@@ -301,7 +336,7 @@ def caption_rows(
                 outcomes = engine.poll(POLL_S)
                 with watchdog.during("writing what is finished"):
                     recorder.record(outcomes)
-                progress.advance(recorder.tally.rows, recorder.tally.failed, monitor.watch(engine, recorder))
+                _tell(progress, recorder, monitor.watch(engine, recorder))
         if engine.in_flight:
             log.info(
                 "stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S
@@ -315,4 +350,4 @@ def caption_rows(
             recorder.flush()
         raise
     recorder.flush()
-    progress.advance(recorder.tally.rows, recorder.tally.failed, monitor.watch(engine, recorder))
+    _tell(progress, recorder, monitor.watch(engine, recorder))

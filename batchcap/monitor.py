@@ -27,6 +27,7 @@ class Monitor:
         self._peak_memory_mib = 0.0
         self._load = EngineLoad()
         self._rows = 0
+        self._images = 0
         self._twins = 0
         self._new_tokens = 0
 
@@ -45,7 +46,7 @@ class Monitor:
         self._load.busy_s["store"] = recorder.store_s
         if recorder.run_rows > self._rows:
             self._rows, self._new_tokens = recorder.run_rows, recorder.run_tokens
-            self._twins = recorder.run_twins
+            self._images, self._twins = recorder.run_images, recorder.run_twins
             self._last_row_s = now
         if now >= self._next_memory_s:
             self._next_memory_s = now + MEMORY_INTERVAL_S
@@ -60,6 +61,7 @@ class Monitor:
             StatsSample(
                 elapsed_s=now - self._started_s,
                 rows=self._rows,
+                images=self._images,
                 new_tokens=self._new_tokens,
                 busy_s=dict(self._load.busy_s),
                 reading_rows=self._load.reading_rows,
@@ -85,4 +87,5 @@ class Monitor:
             stage_busy_s=dict(self._load.busy_s),
             peak_memory_mib=self._peak_memory_mib,
             twins=self._twins,
+            images=self._images,
         )

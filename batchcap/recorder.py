@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchcap.engines.base import Outcome, PictureFacts
-from batchcap.errors import ErrorKind, StorageError, UsageError
+from batchcap.errors import ErrorKind, UsageError
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.records import Caption, CaptionRow, Failure, ImageRow, PromptColumns, Status, Twin
@@ -117,6 +117,7 @@ class Recorder:
         self._left: dict[int, int] = {}
         self.tally = Tally()
         self.run_rows = 0
+        self.run_images = 0
         self.run_twins = 0
         self.run_tokens = 0
         self.store_s = 0.0
@@ -135,6 +136,11 @@ class Recorder:
             return
         self._open[shard.seq] = standing
         self._left[shard.seq] = standing.left
+
+    @property
+    def parts_left(self) -> int:
+        """Part files that are still to be written or, where rows are captioned again, replaced."""
+        return len(self._open)
 
     def close_whole_shards(self) -> None:
         """Write the parts of shards whose rows have all ended already."""
@@ -203,14 +209,7 @@ class Recorder:
         if row is not None:
             return row
         shard = self._journal.shard_of(index)
-        path = self._folder.part_path(shard.seq)
-        try:
-            return read_row(path, index - shard.first_row)
-        except (OSError, pa.ArrowException) as error:
-            raise StorageError(
-                f"can't read {path}, which this run has written ({error}): run the same command again, and its rows "
-                "are captioned anew"
-            ) from error
+        return read_row(self._folder.part_path(shard.seq), index - shard.first_row)
 
     def flush(self) -> None:
         """Make everything recorded durable; write the parts that are whole now."""
@@ -225,7 +224,8 @@ class Recorder:
             self.run_rows += 1
             if index in self._twins:
                 self.run_twins += 1
-            else:
+            elif row.status is Status.OK and index not in self._failed_again:
+                self.run_images += 1
                 self.run_tokens += row.new_tokens_of_all
         self._buffer.clear()
         self._twins.clear()
@@ -235,8 +235,7 @@ class Recorder:
         self.store_s += time.perf_counter() - started
 
     def _write_part(self, seq: int) -> None:
-        standing = self._open.pop(seq)
-        del self._left[seq]
+        standing = self._open[seq]
         shard, path = standing.shard, self._folder.part_path(seq)
         ended = ended_rows(self._folder, self._journal, shard, has_part=standing.has_part)
         rows = [row for _index, row in ended]
@@ -248,6 +247,7 @@ class Recorder:
             metadata = retried_metadata(part_metadata(path), metadata, self._journal.reopened_settings(shard))
         write_part(path, shard, rows, self._carried(standing), metadata, self._prompts)
         self._journal.forget(shard)
+        del self._open[seq], self._left[seq]
 
     def _carried(self, standing: Standing) -> pa.Table | None:
         """The carried columns of a shard, as they are now; what the inputs no longer have, as it was."""

@@ -2,6 +2,19 @@
 
 The part files are the truth: a shard whose part is complete is done, whatever the journal says, except for rows that
 were reopened. A shard without a part is done as far as its rows are in the journal.
+
+Who looks while a run writes (`look_at_shards`) sees one moment of the journal first, and the part files after it. A run
+adds rows to the journal, then the part appears, then the journal forgets the rows; rows that are captioned again are
+reopened in the journal, added, the part is replaced, the journal forgets both. So where the moment seen was
+
+* before the part appeared: its rows were in the journal. A part that has appeared since is whole and counts as such.
+* after the journal forgot: the part had appeared before, so it is there.
+* before rows were reopened: the part counts, be it the old one or the new one, with all its rows.
+* between reopening and forgetting: the rows of the part that were not reopened are the same in the old and the new one,
+  and reopened ones count as the journal had them. Such a shard is not done, however many of its rows have ended. (Had
+  another retry begun and ended since, a row would show its newest words; the numbers of rows stay those of the moment.)
+
+The other order would not do: a part that is not there yet, and then a journal that has forgotten, make rows vanish.
 """
 
 import json
@@ -43,8 +56,25 @@ class Standing:
         return self.shard.rows - self.tally.rows
 
 
+def look_at_shards(folder: JobFolder) -> list[Standing]:
+    """How the shards of a job stand, all at one moment, also while a run writes; no file is touched.
+
+    Raises:
+        StorageError: the journal is missing or damaged, or a part can't be read.
+    """
+
+    def look(journal: Journal) -> list[Standing]:
+        return [standing_of(folder, journal, shard) for shard in journal.shards()]
+
+    return Journal.look_into(folder.journal_path, look)
+
+
 def standing_of(folder: JobFolder, journal: Journal, shard: Shard) -> Standing:
-    """How a shard stands now."""
+    """How a shard stands now.
+
+    Raises:
+        StorageError: the operating system refused to read the part.
+    """
     path = folder.part_path(shard.seq)
     has_part = part_is_complete(path, shard)
     reopened = frozenset(journal.reopened(shard) if has_part else ())

@@ -162,7 +162,7 @@ def print_run(run: Run) -> None:
     sides = sorted(max(row["width"], row["height"]) for row in run.rows)
     busy = ", ".join(f"{stage} {figures['stage_busy_s'].get(stage, 0.0):.1f}" for stage in STAGES)
     print(
-        f"{figures['rows']} photographs, {NEW_TOKENS} new tokens each: {figures['images_per_min']:.1f} images/min, "
+        f"{figures['images']} photographs, {NEW_TOKENS} new tokens each: {figures['images_per_min']:.1f} images/min, "
         f"{figures['tokens_per_s']:.1f} tokens/s, peak memory {usage.peak_pss_mib / 1024:.2f} GiB, "
         f"start-up {start_up_s(run):.1f} s"
     )

@@ -1,7 +1,9 @@
 """The loop of a job with an engine without a model: every row once, whatever happens to the engine."""
 
+import errno
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -16,16 +18,18 @@ import pytest
 
 from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
-from batchcap.engines.base import EngineLoad
-from batchcap.errors import ExitCode, NotSameJobError, UsageError, WorkerError
+from batchcap.engines.base import EngineLoad, Outcome
+from batchcap.errors import ErrorKind, ExitCode, NotSameJobError, StorageError, UsageError, WorkerError
 from batchcap.job import run_job
 from batchcap.manifest.discover import discover
 from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source
+from batchcap.records import Failure, ImageRow
 from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
+from tests.e2e.process import snapshot
 from tests.fake_engine import FakeEngine
 
 ROWS = 23
@@ -43,7 +47,7 @@ class Listener:
     def start(self, rows: int, done: int) -> None:
         self.started = (rows, done)
 
-    def advance(self, done: int, failed: int, load: EngineLoad) -> None:
+    def advance(self, done: int, failed: int, images: int, load: EngineLoad) -> None:
         self.done.append(done)
         self._on_advance(done)
 
@@ -81,6 +85,11 @@ def summary_of(config: JobConfig) -> dict[str, Any]:
     return content
 
 
+def folder_bytes(config: JobConfig) -> dict[str, bytes]:
+    """Every file of the job folder and its bytes, but for the lock."""
+    return snapshot(Path(config.output))
+
+
 def assert_complete(config: JobConfig) -> None:
     rows = rows_of(config)
     assert [row["row"] for row in rows] == list(range(ROWS))
@@ -107,7 +116,12 @@ def test_rows_come_out_in_order_and_are_counted(config: JobConfig) -> None:
     assert (content["run"]["rows"], content["run"]["new_tokens"]) == (ROWS, 60)
     assert content["run"]["stage_busy_s"]["vision"] == 0.5 * ROWS
     assert content["run"]["peak_memory_mib"] > 10
-    assert content["run"]["images_per_min"] > 0
+    run_of = content["run"]
+    assert (run_of["images"], run_of["twins"]) == (ROWS - 3, 0), "failures are no images captioned"
+    assert run_of["images_per_min"] > 0
+    assert re.search(
+        r"20 captions, 3 failed \(this run: 20 images in [^,]+, [\d.]+ images/min after loading\): ", summary.message
+    )
 
 
 @pytest.mark.parametrize(("temperature", "remembered"), [(0.0, True), (0.7, False)])
@@ -277,3 +291,98 @@ def test_a_part_says_how_it_was_made(config: JobConfig) -> None:
         assert json.loads(metadata["batchcap.bundle"])["id"] == "b" * 64
         assert json.loads(metadata["batchcap.settings"])["prompt"] == GenerationConfig().prompt
         assert len(metadata["batchcap.prompt_sha256"]) == 64
+
+
+@pytest.mark.parametrize("rerun", [False, True])
+def test_a_job_without_a_caption_is_no_success(config: JobConfig, rerun: bool) -> None:
+    """Whatever share of failures is allowed, also where nothing is left to do."""
+
+    def fail(row: ImageRow) -> Outcome:
+        return Outcome(row, Failure(row.index, ErrorKind.MISSING, f"{row.path}: No such file or directory"))
+
+    summary = run(config, FakeEngine(end=fail))
+    if rerun:
+        summary = run(config, FakeEngine())
+    assert (summary.exit_code, summary.state) == (ExitCode.TOO_MANY_FAILURES, "complete")
+    assert f"0 captions, {ROWS} failed" in summary.message
+    assert "nothing was captioned" in summary.message
+    assert f"{ROWS} of {ROWS} rows failed as missing, such as row-0 (" in summary.message
+    assert "--image-root" in summary.message
+    assert summary_of(config)["exit_code"] == ExitCode.TOO_MANY_FAILURES
+
+
+def test_a_part_that_can_not_be_read_for_a_moment_is_left_alone(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A passing fault of the disk neither captions rows again nor replaces their part."""
+    run(config, FakeEngine())
+    before = {path: path.read_bytes() for path in JobFolder(Path(config.output)).part_paths()}
+    read_metadata = pq.read_metadata
+
+    def flaky(path: Path) -> Any:
+        if path.name == "part-00002.parquet":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_metadata(path)
+
+    untouched = FakeEngine()
+    with monkeypatch.context() as patch:
+        patch.setattr("batchcap.store.parts.pq.read_metadata", flaky)
+        with pytest.raises(StorageError, match=r"part-00002.parquet .*check the disk"):
+            run(config, untouched)
+    assert not untouched.submitted
+    assert run(config, untouched).exit_code is ExitCode.COMPLETE
+    assert not untouched.submitted
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "is_told"),
+    [
+        ({}, True),  # the disk with the inputs is not mounted tonight
+        ({"more": "other"}, True),  # the job has grown
+        ({"inputs": ("nowhere",)}, False),
+        ({"prompt": "Other?"}, False),
+        ({"model": "other"}, False),
+    ],
+)
+def test_a_run_that_does_not_begin_speaks_only_in_the_folder_of_its_own_job(
+    config: JobConfig, change: dict[str, Any], is_told: bool
+) -> None:
+    run(config, FakeEngine())
+    before = folder_bytes(config)
+    Path(config.input.inputs[0]).unlink()
+    given = config.input
+    if "inputs" in change or "more" in change:
+        inputs = change.get("inputs", (*given.inputs, change.get("more", "")))
+        given = replace(given, inputs=inputs)
+    wrong = replace(
+        config,
+        input=given,
+        model=change.get("model"),
+        generation=GenerationConfig(change.get("prompt", GenerationConfig().prompt)),
+    )
+    with pytest.raises(UsageError, match="does not exist"):
+        run(wrong, FakeEngine())
+    if is_told:
+        assert (summary_of(config)["state"], summary_of(config)["exit_code"]) == ("failed", 2)
+    else:
+        assert folder_bytes(config) == before
+
+
+def test_an_error_before_the_jobs_are_compared_leaves_another_job_alone(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a vision backend that is not installed: the fingerprint can't be made."""
+    run(config, FakeEngine())
+    before = folder_bytes(config)
+
+    def refuse(_vision: object) -> None:
+        raise UsageError("not installed")
+
+    monkeypatch.setattr(job, "resolve_encoder", refuse)
+    with pytest.raises(UsageError, match="not installed"):
+        run(replace(config, generation=GenerationConfig("Other?")), FakeEngine())
+    assert folder_bytes(config) == before
+    with pytest.raises(UsageError, match="not installed"):
+        run(config, FakeEngine())
+    assert summary_of(config)["state"] == "failed"

@@ -109,7 +109,7 @@ def test_rows_count_when_they_are_durable(folder: JobFolder, journal: Journal, m
         assert recorder.tally.rows == durable
         counted.append(durable)
     assert counted == [0, 0, 3, 3, 3, 6, 6]
-    assert (recorder.run_rows, recorder.run_tokens) == (6, 18)
+    assert (recorder.run_rows, recorder.run_images, recorder.run_tokens) == (6, 6, 18)
 
 
 def test_rows_that_wait_too_long_are_made_durable(
@@ -216,7 +216,7 @@ def test_a_part_that_has_gone_while_the_job_ran(folder: JobFolder, journal: Jour
     recorder.record([outcome_of(row) for row in rows[:4]])
     recorder.flush()
     folder.part_path(0).write_bytes(b"torn")
-    with pytest.raises(StorageError, match=r"part-00000.parquet, which this run has written .*same command again"):
+    with pytest.raises(StorageError, match=r"part-00000.parquet is damaged .*delete it"):
         recorder.record([twin_of(rows[4], 0)])
 
 

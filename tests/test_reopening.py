@@ -25,6 +25,7 @@ from batchcap.report.status import read_status
 from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
+from batchcap.store.parts import write_part
 from tests.fake_engine import FakeEngine, SilentProgress
 
 # What is in the pictures: how they end. Parts of three rows.
@@ -458,3 +459,37 @@ def test_a_changed_parquet_file(config: JobConfig, tmp_path: Path) -> None:
 def test_unknown_kinds_are_refused() -> None:
     with pytest.raises(UsageError, match=r"--retry must be some of failed, truncated, .* not 'lost'"):
         ResumeConfig(("failed", "lost"))
+
+
+class _KilledError(BaseException):
+    """The end of the process, as far as the code can tell."""
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_retry_that_ends_before_its_last_part_is_not_complete(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    """All rows have ended again, and the part holds them as they were."""
+    run(config)
+    write(config, "b.png", "bat")
+
+    def fail_at_last(path: Path, *args: Any) -> None:
+        if path.name == "part-00000.parquet":  # the engine gives its rows back from the last to the first
+            raise _KilledError if is_killed else StorageError("the disk is full")
+        write_part(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("batchcap.recorder.write_part", fail_at_last)
+        with pytest.raises((_KilledError, StorageError)):
+            run(resuming(config, "failed"))
+    status = read_status(Path(config.output))
+    assert (status.remaining, status.parts_left) == (0, 1)
+    assert status.state == ("stopped" if is_killed else "failed")
+    assert rows_of(config)[1]["caption"] is None
+    if not is_killed:
+        summary = json.loads((Path(config.output) / "summary.json").read_text())
+        assert (summary["state"], summary["remaining"], summary["parts_left"]) == ("failed", 0, 1)
+    assert run(config)[1] == [], "no row is captioned twice"
+    assert rows_of(config)[1]["caption"] == "of bat"
+    status = read_status(Path(config.output))
+    assert (status.state, status.parts_left) == ("complete", 0)

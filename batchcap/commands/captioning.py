@@ -190,7 +190,9 @@ def caption(
     ] = 0.0,
     max_error_rate: Annotated[
         float,
-        typer.Option(help="Exit code 3 if a larger share of the rows failed; 1: never.", rich_help_panel=_LIMITS),
+        typer.Option(
+            help="Exit code 3 if a larger share of the rows failed; if all did, always.", rich_help_panel=_LIMITS
+        ),
     ] = 1.0,
     image_timeout: Annotated[
         float,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import jinja2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchcap import __version__
 from batchcap.config import InputConfig, VisionConfig
-from batchcap.errors import UsageError
+from batchcap.errors import StorageError, UsageError
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
 from batchcap.records import CaptionRow, ImageRow, Status
@@ -84,8 +85,9 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise UsageError(f"{target} can't be the page: name a file in a folder that is there")
     configuration = _configuration(folder)
-    with closing(Journal.open_to_read(folder.journal_path)) as journal:
-        cards = list(_cards(folder, journal, configuration, pictures))
+    cards = Journal.look_into(
+        folder.journal_path, lambda journal: list(_cards(folder, journal, configuration, pictures))
+    )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("batchcap.report", "."),
         autoescape=True,  # names and captions are anybody's
@@ -103,7 +105,12 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
         plot_width=PLOT_WIDTH,
         plot_height=PLOT_HEIGHT,
     )
-    write_atomic(target, harmless(text).encode(errors="backslashreplace"))
+    try:
+        write_atomic(target, harmless(text).encode(errors="backslashreplace"))
+    except StorageError as error:
+        raise StorageError(
+            f"can't write the page {target} ({error.__cause__}): name another place with --to"
+        ) from error
     return target
 
 
@@ -207,9 +214,12 @@ def _counts(kinds: dict[str, int]) -> str:
 def _plot(path: Path) -> Plot | None:
     """The rate of all runs, one after the other; None without two samples of a run."""
     try:
-        table = pq.read_table(path, columns=["run", "elapsed_s", "rows"])
-        run, elapsed, rows = (table[name].to_numpy().astype(np.float64) for name in table.column_names)
-    except (OSError, ValueError, pa.ArrowException):
+        table = pq.read_table(path)
+        if "images" in table.column_names:  # null in samples of an earlier batchcap, which counted rows only
+            images = pc.coalesce(table["images"], table["rows"])
+            table = table.drop_columns("rows").append_column("rows", images)
+        run, elapsed, rows = (table[name].to_numpy().astype(np.float64) for name in ("run", "elapsed_s", "rows"))
+    except (OSError, ValueError, KeyError, pa.ArrowException):
         return None
     inside = run[1:] == run[:-1]
     seconds = np.diff(elapsed)[inside]

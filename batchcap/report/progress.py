@@ -25,21 +25,21 @@ class Progress(Protocol):
     def start(self, rows: int, done: int) -> None:
         """The job has `rows` rows, `done` of them before this run."""
 
-    def advance(self, done: int, failed: int, load: EngineLoad) -> None:
-        """`done` rows are finished by now, `failed` of them without a caption."""
+    def advance(self, done: int, failed: int, images: int, load: EngineLoad) -> None:
+        """`done` rows are finished by now, `failed` of them without a caption; this run has captioned `images`."""
 
     def close(self) -> None:
         """No more will come."""
 
 
 class RecentRate:
-    """Rows a second over the last `RATE_WINDOW_S`."""
+    """Rows or images a second over the last `RATE_WINDOW_S`."""
 
     def __init__(self) -> None:
         self._points: deque[tuple[float, int]] = deque()
 
     def update(self, done: int) -> float:
-        """Take in the rows done by now and give the rate."""
+        """Take in how many are done by now and give the rate."""
         now = time.monotonic()
         self._points.append((now, done))
         while len(self._points) > 2 and self._points[0][0] < now - RATE_WINDOW_S:
@@ -53,6 +53,7 @@ class BarProgress:
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
+        self._rate = RecentRate()
 
     def start(self, rows: int, done: int) -> None:
         """Show the bar; rows of earlier runs count as done but not for the rate."""
@@ -61,19 +62,21 @@ class BarProgress:
         self._bar = tqdm(
             total=rows,
             initial=done,
-            unit="img",
+            unit="row",
             ncols=None if columns else UNKNOWN_COLUMNS,
             dynamic_ncols=columns > 0,
             smoothing=0.05,
             file=sys.stderr,
         )
 
-    def advance(self, done: int, failed: int, load: EngineLoad) -> None:
+    def advance(self, done: int, failed: int, images: int, load: EngineLoad) -> None:
         """Move the bar."""
         if self._bar is None:
             return
+        rate = 60 * self._rate.update(images)
         self._bar.set_postfix_str(
-            f"failed {failed}, queue {load.queue_rows}, decoding {load.decoding_rows}", refresh=False
+            f"{rate:.1f} images/min, failed {failed}, queue {load.queue_rows}, decoding {load.decoding_rows}",
+            refresh=False,
         )
         self._bar.update(done - self._bar.n)
 
@@ -88,23 +91,24 @@ class LogProgress:
 
     def __init__(self) -> None:
         self._rows = 0
-        self._rate = RecentRate()
+        self._row_rate, self._image_rate = RecentRate(), RecentRate()
         self._next_s = 0.0
 
     def start(self, rows: int, done: int) -> None:
         """Say what is to be done."""
         self._rows = rows
-        self._rate.update(done)
+        self._row_rate.update(done)
+        self._image_rate.update(0)
         self._next_s = time.monotonic() + LOG_INTERVAL_S
         log.info("%d rows, %d done before, %d to do", rows, done, rows - done)
 
-    def advance(self, done: int, failed: int, load: EngineLoad) -> None:
+    def advance(self, done: int, failed: int, images: int, load: EngineLoad) -> None:
         """Say how far it is, if the last line is old enough."""
         now = time.monotonic()
         if now < self._next_s:
             return
         self._next_s = now + LOG_INTERVAL_S
-        rate = self._rate.update(done)
+        rate, images_per_s = self._row_rate.update(done), self._image_rate.update(images)
         left = format_duration((self._rows - done) / rate) if rate > 0 else "unknown"
         log.info(
             "%d of %d rows (%.1f %%), %d failed, %.1f images/min, %s left, queue %d rows",
@@ -112,7 +116,7 @@ class LogProgress:
             self._rows,
             100 * done / max(1, self._rows),
             failed,
-            60 * rate,
+            60 * images_per_s,
             left,
             load.queue_rows,
         )

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,11 +12,10 @@ import pyarrow.parquet as pq
 
 from batchcap.errors import UsageError
 from batchcap.report.progress import format_duration
-from batchcap.report.summary import Tally
-from batchcap.standing import standing_of
+from batchcap.report.summary import JobState, Tally
+from batchcap.standing import look_at_shards
 from batchcap.store.folder import JobFolder
-from batchcap.store.journal import Journal
-from batchcap.store.lock import read_holder
+from batchcap.store.lock import read_last_run
 from batchcap.store.parts import column_name, prompt_names
 from batchcap.store.stats import recent_rate_per_s
 
@@ -26,14 +24,30 @@ CAPTION_WIDTH = 90
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """How a job stands. `holder` names the process at work on it; rates and ETA are of the last minutes."""
+    """How a job stands.
+
+    Attributes:
+        output: the job folder.
+        total_rows: of the plan.
+        tally: of the rows that have ended.
+        parts: part files that are there and stay as they are.
+        parts_left: part files that are still to be written or, after a retry, replaced.
+        holder: the process at work on the job.
+        killed: the process that was the last one at work, where it ended without a word.
+        images_per_min: images captioned a minute, copies apart, in the last minutes of the run at work.
+        rows_per_min: rows finished a minute, copies and failures among them, in these minutes.
+        last_run: the summary of the last run that ended in good order.
+    """
 
     output: str
     total_rows: int
     tally: Tally
     parts: int
+    parts_left: int
     holder: str | None
+    killed: str | None
     images_per_min: float | None
+    rows_per_min: float | None
     last_run: dict[str, Any] | None
 
     @property
@@ -44,9 +58,9 @@ class JobStatus:
     @property
     def eta_s(self) -> float | None:
         """Seconds left at the recent rate, while the job runs."""
-        if self.holder is None or not self.images_per_min:
+        if self.holder is None or not self.rows_per_min:
             return None
-        return 60 * self.remaining / self.images_per_min
+        return 60 * self.remaining / self.rows_per_min
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -61,6 +75,7 @@ class JobStatus:
             "verdicts": dict(self.tally.verdicts),
             "error_kinds": dict(self.tally.error_kinds),
             "parts": self.parts,
+            "parts_left": self.parts_left,
             "holder": self.holder,
             "images_per_min": self.images_per_min,
             "eta_s": self.eta_s,
@@ -70,12 +85,16 @@ class JobStatus:
 
     @property
     def state(self) -> str:
-        """One word: running, complete, or what the last run ended as."""
+        """One word: running, complete, killed, or what the last run ended as."""
         if self.holder is not None:
             return "running"
-        if self.remaining == 0:
-            return "complete"
-        return str(self.last_run["state"]) if self.last_run else "stopped"
+        if not self.remaining and not self.parts_left:
+            return str(JobState.COMPLETE)
+        if self.killed is not None:
+            return "killed"
+        state = (self.last_run or {}).get("state", JobState.STOPPED)
+        # Complete was then: rows have been added since, or a part has gone.
+        return str(JobState.STOPPED if state == JobState.COMPLETE else state)
 
     def to_text(self) -> str:
         """Lines for a person."""
@@ -85,16 +104,20 @@ class JobStatus:
             f"  rows      {self.tally.rows:,} of {self.total_rows:,} done ({share:.1f} %), {self.remaining:,} left",
             f"  captions  {self.tally.ok:,} ok{_by_kind(self.tally.verdicts)}",
             f"  failed    {self.tally.failed:,}{_by_kind(self.tally.error_kinds)}",
-            f"  parts     {self.parts:,}",
+            f"  parts     {self.parts:,} of {self.parts + self.parts_left:,} written",
         ]
         if self.holder is not None:
             lines.append(f"  at work   {self.holder}")
-        if self.images_per_min:
+        if self.images_per_min is not None:
             left = f", {format_duration(self.eta_s)} left" if self.eta_s is not None else ""
             lines.append(f"  rate      {self.images_per_min:.1f} images/min{left}")
         elif self.last_run and self.last_run.get("run"):
             lines.append(f"  last run  {self.last_run['run']['images_per_min']:.1f} images/min")
-        if self.holder is None and self.remaining:
+        if self.state == "killed":
+            lines.append(
+                f"  killed    {self.killed}: by kill -9, lack of memory or a power cut. Nothing finished is lost."
+            )
+        if self.holder is None and (self.remaining or self.parts_left):
             lines.append("  Run the same command again to go on.")
         return "\n".join(lines)
 
@@ -110,33 +133,26 @@ def read_status(output: Path) -> JobStatus:
         UsageError: the folder is no job folder, or the job has no plan yet.
     """
     folder = JobFolder.open_existing(output)
-    holder = read_holder(folder)
-    if not folder.journal_path.exists():
+    run = read_last_run(folder)
+    standings = look_at_shards(folder) if folder.journal_path.exists() else []
+    if not standings:
         raise UsageError(f"no run in {output} has come as far as its first row: start it again")
-    with closing(Journal.open_to_read(folder.journal_path)) as journal:
-        shards = journal.shards()
-        tally = Tally()
-        for shard in shards:
-            tally.add(standing_of(folder, journal, shard).tally)
-    summary = _read_json(folder.summary_path)
-    rate = recent_rate_per_s(folder.stats_path) if holder else None
+    tally = Tally()
+    for standing in standings:
+        tally.add(standing.tally)
+    images, rows = (recent_rate_per_s(folder.stats_path, one) if run.holder else None for one in ("images", "rows"))
     return JobStatus(
         output=str(output),
-        total_rows=sum(shard.rows for shard in shards),
+        total_rows=sum(standing.shard.rows for standing in standings),
         tally=tally,
-        parts=len(folder.part_paths()),
-        holder=str(holder) if holder else None,
-        images_per_min=60 * rate if rate else None,
-        last_run=summary,
+        parts=sum(standing.is_done for standing in standings),
+        parts_left=sum(not standing.is_done for standing in standings),
+        holder=str(run.holder) if run.holder else None,
+        killed=str(run.killed) if run.killed else None,
+        images_per_min=None if images is None else 60 * images,
+        rows_per_min=None if rows is None else 60 * rows,
+        last_run=run.summary,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def first_captions(output: Path, count: int) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,7 @@ class RunFigures:
         stage_busy_s: seconds of work by stage, summed over its workers.
         peak_memory_mib: most memory of all processes together, shared pages counted once.
         twins: rows of this run whose picture had been captioned as another row.
+        images: images captioned in this run: its rows without twins, failures, and rows that kept an earlier caption.
     """
 
     rows: int
@@ -105,11 +107,12 @@ class RunFigures:
     stage_busy_s: dict[str, float]
     peak_memory_mib: float
     twins: int = 0
+    images: int = 0
 
     @property
     def images_per_min(self) -> float:
-        """Pictures a minute while working."""
-        return 60 * self.rows / self.working_s if self.working_s > 0 else 0.0
+        """Images captioned a minute while working: the one definition of this rate."""
+        return 60 * self.images / self.working_s if self.working_s > 0 else 0.0
 
     @property
     def tokens_per_s(self) -> float:
@@ -120,6 +123,7 @@ class RunFigures:
         """Plain JSON types, the two rates included, rounded to what was measured."""
         return {
             "rows": self.rows,
+            "images": self.images,
             "twins": self.twins,
             "new_tokens": self.new_tokens,
             "images_per_min": round(self.images_per_min, 2),
@@ -135,7 +139,8 @@ class RunFigures:
 class Summary:
     """How the job stands after a run.
 
-    `total_rows` is None where the run ended before it knew how the job stands; then all counts are null.
+    `total_rows` is None where the run ended before it knew how the job stands; then all counts are null. `parts_left`
+    counts the part files still to be written or replaced, `ended_at` is the end of the run as ISO 8601.
     `skipped_inputs`: files of the inputs that are images of types that can't be read, by suffix.
     """
 
@@ -148,6 +153,8 @@ class Summary:
     bundle: dict[str, str] | None
     limited_by: "Bottleneck | None" = None
     skipped_inputs: dict[str, int] = field(default_factory=dict)
+    parts_left: int | None = None
+    ended_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
 
     def to_json(self) -> str:
         """The text of `summary.json`."""
@@ -157,9 +164,11 @@ class Summary:
             "state": self.state,
             "exit_code": int(self.exit_code),
             "message": self.message,
+            "ended_at": self.ended_at,
             "rows": self.total_rows,
             "done": counted.pop("rows"),
             "remaining": None if self.total_rows is None else self.total_rows - self.tally.rows,
+            "parts_left": self.parts_left,
             **counted,
             "skipped_inputs": self.skipped_inputs,
             "run": self._run_to_dict(),

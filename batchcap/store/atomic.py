@@ -1,6 +1,7 @@
 """Owns files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,15 +36,39 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
+        with _claimed(temporary):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
         with suppress(OSError):  # what stopped the writing may stop this too; the next run removes it
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _claimed(temporary: Path) -> Iterator[None]:
+    """Make a temporary file that `remove_leftovers` of another process leaves alone while this one lives."""
+    descriptor = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_claimed(temporary: Path) -> bool:
+    try:
+        with temporary.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -70,13 +95,16 @@ def sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that a killed run left in a folder; call it with the job's lock held.
+    """Delete temporary files that a killed process left in a folder; call it with the job's lock held.
+
+    What a living process is writing stays: `report` writes without the job's lock.
 
     Raises:
         StorageError: the file system refused.
     """
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         try:
-            path.unlink(missing_ok=True)
+            if not _is_claimed(path):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(path, error) from error

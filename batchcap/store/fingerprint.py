@@ -153,6 +153,27 @@ def stored_fingerprint(path: Path) -> Fingerprint:
         return {}
 
 
+def is_known_job(folder: JobFolder, config: JobConfig) -> bool:
+    """Whether a folder is known to be this job's where the model, and with it the fingerprint, is not known yet.
+
+    Model, prompt and an input are those of the stored configuration. Relative ones may mean others from another working
+    folder: they count where the job folder is named by the same words. A folder without a job is anybody's.
+    """
+    try:
+        stored = json.loads(folder.job_path.read_text(encoding="utf-8"))["configuration"]
+        inputs = {*stored["input"]["inputs"]} & {*config.input.inputs}
+        model, prompt, output = stored["model"], stored["generation"]["prompt"], stored["output"]
+    except FileNotFoundError:
+        return not folder.part_paths() and not folder.journal_path.exists()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    if output != config.output:
+        inputs = {one for one in inputs if Path(one).is_absolute()}
+        if model is not None and not Path(model).is_absolute():
+            return False
+    return (model, prompt) == (config.model, config.generation.prompt) and bool(inputs)
+
+
 def _has_results(folder: JobFolder) -> bool:
     """Whether a row is finished: in a part file or in the journal."""
     if folder.part_paths():

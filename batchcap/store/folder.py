@@ -120,7 +120,7 @@ class JobFolder:
 
     @property
     def report_path(self) -> Path:
-        """The page of `batchcap report`."""
+        """The page of `batchcap report`, unless another place is asked for."""
         return self._reports_path / "report.html"
 
     def part_path(self, seq: int) -> Path:

@@ -4,23 +4,25 @@ One writer, the run that holds the lock. A transaction is durable when it return
 """
 
 import json
-import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from batchcap.errors import StorageError
 from batchcap.manifest.shard import Shard
 from batchcap.records import CaptionRow, PromptColumns, Status, with_enums
 from batchcap.store.atomic import storage_error, sync
 from batchcap.store.schema import as_of_today, migrate
+from batchcap.store.untouched import open_untouched, stamp
 
 # SQLite makes its index of the write-ahead log in pieces of this size.
 SPACE_NEEDED_BYTES = 32 * 1024
+MOST_LOOKS = 5
+T = TypeVar("T")
 _FURTHER = "further"
 _COLUMNS = tuple(field.name for field in fields(CaptionRow) if field.name != _FURTHER)
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
@@ -44,9 +46,11 @@ class ReopenedRow:
 class Journal:
     """The open journal of a job."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, is_guarded: bool = True) -> None:
+        """`is_guarded`: whether SQLite's locks keep writers from what is read."""
         self.path = path
         self._connection = connection
+        self.is_guarded = is_guarded
 
     @classmethod
     def open(cls, path: Path) -> "Journal":
@@ -71,23 +75,45 @@ class Journal:
 
     @classmethod
     def open_to_read(cls, path: Path) -> "Journal":
-        """Open an existing journal without writing to it, also while a run is at work.
+        """Open an existing journal without touching any file, also while a run is at work.
 
         Raises:
             UsageError: a later batchcap made it.
             StorageError: it is missing or damaged.
         """
-        options = "mode=ro"
-        log = path.with_name(f"{path.name}-wal")
-        if not os.access(path.parent, os.W_OK) and not log.exists():
-            options += "&immutable=1"  # or SQLite wants to make its log, in another person's job too
         with _translated(path), ExitStack() as on_error:
-            connection = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, isolation_level=None)
+            try:
+                connection, is_guarded = open_untouched(path)
+            except OSError as error:
+                raise StorageError(f"can't read the journal {path}: {error.strerror}") from error
             on_error.callback(connection.close)
             connection.execute("SELECT count(*) FROM shards")
             current = as_of_today(connection, path)
             on_error.pop_all()
-            return cls(path, current)
+            return cls(path, current, is_guarded=is_guarded)
+
+    @classmethod
+    def look_into(cls, path: Path, look: "Callable[[Journal], T]") -> T:
+        """What `look` finds in one moment of a journal: that of its first question. No file is touched.
+
+        Raises:
+            StorageError: it is missing or damaged, or runs begin all the time while it is looked into.
+        """
+        for _attempt in range(MOST_LOOKS):
+            before = stamp(path)
+            is_guarded = False
+            try:
+                with closing(cls.open_to_read(path)) as journal:
+                    is_guarded = journal.is_guarded
+                    next(journal.query("BEGIN"), None)
+                    found = look(journal)
+            except StorageError:
+                if is_guarded or stamp(path) == before:
+                    raise
+            else:
+                if is_guarded or stamp(path) == before:
+                    return found
+        raise StorageError(f"the journal {path} is being written: try again in a moment")
 
     def close(self) -> None:
         """Close the file."""

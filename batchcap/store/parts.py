@@ -128,10 +128,10 @@ def read_part(path: Path) -> list[CaptionRow]:
     """The rows of a part file, in order.
 
     Raises:
-        StorageError: it can't be read.
+        StorageError: the operating system refused, or the file is damaged; the message tells which.
     """
+    layout = _layout(prompt_names(path))
     with _readable(path):
-        layout = _layout(prompt_names(path))
         table = pq.read_table(path, columns=[field.name for field, _column, _place in layout])
     return [_row_of(values, layout) for values in table.to_pylist()]
 
@@ -144,11 +144,11 @@ def read_row(path: Path, place: int) -> CaptionRow:
         place: the row in it, from 0.
 
     Raises:
-        OSError: there is no such file, or it can't be read.
-        pa.ArrowException: it is damaged.
+        StorageError: as `read_part` does.
     """
     layout = _layout(prompt_names(path))
-    table = pq.read_table(path, columns=[field.name for field, _column, _place in layout]).slice(place, 1)
+    with _readable(path):
+        table = pq.read_table(path, columns=[field.name for field, _column, _place in layout]).slice(place, 1)
     (values,) = table.to_pylist()
     return _row_of(values, layout)
 
@@ -164,8 +164,8 @@ def _row_of(values: dict[str, Any], layout: list[tuple[pa.Field, str, int]]) -> 
 
 def read_carried(path: Path) -> pa.Table | None:
     """The input columns that a part file carries; None where there are none. Raises as `read_part` does."""
+    own = set(output_schema(prompt_names(path)).names)
     with _readable(path):
-        own = set(output_schema(prompt_names(path)).names)
         carried = [name for name in pq.read_schema(path).names if name not in own]
         return pq.read_table(path, columns=carried) if carried else None
 
@@ -191,13 +191,40 @@ def _carried_fields(paths: Sequence[Path]) -> list[tuple[str, pa.DataType]] | No
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
+    """Errors of reading a part as errors a person can act on: damage is told from trouble, which may be over soon."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if is_trouble(error):
+            raise trouble(path, error) from error
         raise StorageError(
-            f"the part {path} is damaged ({reason}): delete it, and the job's own command captions its rows anew"
+            f"the part {path} is damaged ({_reason(error)}): delete it, and the job's own command captions its rows "
+            "again"
         ) from error
+
+
+def is_trouble(error: Exception) -> bool:
+    """Whether the operating system refused to read; else the file was read, and makes no sense."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def trouble(path: Path, error: Exception) -> StorageError:
+    """What to tell a person where the operating system refused to read a part."""
+    return StorageError(
+        f"can't read the part {path} ({_reason(error)}), and nothing was changed: check the disk, the mount and the "
+        "permissions, then run the same command again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def first_failure(path: Path, kind: str) -> CaptionRow | None:
+    """The first row of a part file that failed as this kind; None where none did. Raises as `read_part` does."""
+    with _readable(path):
+        kinds = pq.read_table(path, columns=["error_kind"])["error_kind"].to_pylist()
+        return read_row(path, kinds.index(kind)) if kind in kinds else None
 
 
 def captioned_pictures(path: Path) -> list[tuple[int, str]]:
@@ -213,8 +240,8 @@ def captioned_pictures(path: Path) -> list[tuple[int, str]]:
 
 def well_rows(path: Path) -> list[bool]:
     """Of each row of a part file, whether it has captions and all of them are as captions should be."""
+    columns = ["status", *(column_name("verdict", name) for name in prompt_names(path))]
     with _readable(path):
-        columns = ["status", *(column_name("verdict", name) for name in prompt_names(path))]
         table = pq.read_table(path, columns=columns)
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     return [status == Status.OK and set(verdicts) == {Verdict.OK} for status, *verdicts in rows]
@@ -232,13 +259,20 @@ def prompt_names(path: Path) -> tuple[str, ...]:
 
 
 def part_is_complete(path: Path, shard: Shard) -> bool:
-    """Whether a shard's part is there and whole; a damaged one is reported, and its rows are captioned again."""
-    if not path.exists():
-        return False
+    """Whether a shard's part is there and whole; a damaged one is reported, and its rows are captioned again.
+
+    Raises:
+        StorageError: the operating system refused to read it. That may be over soon: it is no damage.
+    """
     try:
+        path.stat()
         file = pq.read_metadata(path)
+    except FileNotFoundError:
+        return False
     except (OSError, pa.ArrowException) as error:
-        log.warning("%s is damaged (%s): its rows are captioned again", path, error)
+        if is_trouble(error):
+            raise trouble(path, error) from error
+        log.warning("%s is damaged (%s): its rows are captioned again", path, _reason(error))
         return False
     found = (file.metadata or {}).get(SPAN_KEY.encode(), b"").decode(errors="replace")
     if found != _span_text(shard) or file.num_rows != shard.rows:
@@ -248,8 +282,9 @@ def part_is_complete(path: Path, shard: Shard) -> bool:
 
 
 def part_metadata(path: Path) -> dict[str, str]:
-    """The key-value metadata of a part file that is complete."""
-    metadata = pq.read_metadata(path).metadata or {}
+    """The key-value metadata of a part file that is complete. Raises as `read_part` does."""
+    with _readable(path):
+        metadata = pq.read_metadata(path).metadata or {}
     return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"batchcap.")}
 
 

@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         pa.field("time", pa.timestamp("ms", tz="UTC"), nullable=False),
         pa.field("elapsed_s", pa.float32(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
+        pa.field("images", pa.int64()),
         pa.field("new_tokens", pa.int64(), nullable=False),
         *(pa.field(f"{stage}_busy_s", pa.float32(), nullable=False) for stage in STAGES),
         pa.field("reading_rows", pa.int32(), nullable=False),
@@ -47,6 +48,7 @@ class StatsSample:
     Attributes:
         elapsed_s: since the start of the command.
         rows: rows finished.
+        images: images captioned, copies apart.
         new_tokens: tokens written.
         busy_s: seconds of work by stage, summed over workers.
         reading_rows: rows with the vision worker.
@@ -65,19 +67,20 @@ class StatsSample:
     queue_mib: float = 0.0
     decoding_rows: int = 0
     memory_mib: float = 0.0
+    images: int = 0
 
 
 class StatsWriter:
     """Adds this run's samples to those of earlier runs.
 
-    The file is small and rewritten as a whole, so it is always readable. An old file that can't be read is replaced:
-    damaged statistics never end a job.
+    The file is small and rewritten as a whole, so it is always readable. A damaged old file is replaced. Beside one
+    that the operating system does not give now, samples of this run are not kept: statistics never end a job.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._earlier = _read_earlier(path)
-        runs = self._earlier.column("run")
+        runs = [] if self._earlier is None else self._earlier.column("run")
         self._run = 1 + (pc.max(runs).as_py() or 0) if len(runs) else 1
         self._samples: list[dict[str, Any]] = []
         self._next_write_s = time.monotonic() + WRITE_INTERVAL_S
@@ -107,6 +110,9 @@ class StatsWriter:
             StorageError: the file can't be written.
         """
         self._next_write_s = time.monotonic() + WRITE_INTERVAL_S
+        if self._earlier is None:
+            self._samples.clear()
+            return
         new = pa.Table.from_pylist(self._samples, schema=SCHEMA)
         # In one piece: every piece of a table takes memory of its own, and a week has twenty thousand.
         self._earlier = _thinned(pa.concat_tables([self._earlier, new])).combine_chunks()
@@ -128,24 +134,31 @@ def _thinned(table: pa.Table) -> pa.Table:
     return table.filter(pa.array(is_first | is_last | is_recent))
 
 
-def _read_earlier(path: Path) -> pa.Table:
-    if not path.exists():
-        return SCHEMA.empty_table()
+def _read_earlier(path: Path) -> pa.Table | None:
+    """The samples of earlier runs; None where the operating system refused to read them."""
     try:
+        path.stat()
         return pq.read_table(path, schema=SCHEMA)
+    except FileNotFoundError:
+        return SCHEMA.empty_table()
     except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            log.warning("%s can't be read now (%s): samples of this run are not kept", path, error)
+            return None
         log.warning("%s can't be read (%s): its samples are dropped", path, error)
         return SCHEMA.empty_table()
 
 
-def recent_rate_per_s(path: Path) -> float | None:
-    """Rows a second over the last minutes of the last run, or None where too little is known."""
+def recent_rate_per_s(path: Path, column: str = "rows") -> float | None:
+    """Rows or images a second over the last minutes of the last run, or None where too little is known."""
     table = _read_earlier(path)
-    if not len(table):
+    if table is None or not len(table):
         return None
     last = table.filter(pc.equal(table["run"], pc.max(table["run"])))
-    elapsed, rows = last["elapsed_s"].to_pylist(), last["rows"].to_pylist()
+    elapsed, rows = last["elapsed_s"].to_pylist(), last[column].to_pylist()
     recent = [place for place, at_s in enumerate(elapsed) if at_s >= elapsed[-1] - RATE_WINDOW_S]
     first = recent[0]
     seconds = elapsed[-1] - elapsed[first]
-    return (rows[-1] - rows[first]) / seconds if seconds > 0 else None
+    if seconds <= 0 or rows[first] is None or rows[-1] is None:  # an earlier batchcap counted no images
+        return None
+    return float((rows[-1] - rows[first]) / seconds)

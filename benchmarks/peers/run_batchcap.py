@@ -33,7 +33,7 @@ def _caption(task: Task, bundle: Path, options: list[str], job: str) -> Outcome:
     figures: dict[str, Any] = summary["run"]
     busy: dict[str, float] = figures["stage_busy_s"]
     return Outcome(
-        images=figures["rows"],
+        images=figures["images"],
         new_tokens=figures["new_tokens"],
         visual_tokens=_visual_tokens(job),
         wall_s=figures["working_s"],

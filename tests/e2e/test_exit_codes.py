@@ -27,7 +27,8 @@ def unexpected(job: Job, output: Path) -> Process:
 
 def usage(job: Job, output: Path) -> Process:
     complete(job, output)
-    return run("caption", str(output.parent / "not there"), "-o", str(output), expect=ExitCode.USAGE)
+    lost = output.parent / "not there"
+    return run(*job.arguments(output, str(lost)), expect=ExitCode.USAGE)
 
 
 def too_many_failures(job: Job, output: Path) -> Process:

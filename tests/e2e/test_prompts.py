@@ -124,7 +124,7 @@ def test_a_job_file_shows_and_status(tmp_path: Path, tiny_bundle_int4: Bundle) -
         ["3.png", "[failed:"],
     ]
     assert [line.split()[0] for line in table[1::2]] == ["long:", "long:"]
-    assert last.startswith("2 x 2 captions, 1 failed: ")
+    assert last.startswith("2 x 2 captions, 1 failed (this run: 2 images in ")
 
     content = json.loads(batchcap("status", tmp_path / "out", "--json").stdout)
     assert (content["rows"], content["ok"], content["failed"]) == (3, 2, 1)

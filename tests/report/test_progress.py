@@ -63,13 +63,13 @@ def test_a_log_line_now_and_then(clock: Clock, caplog: pytest.LogCaptureFixture)
     lines.start(1000, 100)
     for second in range(1, 91):
         clock.now_s += 1
-        lines.advance(100 + 2 * second, 3, EngineLoad(queue_rows=7))
+        lines.advance(100 + 2 * second, 3, second, EngineLoad(queue_rows=7))
     lines.close()
     assert caplog.messages[0] == "1000 rows, 100 done before, 900 to do"
     assert caplog.messages[1:] == [
-        "160 of 1000 rows (16.0 %), 3 failed, 120.0 images/min, 7 min 00 s left, queue 7 rows",
-        "220 of 1000 rows (22.0 %), 3 failed, 120.0 images/min, 6 min 30 s left, queue 7 rows",
-        "280 of 1000 rows (28.0 %), 3 failed, 120.0 images/min, 6 min 00 s left, queue 7 rows",
+        "160 of 1000 rows (16.0 %), 3 failed, 60.0 images/min, 7 min 00 s left, queue 7 rows",
+        "220 of 1000 rows (22.0 %), 3 failed, 60.0 images/min, 6 min 30 s left, queue 7 rows",
+        "280 of 1000 rows (28.0 %), 3 failed, 60.0 images/min, 6 min 00 s left, queue 7 rows",
     ]
 
 
@@ -78,7 +78,7 @@ def test_without_any_progress_the_time_left_is_unknown(clock: Clock, caplog: pyt
     lines = LogProgress()
     lines.start(10, 0)
     clock.now_s += 31
-    lines.advance(0, 0, EngineLoad())
+    lines.advance(0, 0, 0, EngineLoad())
     assert "unknown left" in caplog.messages[-1]
 
 
@@ -95,5 +95,5 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_bar_that_never_started_is_closed_in_peace() -> None:
     bar = BarProgress()
-    bar.advance(1, 0, EngineLoad())
+    bar.advance(1, 0, 1, EngineLoad())
     bar.close()

@@ -36,8 +36,12 @@ def test_the_share_of_failures() -> None:
 
 
 def test_rates_are_of_the_time_at_work() -> None:
-    figures = RunFigures(30, 600, elapsed_s=100, working_s=60, stage_busy_s={"vision": 1.234}, peak_memory_mib=99.96)
+    """Copies and failures are no images captioned."""
+    figures = RunFigures(
+        40, 600, elapsed_s=100, working_s=60, stage_busy_s={"vision": 1.234}, peak_memory_mib=99.96, twins=8, images=30
+    )
     assert (figures.images_per_min, figures.tokens_per_s) == (30, 10)
+    assert (figures.to_dict()["rows"], figures.to_dict()["images"], figures.to_dict()["twins"]) == (40, 30, 8)
     assert figures.to_dict()["stage_busy_s"] == {"vision": 1.23}
     assert figures.to_dict()["peak_memory_mib"] == 100.0
     assert replace(figures, working_s=0).images_per_min == 0

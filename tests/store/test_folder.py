@@ -16,7 +16,7 @@ from batchcap.errors import LockedError, NotSameJobError, StorageError, UsageErr
 from batchcap.records import CaptionRow
 from batchcap.store import atomic
 from batchcap.store.atomic import atomic_file, write_atomic
-from batchcap.store.fingerprint import check_same_job, fingerprint_of
+from batchcap.store.fingerprint import check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
@@ -236,3 +236,36 @@ def test_a_description_with_another_content_says_what_to_do(folder: JobFolder, f
     folder.job_path.write_text(f'{{"format_version": 2, "fingerprint": {fingerprint}}}')
     with pytest.raises(UsageError, match=r"job\.json can't be read .*choose another --output"):
         check(folder)
+
+
+ABSOLUTE = JobConfig(InputConfig(("/a", "b")), "/out", "/model")
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "is_known"),
+    [
+        (ABSOLUTE, replace(ABSOLUTE, output="there"), True),
+        (ABSOLUTE, replace(ABSOLUTE, input=InputConfig(("b",))), True),
+        (ABSOLUTE, replace(ABSOLUTE, input=InputConfig(("b",)), output="there"), False),
+        (ABSOLUTE, replace(ABSOLUTE, input=InputConfig(("c",))), False),
+        (replace(ABSOLUTE, model="m"), replace(ABSOLUTE, model="m"), True),
+        (replace(ABSOLUTE, model="m"), replace(ABSOLUTE, model="m", output="there"), False),
+        (replace(ABSOLUTE, model=None), ABSOLUTE, False),
+    ],
+)
+def test_whose_folder_it_is_before_the_model_is_known(
+    folder: JobFolder, stored: JobConfig, given: JobConfig, is_known: bool
+) -> None:
+    """Relative names may mean something else from another working folder."""
+    assert is_known_job(folder, given), "there is no job in it yet"
+    check(folder, stored)
+    assert is_known_job(folder, given) is is_known
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"configuration": 3}', '{"configuration": {"input": 1}}'])
+def test_of_a_damaged_description_nothing_is_known(folder: JobFolder, content: str) -> None:
+    folder.job_path.write_text(content)
+    assert not is_known_job(folder, CONFIG)
+    folder.job_path.unlink()
+    folder.part_path(0).touch()
+    assert not is_known_job(folder, CONFIG)

@@ -1,7 +1,9 @@
 """Part files: whole or not there, and readable by the tools people use."""
 
 import dataclasses
+import errno
 import logging
+import os
 import typing
 from pathlib import Path
 
@@ -172,3 +174,61 @@ def test_datasets_reads_the_parts(captions: Path, tmp_path: Path) -> None:
     files = sorted(str(path) for path in captions.iterdir())
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert list(loaded["caption"]) == TEXTS
+
+
+READERS = {
+    "part_is_complete": lambda path: part_is_complete(path, SHARD),
+    "read_part": parts.read_part,
+    "read_row": lambda path: read_row(path, 0),
+    "read_carried": parts.read_carried,
+    "captioned_pictures": parts.captioned_pictures,
+    "well_rows": parts.well_rows,
+    "first_failure": lambda path: parts.first_failure(path, "corrupt"),
+    "part_metadata": part_metadata,
+}
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE, errno.ENXIO])
+@pytest.mark.parametrize("name", READERS)
+def test_a_disk_that_does_not_answer_is_no_damage(
+    part: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, code: int
+) -> None:
+    """What may be over soon must never look like rows to be captioned again."""
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    messages = []
+    for reader in ("read_metadata", "read_table", "read_schema"):
+        with monkeypatch.context() as patch:
+            patch.setattr(parts.pq, reader, refuse)
+            try:
+                READERS[name](part)
+            except StorageError as error:
+                messages.append(str(error))
+    assert messages
+    for message in messages:
+        assert os.strerror(code) in message
+        assert "nothing was changed: check the disk" in message
+        assert "run the same command again" in message
+    assert caplog.text == ""
+    READERS[name](part)
+
+
+def test_a_part_that_may_not_even_be_looked_at_is_no_missing_one(part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", refuse)
+        with pytest.raises(StorageError, match="Permission denied"):
+            part_is_complete(part, SHARD)
+
+
+def test_a_part_that_makes_no_sense_is_damaged(part: Path) -> None:
+    content = part.read_bytes()
+    part.write_bytes(content[: len(content) // 2])
+    with pytest.raises(
+        StorageError, match=r"is damaged .*delete it, and the job's own command captions its rows again"
+    ):
+        parts.read_part(part)

@@ -1,11 +1,14 @@
 """Statistics over time: runs stay apart, and damage never ends a job."""
 
+import errno
+import os
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from batchcap.store import stats
 from batchcap.store.stats import SCHEMA, StatsSample, StatsWriter, recent_rate_per_s
 
 
@@ -58,3 +61,31 @@ def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 torn")
     run(path, StatsSample(1.0, 1, 1))
     assert pq.read_table(path)["run"].to_pylist() == [1]
+
+
+def test_a_file_that_can_not_be_read_now_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stats.parquet"
+    run(path, StatsSample(1.0, 1, 1))
+    before = path.read_bytes()
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stats.pq, "read_table", refuse)
+        run(path, StatsSample(1.0, 2, 2))
+        assert recent_rate_per_s(path) is None
+    assert path.read_bytes() == before
+
+
+def test_images_of_an_earlier_batchcap_are_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "stats.parquet"
+    run(path, StatsSample(0.0, 0, 0, images=0), StatsSample(10.0, 20, 0, images=15))
+    assert recent_rate_per_s(path, "images") == pytest.approx(1.5)
+    assert recent_rate_per_s(path) == pytest.approx(2.0)
+    pq.write_table(pq.read_table(path).drop_columns("images"), path)
+    assert recent_rate_per_s(path, "images") is None
+    assert recent_rate_per_s(path) == pytest.approx(2.0)
+    run(path, StatsSample(0.0, 0, 0, images=0), StatsSample(10.0, 20, 0, images=10))
+    assert recent_rate_per_s(path, "images") == pytest.approx(1.0)
+    assert pq.read_table(path)["images"].to_pylist() == [None, None, 0, 10]

@@ -1,0 +1,76 @@
+"""Owns the answer to: nearly all rows failed alike, why, and what would help."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from batchcap.config import InputConfig
+from batchcap.errors import ErrorKind, StorageError
+from batchcap.records import CaptionRow
+from batchcap.report.summary import Tally
+from batchcap.store.folder import JobFolder
+from batchcap.store.parts import first_failure
+from batchcap.terminal import one_line
+
+# From this share of all rows on, one cause stands behind them more likely than many.
+ALIKE_SHARE = 0.9
+_MOST_LETTERS = 300
+
+_AGAIN = "then run the same command with --retry failed"
+_ADVICE = {
+    ErrorKind.MISSING: f"mount or copy what is not there, {_AGAIN}",
+    ErrorKind.UNREADABLE: f"check the permissions and the disk, {_AGAIN}",
+    ErrorKind.REFUSED: "download the images and name the files, or give another --image-root, with another --output",
+    ErrorKind.NOT_AN_IMAGE: "check that the inputs are images; --image-column chooses another column of a Parquet file",
+    ErrorKind.CORRUPT: f"the files may have been copied only in part: copy them again, {_AGAIN}",
+    ErrorKind.TOO_LARGE: "raise --max-image-pixels if you trust the files, and add --retry failed",
+    ErrorKind.BAD_SHAPE: "the model takes no such shape: crop the images",
+    ErrorKind.CRASHED: "memory may be short: try --profile small, or a longer --picture-timeout, with --retry failed",
+    ErrorKind.INTERNAL: "an error of batchcap: run one image with --verbose and another --output to see more",
+}
+_NULL_CELLS = "the column has no images there: choose another with --image-column and another --output"
+_LFS = f"these are Git LFS pointers: run `git lfs pull` in their repository, {_AGAIN}"
+
+
+def why_alike(folder: JobFolder, tally: Tally, given: InputConfig) -> str | None:
+    """One line on why nearly all rows of a finished job failed and which option helps; None where they did not.
+
+    Args:
+        folder: the job's; all its parts are written.
+        tally: of all rows.
+        given: what the job was given to read.
+    """
+    for kind, count in tally.error_kinds.most_common(1):
+        if count >= ALIKE_SHARE * tally.rows:
+            sample = _sample(folder, kind)
+            if sample is None:
+                return f"{count} of {tally.rows} rows failed as {kind}"
+            said = one_line(sample.error_message or "")
+            said = said if len(said) <= _MOST_LETTERS else f"{said[:_MOST_LETTERS]}…"
+            advice = _advice(ErrorKind(kind), sample, given)
+            return f"{count} of {tally.rows} rows failed as {kind}, such as {one_line(sample.id)} ({said}): {advice}"
+    return None
+
+
+def _sample(folder: JobFolder, kind: str) -> CaptionRow | None:
+    with suppress(StorageError):  # the job is finished; a part that can't be read now must not change its end
+        for path in folder.part_paths():
+            if (row := first_failure(path, kind)) is not None:
+                return row
+    return None
+
+
+def _advice(kind: ErrorKind, sample: CaptionRow, given: InputConfig) -> str:
+    said = sample.error_message or ""
+    if kind is ErrorKind.NOT_AN_IMAGE and "LFS" in said:
+        return _LFS
+    if kind is ErrorKind.MISSING and "null" in said:
+        return _NULL_CELLS
+    if kind is ErrorKind.MISSING and not said.startswith(sample.source):  # a path of a Parquet column
+        root = Path(given.image_root).expanduser().absolute() if given.image_root else Path(sample.source).parent
+        base = str(root)
+        if said.startswith(base):
+            return (
+                f"relative paths start from {one_line(base)}: give --image-root with the folder where they do start, "
+                "and another --output"
+            )
+    return _ADVICE[kind]
