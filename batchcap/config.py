@@ -9,6 +9,9 @@ from typing import Any
 
 from batchcap.errors import UsageError
 
+# `--model` of the embedded demo model; a folder of this name is `./demo`.
+DEMO_MODEL = "demo"
+MODEL_VARIABLE = "BATCHCAP_MODEL"
 DEFAULT_PROMPT = "Describe this image in one sentence."
 LARGEST_NUMBER = 2**63 - 1  # journal and plan count in 64 bits
 PROMPT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -259,7 +262,7 @@ class JobConfig:
     Attributes:
         input: what is to be captioned.
         output: job folder.
-        model: bundle folder; None is the embedded demo model.
+        model: bundle folder, or `DEMO_MODEL`; None: nobody named one, and the job is refused.
         profile: where the settings of speed and vision come from that nobody gave.
         given: names of those that somebody gave (`profiles.Settings`); None: all are as they stand here, and the
             profile decides nothing.
@@ -279,7 +282,7 @@ class JobConfig:
     def __post_init__(self) -> None:
         _require(bool(self.output), "output is an empty text: name the job folder")
         _require("://" not in self.output, f"output {self.output} is an address: name a folder of this machine")
-        _require(self.model != "", "model is an empty text: name a bundle, or leave it out for the demo model")
+        _require(self.model != "", f"model is an empty text: name a bundle folder, or {DEMO_MODEL} for the demo model")
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types; who gave a setting is not part of it."""

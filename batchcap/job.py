@@ -11,7 +11,7 @@ from pathlib import Path
 
 from batchcap import __version__
 from batchcap.bundle import Bundle
-from batchcap.config import JobConfig, Profile
+from batchcap.config import DEMO_MODEL, JobConfig, Profile
 from batchcap.engines.base import Engine
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.twins import REMEMBERED_PICTURES
@@ -232,7 +232,10 @@ class JobRun:
         parts = self._folder.part_paths()
         where = str(parts[0]) if len(parts) == 1 else f"{parts[0].with_name('part-*.parquet')} ({len(parts)} files)"
         prompts = len(self._config.generation.prompts)
-        message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions, {tally.failed} failed: {where}"
+        captions = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions"
+        if self._bundle.source == DEMO_MODEL:
+            captions += " of the demo model"
+        message = f"{captions}, {tally.failed} failed: {where}"
         if tally.error_rate > self._config.limits.max_error_rate:
             message += f"; more failures than --max-error-rate {self._config.limits.max_error_rate:g} allows"
             return self.write_summary(JobState.COMPLETE, ExitCode.TOO_MANY_FAILURES, message)

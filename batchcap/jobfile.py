@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from batchcap.config import LARGEST_NUMBER, InputConfig, JobConfig
+from batchcap.config import DEMO_MODEL, LARGEST_NUMBER, InputConfig, JobConfig
 from batchcap.errors import UsageError
 from batchcap.manifest.source import is_address
 from batchcap.profiles import names_in_tables
@@ -75,7 +75,7 @@ def _anchored(config: JobConfig, base: Path) -> JobConfig:
         inputs=tuple(anchor(one) for one in given.inputs),
         image_root=anchor(given.image_root) if given.image_root else None,
     )
-    model = anchor(config.model) if config.model else None
+    model = config.model if config.model in (None, DEMO_MODEL) else anchor(config.model)
     return dataclasses.replace(config, input=anchored_input, output=anchor(config.output), model=model)
 
 

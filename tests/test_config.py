@@ -33,7 +33,7 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (
         JobConfig,
         {"input": INPUT, "output": "o", "model": ""},
-        "model is an empty text: name a bundle, or leave it out for the demo model",
+        "model is an empty text: name a bundle folder, or demo for the demo model",
     ),
     *((GenerationConfig, {"max_new_tokens": value}, "max_new_tokens must be at least 1") for value in (0, -1)),
     *(

@@ -1,5 +1,7 @@
 """Owns `batchcap caption` and `batchcap run`: options or a job file become one configuration, and the job is run."""
 
+import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +11,8 @@ import typer
 from batchcap.commands.results import print_result
 from batchcap.config import (
     DEFAULT_PROMPT,
+    DEMO_MODEL,
+    MODEL_VARIABLE,
     PROMPT_NAME,
     GenerationConfig,
     InputConfig,
@@ -26,6 +30,8 @@ from batchcap.errors import UsageError
 
 if TYPE_CHECKING:
     from batchcap.report.summary import Summary
+
+log = logging.getLogger(__name__)
 
 _PLACEMENT = PlacementConfig()  # owns the defaults
 _INPUT, _WORDS, _PICTURES, _PLACE, _LIMITS, _RESUME = (
@@ -48,7 +54,14 @@ def caption(
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="Job folder: captions, statistics, state.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Bundle made by `batchcap export`; default: the demo model.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar=MODEL_VARIABLE,
+            help=f"Bundle made by `batchcap export`. {DEMO_MODEL}: the embedded model, which knows drawn scenes only "
+            f"(a folder of that name: ./{DEMO_MODEL}).",
+        ),
     ] = None,
     image_column: Annotated[
         str | None,
@@ -253,7 +266,26 @@ def run(
     """Caption as a job file says, from cron or systemd. Relative paths start from the file's folder."""
     from batchcap.jobfile import load_job_file
 
-    _run(load_job_file(job_file), show)
+    config = load_job_file(job_file)
+    if config.model is None:
+        config = dataclasses.replace(config, model=_model_of_the_surroundings(Path(config.output)))
+    _run(config, show)
+
+
+def _model_of_the_surroundings(output: Path) -> str | None:
+    """The model of a job file that names none."""
+    from batchcap.store.fingerprint import begun_model
+
+    if named := os.environ.get(MODEL_VARIABLE):
+        return named
+    if begun_model(output) != DEMO_MODEL:
+        return None
+    log.warning(
+        'the job file names no model: its job was begun with the demo model and goes on with it; write model = "%s" '
+        "into the file",
+        DEMO_MODEL,
+    )
+    return DEMO_MODEL
 
 
 def given_settings(context: typer.Context) -> frozenset[str]:

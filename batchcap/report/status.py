@@ -15,6 +15,7 @@ from batchcap.errors import UsageError
 from batchcap.report.progress import format_duration
 from batchcap.report.summary import Tally
 from batchcap.standing import standing_of
+from batchcap.store.fingerprint import begun_model
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import read_holder
@@ -26,7 +27,10 @@ CAPTION_WIDTH = 90
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """How a job stands. `holder` names the process at work on it; rates and ETA are of the last minutes."""
+    """How a job stands. `holder` names the process at work on it; rates and ETA are of the last minutes.
+
+    `model` is as it was named when the job was begun; None where that can't be read.
+    """
 
     output: str
     total_rows: int
@@ -35,6 +39,7 @@ class JobStatus:
     holder: str | None
     images_per_min: float | None
     last_run: dict[str, Any] | None
+    model: str | None
 
     @property
     def remaining(self) -> int:
@@ -52,6 +57,7 @@ class JobStatus:
         """One JSON object."""
         content = {
             "output": self.output,
+            "model": self.model,
             "state": self.state,
             "rows": self.total_rows,
             "done": self.tally.rows,
@@ -87,6 +93,8 @@ class JobStatus:
             f"  failed    {self.tally.failed:,}{_by_kind(self.tally.error_kinds)}",
             f"  parts     {self.parts:,}",
         ]
+        if self.model is not None:
+            lines.append(f"  model     {self.model}")
         if self.holder is not None:
             lines.append(f"  at work   {self.holder}")
         if self.images_per_min:
@@ -128,6 +136,7 @@ def read_status(output: Path) -> JobStatus:
         holder=str(holder) if holder else None,
         images_per_min=60 * rate if rate else None,
         last_run=summary,
+        model=begun_model(output),
     )
 
 

@@ -2,9 +2,10 @@
 
 import json
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
-from batchcap.config import JobConfig
+from batchcap.config import DEMO_MODEL, JobConfig
 from batchcap.errors import NotSameJobError, UsageError
 from batchcap.store.atomic import write_atomic
 from batchcap.store.folder import JobFolder
@@ -113,6 +114,16 @@ def begun_encoder(folder: JobFolder) -> tuple[str, str] | None:
     try:
         return stored["vision-backend"], stored["vision-dtype"]
     except (KeyError, TypeError):
+        return None
+
+
+def begun_model(output: Path) -> str | None:
+    """The model that the job in a folder was begun with, as it was named; None where no job can be read there."""
+    try:
+        content = json.loads(JobFolder.open_existing(output).job_path.read_text(encoding="utf-8"))
+        # Before a model had to be named, none meant the demo model.
+        return content["configuration"]["model"] or DEMO_MODEL
+    except (UsageError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

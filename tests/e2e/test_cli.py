@@ -48,6 +48,7 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
 
 def test_a_mistaken_path_does_not_wait_for_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", IMPORTS, "caption", str(tmp_path / "nothing"), "-o", str(tmp_path / "out")]
+    command += ["--model", "demo"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     loaded = done.stderr.rpartition("loaded:")[2].split(",")
@@ -185,6 +186,10 @@ def test_doctor(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
     unchecked = batchcap("doctor", "--model", tiny_bundle_int4.folder, "--no-check")
     assert (unchecked.returncode, unchecked.stderr) == (0, "")
     assert "the same caption everywhere" not in unchecked.stdout
+    machine = batchcap("doctor")
+    assert (machine.returncode, machine.stderr) == (0, "")
+    assert "none is named: --model BUNDLE" in machine.stdout
+    assert "KV cache" not in machine.stdout
     broken = batchcap("doctor", "--model", tmp_path, "--json")
     assert broken.returncode == 2
     content = json.loads(broken.stdout)
