@@ -35,6 +35,7 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
 from batchcap.store.parts import SETTINGS_KEY
+from batchcap.store.place import Place
 from batchcap.store.stats import StatsWriter
 from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_encoder
@@ -81,6 +82,7 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
     try:
         sources = discover(config.input, output)
         begun = chain([next(sources)], sources)  # inputs that are not there, or empty, are told before a folder is made
+        place = Place.of(output)
         bundle = load_model(config.model)
     except BatchcapError as error:
         _record_early_failure(output, error)
@@ -94,6 +96,8 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
             raise  # the folder is another job's, and so is its summary
         except BatchcapError as error:
             run.write_failure(error.exit_code, str(error))
+            if error.exit_code is ExitCode.USAGE and not run.has_plan:
+                place.remove_if_new()
             raise
         except Exception as error:
             run.write_failure(ExitCode.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
@@ -135,6 +139,11 @@ class JobRun:
         self._limited_by: Bottleneck | None = None
         self._remarks: tuple[str, ...] = ()
         self._retry_settings = ""
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether the run has come as far as to know its rows."""
+        return self._total_rows is not None
 
     def work(self, sources: Iterable[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""

@@ -256,7 +256,22 @@ def caption(
         resume=ResumeConfig(_names(retry), on_changed),
         given=given_settings(context_of_call),
     )
+    if config.resume.retry:
+        _require_begun(Path(config.output))
     _run(config, show)
+
+
+def _require_begun(output: Path) -> None:
+    """A retry by hand is of a job that is there. In a job file it stands from the first night on."""
+    from batchcap.store.folder import JobFolder, alike
+
+    try:
+        JobFolder.open_existing(output)
+    except UsageError:
+        raise UsageError(
+            f"--retry captions rows of an earlier run again, and {output} is not a job folder: check --output, or "
+            f"leave --retry out to begin a job{alike(output)}"
+        ) from None
 
 
 def run(

@@ -1,6 +1,8 @@
 """Owns the names inside a job folder."""
 
+import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from batchcap.errors import UsageError
@@ -9,6 +11,16 @@ from batchcap.store.atomic import remove_leftovers, storage_error, sync
 
 STATE = "_batchcap"
 CAPTIONS = "captions"
+
+
+def alike(path: Path) -> str:
+    """Job folders beside a path whose names are like its own, as the end of a message; empty where there are none."""
+    try:
+        names = [one.name for one in path.absolute().parent.iterdir() if (one / STATE).is_dir()]
+    except OSError:
+        names = []
+    found = get_close_matches(path.name, names)
+    return f"; beside it there is {', '.join(found)}" if found else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +65,10 @@ class JobFolder:
         Raises:
             UsageError: it is none.
         """
-        if not (path / STATE).is_dir():
-            raise UsageError(f"{path} is not a job folder (no {STATE} in it): give the --output of a caption job")
+        if not os.path.isdir(path / STATE):  # noqa: PTH112 - False for names that no folder can have, too
+            raise UsageError(
+                f"{path} is not a job folder (no {STATE} in it): give the --output of a caption job{alike(path)}"
+            )
         return cls(path)
 
     @property

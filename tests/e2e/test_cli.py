@@ -109,13 +109,13 @@ def test_verbose_says_no_less(tmp_path: Path, pictures: Path, tiny_bundle_int4: 
     assert "Traceback" not in verbose.stderr
 
 
-@pytest.mark.parametrize("columns", [120, 0], ids=["wide", "unknown width"])
+@pytest.mark.parametrize("size", [(24, 120), (24, 0), (0, 0)], ids=["wide", "unknown width", "unknown size"])
 def test_a_bar_with_rate_and_time_left_on_a_terminal(
-    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle, columns: int
+    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle, size: tuple[int, int]
 ) -> None:
     arguments = ["caption", str(pictures), "-o", str(tmp_path / "out"), "-m", str(tiny_bundle_int4.folder)]
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, columns))
+    termios.tcsetwinsize(theirs, size)
     with subprocess.Popen(
         [sys.executable, "-m", "batchcap.cli", *arguments, "--max-new-tokens", "4"],
         stdin=subprocess.DEVNULL,
