@@ -69,7 +69,9 @@ def discover(config: InputConfig, exclude: Path) -> Iterator[Source]:
         if search.skipped:
             log.warning("%s: %s", shown_name(name), search.passed_over())
     if not rows:
-        raise UsageError(f"no Parquet file in {', '.join(map(shown_name, config.inputs))} has a row")
+        raise UsageError(
+            f"no Parquet file in {', '.join(map(shown_name, config.inputs))} has a row: name files that have some"
+        )
 
 
 def _require_input(name: str) -> None:
@@ -77,7 +79,7 @@ def _require_input(name: str) -> None:
         raise UsageError(f"batchcap works offline and fetches nothing: download {shown_name(name)} and give the file")
     path = os.path.expanduser(name)
     if not os.path.lexists(path) and not glob.has_magic(path):
-        raise UsageError(f"the input {shown_name(name)} does not exist")
+        raise UsageError(f"the input {shown_name(name)} does not exist: check how it is written")
 
 
 @dataclass(slots=True)
@@ -105,8 +107,8 @@ class _Search:
             text += f"; {self.passed_over()}"
             (suffix, _count), *_others = self.skipped.most_common(1)
             advice = _NOT_READ.get(suffix)
-            text += f". A {suffix} file {advice}" if advice else ". Name a file itself to take it as it is"
-        return text
+            return text + (f". A {suffix} file {advice}" if advice else ". Name a file itself to take it as it is")
+        return f"{text}: name a folder or a pattern that has some"
 
     def passed_over(self) -> str:
         """How many files of the last input were no pictures by their extension, and which these are."""

@@ -133,13 +133,14 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
     ):
         for name in wanted:
             if name is not None and name not in names:
-                raise UsageError(f"{shown(path)} has no column {_quoted(name)} ({option}); it has {listed(names)}")
+                raise UsageError(f"{shown(path)} has no column {_quoted(name)} ({option}): name one of {listed(names)}")
     image = config.image_column or _find_image_column(path, schema)
     kind = schema.field(image)
     rank = rank_of(kind)
     if not rank:
         raise UsageError(
-            f"column {_quoted(image)} of {shown(path)} is {_cut(str(kind.type))}: neither bytes, an Image, nor a path"
+            f"column {_quoted(image)} of {shown(path)} is {_cut(str(kind.type))}: neither bytes, an Image, nor a path: "
+            "name another with --image-column"
         )
     kept = [name for name in names if name != image] if ALL_COLUMNS in config.keep_columns else config.keep_columns
     kept = list(dict.fromkeys(kept))

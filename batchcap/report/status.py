@@ -165,7 +165,9 @@ def _captions(folder: JobFolder) -> Iterator[list[tuple[str, str]]]:
             columns = {name: column_name("caption", name) for name in prompt_names(path)}
             table = pq.read_table(path, columns=["id", *columns.values(), "error_kind"])
         except (OSError, ValueError) as error:
-            raise UsageError(f"can't read {path}: {error}") from None
+            raise UsageError(
+                f"can't read {path} ({error}): delete it, and the job's own command captions its rows again"
+            ) from None
         for row in table.to_pylist():
             texts = [f"{name}: {row[column]}" if name else str(row[column]) for name, column in columns.items()]
             if row["error_kind"] is not None:

@@ -119,8 +119,8 @@ def test_all_rows_failed(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
 
 
 INPUTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "a missing path": (lambda folder: None, ("the input", "does not exist")),
-    "an empty folder": (lambda folder: folder.mkdir(), ("no picture and no Parquet file in",)),
+    "a missing path": (lambda folder: None, ("the input", "does not exist: check how")),
+    "an empty folder": (lambda folder: folder.mkdir(), ("no picture and no Parquet file in", "name a folder or a pattern that has some")),
     "a folder without pictures": (
         lambda folder: (folder.mkdir(), (folder / "a.txt").touch(), (folder / "b").touch()),
         ("2 other files passed over (.txt 1, no extension 1)", "Name a file itself"),
@@ -139,7 +139,7 @@ PARQUETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no bytes": (lambda path: path.touch(), ("can't read the Parquet file", "mend it or leave it out")),
     "no rows": (
         lambda path: pq.write_table(pa.table({"image": pa.array([], pa.binary())}), path),
-        ("no Parquet file in", "has a row"),
+        ("no Parquet file in", "has a row: name files that have some"),
     ),
 }
 
@@ -313,7 +313,7 @@ def test_a_refused_command_leaves_no_new_folder(
 def test_a_mistyped_column_can_be_mended(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle) -> None:
     pq.write_table(pa.table({"image": [(pictures / "good.png").read_bytes()]}), tmp_path / "in.parquet")
     command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
-    assert_refused(batchcap(*command, "--image-column", "imgae"), "no column 'imgae' (--image-column); it has image")
+    assert_refused(batchcap(*command, "--image-column", "imgae"), "no column 'imgae' (--image-column): name one of image")
     too_long = batchcap(*command, "--max-new-tokens", 5000)
     assert_refused(too_long, "--max-new-tokens 5000 need", "lower one of them, or export with a larger --context")
     done = batchcap(*command, "--max-new-tokens", 4)
