@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install  ## Caption sample_data with the embedded demo model and show the result
-	$(BIN)/batchcap caption sample_data --output $(DEMO_OUTPUT) --show 12
+	$(BIN)/batchcap caption sample_data --model demo --output $(DEMO_OUTPUT) --show 12
 
 test: install  ## Run the tests, two at once
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -1,6 +1,6 @@
 """Owns the edge of the program: the commands' names, streams, signals, and how an error becomes an exit code."""
 
-import io
+import copy
 import logging
 import os
 import signal
@@ -8,9 +8,10 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from batchcap import __version__
 from batchcap.commands.bundles import export, verify
@@ -18,9 +19,44 @@ from batchcap.commands.captioning import caption, run
 from batchcap.commands.inspection import doctor, report, status, tune
 from batchcap.commands.one_style import OneStyleCommand
 from batchcap.errors import BatchcapError, ExitCode, UsageError
+from batchcap.signals import STOP_SIGNALS, stop_signals
+from batchcap.streams import open_standard_streams
 from batchcap.terminal import harmless
 
+_UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own of another name
+_LOG_LEVELS = {"verbose": logging.DEBUG, "quiet": logging.WARNING}
+
+
+class _Group(TyperGroup):
+    """The commands. Options of the log may stand after the command too; an option before its command is told of."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for option in [one for one in self.params if one.name in _LOG_LEVELS]:
+            for command in self.commands.values():
+                also: Any = copy.copy(option)
+                also.hidden, also.expose_value, also.callback = True, False, _set_log_level
+                command.params.append(also)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's or typer's own, by version
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            option = getattr(error, "option_name", None)
+            owners = [name for name, one in self.commands.items() if any(option in each.opts for each in one.params)]
+            if named := [word for word in args if word in owners]:
+                raise _UsageError(f"{option} goes after its command: batchcap {named[0]} … {option}", ctx) from None
+            raise
+
+
+def _set_log_level(_context: Any, option: Any, value: bool) -> bool:  # noqa: ANN401 - as typer calls it
+    if value:
+        logging.getLogger("batchcap").setLevel(_LOG_LEVELS[option.name])
+    return value
+
+
 app = typer.Typer(
+    cls=_Group,
     name="batchcap",
     help="Caption pictures in bulk on ordinary CPUs with Qwen3-VL: no network, nothing lost.",
     no_args_is_help=True,
@@ -39,8 +75,12 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _common(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More log lines on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="More log lines on stderr; also after the command.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr; also after the command.")
+    ] = False,
     version: Annotated[  # noqa: ARG001 - its callback acts
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -67,7 +107,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Stopped(BaseException):
-    """Ctrl-C or SIGTERM outside a job: while inputs are listed, a bundle is checked or made.
+    """A signal to stop outside a job: while inputs are listed, a bundle is checked or made.
 
     No Exception, so that what catches every fault of a library lets it pass; and not KeyboardInterrupt, which the
     command-line library would turn into exit code 1.
@@ -79,23 +119,10 @@ class _Stopped(BaseException):
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    if number == signal.SIGTERM:
-        raise _Stopped("stopped", ExitCode.STOPPED_EARLY)
-    raise _Stopped("interrupted", ExitCode.INTERRUPTED)
-
-
-def _open_standard_streams() -> None:
-    """Streams that the caller has closed (`2>&-`) lead nowhere; else files of ours would get their numbers."""
-    for number, mode in enumerate(("r", "w", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-            os.set_inheritable(descriptor, True)
-            stream = os.fdopen(descriptor, mode, encoding="utf-8")
-            setattr(sys, ("stdin", "stdout", "stderr")[number], stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a caption may hold what this terminal's encoding lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if number == signal.SIGHUP:  # of a terminal that is closed more than one comes
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    code = STOP_SIGNALS[signal.Signals(number)]
+    raise _Stopped("interrupted" if code is ExitCode.INTERRUPTED else "stopped", code)
 
 
 def main() -> None:
@@ -103,11 +130,14 @@ def main() -> None:
 
     Set BATCHCAP_DEBUG=1 to see the traceback of an unexpected error.
     """
-    _open_standard_streams()
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
+    open_standard_streams()
+    for number in stop_signals():
+        signal.signal(number, _stop)
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # what can't be written is told, and not by the interpreter at its end
     except (BatchcapError, _Stopped) as error:
         typer.echo(harmless(f"batchcap: error: {error}"), err=True)
         sys.exit(int(error.exit_code))
@@ -122,8 +152,8 @@ def main() -> None:
         sys.exit(int(ExitCode.UNEXPECTED))
     finally:
         # What is left is the interpreter's own end, with the signals' defaults: they would change the exit code.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

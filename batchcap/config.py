@@ -8,6 +8,9 @@ from typing import Any
 
 from batchcap.setting import LARGEST_NUMBER, did_you_mean, require_sense, setting
 
+# `--model` of the embedded demo model; a folder of this name is `./demo`.
+DEMO_MODEL = "demo"
+MODEL_VARIABLE = "BATCHCAP_MODEL"
 DEFAULT_PROMPT = "Describe this image in one sentence."
 # Far above any machine and any caption: what is larger is a slip, and would end in want of memory, not in captions.
 MOST_THREADS = 1024
@@ -91,7 +94,7 @@ def _output_fault(output: str) -> str:
 
 
 def _model_fault(model: str | None) -> str:
-    return "must not be an empty text: name a bundle, or leave it out for the demo model" if model == "" else ""
+    return f"must not be an empty text: name a bundle folder, or {DEMO_MODEL} for the demo model" if model == "" else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +294,7 @@ class JobConfig:
     Attributes:
         input: what is to be captioned.
         output: job folder.
-        model: bundle folder; None is the embedded demo model.
+        model: bundle folder, or `DEMO_MODEL`; None: nobody named one, and the job is refused.
         profile: where the settings of speed and vision come from that nobody gave.
         given: names of those that somebody gave (`profiles.Settings`); None: all are as they stand here, and the
             profile decides nothing.

@@ -51,6 +51,10 @@ class StorageError(BatchcapError):
     """The job folder can't be written or read (full disk, read-only, input/output error)."""
 
 
+class StreamError(BatchcapError):
+    """Results can't be written to stdout."""
+
+
 class LockedError(BatchcapError):
     """Another run holds the job folder's lock."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from batchcap import __version__
 from batchcap.bundle import Bundle
-from batchcap.config import JobConfig, Profile
+from batchcap.config import DEMO_MODEL, JobConfig, Profile
 from batchcap.engines.base import Engine, EngineLoad
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.twins import REMEMBERED_PICTURES
@@ -37,6 +37,7 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
 from batchcap.store.parts import SETTINGS_KEY, carried_schema
+from batchcap.store.place import Place
 from batchcap.store.stats import StatsWriter
 from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_encoder
@@ -84,6 +85,7 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
         skipped = Skipped()
         sources = discover(config.input, output, skipped)
         begun = chain([next(sources)], sources)  # inputs that are not there, or empty, are told before a folder is made
+        place = Place.of(output)
         bundle = load_model(config.model)
     except BatchcapError as error:
         _record_early_failure(output, config, error)
@@ -97,6 +99,8 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
             raise  # the folder is another job's, and so is its summary
         except BatchcapError as error:
             run.write_failure(error.exit_code, str(error))
+            if error.exit_code is ExitCode.USAGE and not run.has_plan:
+                place.remove_if_new()
             raise
         except Exception as error:
             run.write_failure(ExitCode.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
@@ -151,6 +155,11 @@ class JobRun:
         self._remarks: tuple[str, ...] = ()
         self._retry_settings = ""
         self._is_our_folder = False
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether the run has come as far as to know its rows."""
+        return self._total_rows is not None
 
     def work(self, sources: Iterable[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
@@ -251,7 +260,9 @@ class JobRun:
         parts = self._folder.part_paths()
         where = str(parts[0]) if len(parts) == 1 else f"{parts[0].with_name('part-*.parquet')} ({len(parts)} files)"
         prompts = len(self._config.generation.prompts)
-        message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions, {tally.failed} failed"
+        message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions"
+        message += " of the demo model" if self._bundle.source == DEMO_MODEL else ""
+        message += f", {tally.failed} failed"
         message += f"{self._of_this_run()}: {where}"
         code = ExitCode.COMPLETE
         if tally.failed and not tally.ok:

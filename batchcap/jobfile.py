@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.begun import BegunJob
-from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionConfig
+from batchcap.config import DEMO_MODEL, InputConfig, JobConfig, PlacementConfig, VisionConfig
 from batchcap.errors import UsageError
 from batchcap.jobmistakes import JobText, mistakes_of
 from batchcap.manifest.source import is_address
@@ -91,7 +91,7 @@ def _anchored(config: JobConfig, base: Path) -> JobConfig:
         inputs=tuple(_anchor(one, base) for one in given.inputs),
         image_root=_anchor(given.image_root, base) if given.image_root else None,
     )
-    model = _anchor(config.model, base) if config.model else None
+    model = config.model if config.model in (None, DEMO_MODEL) else _anchor(config.model, base)
     return dataclasses.replace(config, input=anchored_input, output=_anchor(config.output, base), model=model)
 
 

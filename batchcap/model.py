@@ -3,21 +3,25 @@
 import logging
 import os
 from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 from filelock import FileLock
 
-from batchcap.bundle import Bundle
+from batchcap.bundle import BUNDLE_FILE, Bundle
+from batchcap.config import DEMO_MODEL, MODEL_VARIABLE
 from batchcap.errors import BundleError, UsageError
 from batchcap.export.options import ExportOptions, missing_packages
 
 log = logging.getLogger(__name__)
 
-DEMO_NOTE = (
-    "no --model given: using the embedded demo model, which only knows drawn scenes of a few everyday things. For real "
-    "pictures run `batchcap export CHECKPOINT --output BUNDLE` on a Qwen3-VL checkpoint once and pass --model BUNDLE."
+NO_MODEL = (
+    "no model is named: give --model BUNDLE, which `batchcap export CHECKPOINT --output BUNDLE` makes once from a "
+    f'Qwen3-VL checkpoint (in a job file model = "BUNDLE", in the environment {MODEL_VARIABLE}). --model {DEMO_MODEL} '
+    "is the embedded model, which knows drawn scenes only; a job that was begun without --model goes on with it"
 )
+DEMO_NOTE = "the demo model knows drawn scenes of a few everyday things, and nothing else"
 
 
 def cache_folder() -> Path:
@@ -41,16 +45,22 @@ def demo_checkpoint() -> Path:
 
 
 def load_model(model: str | None) -> Bundle:
-    """The bundle at `model`, every file checked against its sum; None is the demo model.
+    """The bundle at `model`, every file checked against its sum; `DEMO_MODEL` is the embedded model.
 
     Raises:
         BundleError: the folder is not a whole bundle.
-        UsageError: there is no place to keep the demo model in.
+        UsageError: no model is named, or there is no place to keep the demo model in.
     """
-    if model is not None:
+    if model is None:
+        raise UsageError(NO_MODEL)
+    if model != DEMO_MODEL:
         return Bundle.load(model)
-    log.warning(DEMO_NOTE)
-    return demo_bundle()
+    log.info(DEMO_NOTE)
+    if (Path(DEMO_MODEL) / BUNDLE_FILE).exists():
+        log.warning(
+            "--model %s is the embedded model; the bundle in the folder is --model ./%s", DEMO_MODEL, DEMO_MODEL
+        )
+    return replace(demo_bundle(), source=DEMO_MODEL)
 
 
 def demo_bundle() -> Bundle:

@@ -1,4 +1,4 @@
-"""Owns what Ctrl-C and SIGTERM do to a job: ask it to stop in good order; a second one ends it at once."""
+"""Owns what signals do to a job: ask it to stop in good order; a second one ends it at once."""
 
 import os
 import signal
@@ -7,6 +7,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 from batchcap.errors import ExitCode
+
+# Ctrl-C, a service manager, a terminal that is closed or a connection that is lost.
+STOP_SIGNALS = {
+    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.SIGTERM: ExitCode.STOPPED_EARLY,
+    signal.SIGHUP: ExitCode.STOPPED_EARLY,
+}
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Signals that ask this process to stop: not SIGHUP where `nohup` has it ignored."""
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (number == signal.SIGHUP and is_ignored)]
 
 
 class StopRequest:
@@ -28,17 +41,17 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """While inside, SIGINT and SIGTERM fill in the request that is given."""
+    """While inside, the signals that ask to stop fill in the request that is given."""
     request = StopRequest()
-    codes = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.STOPPED_EARLY}
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        code = codes[signal.Signals(number)]
-        if request.requested:
+        code = STOP_SIGNALS[signal.Signals(number)]
+        # A terminal that is closed says so several times: by its shell, then by the kernel.
+        if request.requested and number != signal.SIGHUP:
             os._exit(int(code))  # asked twice: what is journalled stays, nothing else matters now
         request.ask(code)
 
-    previous = {number: signal.signal(number, handle) for number in codes}
+    previous = {number: signal.signal(number, handle) for number in stop_signals()}
     try:
         yield request
     finally:

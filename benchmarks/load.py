@@ -112,7 +112,8 @@ def write_pictures(folder: Path, count: int) -> Path:
 def watch(folder: Path, output: Path, options: tuple[str, ...], kills_per_minute: float, chance: random.Random) -> Run:
     """Run a job to its end, sample it, and kill workers of it."""
     shutil.rmtree(output, ignore_errors=True)
-    command = [sys.executable, "-m", "batchcap.cli", "--quiet", "caption", str(folder), "-o", str(output), *options]
+    command = [sys.executable, "-m", "batchcap.cli", "--quiet", "caption", str(folder), "-o", str(output)]
+    command += ["--model", "demo", *options]
     started_s = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     samples: list[Sample] = []

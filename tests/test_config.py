@@ -42,7 +42,7 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (
         JobConfig,
         {"input": INPUT, "output": "o", "model": ""},
-        "--model must not be an empty text: name a bundle, or leave it out for the demo model",
+        "--model must not be an empty text: name a bundle folder, or demo for the demo model",
     ),
     *(
         (GenerationConfig, {"max_new_tokens": value}, f"--max-new-tokens must be at least 1, not {value}")

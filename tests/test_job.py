@@ -169,6 +169,7 @@ def test_what_came_before_a_workers_death_is_kept(config: JobConfig) -> None:
     ("number", "code", "state"),
     [
         (signal.SIGTERM, ExitCode.STOPPED_EARLY, "stopped"),
+        (signal.SIGHUP, ExitCode.STOPPED_EARLY, "stopped"),
         (signal.SIGINT, ExitCode.INTERRUPTED, "interrupted"),
     ],
 )

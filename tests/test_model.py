@@ -2,12 +2,14 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from batchcap import model
 from batchcap.bundle import Bundle
+from batchcap.config import DEMO_MODEL
 from batchcap.errors import BundleError, UsageError
 from batchcap.model import DEMO_NOTE, cache_folder, demo_checkpoint, load_model
 
@@ -36,14 +38,35 @@ def test_the_demo_model_is_exported_once_and_again_when_it_is_broken(
     monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
     monkeypatch.setattr(model, "demo_checkpoint", lambda: tiny_checkpoint)
     caplog.set_level(logging.INFO, "batchcap")
-    first = load_model(None)
-    assert first.folder.parent == tmp_path
+    first = load_model(DEMO_MODEL)
+    assert (first.folder.parent, first.source) == (tmp_path, "demo")
+    assert first == replace(Bundle.load(first.folder), source="demo"), "the same bundle id as ever"
     assert caplog.messages[0] == DEMO_NOTE
     caplog.clear()
-    assert load_model(None) == first
+    assert load_model(DEMO_MODEL) == first
     assert caplog.messages == [DEMO_NOTE], "the second time there is nothing to export"
     shutil.rmtree(first.folder / "vision")
-    assert load_model(None) == first
+    assert load_model(DEMO_MODEL) == first
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "quiet is quiet"
+
+
+def test_no_model_is_taken_by_accident() -> None:
+    with pytest.raises(
+        UsageError, match=r"no model is named: give --model BUNDLE.*batchcap export.*--model demo is the"
+    ):
+        load_model(None)
+
+
+def test_a_bundle_in_a_folder_called_demo(
+    tiny_bundle_int4: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "demo").symlink_to(tiny_bundle_int4.folder)
+    monkeypatch.chdir(tmp_path)
+    assert load_model("./demo").source != "demo"
+    assert not caplog.messages
+    monkeypatch.setattr(model, "demo_bundle", lambda: tiny_bundle_int4)
+    assert load_model("demo").source == "demo"
+    assert "--model ./demo" in caplog.text
 
 
 def test_a_demo_model_that_is_kept_already_needs_no_writing(
@@ -53,7 +76,7 @@ def test_a_demo_model_that_is_kept_already_needs_no_writing(
     monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
     monkeypatch.setattr("batchcap.export.export.export_key", lambda *_: "0" * 64)
     (tmp_path / f"demo-{'0' * 16}").symlink_to(tiny_bundle_int4.folder)
-    assert load_model(None).id == tiny_bundle_int4.id
+    assert load_model(DEMO_MODEL).id == tiny_bundle_int4.id
     assert [path.name for path in tmp_path.iterdir()] == [f"demo-{'0' * 16}"]
 
 
@@ -61,7 +84,7 @@ def test_no_place_for_the_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "file").touch()
     monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UsageError, match="set BATCHCAP_CACHE"):
-        load_model(None)
+        load_model(DEMO_MODEL)
 
 
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

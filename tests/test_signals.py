@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a job to stop; the second one ends it; afterwards signals are what they were."""
+"""Ctrl-C, SIGTERM and SIGHUP ask a job to stop; the second one ends it; afterwards signals are what they were."""
 
 import os
 import signal
@@ -12,7 +12,12 @@ from batchcap.signals import StopRequest, stop_on_signals
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.STOPPED_EARLY)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, ExitCode.INTERRUPTED),
+        (signal.SIGTERM, ExitCode.STOPPED_EARLY),
+        (signal.SIGHUP, ExitCode.STOPPED_EARLY),
+    ],
 )
 def test_a_signal_asks_to_stop(number: signal.Signals, code: ExitCode) -> None:
     before = signal.getsignal(number)
@@ -36,6 +41,24 @@ def test_handlers_are_put_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), stop_on_signals():
         raise ZeroDivisionError
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_terminal_may_hang_up_several_times() -> None:
+    with stop_on_signals() as stop:
+        for _time in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.exit_code is ExitCode.STOPPED_EARLY
+
+
+def test_nohup_stays() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 TWICE = """

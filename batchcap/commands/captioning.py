@@ -1,5 +1,7 @@
 """Owns `batchcap caption` and `batchcap run`: options or a job file become one configuration, and the job is run."""
 
+import dataclasses
+import logging
 import os
 import re
 from pathlib import Path
@@ -11,6 +13,8 @@ from batchcap.begun import BegunJob
 from batchcap.commands.results import print_result
 from batchcap.config import (
     DEFAULT_PROMPT,
+    DEMO_MODEL,
+    MODEL_VARIABLE,
     PROMPT_NAME,
     GenerationConfig,
     InputConfig,
@@ -30,6 +34,8 @@ from batchcap.setting import Mistake, SettingsError, require_sense_in_new_job
 
 if TYPE_CHECKING:
     from batchcap.report.summary import Summary
+
+log = logging.getLogger(__name__)
 
 _PLACEMENT = PlacementConfig()  # owns the defaults
 # What stands before = and was meant as a name, though it may be none: `1=x`, `my-name=x`.
@@ -53,7 +59,14 @@ def caption(
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="Job folder: captions, statistics, state.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Bundle made by `batchcap export`; default: the demo model.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar=MODEL_VARIABLE,
+            help=f"Bundle made by `batchcap export`. {DEMO_MODEL}: the embedded model, which knows drawn scenes only "
+            f"(a folder of that name: ./{DEMO_MODEL}).",
+        ),
     ] = None,
     prompt: Annotated[
         list[str],
@@ -249,7 +262,22 @@ def caption(
         given=given_settings(context_of_call),
     )
     require_sense_in_new_job(config.generation, config.vision, begun=begun.value)
+    if config.resume.retry:
+        _require_begun(Path(config.output))
     _run(config, show)
+
+
+def _require_begun(output: Path) -> None:
+    """A retry by hand is of a job that is there. In a job file it stands from the first night on."""
+    from batchcap.store.folder import JobFolder, alike
+
+    try:
+        JobFolder.open_existing(output)
+    except UsageError:
+        raise UsageError(
+            f"--retry captions rows of an earlier run again, and {output} is not a job folder: check --output, or "
+            f"leave --retry out to begin a job{alike(output)}"
+        ) from None
 
 
 def run(
@@ -259,7 +287,26 @@ def run(
     """Caption as a job file says, from cron or systemd. Relative paths start from the file's folder."""
     from batchcap.jobfile import load_job_file
 
-    _run(load_job_file(job_file), show)
+    config = load_job_file(job_file)
+    if config.model is None:
+        config = dataclasses.replace(config, model=_model_of_the_surroundings(Path(config.output)))
+    _run(config, show)
+
+
+def _model_of_the_surroundings(output: Path) -> str | None:
+    """The model of a job file that names none."""
+    from batchcap.store.fingerprint import begun_model
+
+    if named := os.environ.get(MODEL_VARIABLE):
+        return named
+    if begun_model(output) != DEMO_MODEL:
+        return None
+    log.warning(
+        'the job file names no model: its job was begun with the demo model and goes on with it; write model = "%s" '
+        "into the file",
+        DEMO_MODEL,
+    )
+    return DEMO_MODEL
 
 
 def given_settings(context: typer.Context) -> frozenset[str]:

@@ -7,7 +7,7 @@ import typer
 
 from batchcap.commands.captioning import given_settings
 from batchcap.commands.results import print_result
-from batchcap.config import PlacementConfig, Profile
+from batchcap.config import DEMO_MODEL, MODEL_VARIABLE, PlacementConfig, Profile
 
 
 def status(
@@ -45,7 +45,13 @@ def report(
 def doctor(
     context_of_call: typer.Context,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Bundle to look at; default: the demo model.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar=MODEL_VARIABLE,
+            help=f"Bundle to look at, or {DEMO_MODEL}; without one no job is planned.",
+        ),
     ] = None,
     profile: Annotated[Profile, typer.Option(help="Profile of the job to be planned.")] = Profile.AUTO,
     decoders: Annotated[int, typer.Option(help="Decoder processes of that job.")] = 1,
@@ -74,7 +80,8 @@ def doctor(
 
 def tune(
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Bundle to measure; default: the demo model.")
+        str | None,
+        typer.Option("--model", "-m", envvar=MODEL_VARIABLE, help=f"Bundle to measure, or {DEMO_MODEL}."),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Time to take, about; more tries more.")] = 1.0,
     allow_rounded_vision: Annotated[

@@ -14,6 +14,7 @@ from typing import Any
 
 from batchcap.engines.messages import DecoderSpec, Fatal, VisionSpec
 from batchcap.errors import BatchcapError, ExitCode
+from batchcap.signals import STOP_SIGNALS
 
 # Giving back the memory of a large model takes the kernel a while.
 END_TIMEOUT_S = 30.0
@@ -123,12 +124,12 @@ class Worker:
 
 
 def _popen(command: list[str], socket_fd: int, sign_fd: int | None) -> subprocess.Popen[bytes]:
-    """Start a worker that SIGINT and SIGTERM can't meet before it is ready to ignore them.
+    """Start a worker that no signal to stop can meet before it is ready to ignore it.
 
-    Both reach every process of a group, also one that has not run its first line yet. The mask is inherited; the
+    They reach every process of a group, also one that has not run its first line yet. The mask is inherited; the
     worker lifts it when the signals are set to be ignored.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return subprocess.Popen(
             [*command, str(socket_fd)],

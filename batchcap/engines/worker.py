@@ -15,6 +15,7 @@ from typing import Protocol
 from batchcap.cores import keep_on
 from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec
 from batchcap.errors import BatchcapError, ExitCode, lacks_memory
+from batchcap.signals import STOP_SIGNALS
 
 
 class _Stage(Protocol):
@@ -36,9 +37,9 @@ def _build(spec: VisionSpec | DecoderSpec, connection: Connection) -> _Stage:
 def main() -> None:
     """Serve on the socket whose number is the first argument."""
     # A terminal's Ctrl-C and a service manager's SIGTERM go to the whole group: the coordinator decides, not we.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     connection = Connection(int(sys.argv[1]))
     inbox = Inbox(connection)  # from here on the coordinator's end is ours, also while the model loads
     try:

@@ -77,7 +77,9 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
         if skipped is not None:
             skipped.add(search.skipped)
     if not rows:
-        raise UsageError(f"no Parquet file in {', '.join(map(shown_name, config.inputs))} has a row")
+        raise UsageError(
+            f"no Parquet file in {', '.join(map(shown_name, config.inputs))} has a row: name files that have some"
+        )
 
 
 def _require_input(name: str) -> None:
@@ -91,7 +93,7 @@ def _require_input(name: str) -> None:
     elif glob.has_magic(path):
         folder = "" if asks_for_parts(path) else fixed_part(path)
     else:
-        raise UsageError(f"the input {shown_name(name)} does not exist")
+        raise UsageError(f"the input {shown_name(name)} does not exist: check how it is written")
     if folder and is_job_folder(folder):
         raise UsageError(
             f"{shown_name(name)} is a job folder of batchcap, which holds captions and no pictures: leave it out. If "

@@ -148,13 +148,17 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
         raise UsageError(f"{shown(path)} has several columns called {listed(sorted(doubles))}: rename them")
     for option, name in column_options(config):
         if name not in names:
-            raise UsageError(f"{shown(path)} has no column {quoted(name)} ({option}); it has {listed(names)}")
+            raise UsageError(f"{shown(path)} has no column {quoted(name)} ({option}): name one of {listed(names)}")
     image = config.image_column or _find_image_column(path, schema)
     kind = schema.field(image)
     rank = rank_of(kind)
     if not rank:
         value = list_value(kind.type)
-        advice = "neither bytes, an Image, nor a path" if value is None else list_advice(value)
+        advice = (
+            "neither bytes, an Image, nor a path: name another with --image-column"
+            if value is None
+            else list_advice(value)
+        )
         raise UsageError(f"column {quoted(image)} of {shown(path)} is {_cut(str(kind.type))}: {advice}")
     kept = [name for name in names if name != image] if ALL_COLUMNS in config.keep_columns else config.keep_columns
     kept = list(dict.fromkeys(kept))

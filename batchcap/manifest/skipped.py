@@ -56,7 +56,9 @@ class Skipped:
             ((suffix, _count),) = self.others.most_common(1)
             advice = NOT_READ.get(suffix)
             return f"{text}. A {suffix} file {advice}" if advice else f"{text}. Name a file itself if it is an image"
-        return f"{text}. Name a Parquet file itself to take it as it is" if self.internal else text
+        if self.internal:
+            return f"{text}. Name a Parquet file itself to take it as it is"
+        return f"{text}: name a folder or a pattern that has some"
 
 
 def _count(number: int, name: str) -> str:

@@ -9,7 +9,16 @@ from typing import Any
 
 from batchcap import __version__, offline
 from batchcap.bundle import Bundle
-from batchcap.config import InputConfig, JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
+from batchcap.config import (
+    DEMO_MODEL,
+    InputConfig,
+    JobConfig,
+    PlacementConfig,
+    Profile,
+    VisionBackend,
+    VisionConfig,
+    VisionDtype,
+)
 from batchcap.cores import Threads, plan_for
 from batchcap.engines.capacity import memory_need
 from batchcap.errors import ExitCode, UsageError
@@ -147,7 +156,7 @@ def examine(
     """Look at the machine and at the model.
 
     Args:
-        model: bundle folder; None is the demo model.
+        model: bundle folder, or `DEMO_MODEL`; None: only the machine is looked at.
         profile: of the job to be planned.
         placement: what that job is asked to use.
         given: names of the settings in it that were asked for; the profile decides the others.
@@ -158,6 +167,9 @@ def examine(
     missing = [name for name, version in versions if version == "missing" and name not in EXPORT_PACKAGES]
     findings.problems += [f"{name} is not installed: run `pip install {name}`" for name in missing]
     findings.problems += offline.faults()
+    if model is None:
+        findings.sections["model"] = {"bundle": f"none is named: --model BUNDLE, or {DEMO_MODEL}, shows a job's plan"}
+        return findings
     try:
         bundle = load_model(model)
     except UsageError as error:

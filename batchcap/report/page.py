@@ -83,7 +83,7 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
     folder = JobFolder.open_existing(output)
     target = place or folder.report_path
     if target.is_dir() or not target.absolute().parent.is_dir():
-        raise UsageError(f"{target} can't be the page: name a file in a folder that is there")
+        raise UsageError(f"{target} can't be the page: name a file in a folder that is there with --to")
     configuration = _configuration(folder)
     cards = Journal.look_into(
         folder.journal_path, lambda journal: list(_cards(folder, journal, configuration, pictures))
@@ -118,7 +118,9 @@ def _configuration(folder: JobFolder) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(folder.job_path.read_text(encoding="utf-8"))["configuration"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder.job_path} can't be read ({error})") from None
+        raise UsageError(
+            f"{folder.job_path} can't be read ({error}): put it back, or caption again with another --output"
+        ) from None
     return content
 
 

@@ -14,7 +14,7 @@ from batchcap.engines.base import EngineLoad
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 30.0
-UNKNOWN_COLUMNS = 80
+UNKNOWN_COLUMNS, UNKNOWN_ROWS = 80, 24
 # The time left follows the recent rate: the first minutes of a job, or the pictures of one folder, mislead.
 RATE_WINDOW_S = 120.0
 
@@ -57,13 +57,17 @@ class BarProgress:
 
     def start(self, rows: int, done: int) -> None:
         """Show the bar; rows of earlier runs count as done but not for the rate."""
-        # Terminals of containers and of CI often say that they are 0 columns wide; tqdm would show nothing.
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        # Terminals of containers and of CI often say that they are 0 x 0 characters; tqdm would show nothing.
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        except OSError:  # the terminal has just been closed
+            columns = 0
         self._bar = tqdm(
             total=rows,
             initial=done,
             unit="row",
             ncols=None if columns else UNKNOWN_COLUMNS,
+            nrows=None if columns else UNKNOWN_ROWS,
             dynamic_ncols=columns > 0,
             smoothing=0.05,
             file=sys.stderr,

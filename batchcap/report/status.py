@@ -14,6 +14,7 @@ from batchcap.errors import UsageError
 from batchcap.report.progress import format_duration
 from batchcap.report.summary import JobState, Tally
 from batchcap.standing import look_at_shards
+from batchcap.store.fingerprint import begun_model
 from batchcap.store.folder import JobFolder
 from batchcap.store.lock import read_last_run
 from batchcap.store.parts import column_name, prompt_names
@@ -37,6 +38,7 @@ class JobStatus:
         images_per_min: images captioned a minute, copies apart, in the last minutes of the run at work.
         rows_per_min: rows finished a minute, copies and failures among them, in these minutes.
         last_run: the summary of the last run that ended in good order.
+        model: as it was named when the job was begun; None where that can't be read.
     """
 
     output: str
@@ -49,6 +51,7 @@ class JobStatus:
     images_per_min: float | None
     rows_per_min: float | None
     last_run: dict[str, Any] | None
+    model: str | None
 
     @property
     def remaining(self) -> int:
@@ -66,6 +69,7 @@ class JobStatus:
         """One JSON object."""
         content = {
             "output": self.output,
+            "model": self.model,
             "state": self.state,
             "rows": self.total_rows,
             "done": self.tally.rows,
@@ -106,6 +110,8 @@ class JobStatus:
             f"  failed    {self.tally.failed:,}{_by_kind(self.tally.error_kinds)}",
             f"  parts     {self.parts:,} of {self.parts + self.parts_left:,} written",
         ]
+        if self.model is not None:
+            lines.append(f"  model     {self.model}")
         if self.holder is not None:
             lines.append(f"  at work   {self.holder}")
         if self.images_per_min is not None:
@@ -152,6 +158,7 @@ def read_status(output: Path) -> JobStatus:
         images_per_min=None if images is None else 60 * images,
         rows_per_min=None if rows is None else 60 * rows,
         last_run=run.summary,
+        model=begun_model(output),
     )
 
 
@@ -172,7 +179,9 @@ def _captions(folder: JobFolder) -> Iterator[list[tuple[str, str]]]:
             columns = {name: column_name("caption", name) for name in prompt_names(path)}
             table = pq.read_table(path, columns=["id", *columns.values(), "error_kind"])
         except (OSError, ValueError) as error:
-            raise UsageError(f"can't read {path}: {error}") from None
+            raise UsageError(
+                f"can't read {path} ({error}): delete it, and the job's own command captions its rows again"
+            ) from None
         for row in table.to_pylist():
             texts = [f"{name}: {row[column]}" if name else str(row[column]) for name, column in columns.items()]
             if row["error_kind"] is not None:

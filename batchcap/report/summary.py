@@ -20,7 +20,7 @@ class JobState(StrEnum):
     """How a run ended."""
 
     COMPLETE = "complete"
-    STOPPED = "stopped"  # --max-runtime or SIGTERM, with work left
+    STOPPED = "stopped"  # --max-runtime, SIGTERM or SIGHUP, with work left
     INTERRUPTED = "interrupted"  # Ctrl-C
     FAILED = "failed"  # an error that is not about one picture
 

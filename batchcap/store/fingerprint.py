@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from batchcap.config import JobConfig
+from batchcap.config import DEMO_MODEL, JobConfig
 from batchcap.errors import NotSameJobError, StorageError, UsageError
 from batchcap.store.atomic import write_atomic
 from batchcap.store.folder import FORMAT_VERSION, JobFolder
@@ -172,6 +172,16 @@ def is_known_job(folder: JobFolder, config: JobConfig) -> bool:
         if model is not None and not Path(model).is_absolute():
             return False
     return (model, prompt) == (config.model, config.generation.prompt) and bool(inputs)
+
+
+def begun_model(output: Path) -> str | None:
+    """The model that the job in a folder was begun with, as it was named; None where no job can be read there."""
+    try:
+        content = json.loads(JobFolder.open_existing(output).job_path.read_text(encoding="utf-8"))
+        # Before a model had to be named, none meant the demo model.
+        return content["configuration"]["model"] or DEMO_MODEL
+    except (UsageError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _has_results(folder: JobFolder) -> bool:

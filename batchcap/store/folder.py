@@ -5,7 +5,9 @@ else is in one folder that readers skip: pandas, PyArrow and Spark skip names th
 `datasets` those that begin with `__` or `.`; Polars and DuckDB take a pattern, `OUT/*.parquet`.
 """
 
+import os
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from batchcap.errors import UsageError
@@ -20,7 +22,18 @@ STATE_2, CAPTIONS_2 = "_batchcap", "captions"
 
 def is_job_folder(path: Path) -> bool:
     """Whether a folder is one, of any format."""
-    return (path / STATE).is_dir() or (path / STATE_2).is_dir()
+    # Not Path.is_dir, which raises for a name that no folder can have.
+    return any(os.path.isdir(path / name) for name in (STATE, STATE_2))  # noqa: PTH112
+
+
+def alike(path: Path) -> str:
+    """Job folders beside a path whose names are like its own, as the end of a message; empty where there are none."""
+    try:
+        names = [one.name for one in path.absolute().parent.iterdir() if is_job_folder(one)]
+    except OSError:
+        names = []
+    found = get_close_matches(path.name, names)
+    return f"; beside it there is {', '.join(found)}" if found else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,9 @@ class JobFolder:
             UsageError: it is none.
         """
         if not is_job_folder(path):
-            raise UsageError(f"{path} is not a job folder (no {STATE} in it): give the --output of a caption job")
+            raise UsageError(
+                f"{path} is not a job folder (no {STATE} in it): give the --output of a caption job{alike(path)}"
+            )
         return cls(path)
 
     @property

@@ -192,13 +192,13 @@ def tune(model: str | None, minutes: float, *, rounded_vision: bool) -> TuneResu
     """Find the fastest settings for a bundle on this machine, and keep them.
 
     Args:
-        model: bundle folder; None is the demo model.
+        model: bundle folder, or `DEMO_MODEL`.
         minutes: time it may take about; the last measurement may end a little later.
         rounded_vision: try vision encoders, too, that round more than the default one, and so change captions.
 
     Raises:
-        UsageError: the time is too short to compare anything, the memory is too small for the model, or the result
-            can't be kept.
+        UsageError: no model is named, the time is too short to compare anything, the memory is too small for the
+            model, or the result can't be kept.
     """
     if not 0 < minutes < 24 * 60:
         raise UsageError("--minutes must be above 0, and less than a day")

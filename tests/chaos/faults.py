@@ -162,6 +162,7 @@ FAULTS = (
     Fault("SIGSTOP of a decoder", to_worker("decoder", signal.SIGSTOP), (DONE,), options=HASTY),
     Fault("SIGSTOP of the vision worker", to_worker("vision", signal.SIGSTOP), (DONE,), options=HASTY),
     Fault("SIGTERM", to_group(signal.SIGTERM), (DONE, STOPPED)),
+    Fault("SIGHUP", to_group(signal.SIGHUP), (DONE, STOPPED)),
     Fault("SIGINT", to_group(signal.SIGINT), (DONE, INTERRUPTED)),
     *(
         Fault(f"{what} at {where}", inside, (DONE, end), program=faulty(what, name, most))

@@ -120,8 +120,11 @@ def test_all_rows_failed(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
 
 
 INPUTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "a missing path": (lambda folder: None, ("the input", "does not exist")),
-    "an empty folder": (lambda folder: folder.mkdir(), ("no picture and no Parquet file in",)),
+    "a missing path": (lambda folder: None, ("the input", "does not exist: check how")),
+    "an empty folder": (
+        lambda folder: folder.mkdir(),
+        ("no picture and no Parquet file in", "name a folder or a pattern that has some"),
+    ),
     "a folder without pictures": (
         lambda folder: (folder.mkdir(), (folder / "a.txt").touch(), (folder / "b").touch()),
         ("2 other files skipped (.txt 1, no extension 1)", "Name a file itself"),
@@ -140,7 +143,7 @@ PARQUETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no bytes": (lambda path: path.touch(), ("can't read the Parquet file", "mend it or leave it out")),
     "no rows": (
         lambda path: pq.write_table(pa.table({"image": pa.array([], pa.binary())}), path),
-        ("no Parquet file in", "has a row"),
+        ("no Parquet file in", "has a row: name files that have some"),
     ),
 }
 
@@ -257,17 +260,66 @@ def test_outputs_refused(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundl
     (tmp_path / "file").touch()
     (tmp_path / "locked").mkdir(mode=0o500)
     command = ("caption", pictures, "-m", tiny_bundle_int4.folder, "-o")
-    assert_refused(batchcap(*command, tmp_path / "file"), "is a file: choose a folder")
+    assert_refused(batchcap(*command, tmp_path / "file"), "is a file, not a folder")
     assert_refused(batchcap(*command, pictures), "holds other files: choose an empty or new folder")
-    assert_refused(batchcap(*command, tmp_path / "locked" / "out"), "change the permissions or choose another", code=1)
+    assert_refused(
+        batchcap(*command, tmp_path / "locked" / "out"),
+        "you may not write in",
+        "change the permissions or choose another",
+    )
     assert_refused(batchcap(*command, ""), "--output must not be an empty text")
     assert list((tmp_path / "locked").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "parts"),
+    [
+        ("/proc/x/out", ("/proc takes no new folders",)),
+        ("/dev/null/x", ("/dev/null is a device, not a folder",)),
+        ("FOLDER/file/x/y", ("file is a file, not a folder",)),
+        ("FOLDER/link", ("link is a link to", "which is not there")),
+        ("FOLDER/link/inside", ("link is a link to", "which is not there")),
+        ("FOLDER/loop", ("loop is a link to", "which is not there")),
+        (f"FOLDER/{'x' * 300}", ("is too long: choose a shorter --output",)),
+        ("FOLDER/locked", ("you may not write in", "change the permissions")),
+        ("FOLDER/locked/a/b", ("you may not write in", "change the permissions")),
+    ],
+)
+def test_places_where_no_job_folder_can_be(tmp_path: Path, pictures: Path, output: str, parts: tuple[str, ...]) -> None:
+    """Told before the model is looked for."""
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir(mode=0o500)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    before = sorted(tmp_path.rglob("*"))
+    done = batchcap("caption", pictures, "-m", "no-such", "-o", output.replace("FOLDER", str(tmp_path)))
+    assert_refused(done, "can't make the job folder", "--output", *parts)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_refused_command_leaves_no_new_folder(
+    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle, exists: bool
+) -> None:
+    if exists:
+        (tmp_path / "a" / "b").mkdir(parents=True)
+    pq.write_table(pa.table({"image": [(pictures / "good.png").read_bytes()]}), tmp_path / "in.parquet")
+    before = sorted(tmp_path.rglob("*"))
+    command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "a" / "b", "-m", tiny_bundle_int4.folder)
+    assert_refused(batchcap(*command, "--keep-columns", "nothing"), "nothing")
+    assert_refused(batchcap(*command, "--image-column", "nothing"), "nothing")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert batchcap(*command, "--max-new-tokens", 2).returncode == 0
+    assert_refused(batchcap(*command, "--image-column", "nothing"), "nothing", code=5)
+    assert len(read_rows(tmp_path / "a" / "b")) == 1
 
 
 def test_a_mistyped_column_can_be_mended(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle) -> None:
     pq.write_table(pa.table({"image": [(pictures / "good.png").read_bytes()]}), tmp_path / "in.parquet")
     command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
-    assert_refused(batchcap(*command, "--image-column", "imgae"), "no column 'imgae' (--image-column); it has image")
+    assert_refused(
+        batchcap(*command, "--image-column", "imgae"), "no column 'imgae' (--image-column): name one of image"
+    )
     too_long = batchcap(*command, "--max-new-tokens", 5000)
     assert_refused(too_long, "--max-new-tokens 5000 need", "lower one of them, or export with a larger --context")
     done = batchcap(*command, "--max-new-tokens", 4)
@@ -323,6 +375,8 @@ def test_job_files_refused(tmp_path: Path) -> None:
 def test_status_of_what_is_no_job(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         assert_refused(batchcap("status", path), "is not a job folder", "give the --output of a caption job")
+    JobFolder(tmp_path / "captions").state_path.mkdir(parents=True)
+    assert_refused(batchcap("status", tmp_path / "captoins"), "is not a job folder", "beside it there is captions")
     JobFolder(tmp_path / "begun").state_path.mkdir(parents=True)
     assert_refused(batchcap("status", tmp_path / "begun"), "start it again")
 

@@ -49,6 +49,7 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
 
 def test_a_mistaken_path_does_not_wait_for_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", IMPORTS, "caption", str(tmp_path / "nothing"), "-o", str(tmp_path / "out")]
+    command += ["--model", "demo"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     loaded = done.stderr.rpartition("loaded:")[2].split(",")
@@ -111,13 +112,13 @@ def test_verbose_says_no_less(tmp_path: Path, pictures: Path, tiny_bundle_int4: 
     assert "Traceback" not in verbose.stderr
 
 
-@pytest.mark.parametrize("columns", [120, 0], ids=["wide", "unknown width"])
+@pytest.mark.parametrize("size", [(24, 120), (24, 0), (0, 0)], ids=["wide", "unknown width", "unknown size"])
 def test_a_bar_with_rate_and_time_left_on_a_terminal(
-    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle, columns: int
+    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle, size: tuple[int, int]
 ) -> None:
     arguments = ["caption", str(pictures), "-o", str(tmp_path / "out"), "-m", str(tiny_bundle_int4.folder)]
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, columns))
+    termios.tcsetwinsize(theirs, size)
     with subprocess.Popen(
         [sys.executable, "-m", "batchcap.cli", *arguments, "--max-new-tokens", "4"],
         stdin=subprocess.DEVNULL,
@@ -190,6 +191,10 @@ def test_doctor(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
     unchecked = batchcap("doctor", "--model", tiny_bundle_int4.folder, "--no-check")
     assert (unchecked.returncode, unchecked.stderr) == (0, "")
     assert "the same caption everywhere" not in unchecked.stdout
+    machine = batchcap("doctor")
+    assert (machine.returncode, machine.stderr) == (0, "")
+    assert "none is named: --model BUNDLE" in machine.stdout
+    assert "KV cache" not in machine.stdout
     broken = batchcap("doctor", "--model", tmp_path, "--json")
     assert broken.returncode == 2
     content = json.loads(broken.stdout)

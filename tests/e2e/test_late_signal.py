@@ -16,7 +16,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_exit_code_stays(number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", LINGERS, "--version"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

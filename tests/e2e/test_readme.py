@@ -52,7 +52,7 @@ def test_the_first_screen_names_both_ways() -> None:
 
 
 def test_the_demo_shows_pictures_and_captions(outputs: dict[str, str], reader: Shell) -> None:
-    lines = outputs["batchcap caption sample_data --output demo-output --show 12"].splitlines()
+    lines = outputs["batchcap caption sample_data --model demo --output demo-output --show 12"].splitlines()
     assert len(lines) == 13
     table = read_captions(reader.folder / "demo-output").slice(0, 12).to_pylist()
     for line, row in zip(lines[:-1], table, strict=True):

@@ -103,5 +103,18 @@ def test_another_picture_under_an_old_name(job: Job, tmp_path: Path) -> None:
 
 
 def test_mistaken_kinds_are_refused(tmp_path: Path) -> None:
-    command = ("caption", tmp_path, "-o", tmp_path / "out", "--retry", "failed,crashed")
+    command = ("caption", tmp_path, "-m", "demo", "-o", tmp_path / "out", "--retry", "failed,crashed")
     assert_refused(batchcap(*command), "'crashed' is unknown", "failed, truncated, repeated, degenerate, empty")
+
+
+def test_a_retry_needs_a_job(job: Job, tmp_path: Path) -> None:
+    """A mistyped --output must not begin another job. In a job file `retry` stands from the first night on."""
+    (tmp_path / "captions" / "_batchcap").mkdir(parents=True)
+    done = batchcap("caption", job.inputs[0], "-m", job.model, "-o", tmp_path / "captoins", "--retry", "failed")
+    assert_refused(done, "captoins is not a job folder", "leave --retry out", "beside it there is captions")
+    assert [path.name for path in tmp_path.iterdir()] == ["captions"]
+    text = f'output = "out"\nmodel = "{job.model}"\n[input]\ninputs = ["{job.inputs[0]}"]\n[limits]\nlimit = 2\n'
+    (tmp_path / "job.toml").write_text(f'{text}[generation]\nmax_new_tokens = 4\n[resume]\nretry = ["failed"]\n')
+    begun = batchcap("run", tmp_path / "job.toml")
+    assert begun.returncode == 0, begun.stderr
+    assert len(read_rows(tmp_path / "out")) == 2

@@ -1,7 +1,12 @@
-"""Ctrl-C, SIGTERM and --max-runtime: a quick end in good order, the documented exit code, and a job that goes on."""
+"""Ctrl-C, SIGTERM, SIGHUP, --max-runtime: a quick end in good order, the documented exit code, a job that goes on."""
 
+import fcntl
 import os
+import pty
 import signal
+import subprocess
+import sys
+import termios
 import time
 from pathlib import Path
 
@@ -17,6 +22,11 @@ from tests.e2e.process import Process, assert_clean, assert_whole, durable_rows,
 STOP_S = 30.0
 # Slow enough that the job is never done before it is stopped.
 SLOW = (*LONG, "--slots", "1", "--rows-per-part", "16")
+ENDS = [
+    (signal.SIGINT, ExitCode.INTERRUPTED, "interrupted"),
+    (signal.SIGTERM, ExitCode.STOPPED_EARLY, "stopped"),
+    (signal.SIGHUP, ExitCode.STOPPED_EARLY, "stopped"),
+]
 
 
 def assert_stopped(output: Path, process: Process, code: ExitCode, state: str) -> int:
@@ -35,7 +45,7 @@ def assert_stopped(output: Path, process: Process, code: ExitCode, state: str) -
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "state"),
-    [(signal.SIGINT, ExitCode.INTERRUPTED, "interrupted"), (signal.SIGTERM, ExitCode.STOPPED_EARLY, "stopped")],
+    ENDS,
 )
 def test_a_signal_to_the_whole_group_stops_in_good_order(
     long_job: Job, tmp_path: Path, number: signal.Signals, code: ExitCode, state: str
@@ -53,6 +63,41 @@ def test_a_signal_to_the_whole_group_stops_in_good_order(
     assert_whole(output, long_job.expected)
 
 
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["", "nohup"])
+def test_a_terminal_that_is_closed(long_job: Job, tmp_path: Path, is_ignored: bool) -> None:
+    """It stops in good order, though nothing can be told any more; under nohup it goes on to its end."""
+    output = tmp_path / "out"
+    ours, theirs = pty.openpty()
+
+    def take_terminal() -> None:
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        if is_ignored:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    arguments = long_job.arguments(output, *(LONG if is_ignored else SLOW))
+    with subprocess.Popen(
+        [sys.executable, "-m", "batchcap.cli", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+        start_new_session=True,
+        preexec_fn=take_terminal,  # noqa: PLW1509 - the terminal must be its own
+    ) as process:
+        os.close(theirs)
+        while len(JobFolder(output).part_paths()) < 2:
+            os.read(ours, 4096)  # the bar, which moves on
+        os.close(ours)
+        code = process.wait(120 if is_ignored else STOP_S)
+    assert code == (ExitCode.COMPLETE if is_ignored else ExitCode.STOPPED_EARLY)
+    summary = read_summary(output)
+    assert summary["state"] == ("complete" if is_ignored else "stopped")
+    assert durable_rows(output) == (summary["done"], 0)
+    assert not leftovers(output)
+    run(*long_job.arguments(output, *LONG))
+    assert_whole(output, long_job.expected)
+
+
 def test_the_time_limit_stops_in_good_order(long_job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     begun_s = time.monotonic()
@@ -66,7 +111,7 @@ def test_the_time_limit_stops_in_good_order(long_job: Job, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("number", "code", "state"),
-    [(signal.SIGINT, ExitCode.INTERRUPTED, "interrupted"), (signal.SIGTERM, ExitCode.STOPPED_EARLY, "stopped")],
+    ENDS,
 )
 @pytest.mark.parametrize("after_s", [0.0, 0.06])
 def test_a_signal_while_the_model_loads_does_not_wait_for_it(

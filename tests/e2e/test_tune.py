@@ -148,6 +148,7 @@ def test_minutes_that_are_none(minutes: str, words: tuple[str, ...], tiny_bundle
 
 def test_no_bundle(tmp_path: Path) -> None:
     assert_refused(batchcap("tune", "--model", tmp_path), "is not a bundle")
+    assert_refused(batchcap("tune"), "no model is named", "batchcap export", "--model demo")
 
 
 @pytest.mark.parametrize(

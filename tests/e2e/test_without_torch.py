@@ -110,7 +110,7 @@ def test_what_needs_torch_says_so(python: Path, bundle: Bundle, tmp_path: Path) 
     job = ("caption", pictures, "--output", str(tmp_path / "out"))
     done = batchcap(python, *job, "--model", str(bundle.folder), "--vision-backend", "torch", expect=2)
     assert "PyTorch is not installed: install torch, or use --vision-backend onnx" in done.stderr
-    done = batchcap(python, *job, expect=2, BATCHCAP_CACHE=str(tmp_path / "cache"))
+    done = batchcap(python, *job, "--model", "demo", expect=2, BATCHCAP_CACHE=str(tmp_path / "cache"))
     assert "torch, transformers, onnxruntime-genai" in done.stderr
     assert "pass --model BUNDLE" in done.stderr
     done = batchcap(

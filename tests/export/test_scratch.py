@@ -69,7 +69,7 @@ def test_a_killed_export_is_cleaned_up_by_the_next(checkpoint: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == [output]
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
 def test_a_stopped_export_leaves_nothing(
     number: signal.Signals, exit_code: int, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def test_the_picture_column_is_found(tmp_path: Path, columns: dict[str, Any], im
     [
         ({"text": ["x"], "n": [1]}, {}, r"no column with pictures; it has text, n.*--image-column"),
         ({"a": [b""], "b": [b""]}, {}, r"several columns .*\(a, b\).*--image-column"),
-        ({"a": [b""]}, {"image_column": "pixels"}, r"no column 'pixels' \(--image-column\); it has a"),
+        ({"a": [b""]}, {"image_column": "pixels"}, r"no column 'pixels' \(--image-column\): name one of a"),
         ({"a": [1]}, {"image_column": "a"}, r"column 'a' .* is int64"),
         ({"a": [b""]}, {"id_column": "key"}, r"no column 'key' \(--id-column\)"),
         ({"a": [b""]}, {"keep_columns": ("x",)}, r"no column 'x' \(--keep-columns\)"),

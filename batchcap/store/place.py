@@ -1,0 +1,99 @@
+"""Owns the place of a job folder: whether one can be made there; a refused run leaves nothing of a new one."""
+
+import errno
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchcap.errors import UsageError
+from batchcap.store.atomic import storage_error
+from batchcap.store.folder import STATE, JobFolder
+
+# What is wrong with the place itself. Other errors (a full disk, a server that is gone) may be over soon.
+_ADVICE = {
+    errno.EACCES: "you may not write in {}: change the permissions or choose another --output",
+    errno.EPERM: "you may not write in {}: change the permissions or choose another --output",
+    errno.EROFS: "the file system of {} is read-only: mount it writable or choose another --output",
+    errno.ENAMETOOLONG: "a name below {} is too long: choose a shorter --output",
+}
+_OTHER_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a job folder is, or is to be made.
+
+    Attributes:
+        path: the job folder.
+        missing: it and its parents, as far as they are not there; the lowest first.
+        is_new: whether no job has been begun there.
+    """
+
+    path: Path
+    missing: tuple[Path, ...]
+    is_new: bool
+
+    @classmethod
+    def of(cls, path: Path) -> "Place":
+        """Look at a place, and try whether a job folder can be made there; what the trial makes is removed again.
+
+        Raises:
+            UsageError: none can be made there.
+            StorageError: none can be made there now.
+        """
+        missing = []
+        here = path
+        while not os.path.exists(here):  # noqa: PTH110 - False also where it may not be looked at
+            if os.path.islink(here):  # noqa: PTH114
+                raise _refusal(path, f"{here} is a link to {here.readlink()}, which is not there")
+            missing.append(here)
+            here = here.parent
+        if not os.path.isdir(here):  # noqa: PTH112
+            raise _refusal(path, f"{here} is a {'file' if os.path.isfile(here) else 'device'}, not a folder")  # noqa: PTH113
+        place = cls(path, tuple(missing), is_new=not os.path.isdir(path / STATE))  # noqa: PTH112
+        if place.is_new:
+            place._try(here)
+        return place
+
+    def _try(self, here: Path) -> None:
+        made = []
+        try:
+            if not self.missing and any(self.path.iterdir()):
+                return  # what else is in it is told when it is opened
+            for folder in (*reversed(self.missing), self.path / STATE):
+                folder.mkdir()
+                made.append(folder)
+        except FileExistsError:  # another run has just made it
+            pass
+        except OSError as error:
+            if error.errno in _ADVICE:
+                advice = _ADVICE[error.errno].format(here)
+                raise UsageError(f"can't make the job folder {self.path}: {advice}") from None
+            if error.errno in _OTHER_ERRORS:
+                raise _refusal(self.path, f"{here} takes no new folders ({error.strerror})") from None
+            raise storage_error(self.path, error) from None
+        finally:
+            for folder in reversed(made):
+                with suppress(OSError):  # another run has begun to use it
+                    folder.rmdir()
+
+    def remove_if_new(self) -> None:
+        """Remove what a run has made of a job folder that was not there before; call it with the lock held."""
+        if not self.is_new:
+            return
+        folder = JobFolder(self.path)
+        for name in (folder.summary_path, folder.stats_path):
+            with suppress(OSError):
+                name.unlink(missing_ok=True)
+        for inside in (folder.job_path.parent, folder.part_path(0).parent):
+            if inside != self.path:
+                shutil.rmtree(inside, ignore_errors=True)
+        for made in self.missing:
+            with suppress(OSError):  # it holds something else by now
+                made.rmdir()
+
+
+def _refusal(path: Path, reason: str) -> UsageError:
+    return UsageError(f"can't make the job folder {path}: {reason}; choose another --output")
