@@ -24,7 +24,8 @@ from batchcap.manifest.suffix import (
     suffix_of,
 )
 from batchcap.manifest.tables import table_above
-from batchcap.manifest.walk import Walk, asks_for_parts, fixed_part, is_job_folder
+from batchcap.manifest.walk import Walk, asks_for_parts, fixed_part
+from batchcap.store.folder import is_job_folder
 from batchcap.terminal import shown_name
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def _require_input(name: str) -> None:
         folder = "" if asks_for_parts(path) else fixed_part(path)
     else:
         raise UsageError(f"the input {shown_name(name)} does not exist: check how it is written")
-    if folder and is_job_folder(folder):
+    if folder and is_job_folder(Path(folder)):
         raise UsageError(
             f"{shown_name(name)} is a job folder of batchcap, which holds captions and no pictures: leave it out. If "
             "its part files carry a column of pictures, name these, in quotes: '…/part-*.parquet'"

@@ -153,12 +153,8 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
     kind = schema.field(image)
     rank = rank_of(kind)
     if not rank:
-        value = list_value(kind.type)
-        advice = (
-            "neither bytes, an Image, nor a path: name another with --image-column"
-            if value is None
-            else list_advice(value)
-        )
+        value, advice = list_value(kind.type), "neither bytes, an Image, nor a path: name another with --image-column"
+        advice = advice if value is None else list_advice(value)
         raise UsageError(f"column {quoted(image)} of {shown(path)} is {_cut(str(kind.type))}: {advice}")
     kept = [name for name in names if name != image] if ALL_COLUMNS in config.keep_columns else config.keep_columns
     kept = list(dict.fromkeys(kept))
