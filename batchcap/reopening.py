@@ -91,7 +91,7 @@ class Reopening:
             )
         if waiting := self.journal.waiting():
             log.info("going on with the rows that an interrupted run was to caption again: %d", waiting)
-        return waiting > 0
+        return self.journal.has_reopened()  # also where all have ended, and a part is still to be replaced
 
     def settle_changes(self, on_changed: OnChanged) -> None:
         """Do as the person wants with captions whose input is not what it was.

@@ -267,7 +267,8 @@ def test_an_old_name_beside_the_new_one_is_refused(tmp_path: Path, text: str, me
 
 def test_every_key_has_the_name_of_its_option() -> None:
     command = typer.main.get_command(app).commands["caption"]  # type: ignore[attr-defined]
-    parameters = {parameter.name for parameter in command.params} - {"show"}
+    shown = [one for one in command.params if not getattr(one, "hidden", False)]
+    parameters = {parameter.name for parameter in shown} - {"show"}
     keys = {key for table in _KEYS.values() for key in table} - set(_KEYS)
     assert keys == parameters
 

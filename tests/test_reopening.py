@@ -487,7 +487,7 @@ def test_a_retry_that_ends_before_its_last_part_is_not_complete(
     assert status.state == ("stopped" if is_killed else "failed")
     assert rows_of(config)[1]["caption"] is None
     if not is_killed:
-        summary = json.loads((Path(config.output) / "summary.json").read_text())
+        summary = json.loads(JobFolder(Path(config.output)).summary_path.read_text())
         assert (summary["state"], summary["remaining"], summary["parts_left"]) == ("failed", 0, 1)
     assert run(config)[1] == [], "no row is captioned twice"
     assert rows_of(config)[1]["caption"] == "of bat"

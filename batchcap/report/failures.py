@@ -19,7 +19,7 @@ _AGAIN = "then run the same command with --retry failed"
 _ADVICE = {
     ErrorKind.MISSING: f"mount or copy what is not there, {_AGAIN}",
     ErrorKind.UNREADABLE: f"check the permissions and the disk, {_AGAIN}",
-    ErrorKind.REFUSED: "download the images and name the files, or give another --image-root, with another --output",
+    ErrorKind.REFUSED: "download the images and name the files, or give another --image-root",
     ErrorKind.NOT_AN_IMAGE: "check that the inputs are images; --image-column chooses another column of a Parquet file",
     ErrorKind.CORRUPT: f"the files may have been copied only in part: copy them again, {_AGAIN}",
     ErrorKind.TOO_LARGE: "raise --max-image-pixels if you trust the files, and add --retry failed",
@@ -27,7 +27,7 @@ _ADVICE = {
     ErrorKind.CRASHED: "memory may be short: try --profile small, or a longer --picture-timeout, with --retry failed",
     ErrorKind.INTERNAL: "an error of batchcap: run one image with --verbose and another --output to see more",
 }
-_NULL_CELLS = "the column has no images there: choose another with --image-column and another --output"
+_NULL_CELLS = "the column has no images there: choose another with --image-column"
 _LFS = f"these are Git LFS pointers: run `git lfs pull` in their repository, {_AGAIN}"
 
 
@@ -69,8 +69,5 @@ def _advice(kind: ErrorKind, sample: CaptionRow, given: InputConfig) -> str:
         root = Path(given.image_root).expanduser().absolute() if given.image_root else Path(sample.source).parent
         base = str(root)
         if said.startswith(base):
-            return (
-                f"relative paths start from {one_line(base)}: give --image-root with the folder where they do start, "
-                "and another --output"
-            )
+            return f"relative paths start from {one_line(base)}: give --image-root with the folder where they do start"
     return _ADVICE[kind]

@@ -22,8 +22,11 @@ STATE_2, CAPTIONS_2 = "_batchcap", "captions"
 
 def is_job_folder(path: Path) -> bool:
     """Whether a folder is one, of any format."""
-    # Not Path.is_dir, which raises for a name that no folder can have.
-    return any(os.path.isdir(path / name) for name in (STATE, STATE_2))  # noqa: PTH112
+    return _has(path, STATE) or _has(path, STATE_2)
+
+
+def _has(path: Path, name: str) -> bool:
+    return os.path.isdir(path / name)  # noqa: PTH112 - Path.is_dir raises for a name that no folder can have
 
 
 def alike(path: Path) -> str:
@@ -49,7 +52,7 @@ class JobFolder:
     format_version: int = field(init=False, default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
-        if (self.path / STATE_2).is_dir() and not (self.path / STATE).is_dir():
+        if _has(self.path, STATE_2) and not _has(self.path, STATE):
             object.__setattr__(self, "format_version", 2)
         # PyArrow takes a relative `a:b` for an address, and `~` for somebody's home.
         if self.path.parts and (self.path.parts[0].startswith("~") or ":" in self.path.parts[0]):

@@ -7,9 +7,11 @@ threads fp32 41 of 48. A caption must not depend on its neighbours, so products 
 through one oneDNN kernel with packed weights that applies GELU as well. With it none differed: fp32 and bf16, 1 to 48
 threads, AVX2, AVX-512 and AVX-512 BF16 kernels, odd widths. The last block is filled up with zeros to a multiple of
 `TAIL_ROWS`; as rows of a shorter block none of 7,680 products differed either (the same kernels, 1 to 5 threads).
-Without that kernel it is filled up to a whole block, and so it is in bf16 on a CPU with AMX, whose kernels add up a
-shorter block in another order: measured there with blocks filled up to 16 (32, 64) rows, 364 (359, 0) of 2,736 products
-differed from those of the same rows in whole blocks.
+Without that kernel it is filled up to a whole block.
+
+Kernels for AMX add up rows in another order when the number of rows or threads changes, also in such blocks: with blocks
+filled up to 16 (32, 64) rows, 364 (359, 0) of 2,736 products differed in bf16 on one thread, and pictures encoded with
+other numbers of threads differed whatever the block. So oneDNN is kept to the AVX-512 kernels there.
 
 The cost at 2B width on two cores, four layers, milliseconds for 432 (1024) patches:
 bf16 `Linear` 216 (521), blocks of 32: 231 (529), 64: 216 (517), 128: 229 (517), 256: 256 (504);
@@ -18,11 +20,14 @@ So blocks of 64 cost nothing, for small pictures and large ones. Filled up to 16
 of a layer take 5 % less for 900 patches in bf16.
 """
 
+import os
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
 
-from batchcap.machine import cpu_flags
+# Read by oneDNN at its first product. CPUs without these kernels take those they have.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROW_BLOCK = 64
 TAIL_ROWS = 16
@@ -33,12 +38,6 @@ def has_packed_kernels(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
-
-
-def rows_filled_to(dtype: torch.dtype) -> int:
-    """The multiple of rows that a product's last block is filled up to, so that no row's result depends on it."""
-    has_amx = dtype == torch.bfloat16 and "amx_bf16" in cpu_flags()
-    return TAIL_ROWS if has_packed_kernels(dtype) and not has_amx else ROW_BLOCK
 
 
 class RowBlockLinear(nn.Module):
@@ -58,7 +57,7 @@ class RowBlockLinear(nn.Module):
         weight = linear.weight.detach()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROW_BLOCK) if self.packed else weight  # noqa: SLF001
         self.gelu = gelu
-        self._filled_to = rows_filled_to(linear.weight.dtype)
+        self._filled_to = TAIL_ROWS if self.packed else ROW_BLOCK
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out]."""

@@ -63,6 +63,7 @@ def test_the_commands_page_is_what_the_program_prints() -> None:
 
 def test_the_options_that_most_people_need_come_first() -> None:
     options = [one for one in COMMAND.commands["caption"].params if one.param_type_name == "option"]  # type: ignore[attr-defined]
+    options = [one for one in options if not one.hidden]  # those of the log may stand after a command, too
     panels = [one.rich_help_panel for one in options]
     first = [
         "output",

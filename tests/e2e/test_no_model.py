@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from batchcap.bundle import Bundle
+from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap, read_rows
 
 OPTIONS = ("--max-new-tokens", 4, "--vision-backend", "onnx")
@@ -52,7 +53,7 @@ def test_the_demo_model_is_named_everywhere(tmp_path: Path, picture: Path, cache
     output = tmp_path / "out"
     done = batchcap("-q", "caption", picture, "-o", output, "-m", "demo", *OPTIONS, BATCHCAP_CACHE=cache)
     assert (done.returncode, done.stderr) == (0, ""), "quiet is quiet"
-    assert done.stdout.startswith("1 captions of the demo model, 0 failed: ")
+    assert done.stdout.startswith("1 captions of the demo model, 0 failed (")
     assert json.loads((output / "summary.json").read_text())["bundle"]["source"] == "demo"
     (part,) = (output / "captions").iterdir()
     assert json.loads(pq.read_metadata(part).metadata[b"batchcap.bundle"])["source"] == "demo"
@@ -66,7 +67,7 @@ def test_a_job_begun_without_a_model_goes_on(tmp_path: Path, picture: Path, cach
     output = tmp_path / "out"
     assert batchcap("caption", picture, "-o", output, "-m", "demo", *OPTIONS, BATCHCAP_CACHE=cache).returncode == 0
     before = read_rows(output)
-    job = output / "_batchcap" / "job.json"
+    job = JobFolder(output).job_path
     content = json.loads(job.read_text())
     assert content["configuration"]["model"] == "demo"
     content["configuration"]["model"] = None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from batchcap.store.folder import JobFolder
 from tests.docs.markdown import PROJECT, blocks, text_of
 from tests.e2e.shell import TIMEOUT_S, Shell, read_captions
 
@@ -75,8 +76,11 @@ def test_the_job_folder_is_what_the_readme_draws(outputs: dict[str, str], reader
     (drawing,) = [block for block in blocks(text_of("README.md"), "") if block.startswith("captions/\n")]
     names = [line.split()[0] for line in drawing.splitlines()[1:]]
     assert names == ["part-00000.parquet", "__batchcap/", "summary.json", "stats.parquet", "…"]
-    for name in names:
-        assert (reader.folder / "captions" / name).exists()
+    folder = JobFolder(reader.folder / "captions")
+    assert [folder.part_path(0).name, f"{folder.state_path.name}/"] == names[:2]
+    for path in (folder.part_path(0), folder.summary_path, folder.stats_path):
+        assert path.exists()
+    assert folder.summary_path.parent == folder.stats_path.parent == folder.state_path
 
 
 @pytest.mark.parametrize(

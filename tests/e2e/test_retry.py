@@ -104,7 +104,9 @@ def test_another_picture_under_an_old_name(job: Job, tmp_path: Path) -> None:
 
 def test_mistaken_kinds_are_refused(tmp_path: Path) -> None:
     command = ("caption", tmp_path, "-m", "demo", "-o", tmp_path / "out", "--retry", "failed,crashed")
-    assert_refused(batchcap(*command), "'crashed' is unknown", "failed, truncated, repeated, degenerate, empty")
+    assert_refused(
+        batchcap(*command), "--retry must be some of failed, truncated, repeated, degenerate, empty, not 'crashed'"
+    )
 
 
 def test_a_retry_needs_a_job(job: Job, tmp_path: Path) -> None:

@@ -91,4 +91,4 @@ def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     done = shell(f"cd {tmp_path / 'gone'} && rmdir {tmp_path / 'gone'} && batchcap status captions")
     assert done.returncode == 2
-    assert "the folder that this command was started in is gone" in done.stderr
+    assert "the working folder is not there" in done.stderr

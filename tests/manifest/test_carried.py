@@ -328,7 +328,7 @@ def test_columns_of_inputs_that_have_none(
     for _again in range(2):
         refused(named, rf"no input has a column 'title' \({option}\): only Parquet inputs have columns.*leave out")
     write("b.parquet", name=["x"])
-    refused(named, rf"b\.parquet has no column 'title' \({option}\); it has image, name")
+    refused(named, rf"b\.parquet has no column 'title' \({option}\): name one of image, name")
     (tmp_path / "in" / "b.parquet").unlink()
     run(config)
 
