@@ -54,12 +54,12 @@ def test_the_demo_model_is_named_everywhere(tmp_path: Path, picture: Path, cache
     done = batchcap("-q", "caption", picture, "-o", output, "-m", "demo", *OPTIONS, BATCHCAP_CACHE=cache)
     assert (done.returncode, done.stderr) == (0, ""), "quiet is quiet"
     assert done.stdout.startswith("1 captions of the demo model, 0 failed (")
-    assert json.loads((output / "summary.json").read_text())["bundle"]["source"] == "demo"
-    (part,) = (output / "captions").iterdir()
+    assert json.loads(JobFolder(output).summary_path.read_text())["bundle"]["source"] == "demo"
+    (part,) = JobFolder(output).part_paths()
     assert json.loads(pq.read_metadata(part).metadata[b"batchcap.bundle"])["source"] == "demo"
     assert "model     demo" in batchcap("status", output).stdout
     assert batchcap("report", output).returncode == 0
-    assert "demo int4" in (output / "report.html").read_text()
+    assert "demo int4" in JobFolder(output).report_path.read_text()
 
 
 def test_a_job_begun_without_a_model_goes_on(tmp_path: Path, picture: Path, cache: str) -> None:
