@@ -119,10 +119,14 @@ class _Stopped(BaseException):
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    if number == signal.SIGHUP:  # of a terminal that is closed more than one comes
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     code = STOP_SIGNALS[signal.Signals(number)]
+    for other in stop_signals():  # asked twice while the first is being obeyed: the end comes at once
+        signal.signal(other, _stop_at_once if other != signal.SIGHUP else signal.SIG_IGN)
     raise _Stopped("interrupted" if code is ExitCode.INTERRUPTED else "stopped", code)
+
+
+def _stop_at_once(number: int, _frame: FrameType | None) -> None:
+    os._exit(int(STOP_SIGNALS[signal.Signals(number)]))
 
 
 def main() -> None:
