@@ -9,7 +9,7 @@ from pathlib import Path
 
 from batchcap.errors import UsageError
 from batchcap.store.atomic import storage_error
-from batchcap.store.folder import STATE, JobFolder
+from batchcap.store.folder import STATE, JobFolder, is_job_folder
 
 # What is wrong with the place itself. Other errors (a full disk, a server that is gone) may be over soon.
 _ADVICE = {
@@ -52,7 +52,7 @@ class Place:
             here = here.parent
         if not os.path.isdir(here):  # noqa: PTH112
             raise _refusal(path, f"{here} is a {'file' if os.path.isfile(here) else 'device'}, not a folder")  # noqa: PTH113
-        place = cls(path, tuple(missing), is_new=not os.path.isdir(path / STATE))  # noqa: PTH112
+        place = cls(path, tuple(missing), is_new=not is_job_folder(path))
         if place.is_new:
             place._try(here)
         return place

@@ -20,6 +20,7 @@ from batchcap.standing import ended_rows
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import part_is_complete
+from batchcap.store.place import Place
 from batchcap.tuning import record
 from tests.compat.scenes import BUNDLE, INPUTS, JOBS, ROOT, Scene
 from tests.e2e.command import batchcap
@@ -99,6 +100,16 @@ def test_a_job_folder_is_read_and_nothing_in_it_changes(past: Past, scene: Scene
     assert done.returncode == 0, done.stderr
     assert page.read_text().count("<img") > 3
     assert snapshot(past.output(scene), OF_SQLITE) == before
+
+
+def test_a_refused_command_takes_nothing_from_an_old_job(past: Past) -> None:
+    """A place is new, and tidied up after a refusal, only where there is no job folder of any format."""
+    scene = next(one for one in JOBS if one.name == "finished-files")
+    place = Place.of(past.output(scene))
+    assert not place.is_new
+    before = snapshot(past.output(scene))
+    place.remove_if_new()
+    assert snapshot(past.output(scene)) == before
 
 
 @pytest.mark.slow
