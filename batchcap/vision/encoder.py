@@ -15,7 +15,7 @@ from batchcap.config import VisionConfig, VisionDtype
 from batchcap.records import Features, Float32Array, Patches
 from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
-from batchcap.vision.linear import pack_linears
+from batchcap.vision.linear import pack_linears, threads_of_a_pass
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
 from batchcap.vision.tower import load_tower
@@ -45,12 +45,12 @@ class VisionEncoder:
         self._rotary = RotaryTable(read_rotary_table(bundle), geometry.merge_size)
         self._positions = PositionEmbeddings(table.float().numpy(), geometry.merge_size)
         self._merge = geometry.merge_size
-        self._threads = threads
+        self._threads = threads_of_a_pass(self._torch_dtype, threads)
 
     def encode(self, batch: Sequence[Patches], lanes: int = 1) -> list[Features]:
         """Encode pictures in one pass; see `Encoder.encode`."""
         started_s = time.perf_counter()
-        _use_threads(self._threads // lanes)
+        _use_threads(max(1, self._threads // lanes))
         arrays = self._pass(batch)
         return features_of(batch, arrays, self._merge, (time.perf_counter() - started_s) * 1000 / lanes)
 

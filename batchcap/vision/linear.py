@@ -9,10 +9,10 @@ threads, AVX2, AVX-512 and AVX-512 BF16 kernels, odd widths. The last block is f
 `TAIL_ROWS`; as rows of a shorter block none of 7,680 products differed either (the same kernels, 1 to 5 threads).
 Without that kernel it is filled up to a whole block.
 
-Kernels for AMX add up rows in another order when the number of rows or threads changes, also in such blocks: with
-blocks filled up to 16 (32, 64) rows, 364 (359, 0) of 2,736 products differed in bf16 on one thread, and products of
-4096 inputs differed on other numbers of threads whatever the block. So oneDNN is kept to its AVX-512 kernels there,
-although those take five times as long (900 rows, 1024 to 4096: 93 ms instead of 20).
+Kernels for AMX add up rows in another order when a block's size changes, too: with blocks filled up to 16 (32, 64)
+rows, 364 (359, 0) of 2,736 products differed in bf16 on one thread. So every block is a whole one there. On other
+numbers of threads products of 4096 inputs differed whatever the block, so a pass has one thread (`threads_of_a_pass`):
+with AMX it takes a fifth of the time of one without (900 rows, 1024 to 4096: 20 ms instead of 93).
 
 The cost at 2B width on two cores, four layers, milliseconds for 432 (1024) patches:
 bf16 `Linear` 216 (521), blocks of 32: 231 (529), 64: 216 (517), 128: 229 (517), 256: 256 (504);
@@ -21,14 +21,9 @@ So blocks of 64 cost nothing, for small pictures and large ones. Filled up to 16
 of a layer take 5 % less for 900 patches in bf16.
 """
 
-import os
-
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import Tensor, nn
-
-# Read by oneDNN at its first product. CPUs without these kernels take those they have.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 ROW_BLOCK = 64
 TAIL_ROWS = 16
@@ -39,6 +34,16 @@ def has_packed_kernels(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
+
+
+def has_amx_kernels(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes products of a dtype with this CPU's AMX tiles."""
+    return dtype == torch.bfloat16 and has_packed_kernels(dtype) and bool(torch.cpu._is_amx_tile_supported())  # noqa: SLF001
+
+
+def threads_of_a_pass(dtype: torch.dtype, threads: int) -> int:
+    """How many of so many threads a pass may use without changing a feature."""
+    return 1 if has_amx_kernels(dtype) else threads
 
 
 class RowBlockLinear(nn.Module):
@@ -58,7 +63,7 @@ class RowBlockLinear(nn.Module):
         weight = linear.weight.detach()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROW_BLOCK) if self.packed else weight  # noqa: SLF001
         self.gelu = gelu
-        self._filled_to = TAIL_ROWS if self.packed else ROW_BLOCK
+        self._filled_to = TAIL_ROWS if self.packed and not has_amx_kernels(weight.dtype) else ROW_BLOCK
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out]."""

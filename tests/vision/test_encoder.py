@@ -19,9 +19,10 @@ from batchcap.config import VisionConfig, VisionDtype
 from batchcap.errors import BundleError, UsageError
 from batchcap.geometry import VisionGeometry
 from batchcap.records import Features, Float32Array, Patches
+from batchcap.vision import linear
 from batchcap.vision.backend import load_encoder
-from batchcap.vision.encoder import VisionEncoder
-from batchcap.vision.linear import ROW_BLOCK, RowBlockLinear, has_packed_kernels
+from batchcap.vision.encoder import TORCH_DTYPES, VisionEncoder
+from batchcap.vision.linear import ROW_BLOCK, RowBlockLinear, has_packed_kernels, threads_of_a_pass
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
 from batchcap.vision.rotary import rotary_table
@@ -149,7 +150,20 @@ def test_lanes_at_once_give_the_same_bits_each_with_its_share_of_the_threads(sma
     with ThreadPoolExecutor(2) as threads:
         for lane in [threads.submit(run, lanes) for lanes in (4, 1)]:
             assert all(map(same, lane.result(), alone))
-    assert sorted(set(used)) == [(1, 4), (4, 1)]
+    most = threads_of_a_pass(TORCH_DTYPES[dtype], 4)
+    assert sorted(set(used)) == [(1, most), (4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("tiles", "dtype", "expected"),
+    [(True, VisionDtype.BF16, 1), (False, VisionDtype.BF16, 4), (True, VisionDtype.FP32, 4)],
+)
+def test_a_pass_has_one_thread_where_the_cpu_multiplies_its_dtype_in_tiles(
+    tiles: bool, dtype: VisionDtype, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(linear, "has_packed_kernels", lambda _dtype: True)
+    assert threads_of_a_pass(TORCH_DTYPES[dtype], 4) == expected
 
 
 @pytest.mark.parametrize("head_size", [8, 64, 72])
