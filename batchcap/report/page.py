@@ -1,6 +1,5 @@
 """Owns `report.html`: pictures with their captions on one page without scripts, for people who would rather look."""
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from batchcap.report.thumbnails import ThumbnailMaker
 from batchcap.standing import ended_rows, standing_of
 from batchcap.store.atomic import write_atomic
 from batchcap.store.folder import JobFolder
+from batchcap.store.job_file import read_job_file
 from batchcap.store.journal import Journal
 from batchcap.store.parts import well_rows
 from batchcap.terminal import harmless
@@ -115,13 +115,10 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
 
 
 def _configuration(folder: JobFolder) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(folder.job_path.read_text(encoding="utf-8"))["configuration"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder.job_path} can't be read ({error}): put it back, or caption again with another --output"
-        ) from None
-    return content
+    file = read_job_file(folder)
+    if file is None:
+        raise UsageError(f"{folder.job_path} is gone: put it back, or caption again with another --output")
+    return file.configuration
 
 
 def _cards(folder: JobFolder, journal: Journal, configuration: dict[str, Any], most: int) -> Iterator[Card]:

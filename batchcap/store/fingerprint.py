@@ -2,14 +2,15 @@
 
 import json
 import logging
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from batchcap.config import DEMO_MODEL, JobConfig
 from batchcap.errors import NotSameJobError, StorageError, UsageError
-from batchcap.store.atomic import write_atomic
 from batchcap.store.folder import FORMAT_VERSION, JobFolder
+from batchcap.store.job_file import read_job_file, write_job_file
 from batchcap.store.journal import Journal
 from batchcap.store.parts import has_captions
 
@@ -98,7 +99,7 @@ def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfi
         if _has_results(folder):
             log.warning("nothing has been captioned yet and settings have changed: the job starts over")
             folder.remove_results()
-        _write(folder, fingerprint, config)
+        write_job_file(folder, fingerprint, config.to_dict())
         return ()
     differing = tuple(name for name in fingerprint if stored[name] != fingerprint[name])
     refused = [name for name in differing if not (config.resume.retry and name in RETRY_SETTINGS)]
@@ -120,14 +121,6 @@ def _require_known(folder: JobFolder, stored: Fingerprint, fingerprint: Fingerpr
         )
     if missing := sorted(fingerprint.keys() - stored.keys() - VALUE_BEFORE.keys()):
         raise UsageError(f"{folder.job_path} is damaged, it lacks {', '.join(missing)}: choose another --output")
-
-
-def _write(folder: JobFolder, fingerprint: Fingerprint, config: JobConfig) -> None:
-    content = {"format_version": folder.format_version, "fingerprint": fingerprint, "configuration": config.to_dict()}
-    # A path that is not text becomes a JSON escape, and reads back as it was.
-    write_atomic(
-        folder.job_path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-    )
 
 
 def begun_encoder(folder: JobFolder) -> tuple[str, str] | None:
@@ -160,12 +153,13 @@ def is_known_job(folder: JobFolder, config: JobConfig) -> bool:
     folder: they count where the job folder is named by the same words. A folder without a job is anybody's.
     """
     try:
-        stored = json.loads(folder.job_path.read_text(encoding="utf-8"))["configuration"]
+        file = read_job_file(folder)
+        if file is None:
+            return not folder.part_paths() and not folder.journal_path.exists()
+        stored = file.configuration
         inputs = {*stored["input"]["inputs"]} & {*config.input.inputs}
         model, prompt, output = stored["model"], stored["generation"]["prompt"], stored["output"]
-    except FileNotFoundError:
-        return not folder.part_paths() and not folder.journal_path.exists()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (UsageError, KeyError, TypeError):
         return False
     if output != config.output:
         inputs = {one for one in inputs if Path(one).is_absolute()}
@@ -177,34 +171,33 @@ def is_known_job(folder: JobFolder, config: JobConfig) -> bool:
 def begun_model(output: Path) -> str | None:
     """The model that the job in a folder was begun with, as it was named; None where no job can be read there."""
     try:
-        content = json.loads(JobFolder.open_existing(output).job_path.read_text(encoding="utf-8"))
+        file = read_job_file(JobFolder.open_existing(output))
         # Before a model had to be named, none meant the demo model.
-        return content["configuration"]["model"] or DEMO_MODEL
-    except (UsageError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None if file is None else file.configuration["model"] or DEMO_MODEL
+    except (UsageError, KeyError):
         return None
 
 
 def _has_results(folder: JobFolder) -> bool:
     """Whether a row is finished: in a part file or in the journal."""
-    if folder.part_paths():
-        return True
-    if not folder.journal_path.exists():
-        return False
-    with closing(Journal.open(folder.journal_path)) as journal:
-        return any(True for _row in journal.query("SELECT 1 FROM rows LIMIT 1"))
+    return bool(folder.part_paths()) or _in_journal(folder, Journal.has_rows)
 
 
 def _has_captions(folder: JobFolder) -> bool:
     """Whether a row has a caption, in a part file or in the journal; a part that can't be read may have some."""
     try:
-        if any(has_captions(path) for path in folder.part_paths()):
-            return True
+        in_parts = any(map(has_captions, folder.part_paths()))
     except StorageError:
-        return True
+        in_parts = True
+    return in_parts or _in_journal(folder, Journal.has_captions)
+
+
+def _in_journal(folder: JobFolder, question: Callable[[Journal], bool]) -> bool:
+    """The journal's answer; no where there is none."""
     if not folder.journal_path.exists():
         return False
     with closing(Journal.open(folder.journal_path)) as journal:
-        return journal.has_captions()
+        return question(journal)
 
 
 def _difference(old: object, new: object) -> str:
@@ -224,18 +217,13 @@ def _cut(text: str, start: int) -> str:
 
 
 def _read(folder: JobFolder) -> Fingerprint | None:
-    try:
-        content = json.loads(folder.job_path.read_text(encoding="utf-8"))
-        version, stored = content["format_version"], dict(content["fingerprint"])
-    except FileNotFoundError:
+    file = read_job_file(folder)
+    if file is None:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"{folder.job_path} can't be read ({error}): choose another --output") from None
-    if version not in KNOWN_FORMATS:
+    if file.format_version not in KNOWN_FORMATS:
         known = " and ".join(map(str, KNOWN_FORMATS))
         raise UsageError(
-            f"{folder.path} has format {version}, this batchcap knows {known}: use the batchcap that made it, or "
-            "another --output"
+            f"{folder.path} has format {file.format_version}, this batchcap knows {known}: use the batchcap that made "
+            "it, or another --output"
         )
-    result: Fingerprint = stored
-    return result
+    return file.fingerprint

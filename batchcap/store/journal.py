@@ -174,6 +174,10 @@ class Journal:
         found = next(self.query("SELECT content FROM rows WHERE row_index = ?", index), None)
         return None if found is None else _row(found[0])
 
+    def has_rows(self) -> bool:
+        """Whether a finished row is here."""
+        return any(True for _row_index in self.query("SELECT row_index FROM rows LIMIT 1"))
+
     def has_captions(self) -> bool:
         """Whether a finished row that is here has a caption."""
         return any(_row(content).status is Status.OK for (content,) in self.query("SELECT content FROM rows"))
