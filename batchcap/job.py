@@ -92,6 +92,7 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
         raise
     folder = JobFolder.open_or_create(output)
     with job_lock(folder), stop_on_signals() as stop:
+        place = place.once_held()
         run = JobRun(config, folder, bundle, stop, started_s, skipped)
         try:
             run.work(begun, progress, make_engine)

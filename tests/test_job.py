@@ -239,6 +239,32 @@ def test_an_input_that_is_not_there_makes_no_folder(config: JobConfig, tmp_path:
     assert not Path(config.output).exists()
 
 
+def test_a_refused_run_leaves_alone_what_another_one_began_while_it_loaded(
+    config: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"path": ["x.png"]}), tmp_path / "keyless.parquet")
+    mistaken = replace(
+        config, input=replace(config.input, inputs=(*config.input.inputs, str(tmp_path / "keyless.parquet")))
+    )
+    with pytest.raises(UsageError, match="key"):
+        run(mistaken, FakeEngine())
+    assert not Path(config.output).exists()
+
+    load = job.load_model
+
+    def slow_load(model: str) -> Any:  # noqa: ANN401 - the fixture's stand-in of a bundle
+        monkeypatch.setattr(job, "load_model", load)
+        run(config, FakeEngine())
+        return load(model)
+
+    monkeypatch.setattr(job, "load_model", slow_load)
+    with pytest.raises(UsageError, match="key"):
+        run(mistaken, FakeEngine())
+    assert summary_of(config)["state"] == "failed"
+    assert run(config, FakeEngine()).tally.rows == ROWS, "it is the job it was, and nothing is left to do"
+    assert_complete(config)
+
+
 @pytest.mark.parametrize(("allowed", "code"), [(0.1, ExitCode.TOO_MANY_FAILURES), (3 / ROWS, ExitCode.COMPLETE)])
 def test_failures_beyond_the_share_allowed(config: JobConfig, allowed: float, code: ExitCode) -> None:
     strict = JobConfig(

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchcap.errors import UsageError
@@ -78,6 +78,10 @@ class Place:
             for folder in reversed(made):
                 with suppress(OSError):  # another run has begun to use it
                     folder.rmdir()
+
+    def once_held(self) -> "Place":
+        """The same place, now that the lock of its folder is held: another run may have begun a job meanwhile."""
+        return replace(self, is_new=self.is_new and not JobFolder(self.path).job_path.exists())
 
     def remove_if_new(self) -> None:
         """Remove what a run has made of a job folder that was not there before; call it with the lock held."""
