@@ -252,7 +252,7 @@ def test_a_refused_run_leaves_alone_what_another_one_began_while_it_loaded(
 
     load = job.load_model
 
-    def slow_load(model: str) -> Any:  # noqa: ANN401 - the fixture's stand-in of a bundle
+    def slow_load(model: str) -> Any:
         monkeypatch.setattr(job, "load_model", load)
         run(config, FakeEngine())
         return load(model)
