@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcap import profiles
 from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
 from batchcap.profiles import (
@@ -20,7 +19,6 @@ from batchcap.profiles import (
     W8A8_SLOTS,
     Settings,
     Tuned,
-    fastest_encoder,
     names_in_tables,
     resolve,
 )
@@ -42,7 +40,6 @@ def _plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch is installed, the CPU has no bf16 arithmetic."""
     monkeypatch.setattr(dtype, "find_spec", lambda _name: object())
     monkeypatch.setattr(dtype, "cpu_flags", lambda: frozenset({"avx2"}))
-    monkeypatch.setattr(profiles, "cpu_flags", lambda: frozenset({"avx2"}))
 
 
 def asked(profile: Profile = Profile.AUTO, **values: Any) -> JobConfig:
@@ -198,18 +195,6 @@ def test_a_configuration_made_in_code_is_left_alone() -> None:
         InputConfig(("p",)), "o", placement=PlacementConfig(slots=3), vision=VisionConfig(), profile=Profile.FAST
     )
     assert resolve(config, W8A8, ROUNDED, ("onnx", "int8")).config is config
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ({"avx2"}, INT8_ENCODER),
-        ({"avx512_vnni", "avx512_bf16"}, INT8_ENCODER),
-        ({"amx_bf16", "amx_int8"}, AUTO_ENCODER),
-    ],
-)
-def test_the_fastest_encoder(flags: set[str], expected: tuple[str, str]) -> None:
-    assert fastest_encoder(frozenset(flags)) == expected
 
 
 def test_what_a_person_is_told() -> None:

@@ -12,7 +12,6 @@ from batchcap.demo.evaluate import examples
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.model import demo_checkpoint
-from batchcap.profiles import INT8_ENCODER, fastest_encoder
 from batchcap.store.folder import JobFolder
 
 SCENES = 120
@@ -43,8 +42,7 @@ def test_what_profiles_cost(scenes: Scenes, tmp_path: Path, monkeypatch: pytest.
         for profile in profiles:
             rows[precision, profile] = measure(scenes, bundle, profile, tmp_path / f"{precision}-{profile}")
         job = json.loads((JobFolder(tmp_path / f"{precision}-{Profile.FAST}").job_path).read_text())
-        if fastest_encoder() == INT8_ENCODER:
-            assert job["fingerprint"]["vision-dtype"] == "int8", "else nothing else was measured"
+        assert job["fingerprint"]["vision-dtype"] == "int8", "else nothing else was measured"
     auto, small = (_captions(tmp_path / f"{Precision.INT4}-{profile}") for profile in (Profile.AUTO, Profile.SMALL))
     assert small == auto
     default = rows[Precision.INT4, Profile.AUTO]
