@@ -18,8 +18,8 @@ from batchcap.vision.dtype import ONLY_BACKEND, resolve_encoder
 Encoder = tuple[VisionBackend, VisionDtype]
 
 AUTO_ENCODER: Encoder = (VisionBackend.AUTO, VisionDtype.AUTO)
-# The fastest encoder on every CPU measured, although it rounds more than the default one: 0.39 s a picture of 256
-# patches at 2B, 0.56 s in bf16, both with AMX on one thread; faster than bf16 with AVX-512 and than fp32 with AVX2, too.
+# The fastest encoder on every CPU measured, although it rounds more than the default one. With AMX, one thread, 256
+# patches at 2B: 0.39 s, bf16 0.56 s. With AVX-512 it was faster than bf16, too, with AVX2 than fp32.
 INT8_ENCODER: Encoder = (VisionBackend.ONNX, VisionDtype.INT8)
 # Decode steps of a W8A8 decoder get faster up to here; INT4 gains less, and stays below 5 GiB with the default.
 W8A8_SLOTS = 48
