@@ -1,6 +1,7 @@
 """Fixtures that several areas share: tiny random checkpoints and their bundles, made once a session."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from tests.checkpoints import make_checkpoint
 # The same examples in each run: a test must not fail by chance. HYPOTHESIS_PROFILE=default draws new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+# Under `nohup` SIGHUP is ignored here and in every process that the tests start, as batchcap respects.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

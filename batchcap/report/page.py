@@ -116,8 +116,10 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
 
 def _configuration(folder: JobFolder) -> dict[str, Any]:
     file = read_job_file(folder)
-    if file is None:
-        raise UsageError(f"{folder.job_path} is gone: put it back, or caption again with another --output")
+    if file is None or not file.configuration:
+        raise UsageError(
+            f"{folder.job_path} is gone, or not whole: put it back, or caption again with another --output"
+        )
     return file.configuration
 
 

@@ -11,7 +11,7 @@ from batchcap.store.folder import JobFolder
 
 @dataclass(frozen=True, slots=True)
 class JobFile:
-    """Content of the file; anything below the three keys may be of another batchcap.
+    """Content of the file; anything below the three keys may be of another batchcap, or missing.
 
     Attributes:
         format_version: of the job folder.
@@ -33,10 +33,11 @@ def read_job_file(folder: JobFolder) -> JobFile | None:
     path = folder.job_path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return JobFile(content["format_version"], dict(content["fingerprint"]), dict(content["configuration"]))
+        configuration = dict(content.get("configuration", {}))
+        return JobFile(content["format_version"], dict(content["fingerprint"]), configuration)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path} can't be read ({error}): put it back, or choose another --output") from None
 
 
