@@ -31,6 +31,7 @@ from batchcap.report.failures import why_alike
 from batchcap.report.progress import Progress, format_duration
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
 from batchcap.signals import StopRequest, stop_on_signals
+from batchcap.standing import require_known_parts
 from batchcap.store.atomic import write_atomic
 from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
@@ -39,6 +40,7 @@ from batchcap.store.lock import job_lock
 from batchcap.store.parts import SETTINGS_KEY, carried_schema
 from batchcap.store.place import Place
 from batchcap.store.stats import StatsWriter
+from batchcap.terminal import one_line
 from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_encoder
 from batchcap.watchdog import Watchdog
@@ -172,11 +174,13 @@ class JobRun:
         self._retry_settings = json.dumps({name: fingerprint[name] for name in differing}) if differing else ""
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:
+            require_known_parts(folder, journal)
             plan = Plan(journal, config.input, names, carried_schema(folder.part_paths()))
             try:
                 plan.extend(self._until_stopped(sources), config.placement.rows_per_part, config.limits.limit)
             except _StoppedError:
                 return  # nothing of the plan is kept: the next run must cut the same parts
+            journal.checkpoint()
             reopening = Reopening(folder, journal, plan, self._retry_settings)
             is_interrupted = reopening.go_on()
             reopening.settle_changes(config.resume.on_changed)
@@ -260,6 +264,7 @@ class JobRun:
             return self.write_summary(state, code, f"{how_far}; run the same command again to go on")
         parts = self._folder.part_paths()
         where = str(parts[0]) if len(parts) == 1 else f"{parts[0].with_name('part-*.parquet')} ({len(parts)} files)"
+        where = one_line(where)
         prompts = len(self._config.generation.prompts)
         message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions"
         message += " of the demo model" if self._bundle.source == DEMO_MODEL else ""

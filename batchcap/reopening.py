@@ -32,19 +32,33 @@ class _EndedRows:
     def __init__(self, folder: JobFolder, journal: Journal) -> None:
         self._folder = folder
         self._journal = journal
+        self.has_unread = False  # whether a picture of the last source could not be read
         self._shard: Shard | None = None
         self._rows: dict[int, CaptionRow] = {}
 
     def stale(self, source: TouchedSource) -> Iterator[list[tuple[int, CaptionRow]]]:
         """The rows that are not what their source gives now, those of a shard together."""
+        self.has_unread = False
         for first_row, count in source.spans:
             index, end = first_row, first_row + count
             while index < end:
                 stop = min(end, self._load(index))
                 here = ((one, self._rows[one]) for one in range(index, stop) if one in self._rows)
-                if rows := [(one, row) for one, row in here if _is_stale(source, row)]:
+                if rows := [(one, row) for one, row in here if self._is_stale(source, row)]:
                     yield rows
                 index = stop
+
+    def _is_stale(self, source: TouchedSource, row: CaptionRow) -> bool:
+        """Whether a row is not what its source gives now. Of one that can't be read its caption is all there is."""
+        if source.kind is SourceKind.PARQUET or row.image_sha256 is None:
+            return True
+        path = os.fsdecode(source.path)
+        try:
+            return digest(read_encoded(ImageRow(0, row.id, path, 0, path=path))) != row.image_sha256
+        except RowError as error:
+            is_unread = error.kind in (ErrorKind.MISSING, ErrorKind.UNREADABLE)
+            self.has_unread |= is_unread
+            return not is_unread
 
     def _load(self, index: int) -> int:
         """Have the rows of a row's shard; the row after its last one."""
@@ -116,7 +130,8 @@ class Reopening:
                     count += len(rows)
                 elif has_captions:
                     break
-            (changed if has_captions else unchanged).append(source)
+            if not shards.has_unread:  # else the next run looks again
+                (changed if has_captions else unchanged).append(source)
         names = _names(changed)
         if changed and on_changed is OnChanged.STOP:
             raise ChangedInputError(
@@ -190,17 +205,6 @@ class Reopening:
             f"{reason}, and a retry with another {options} is not for them: run the job with its own settings first, "
             "then this command again"
         )
-
-
-def _is_stale(source: TouchedSource, row: CaptionRow) -> bool:
-    """Whether a row is not what its source gives now. Of one that can't be read its caption is all there is."""
-    if source.kind is SourceKind.PARQUET or row.image_sha256 is None:
-        return True
-    path = os.fsdecode(source.path)
-    try:
-        return digest(read_encoded(ImageRow(0, row.id, path, 0, path=path))) != row.image_sha256
-    except RowError as error:
-        return error.kind not in (ErrorKind.MISSING, ErrorKind.UNREADABLE)
 
 
 def _names(sources: Sequence[TouchedSource]) -> str:

@@ -20,7 +20,9 @@ The other order would not do: a part that is not there yet, and then a journal t
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from batchcap.errors import UsageError
 from batchcap.manifest.shard import Shard
 from batchcap.records import CaptionRow
 from batchcap.report.summary import Tally
@@ -54,6 +56,26 @@ class Standing:
     def left(self) -> int:
         """Rows without an outcome."""
         return self.shard.rows - self.tally.rows
+
+
+def require_known_parts(folder: JobFolder, journal: Journal) -> None:
+    """Refuse a job folder with parts that its journal has not planned: nobody knows which rows they hold.
+
+    Raises:
+        UsageError: there are such parts.
+    """
+    planned = {folder.part_path(shard.seq) for shard in journal.shards()}
+    if unknown := next((path for path in folder.part_paths() if path not in planned), None):
+        raise unknown_part(folder, unknown)
+
+
+def unknown_part(folder: JobFolder, path: Path) -> UsageError:
+    """The error of a part that the journal does not know."""
+    return UsageError(
+        f"{path} is not in this job's journal: if the job folder was copied or restored, do it again with every file "
+        f"of {folder.state_path} (journal.sqlite-wal belongs to the journal); if the part is of another job, move it "
+        "away"
+    )
 
 
 def look_at_shards(folder: JobFolder) -> list[Standing]:

@@ -57,7 +57,8 @@ def open_standard_streams() -> None:
         except OSError:
             descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
             os.set_inheritable(descriptor, True)  # noqa: FBT003 - it has no name
-            stream = os.fdopen(descriptor, mode, encoding="utf-8")
+            # Not closed with this object, which is replaced below: the number stays taken as long as we run.
+            stream = os.fdopen(descriptor, mode, encoding="utf-8", closefd=False)
             setattr(sys, ("stdin", "stdout", "stderr")[number], stream)
     sys.stdout = _that_survives(sys.stdout, has_results=True)
     sys.stderr = _that_survives(sys.stderr, has_results=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchcap.begun import BegunJob
-from batchcap.commands.results import print_result
+from batchcap.commands.results import MAX_SHOWN, print_result
 from batchcap.config import (
     DEFAULT_PROMPT,
     DEMO_MODEL,
@@ -108,7 +108,7 @@ def caption(
             "decoding, than the job has.",
         ),
     ] = "",
-    show: Annotated[int, typer.Option(min=0, help="Print the first N captions at the end.")] = 0,
+    show: Annotated[int, typer.Option(min=0, max=MAX_SHOWN, help="Print the first N captions at the end.")] = 0,
     image_column: Annotated[
         str | None,
         typer.Option(
@@ -283,7 +283,7 @@ def _require_begun(output: Path) -> None:
 
 def run(
     job_file: Annotated[Path, typer.Argument(metavar="JOB.toml", help="Job file; see the jobs/ folder.")],
-    show: Annotated[int, typer.Option(min=0, help="Print the first N captions at the end.")] = 0,
+    show: Annotated[int, typer.Option(min=0, max=MAX_SHOWN, help="Print the first N captions at the end.")] = 0,
 ) -> None:
     """Caption as a job file says, from cron or systemd. Relative paths start from the file's folder."""
     from batchcap.jobfile import load_job_file

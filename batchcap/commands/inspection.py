@@ -6,14 +6,14 @@ from typing import Annotated
 import typer
 
 from batchcap.commands.captioning import given_settings
-from batchcap.commands.results import print_result
+from batchcap.commands.results import MAX_SHOWN, print_result
 from batchcap.config import DEMO_MODEL, MODEL_VARIABLE, PlacementConfig, Profile
 
 
 def status(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Job folder.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    captions: Annotated[int, typer.Option(min=0, help="Print the first N captions too.")] = 0,
+    captions: Annotated[int, typer.Option(min=0, max=MAX_SHOWN, help="Print the first N captions too.")] = 0,
 ) -> None:
     """Show how far a job is: done, left, rate, failures by kind. Works while it runs, too."""
     from batchcap.report.status import first_captions, read_status
@@ -32,7 +32,9 @@ def report(
     pictures: Annotated[
         int,
         typer.Option(
-            min=0, help="Pictures on the page; half of them such as failed or look odd, as far as there are such."
+            min=0,
+            max=MAX_SHOWN,
+            help="Pictures on the page; half of them such as failed or look odd, as far as there are such.",
         ),
     ] = 200,
 ) -> None:

@@ -49,4 +49,6 @@ def _fault(hint: Any, error: typer.BadParameter) -> str:  # noqa: ANN401 - a typ
         return choice_fault(given, [str(one.value) for one in hint])
     if found[0]["type"] == "greater_than_equal":
         return f"must be at least {found[0]['ctx']['ge']}, not {given}"
+    if found[0]["type"] == "less_than_equal":
+        return f"must be at most {found[0]['ctx']['le']}"
     return f"must be {_WANTED[hint]}, not {given!r}" if hint in _WANTED else f"is wrong: {error.message}"

@@ -4,6 +4,8 @@ import typer
 
 from batchcap.terminal import harmless
 
+MAX_SHOWN = 1_000_000
+
 
 def print_result(text: str) -> None:
     """Print a result, which may hold names and captions."""

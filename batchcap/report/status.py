@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from batchcap.errors import UsageError
 from batchcap.report.progress import format_duration
 from batchcap.report.summary import JobState, Tally
-from batchcap.standing import look_at_shards
+from batchcap.standing import look_at_shards, unknown_part
 from batchcap.store.fingerprint import begun_model
 from batchcap.store.folder import JobFolder
+from batchcap.store.job_file import require_known_format
 from batchcap.store.lock import read_last_run
 from batchcap.store.parts import column_name, prompt_names
 from batchcap.store.stats import recent_rate_per_s
@@ -136,12 +137,15 @@ def read_status(output: Path) -> JobStatus:
     """Read a job folder.
 
     Raises:
-        UsageError: the folder is no job folder, or the job has no plan yet.
+        UsageError: the folder is no job folder, a later batchcap made it, or its journal has no plan (yet).
     """
     folder = JobFolder.open_existing(output)
+    require_known_format(folder)
     run = read_last_run(folder)
     standings = look_at_shards(folder) if folder.journal_path.exists() else []
     if not standings:
+        if parts := folder.part_paths():
+            raise unknown_part(folder, parts[0])
         raise UsageError(f"no run in {output} has come as far as its first row: start it again")
     tally = Tally()
     for standing in standings:

@@ -9,14 +9,13 @@ from typing import Any
 
 from batchcap.config import DEMO_MODEL, JobConfig
 from batchcap.errors import NotSameJobError, StorageError, UsageError
-from batchcap.store.folder import FORMAT_VERSION, JobFolder
+from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import read_job_file, write_job_file
 from batchcap.store.journal import Journal
 from batchcap.store.parts import has_captions
 
 log = logging.getLogger(__name__)
 
-KNOWN_FORMATS = (2, FORMAT_VERSION)
 # Characters of a value that a message shows, and how many of them stand before the first difference.
 SHOWN_LENGTH = 80
 SHOWN_BEFORE = 30
@@ -218,12 +217,4 @@ def _cut(text: str, start: int) -> str:
 
 def _read(folder: JobFolder) -> Fingerprint | None:
     file = read_job_file(folder)
-    if file is None:
-        return None
-    if file.format_version not in KNOWN_FORMATS:
-        known = " and ".join(map(str, KNOWN_FORMATS))
-        raise UsageError(
-            f"{folder.path} has format {file.format_version}, this batchcap knows {known}: use the batchcap that made "
-            "it, or another --output"
-        )
-    return file.fingerprint
+    return None if file is None else file.fingerprint

@@ -72,13 +72,16 @@ class JobFolder:
         if path.exists() and not path.is_dir():
             raise UsageError(f"--output {path} is a file: choose a folder")
         try:
-            if path.is_dir() and not is_job_folder(path) and any(path.iterdir()):
+            # The state folder may be there by now: another run begins, too.
+            if path.is_dir() and not is_job_folder(path) and any(one.name != STATE for one in path.iterdir()):
                 raise UsageError(f"--output {path} holds other files: choose an empty or new folder")
             folder = cls(path)
+            made = [one for one in (path, *path.absolute().parents) if not one.exists()]
             folder.state_path.mkdir(parents=True, exist_ok=True)
             folder.captions_path.mkdir(exist_ok=True)
-            sync(path)  # or a power cut could take a folder away together with what is durable inside it
-            sync(path.absolute().parent)
+            # Or a power cut could take a folder away together with what is durable inside it.
+            for one in {path, path.absolute().parent, *(each.absolute().parent for each in made)}:
+                sync(one)
         except OSError as error:
             raise storage_error(path, error) from None
         return folder

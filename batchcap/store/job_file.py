@@ -6,20 +6,24 @@ from typing import Any
 
 from batchcap.errors import UsageError
 from batchcap.store.atomic import write_atomic
-from batchcap.store.folder import JobFolder
+from batchcap.store.folder import FORMAT_VERSION, JobFolder
+
+KNOWN_FORMATS = (2, FORMAT_VERSION)
+
+
+class LaterFormatError(UsageError):
+    """A job folder of a later batchcap."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobFile:
-    """Content of the file; anything below the three keys may be of another batchcap, or missing.
+    """Content of the file; anything below the two keys may be of another batchcap, or missing.
 
     Attributes:
-        format_version: of the job folder.
         fingerprint: what decides the captions.
         configuration: the job as it was asked for, in plain JSON types.
     """
 
-    format_version: object
     fingerprint: dict[str, Any]
     configuration: dict[str, Any]
 
@@ -28,17 +32,46 @@ def read_job_file(folder: JobFolder) -> JobFile | None:
     """What the job was begun with; None where the folder has no such file.
 
     Raises:
+        LaterFormatError: a later batchcap made the folder.
         UsageError: the file can't be read.
     """
-    path = folder.job_path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        configuration = dict(content.get("configuration", {}))
-        return JobFile(content["format_version"], dict(content["fingerprint"]), configuration)
+        content = json.loads(folder.job_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{path} can't be read ({error}): put it back, or choose another --output") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(folder, str(error)) from None
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise _unreadable(folder, "it has no format_version")
+    version = content["format_version"]
+    if version not in KNOWN_FORMATS:
+        known = " and ".join(map(str, KNOWN_FORMATS))
+        raise LaterFormatError(
+            f"{folder.path} has format {version}, this batchcap knows {known}: use the batchcap that made it, or "
+            "another --output"
+        )
+    fingerprint, configuration = content.get("fingerprint"), content.get("configuration", {})
+    if not isinstance(fingerprint, dict) or not isinstance(configuration, dict):
+        raise _unreadable(folder, "it has no fingerprint or configuration")
+    return JobFile(fingerprint, configuration)
+
+
+def _unreadable(folder: JobFolder, reason: str) -> UsageError:
+    return UsageError(f"{folder.job_path} can't be read ({reason}): put it back, or choose another --output")
+
+
+def require_known_format(folder: JobFolder) -> None:
+    """Refuse a job folder that a later batchcap has made; one whose `job.json` is missing or damaged may be looked at.
+
+    Raises:
+        LaterFormatError: it is of a later format.
+    """
+    try:
+        read_job_file(folder)
+    except LaterFormatError:
+        raise
+    except UsageError:
+        pass
 
 
 def write_job_file(folder: JobFolder, fingerprint: dict[str, Any], configuration: dict[str, Any]) -> None:

@@ -87,8 +87,8 @@ class Journal:
             except OSError as error:
                 raise StorageError(f"can't read the journal {path}: {error.strerror}") from error
             on_error.callback(connection.close)
-            connection.execute("SELECT count(*) FROM shards")
             current = as_of_today(connection, path)
+            current.execute("SELECT count(*) FROM shards")
             on_error.pop_all()
             return cls(path, current, is_guarded=is_guarded)
 
@@ -173,6 +173,10 @@ class Journal:
         """A finished row, if it is here."""
         found = next(self.query("SELECT content FROM rows WHERE row_index = ?", index), None)
         return None if found is None else _row(found[0])
+
+    def checkpoint(self) -> None:
+        """Move what is in the log into the journal's file: a copy may come without the log."""
+        next(self.query("PRAGMA wal_checkpoint(PASSIVE)"), None)
 
     def has_rows(self) -> bool:
         """Whether a finished row is here."""

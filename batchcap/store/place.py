@@ -3,13 +3,14 @@
 import errno
 import os
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchcap.errors import UsageError
 from batchcap.store.atomic import storage_error
-from batchcap.store.folder import STATE, JobFolder, is_job_folder
+from batchcap.store.folder import STATE, STATE_2, JobFolder, is_job_folder
 
 # What is wrong with the place itself. Other errors (a full disk, a server that is gone) may be over soon.
 _ADVICE = {
@@ -18,7 +19,11 @@ _ADVICE = {
     errno.EROFS: "the file system of {} is read-only: mount it writable or choose another --output",
     errno.ENAMETOOLONG: "a name below {} is too long: choose a shorter --output",
 }
-_OTHER_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+_OTHER_ERRORS = (errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+
+# Runs that begin at one place at the same time see each other's trials come and go.
+MOST_LOOKS = 20
+LOOK_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,23 @@ class Place:
             UsageError: none can be made there.
             StorageError: none can be made there now.
         """
+        if Path(os.path.abspath(path)).name in (STATE, STATE_2):  # noqa: PTH100 - resolves `..`, and no link
+            raise _refusal(path, f"{path.name} is the name of what lies inside of one")
+        for _attempt in range(MOST_LOOKS):
+            with suppress(FileNotFoundError):
+                return cls._look_and_try(path)
+            time.sleep(LOOK_PAUSE_S)
+        there = next(one for one in (path, *path.parents) if os.path.exists(one))  # noqa: PTH110
+        raise _refusal(path, f"{there} takes no new folders")
+
+    @classmethod
+    def _look_and_try(cls, path: Path) -> "Place":
+        """Look at a place once.
+
+        Raises:
+            FileNotFoundError: a folder has gone meanwhile, which another run's trial may have made; or, always, the
+                file system takes none.
+        """
         missing = []
         here = path
         while not os.path.exists(here):  # noqa: PTH110 - False also where it may not be looked at
@@ -51,6 +73,7 @@ class Place:
             missing.append(here)
             here = here.parent
         if not os.path.isdir(here):  # noqa: PTH112
+            here.lstat()
             raise _refusal(path, f"{here} is a {'file' if os.path.isfile(here) else 'device'}, not a folder")  # noqa: PTH113
         place = cls(path, tuple(missing), is_new=not is_job_folder(path))
         if place.is_new:
@@ -68,6 +91,8 @@ class Place:
         except FileExistsError:  # another run has just made it
             pass
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
             if error.errno in _ADVICE:
                 advice = _ADVICE[error.errno].format(here)
                 raise UsageError(f"can't make the job folder {self.path}: {advice}") from None
