@@ -49,7 +49,10 @@ def run_python(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # Without compiled files: one of a bug's must not be taken for the next one's.
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    # A test that fails may print a name that is no text.
+    return subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, errors="backslashreplace", check=False
+    )
 
 
 def run_tests(copy: Path, tests: list[str]) -> tuple[int, str]:
