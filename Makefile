@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
 
-.PHONY: help install demo test check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos fuzz load clean
+.PHONY: help install demo test check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos fuzz mutants load clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,9 @@ chaos: install  ## 300 jobs that a fault happens to at a random moment: nothing 
 
 fuzz: install  ## Pictures, Parquet and job files damaged by chance: none may crash; takes six minutes
 	$(BIN)/python -m tests.fuzz
+
+mutants: install  ## Bugs put in on purpose: the tests must find each; takes ten minutes and more
+	$(BIN)/python -m tests.mutants
 
 clean:  ## Remove what the targets made
 	rm -rf $(VENV) $(DEMO_OUTPUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

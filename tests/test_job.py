@@ -1,6 +1,7 @@
 """The loop of a job with an engine without a model: every row once, whatever happens to the engine."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -19,13 +20,14 @@ import pytest
 from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.engines.base import EngineLoad, Outcome
-from batchcap.errors import ErrorKind, ExitCode, NotSameJobError, StorageError, UsageError, WorkerError
+from batchcap.errors import ErrorKind, ExitCode, LockedError, NotSameJobError, StorageError, UsageError, WorkerError
 from batchcap.job import run_job
 from batchcap.manifest.discover import discover
 from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source
 from batchcap.records import Failure, ImageRow
 from batchcap.report.summary import Summary
+from batchcap.store.atomic import TEMPORARY_SUFFIX
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
@@ -263,6 +265,21 @@ def test_a_refused_run_leaves_alone_what_another_one_began_while_it_loaded(
     assert summary_of(config)["state"] == "failed"
     assert run(config, FakeEngine()).tally.rows == ROWS, "it is the job it was, and nothing is left to do"
     assert_complete(config)
+
+
+def test_a_run_that_finds_the_lock_taken_changes_nothing(config: JobConfig) -> None:
+    """What the run at work has not given its name yet is no leftover."""
+    folder = JobFolder.open_or_create(Path(config.output))
+    for parent in (folder.path, folder.state_path):
+        (parent / f".x.1{TEMPORARY_SUFFIX}").write_bytes(b"half")
+    with folder.lock_path.open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = folder_bytes(config)
+        with pytest.raises(LockedError):
+            run(config, FakeEngine())
+        assert folder_bytes(config) == before
+    run(config, FakeEngine())
+    assert not list(folder.path.rglob(f"*{TEMPORARY_SUFFIX}"))
 
 
 @pytest.mark.parametrize(("allowed", "code"), [(0.1, ExitCode.TOO_MANY_FAILURES), (3 / ROWS, ExitCode.COMPLETE)])

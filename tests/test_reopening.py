@@ -17,7 +17,15 @@ import pytest
 from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged, PlacementConfig, ResumeConfig
 from batchcap.engines.base import Outcome, PictureFacts
-from batchcap.errors import ChangedInputError, ErrorKind, ExitCode, NotSameJobError, StorageError, UsageError
+from batchcap.errors import (
+    ChangedInputError,
+    ErrorKind,
+    ExitCode,
+    NotSameJobError,
+    RowError,
+    StorageError,
+    UsageError,
+)
 from batchcap.job import run_job
 from batchcap.recorder import Recorder
 from batchcap.records import Caption, Failure, FinishReason, ImageRow, Twin, Verdict
@@ -411,6 +419,21 @@ def test_what_vanished_or_was_touched_is_not_changed(config: JobConfig, change: 
     assert run(config)[1] == []
     captions = pq.read_table(JobFolder(Path(config.output)).part_path(1))["caption"].to_pylist()
     assert captions == ["of dog", "of cow", "of hen"]
+
+
+@pytest.mark.parametrize("on_changed", OnChanged)
+def test_an_image_that_can_not_be_read_is_not_changed(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch, on_changed: OnChanged
+) -> None:
+    def refuse(row: ImageRow) -> bytes:
+        raise RowError(ErrorKind.UNREADABLE, f"{row.path}: Input/output error")
+
+    run(config)
+    before = rows_of(config)
+    os.utime(Path(config.input.inputs[0]) / "d.png", (5, 5))
+    monkeypatch.setattr("batchcap.reopening.read_encoded", refuse)
+    assert run(resuming(config, on_changed=on_changed))[1] == []
+    assert rows_of(config) == before
 
 
 def test_a_failed_row_whose_picture_was_mended_waits_for_a_retry(config: JobConfig) -> None:

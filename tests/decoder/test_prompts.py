@@ -10,7 +10,8 @@ import pytest
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig, Prompt
 from batchcap.decoder import scheduler
-from batchcap.decoder.invariance import LARGEST_BATCH, find_row_tile, warn_if_a_split_shows
+from batchcap.decoder.invariance import LARGEST_BATCH, TILES, find_row_tile, warn_if_a_split_shows
+from batchcap.decoder.kept import OpenedDecoder
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
@@ -211,6 +212,21 @@ def test_this_cpu_splits_without_a_trace(
     session = DecoderSession(bundle.decoder_path, bundle.geometry, 1)
     warn_if_a_split_shows(session, bundle.geometry, find_row_tile(session, bundle.geometry))
     assert not caplog.records
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_a_split_is_never_inside_a_row_tile(tiny_bundle_fp32: Bundle, tile: int) -> None:
+    """Of any CPU: with few-bit weights a row left over goes through another kernel. And never one row alone."""
+    opened = OpenedDecoder(DecoderSession(tiny_bundle_fp32.decoder_path, tiny_bundle_fp32.geometry, 1), tile)
+    templates = PromptTemplate.all_from_bundle(tiny_bundle_fp32, list(ASKED))
+    placement = DecoderPlacement(4, 1, max_visual_tokens=36)
+    decoder = Decoder(tiny_bundle_fp32, templates, GenerationConfig(max_new_tokens=4), placement, opened)
+    common = scheduler._common_suffix(templates)
+    assert common is not None
+    step = max(2, tile)
+    for visual in range(1, 37):
+        alike = len(templates[0].prefix_ids) + visual + common
+        assert decoder._shared_tokens(visual) == alike // step * step
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,13 @@ def test_agrees_with_the_plain_rule(tokens: list[int]) -> None:
     assert (found and found[0]) == first
 
 
+@pytest.mark.parametrize(("cycle", "length"), [(1, 24), (6, 24), (7, 28), (15, 60), (16, 48), (32, 96)])
+def test_a_cycle_is_a_loop_from_so_many_tokens_on(cycle: int, length: int) -> None:
+    start, loop = [99, 98], [*range(cycle)] * length
+    assert detect(start + loop[: length - 1]) is None
+    assert detect(start + loop[:length]) == (len(start) + length, len(start) + cycle)
+
+
 def test_a_loop_that_ended_is_none() -> None:
     detector = LoopDetector()
     for token in [*[1] * 50, 2]:

@@ -53,6 +53,8 @@ class Home:
             "HOME": str(self.folder / "home"),
             "TMPDIR": str(self.folder / "tmp"),
             "PYTHONDONTWRITEBYTECODE": "1",
+            # Which batchcap is tested, the same as by other tests: a copy's (`tests.mutants`), for one.
+            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
             **PROXIES,
         }
 

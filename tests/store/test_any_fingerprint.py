@@ -16,7 +16,9 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from tests.store.records import caption_row
 
-TEXT = st.text(max_size=12)  # also what is no UTF-8: a path of the command line may be so
+# Also what is no UTF-8: a path of the command line may have such bytes, and Python has a half character for each.
+HALF_CHARACTERS = st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)
+TEXT = st.text(st.characters(codec="utf-8") | HALF_CHARACTERS, max_size=12)
 NAME = st.sampled_from(["a", "b", "short", "long"])
 # What decides the words or the columns of the output, by the name that a message has for it.
 DECIDING: dict[str, st.SearchStrategy[Any]] = {

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig
 from batchcap.errors import LockedError, NotSameJobError, StorageError, UsageError
+from batchcap.manifest.shard import Shard
 from batchcap.records import CaptionRow
 from batchcap.store import atomic
 from batchcap.store.atomic import atomic_file, write_atomic
@@ -20,6 +22,9 @@ from batchcap.store.fingerprint import check_same_job, fingerprint_of, is_known_
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
+from batchcap.store.parts import write_part
+from batchcap.store.stats import StatsWriter
+from tests.store.records import caption_row
 
 CONFIG = JobConfig(InputConfig(("pictures",)), "out")
 
@@ -41,6 +46,49 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
     write_atomic(path, b"new")
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("x", b"new")]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is flushed to the disk and what is renamed, in order, each by its number in the file system."""
+    found: list[tuple[str, int]] = []
+    fsync, rename = os.fsync, os.replace
+
+    def flushed(descriptor: int) -> None:
+        found.append(("flushed", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def renamed(old: Path, new: Path) -> None:
+        found.append(("renamed", old.stat().st_ino))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    return found
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_atomic(path, b"{}"),  # summary.json and job.json
+        lambda path: write_part(path, Shard(0, 0, 1), [caption_row(0)], None, {}),
+        lambda path: StatsWriter(path).write(),
+    ],
+    ids=["text", "part", "statistics"],
+)
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, calls: list[tuple[str, int]], write: Callable[[Path], None]
+) -> None:
+    """Else a power cut could leave a name with nothing behind it, or a journal that has forgotten a part's rows."""
+    path = tmp_path / "x"
+    write(path)
+    file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert calls == [("flushed", file), ("renamed", file), ("flushed", folder)]
+
+
+def test_a_new_folder_is_on_the_disk_with_its_name(tmp_path: Path, calls: list[tuple[str, int]]) -> None:
+    folder = JobFolder.open_or_create(tmp_path / "out")
+    assert calls == [("flushed", folder.path.stat().st_ino), ("flushed", tmp_path.stat().st_ino)]
 
 
 @pytest.mark.parametrize(

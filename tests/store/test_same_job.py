@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchcap.config import InputConfig, JobConfig
+from batchcap.config import InputConfig, JobConfig, ResumeConfig
 from batchcap.errors import ErrorKind, NotSameJobError, UsageError
 from batchcap.manifest.shard import Shard
 from batchcap.records import CaptionRow, Status
@@ -22,6 +22,26 @@ from tests.store.records import caption_row
 CONFIG = JobConfig(InputConfig(("images",)), "out")
 FINGERPRINT = fingerprint_of(CONFIG, "m", ("torch", "bf16"))
 FAILED = CaptionRow("a", "/a", 0, status=Status.FAILED, error_kind=ErrorKind.MISSING, error_message="gone")
+# Each setting of the fingerprint: whether a retry may have another value than the job.
+MAY_DIFFER_IN_A_RETRY = {
+    "model": False,
+    "prompt": False,
+    "max-new-tokens": True,
+    "temperature": True,
+    "top-p": True,
+    "top-k": True,
+    "repetition-penalty": True,
+    "seed": True,
+    "loop-stop": True,
+    "max-visual-tokens": False,
+    "vision-backend": False,
+    "vision-dtype": False,
+    "max-image-pixels": True,
+    "image-column": False,
+    "id-column": False,
+    "image-root": False,
+    "keep-columns": False,
+}
 OLD_JOBS = sorted((Path(__file__).parents[1] / "data").glob("format-*/jobs/*/*/job.json"))
 
 
@@ -104,3 +124,32 @@ def test_a_part_that_cannot_be_read_may_hold_captions(folder: JobFolder) -> None
     with pytest.raises(NotSameJobError, match="--seed"):
         check_same_job(folder, {**FINGERPRINT, "seed": 1}, CONFIG)
     assert folder.part_path(0).exists()
+
+
+def test_of_every_setting_it_is_known_whether_a_retry_may_change_it() -> None:
+    assert MAY_DIFFER_IN_A_RETRY.keys() == FINGERPRINT.keys()
+
+
+@pytest.mark.parametrize("name", MAY_DIFFER_IN_A_RETRY)
+def test_a_setting_stops_a_resume_and_a_retry_where_it_may_not_change(folder: JobFolder, name: str) -> None:
+    finish(folder, caption_row(0), in_part=True)
+    other = {**FINGERPRINT, name: "other"}
+    with pytest.raises(NotSameJobError, match=f"--{name}: was .*, now "):
+        check_same_job(folder, other, CONFIG)
+    retry = replace(CONFIG, resume=ResumeConfig(("failed",)))
+    assert check_same_job(folder, FINGERPRINT, retry) == ()
+    if MAY_DIFFER_IN_A_RETRY[name]:
+        assert check_same_job(folder, other, retry) == (name,)
+    else:
+        with pytest.raises(NotSameJobError, match=f"--{name}: was .*, now "):
+            check_same_job(folder, other, retry)
+    assert stored(folder) == FINGERPRINT, "the job's own settings stay"
+
+
+def test_paths_that_are_no_text_are_told_apart(folder: JobFolder) -> None:
+    one, other = (replace(CONFIG, input=InputConfig(("images",), image_root=f"/caf{end}")) for end in "\udce9\udce8")
+    for _run in range(2):
+        assert check_same_job(folder, fingerprint_of(one, "m", ("torch", "bf16")), one) == ()
+        finish(folder, caption_row(0), in_part=False)
+    with pytest.raises(NotSameJobError, match="--image-root"):
+        check_same_job(folder, fingerprint_of(other, "m", ("torch", "bf16")), other)

@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.errors import BundleError, UsageError
@@ -22,7 +24,7 @@ from batchcap.records import Features, Float32Array, Patches
 from batchcap.vision import linear
 from batchcap.vision.backend import load_encoder
 from batchcap.vision.encoder import TORCH_DTYPES, VisionEncoder
-from batchcap.vision.linear import ROW_BLOCK, RowBlockLinear, has_packed_kernels, threads_of_a_pass
+from batchcap.vision.linear import ROW_BLOCK, TAIL_ROWS, RowBlockLinear, has_packed_kernels, threads_of_a_pass
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
 from batchcap.vision.rotary import rotary_table
@@ -192,6 +194,35 @@ def test_a_row_of_a_linear_layer_does_not_depend_on_its_place(width: int, out: i
         assert together.shape == (len(rows), out)
         for start, end in ((0, 1), (1, 70), (63, 66), (100, 197), (7, 8), (2, 120)):
             assert torch.equal(layer(rows[start:end]), together[start:end])
+
+
+@pytest.mark.parametrize(
+    ("packed", "tiles", "dtype", "last"),
+    [
+        (True, False, torch.float32, TAIL_ROWS),
+        (True, False, torch.bfloat16, TAIL_ROWS),
+        (True, True, torch.float32, TAIL_ROWS),
+        (True, True, torch.bfloat16, ROW_BLOCK),
+        (False, False, torch.float32, ROW_BLOCK),
+    ],
+)
+def test_the_last_block_is_as_long_as_the_cpus_kernels_need(
+    packed: bool, tiles: bool, dtype: torch.dtype, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels of this CPU may not tell; those of another add up the rows of a shorter block otherwise."""
+    lengths = list[int]()
+
+    def counted(layer: RowBlockLinear, block: Tensor) -> Tensor:
+        lengths.append(len(block))
+        return block.new_zeros(len(block), len(layer.bias))
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_reorder_linear_weight=lambda weight, _rows: weight))
+    monkeypatch.setattr(linear, "has_packed_kernels", lambda _dtype: packed)
+    monkeypatch.setattr(RowBlockLinear, "_block", counted)
+    layer = RowBlockLinear(torch.nn.Linear(5, 7).to(dtype))
+    assert layer(torch.zeros(2 * ROW_BLOCK + 3, 5, dtype=dtype)).shape == (2 * ROW_BLOCK + 3, 7)
+    assert lengths == [ROW_BLOCK, ROW_BLOCK, last]
 
 
 @pytest.mark.parametrize("gelu", [None, "none", "tanh"])

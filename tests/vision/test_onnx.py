@@ -133,6 +133,18 @@ def test_int8_stays_near(towers: Towers) -> None:
             assert 0 < np.linalg.norm(ours - theirs) <= INT8_TOLERANCE * np.linalg.norm(theirs)
 
 
+def test_weights_of_int8_are_half_a_step_away_at_most(small: Towers) -> None:
+    """A scale that is a little off would hide behind the tolerance of the features."""
+    graph = onnx.load(small.bundle.vision_graph_path(int8=True)).graph
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    names = [name.removesuffix(".scales") for name in arrays if name.endswith(".scales")]
+    assert len(names) > 4 * SMALL.depth
+    for name in names:
+        scales, weight = arrays[f"{name}.scales"], small.reference.state_dict()[f"{name}.weight"].numpy()
+        steps = weight.reshape(len(scales), -1) / scales[:, None] - arrays[f"{name}.values"].T
+        assert np.abs(steps).max() < 0.51, name
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_16_bits_are_widened_exactly(dtype: torch.dtype, tmp_path: Path) -> None:
     towers = drawn(tmp_path, SMALL, dtype)
