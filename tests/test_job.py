@@ -5,7 +5,9 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -26,6 +28,7 @@ from batchcap.manifest.discover import discover
 from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source
 from batchcap.records import Failure, ImageRow
+from batchcap.report.status import read_status
 from batchcap.report.summary import Summary
 from batchcap.store.atomic import TEMPORARY_SUFFIX
 from batchcap.store.folder import JobFolder
@@ -239,6 +242,50 @@ def test_an_input_that_is_not_there_makes_no_folder(config: JobConfig, tmp_path:
     with pytest.raises(UsageError, match="nowhere does not exist"):
         run(wrong, FakeEngine())
     assert not Path(config.output).exists()
+
+
+def _without_log(config: JobConfig) -> Path:
+    """The job folder's journal as a copy of the file alone has it."""
+    path = JobFolder(Path(config.output)).journal_path
+    for kind in ("wal", "shm"):
+        path.with_name(f"{path.name}-{kind}").unlink(missing_ok=True)
+    return path
+
+
+@pytest.mark.parametrize("damage", ["no tables", "no rows of the plan", "a part more"])
+def test_parts_that_the_journal_does_not_know_stop_the_job(config: JobConfig, damage: str) -> None:
+    run(config, FakeEngine())
+    journal = _without_log(config)
+    if damage == "no tables":
+        journal.write_bytes(b"")
+    elif damage == "no rows of the plan":
+        with closing(sqlite3.connect(journal)) as connection:
+            connection.execute("DELETE FROM shards WHERE seq > 1")
+            connection.commit()
+    else:
+        shutil.copy(Path(config.output) / "part-00000.parquet", Path(config.output) / "part-00099.parquet")
+    before = {name: data for name, data in folder_bytes(config).items() if name.endswith(".parquet")}
+    with pytest.raises(UsageError, match=r"part-0.*is not in this job's journal.*journal\.sqlite-wal"):
+        run(config, FakeEngine())
+    if damage == "no tables":
+        with pytest.raises(UsageError, match=r"part-0.*is not in this job's journal"):
+            read_status(Path(config.output))
+    assert {name: data for name, data in folder_bytes(config).items() if name.endswith(".parquet")} == before
+
+
+def test_the_journals_file_alone_has_the_plan(config: JobConfig, tmp_path: Path) -> None:
+    class CopyingEngine(FakeEngine):
+        """Copies the journal's file without its log when the first row comes."""
+
+        def submit(self, row: ImageRow) -> None:
+            if not copied.exists():
+                shutil.copy(JobFolder(Path(config.output)).journal_path, copied)
+            super().submit(row)
+
+    copied = tmp_path / "copy.sqlite"
+    run(config, CopyingEngine())
+    with closing(Journal.open_to_read(copied)) as journal:
+        assert sum(shard.rows for shard in journal.shards()) == ROWS
 
 
 def test_a_refused_run_leaves_alone_what_another_one_began_while_it_loaded(

@@ -436,6 +436,21 @@ def test_an_image_that_can_not_be_read_is_not_changed(
     assert rows_of(config) == before
 
 
+def test_an_image_that_can_not_be_read_is_looked_at_by_the_next_run(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(row: ImageRow) -> bytes:
+        raise RowError(ErrorKind.UNREADABLE, f"{row.path}: Input/output error")
+
+    run(config)
+    write(config, "d.png", "fox")
+    with monkeypatch.context() as disk:
+        disk.setattr("batchcap.reopening.read_encoded", refuse)
+        assert run(config)[1] == []
+    with pytest.raises(ChangedInputError, match=r"d\.png has changed"):
+        run(config)
+
+
 def test_a_failed_row_whose_picture_was_mended_waits_for_a_retry(config: JobConfig) -> None:
     run(config)
     write(config, "b.png", "bat")

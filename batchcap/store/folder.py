@@ -80,7 +80,8 @@ class JobFolder:
             folder.state_path.mkdir(parents=True, exist_ok=True)
             folder.captions_path.mkdir(exist_ok=True)
             # Or a power cut could take a folder away together with what is durable inside it.
-            for one in {path, path.absolute().parent, *(each.absolute().parent for each in made)}:
+            holders = [path, path.absolute().parent, *(one.absolute().parent for one in made)]
+            for one in dict.fromkeys(holders):
                 sync(one)
         except OSError as error:
             raise storage_error(path, error) from None

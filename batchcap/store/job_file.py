@@ -11,8 +11,8 @@ from batchcap.store.folder import FORMAT_VERSION, JobFolder
 KNOWN_FORMATS = (2, FORMAT_VERSION)
 
 
-class LaterFormatError(UsageError):
-    """A job folder of a later batchcap."""
+class UnknownFormatError(UsageError):
+    """A job folder of another batchcap, a later one as a rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def read_job_file(folder: JobFolder) -> JobFile | None:
     """What the job was begun with; None where the folder has no such file.
 
     Raises:
-        LaterFormatError: a later batchcap made the folder.
+        UnknownFormatError: the folder is of a format that is not known.
         UsageError: the file can't be read.
     """
     try:
@@ -46,7 +46,7 @@ def read_job_file(folder: JobFolder) -> JobFile | None:
     version = content["format_version"]
     if version not in KNOWN_FORMATS:
         known = " and ".join(map(str, KNOWN_FORMATS))
-        raise LaterFormatError(
+        raise UnknownFormatError(
             f"{folder.path} has format {version}, this batchcap knows {known}: use the batchcap that made it, or "
             "another --output"
         )
@@ -61,14 +61,14 @@ def _unreadable(folder: JobFolder, reason: str) -> UsageError:
 
 
 def require_known_format(folder: JobFolder) -> None:
-    """Refuse a job folder that a later batchcap has made; one whose `job.json` is missing or damaged may be looked at.
+    """Refuse a job folder of a format that is not known; one whose `job.json` is missing or damaged may be looked at.
 
     Raises:
-        LaterFormatError: it is of a later format.
+        UnknownFormatError: it is of another format.
     """
     try:
         read_job_file(folder)
-    except LaterFormatError:
+    except UnknownFormatError:
         raise
     except UsageError:
         pass

@@ -127,6 +127,13 @@ def test_every_command_line_parses(page: str, line: str) -> None:
     _parse(line)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_caption_command_names_its_model(page: str) -> None:
+    for line in text_of(page).replace("\\\n", " ").splitlines():
+        if re.search(r"batchcap caption \S.* (--output|-o) ", line):
+            assert re.search(r" (--model|-m) ", line), line
+
+
 def test_a_wrong_command_line_does_not_parse() -> None:
     for line in ("batchcap caption a --output b --no-such-option", "batchcap caption a", "batchcap frob x"):
         with pytest.raises(Exception, match=r"option|Missing|frob"):

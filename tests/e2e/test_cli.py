@@ -104,6 +104,25 @@ def test_no_error_stream_an_old_encoding_and_a_reader_that_leaves(
     assert len(again.stdout.splitlines()) == 8
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
+def test_streams_that_are_closed_lead_nowhere(
+    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle, closed: str
+) -> None:
+    options = f"-o {tmp_path / 'out'} -m {tiny_bundle_int4.folder} --max-new-tokens 4"
+    for command in (f"caption {pictures} {options} --show 9", f"status {tmp_path / 'out'}", "--version"):
+        line = f"{sys.executable} -m batchcap.cli {command} {closed}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert (done.returncode, "error" in done.stderr) == (0, False), done.stderr
+    assert len(read_rows(tmp_path / "out")) == 6
+
+
+def test_more_captions_than_anybody_looks_at_are_refused_before_the_work(tmp_path: Path, pictures: Path) -> None:
+    for command in (("caption", pictures, "-o", tmp_path / "out", "--show"), ("status", tmp_path, "--captions")):
+        done = batchcap(*command, 10**24)
+        assert_refused(done, f"{command[-1]} must be at most 1000000")
+    assert not (tmp_path / "out").exists()
+
+
 def test_verbose_says_no_less(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle) -> None:
     command = ("caption", pictures, "-m", tiny_bundle_int4.folder, "--max-new-tokens", 4, "-o")
     usual, verbose = batchcap(*command, tmp_path / "a"), batchcap("-v", *command, tmp_path / "b")

@@ -333,3 +333,19 @@ def test_a_disk_that_does_not_answer_is_told(output: Path, monkeypatch: pytest.M
     monkeypatch.setattr("batchcap.store.parts.pq.read_metadata", refuse)
     with pytest.raises(StorageError, match=r"Input/output error.*check the disk"):
         read_status(output)
+
+
+def test_a_journal_without_tables_is_a_job_that_has_not_begun(output: Path) -> None:
+    folder = JobFolder(output)
+    for path in folder.journal_path.parent.glob("journal.sqlite*"):
+        path.unlink()
+    folder.journal_path.touch()
+    with pytest.raises(UsageError, match="has come as far as its first row"):
+        read_status(output)
+    assert folder.journal_path.read_bytes() == b""
+
+
+def test_a_job_of_a_later_format_is_not_guessed_at(output: Path) -> None:
+    JobFolder(output).job_path.write_text(json.dumps({"format_version": 99}))
+    with pytest.raises(UsageError, match="has format 99"):
+        read_status(output)

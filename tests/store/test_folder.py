@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +22,11 @@ from batchcap.store import atomic
 from batchcap.store.atomic import atomic_file, write_atomic
 from batchcap.store.fingerprint import check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
+from batchcap.store.job_file import UnknownFormatError
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
 from batchcap.store.parts import write_part
+from batchcap.store.place import Place
 from batchcap.store.stats import StatsWriter
 from tests.store.records import caption_row
 
@@ -89,6 +93,10 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
 def test_a_new_folder_is_on_the_disk_with_its_name(tmp_path: Path, calls: list[tuple[str, int]]) -> None:
     folder = JobFolder.open_or_create(tmp_path / "out")
     assert calls == [("flushed", folder.path.stat().st_ino), ("flushed", tmp_path.stat().st_ino)]
+    calls.clear()
+    deep = JobFolder.open_or_create(tmp_path / "a" / "b" / "out").path
+    parents = (deep, deep.parent, deep.parent.parent, tmp_path)
+    assert calls == [("flushed", one.stat().st_ino) for one in parents]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +263,9 @@ def test_another_format_is_refused(folder: JobFolder, version: int) -> None:
         check(folder)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"format_version": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "3", "{", "{}", '{"format_version": 3}', '{"format_version": 3, "fingerprint": 5}']
+)
 def test_a_damaged_job_file_is_named(folder: JobFolder, content: str) -> None:
     folder.job_path.write_text(content)
     with pytest.raises(UsageError, match=r"job\.json can't be read"):
@@ -317,3 +327,32 @@ def test_of_a_damaged_description_nothing_is_known(folder: JobFolder, content: s
     folder.job_path.unlink()
     folder.part_path(0).touch()
     assert not is_known_job(folder, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["__batchcap", "_batchcap"])
+def test_a_job_folder_has_not_the_name_of_its_inside(tmp_path: Path, name: str) -> None:
+    for path in (tmp_path / name, tmp_path / name / "x" / ".."):
+        with pytest.raises(UsageError, match="is the name of what lies inside of one"):
+            Place.of(path)
+
+
+def test_runs_that_begin_at_one_place_do_not_refuse_each_other(tmp_path: Path) -> None:
+    """Their trials make and remove the same folders."""
+    together = threading.Barrier(4, timeout=60)
+
+    def look() -> set[bool]:
+        found = set()
+        for number in range(100):
+            together.wait()
+            found.add(Place.of(tmp_path / str(number) / "a" / "out").is_new)
+        return found
+
+    with ThreadPoolExecutor(4) as threads:
+        assert {True} == set().union(*(one.result() for one in [threads.submit(look) for _ in range(4)]))
+
+
+@pytest.mark.parametrize("content", [{"fingerprint": {}}, {}])
+def test_a_later_format_is_told_before_anything_else(folder: JobFolder, content: dict[str, object]) -> None:
+    folder.job_path.write_text(json.dumps({**content, "format_version": 99}))
+    with pytest.raises(UnknownFormatError, match=r"has format 99.*use the batchcap that made it"):
+        check(folder)

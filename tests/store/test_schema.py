@@ -84,3 +84,18 @@ def test_a_journal_of_a_later_batchcap_is_refused(path: Path, open_journal: obje
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(UsageError, match=r"version 3.*use the batchcap that made it"):
         open_journal(path)  # type: ignore[operator]
+
+
+def test_a_disk_that_is_full_at_the_first_table_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite has rolled back by itself then."""
+
+    class FullDisk(sqlite3.Connection):
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+            if sql.startswith("CREATE TABLE IF NOT EXISTS sources"):
+                super().execute("ROLLBACK")
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(sql, *values)
+
+    connection = sqlite3.connect(tmp_path / "full.sqlite", isolation_level=None, factory=FullDisk)
+    with closing(connection), pytest.raises(sqlite3.OperationalError, match="disk is full"):
+        schema.migrate(connection, tmp_path)
