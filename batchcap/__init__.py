@@ -1,6 +1,6 @@
 """batchcap captions pictures in bulk on ordinary CPUs, with no network and nothing lost."""
 
-from batchcap import offline
+from batchcap.core import offline
 
 __version__ = "0.1.0"
 

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from batchcap.errors import BundleError
+from batchcap.core.errors import BundleError
+from batchcap.core.records import Float32Array, Int64Array
 from batchcap.export.advice import how_to_get_a_bundle
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
-from batchcap.records import Float32Array, Int64Array
 
 FORMAT_VERSION = 2
 BUNDLE_FILE = "bundle.json"

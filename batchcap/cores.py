@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchcap.config import PlacementConfig
-from batchcap.machine import available_cores
+from batchcap.core.machine import available_cores
 
 SYSTEM = Path("/sys/devices/system")
 # With fewer the kernel does better: whoever waits gives its core to the others.

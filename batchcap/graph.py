@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from batchcap.errors import BundleError
+from batchcap.core.errors import BundleError
 
 # Type and shape of a value; None is a side that may have any length.
 Shape = tuple[int | None, ...]

@@ -12,10 +12,12 @@ from pathlib import Path
 from batchcap import __version__
 from batchcap.bundle import Bundle
 from batchcap.config import DEMO_MODEL, JobConfig, Profile
+from batchcap.core.atomic import write_atomic
+from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
+from batchcap.core.text import one_line
 from batchcap.engines.base import Engine, EngineLoad
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.twins import REMEMBERED_PICTURES
-from batchcap.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.skipped import Skipped
@@ -32,7 +34,6 @@ from batchcap.report.progress import Progress, format_duration
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
 from batchcap.signals import StopRequest, stop_on_signals
 from batchcap.standing import require_known_parts
-from batchcap.store.atomic import write_atomic
 from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
@@ -40,7 +41,6 @@ from batchcap.store.lock import job_lock
 from batchcap.store.parts import SETTINGS_KEY, carried_schema
 from batchcap.store.place import Place
 from batchcap.store.stats import StatsWriter
-from batchcap.terminal import one_line
 from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_encoder
 from batchcap.watchdog import Watchdog

@@ -9,7 +9,7 @@ from typing import Any
 
 from batchcap.begun import BegunJob
 from batchcap.config import DEMO_MODEL, InputConfig, JobConfig, PlacementConfig, VisionConfig
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.jobmistakes import JobText, mistakes_of
 from batchcap.manifest.source import is_address
 from batchcap.profiles import names_in_tables

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from batchcap.bundle import BUNDLE_FILE, Bundle
 from batchcap.config import DEMO_MODEL, MODEL_VARIABLE
-from batchcap.errors import BundleError, UsageError
+from batchcap.core.errors import BundleError, UsageError
 from batchcap.export.options import ExportOptions, missing_packages
 
 log = logging.getLogger(__name__)

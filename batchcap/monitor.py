@@ -3,8 +3,8 @@
 import os
 import time
 
+from batchcap.core.machine import memory_mib
 from batchcap.engines.base import Engine, EngineLoad
-from batchcap.machine import memory_mib
 from batchcap.recorder import Recorder
 from batchcap.report.summary import RunFigures
 from batchcap.store.stats import StatsSample, StatsWriter

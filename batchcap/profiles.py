@@ -12,7 +12,7 @@ from typing import Any
 
 from batchcap.bundle import Bundle
 from batchcap.config import JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.vision.dtype import ONLY_BACKEND, resolve_encoder
 
 Encoder = tuple[VisionBackend, VisionDtype]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from batchcap.bundle import Bundle
 from batchcap.config import Prompt
-from batchcap.errors import BundleError, UsageError
+from batchcap.core.errors import BundleError, UsageError
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 

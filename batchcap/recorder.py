@@ -11,11 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchcap.core.errors import ErrorKind, UsageError
+from batchcap.core.records import Caption, CaptionRow, Failure, ImageRow, PromptColumns, Status, Twin
+from batchcap.core.text import one_line
 from batchcap.engines.base import Outcome, PictureFacts
-from batchcap.errors import ErrorKind, UsageError
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
-from batchcap.records import Caption, CaptionRow, Failure, ImageRow, PromptColumns, Status, Twin
 from batchcap.report.summary import Tally
 from batchcap.standing import Standing, ended_rows, standing_of
 from batchcap.store.folder import JobFolder
@@ -30,7 +31,6 @@ from batchcap.store.parts import (
     retried_metadata,
     write_part,
 )
-from batchcap.terminal import one_line
 
 log = logging.getLogger(__name__)
 

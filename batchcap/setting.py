@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 
 LARGEST_NUMBER = 2**63 - 1  # journal and plan count in 64 bits
 _METADATA_KEY = "setting"

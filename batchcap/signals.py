@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from batchcap.errors import ExitCode
+from batchcap.core.errors import ExitCode
 
 # Ctrl-C, a service manager, a terminal that is closed or a connection that is lost.
 STOP_SIGNALS = {

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
+from batchcap.core.records import CaptionRow
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow
 from batchcap.report.summary import Tally
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

@@ -7,7 +7,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-from batchcap.errors import StreamError
+from batchcap.core.errors import StreamError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

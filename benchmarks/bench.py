@@ -15,7 +15,7 @@ from peers.rounds import Benchmark
 from real_size import WORK, make_pictures
 
 from batchcap.config import DEFAULT_PROMPT, VisionConfig
-from batchcap.machine import available_cores
+from batchcap.core.machine import available_cores
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES, ROUNDS = 64, 3

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import batchcap.offline  # noqa: F401 - before any library that would send something
+import batchcap.core.offline  # noqa: F401 - before any library that would send something
 
 # isort: split
 import numpy as np
@@ -17,11 +17,11 @@ import onnxruntime
 
 from batchcap import __version__
 from batchcap.bundle import Bundle
+from batchcap.core.machine import MIB, available_cores, cpu_name
 from batchcap.decoder.invariance import find_row_tile
 from batchcap.decoder.kept import FOLDER, KeptDecoder
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots, kv_bytes_per_slot
-from batchcap.machine import MIB, available_cores, cpu_name
 from batchcap.model import cache_folder
 
 # Steps of a measurement; each slot is as long as the prompt and all of them.

@@ -29,11 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
+from batchcap.core.machine import available_cores, cpu_name
+from batchcap.core.records import Caption, FinishReason, ImageRow, Verdict
 from batchcap.engines.base import Engine, EngineLoad, Outcome, PictureFacts
 from batchcap.engines.local import LocalEngine
 from batchcap.job import run_job
-from batchcap.machine import available_cores, cpu_name
-from batchcap.records import Caption, FinishReason, ImageRow, Verdict
 from batchcap.report.progress import LogProgress
 from batchcap.report.status import read_status
 from batchcap.store.folder import JobFolder

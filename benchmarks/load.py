@@ -26,8 +26,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchcap.core.machine import MIB, available_cores, cpu_name, memory_mib
 from batchcap.demo.scenes import compose, draw
-from batchcap.machine import MIB, available_cores, cpu_name, memory_mib
 from batchcap.report.status import read_status
 from batchcap.store.folder import JobFolder
 

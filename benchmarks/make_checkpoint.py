@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import batchcap.offline  # noqa: F401 - before any library that would send something
+import batchcap.core.offline  # noqa: F401 - before any library that would send something
 
 # isort: split
 import torch

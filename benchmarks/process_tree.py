@@ -9,7 +9,7 @@ from itertools import count
 
 import psutil
 
-from batchcap.machine import MIB, memory_mib
+from batchcap.core.machine import MIB, memory_mib
 
 INTERVAL_S = 0.2
 # The kernel walks every page to share it out: asked more often, the question would slow the command down.

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-import batchcap.offline  # noqa: F401 - before any library that would send something
+import batchcap.core.offline  # noqa: F401 - before any library that would send something
 
 # isort: split
 import numpy as np
 import onnxruntime
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from batchcap.machine import available_cores, cpu_flags, cpu_name
+from batchcap.core.machine import available_cores, cpu_flags, cpu_name
 from batchcap.report.doctor import SPEED_FLAGS
 
 HIDDEN, INNER, QUERY, KEY = 2048, 6144, 2048, 1024

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
-import batchcap.offline  # noqa: F401 - before any library that would send something
+import batchcap.core.offline  # noqa: F401 - before any library that would send something
 
 # isort: split
 import numpy as np
@@ -27,6 +27,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig
+from batchcap.core.machine import available_cores
+from batchcap.core.records import ImageRow, Patches
 from batchcap.demo.evaluate import examples
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.decoder import draw_decoder
@@ -45,9 +47,7 @@ from batchcap.export.rollout import ROWS
 from batchcap.export.trials import Candidate, Material, Trials
 from batchcap.geometry import Geometry
 from batchcap.images import load_patches
-from batchcap.machine import available_cores
 from batchcap.model import demo_checkpoint
-from batchcap.records import ImageRow, Patches
 from batchcap.verify.quality import Quality, ask_reference
 
 CONTEXT = 1024

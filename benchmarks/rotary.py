@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-import batchcap.offline  # noqa: F401 - before any library that would send something
+import batchcap.core.offline  # noqa: F401 - before any library that would send something
 
 # isort: split
 import numpy as np

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
+from batchcap.core.machine import MIB, available_cores, cpu_name, memory_mib
 from batchcap.engines.messages import DecoderSpec, Ready
 from batchcap.engines.process import Worker
-from batchcap.machine import MIB, available_cores, cpu_name, memory_mib
 
 MAX_VISUAL_TOKENS = 256
 

@@ -1,6 +1,6 @@
 """The tests. The import below comes before any library's.
 
-It switches off what libraries collect and send (`batchcap.offline`), and sets how PyTorch's threads wait.
+It switches off what libraries collect and send (`batchcap.core.offline`), and sets how PyTorch's threads wait.
 """
 
 import batchcap.vision  # noqa: F401

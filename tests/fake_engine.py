@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from batchcap.core.errors import ErrorKind, WorkerError
+from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Verdict
 from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
-from batchcap.errors import ErrorKind, WorkerError
-from batchcap.records import Caption, Failure, FinishReason, ImageRow, Verdict
 
 
 class SilentProgress:

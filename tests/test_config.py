@@ -19,7 +19,7 @@ from batchcap.config import (
     VisionConfig,
     VisionDtype,
 )
-from batchcap.errors import ExitCode, UsageError
+from batchcap.core.errors import ExitCode, UsageError
 from batchcap.setting import require_sense_in_new_job
 
 NAN, INFINITY = float("nan"), float("inf")

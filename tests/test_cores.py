@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from batchcap import cores as cores_module
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
+from batchcap.core.errors import BundleError
 from batchcap.cores import Core, CorePlan, Threads, cpu_list, keep_on, plan_cores, plan_for, usable_cores
 from batchcap.engines import local, worker
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec
-from batchcap.errors import BundleError
 
 GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
 BUNDLE: Any = SimpleNamespace(folder=Path("/bundle"), id="0" * 64, geometry=GEOMETRY)

@@ -9,8 +9,8 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
+from batchcap.core.errors import BatchcapError, BundleError, OutOfMemoryError, UsageError, lacks_memory, load_error
 from batchcap.decoder.session import DecoderSession
-from batchcap.errors import BatchcapError, BundleError, OutOfMemoryError, UsageError, lacks_memory, load_error
 from batchcap.vision.backend import load_encoder
 
 NO_MEMORY = [

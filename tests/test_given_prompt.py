@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchcap.begun import BegunJob
-from batchcap.errors import ExitCode, UsageError
+from batchcap.core.errors import ExitCode, UsageError
 from batchcap.given_prompt import read_prompt
 from batchcap.store.folder import JobFolder
 

@@ -13,8 +13,8 @@ import pytest
 
 from batchcap.bundle import BUNDLE_FILE, Bundle, bundle_id, sha256_of
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
+from batchcap.core.errors import BundleError
 from batchcap.decoder.kept import open_decoder
-from batchcap.errors import BundleError
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions
 from batchcap.vision.backend import load_encoder

@@ -21,16 +21,24 @@ import pytest
 
 from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
+from batchcap.core.atomic import TEMPORARY_SUFFIX
+from batchcap.core.errors import (
+    ErrorKind,
+    ExitCode,
+    LockedError,
+    NotSameJobError,
+    StorageError,
+    UsageError,
+    WorkerError,
+)
+from batchcap.core.records import Failure, ImageRow
 from batchcap.engines.base import EngineLoad, Outcome
-from batchcap.errors import ErrorKind, ExitCode, LockedError, NotSameJobError, StorageError, UsageError, WorkerError
 from batchcap.job import run_job
 from batchcap.manifest.discover import discover
 from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source
-from batchcap.records import Failure, ImageRow
 from batchcap.report.status import read_status
 from batchcap.report.summary import Summary
-from batchcap.store.atomic import TEMPORARY_SUFFIX
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder

@@ -21,7 +21,7 @@ from batchcap.config import (
     VisionConfig,
     VisionDtype,
 )
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.jobfile import load_job_file
 from batchcap.jobmistakes import _KEYS
 from batchcap.profiles import NAMES

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from batchcap import machine
+from batchcap.core import machine
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -10,7 +10,7 @@ import pytest
 from batchcap import model
 from batchcap.bundle import Bundle
 from batchcap.config import DEMO_MODEL
-from batchcap.errors import BundleError, UsageError
+from batchcap.core.errors import BundleError, UsageError
 from batchcap.model import DEMO_NOTE, cache_folder, demo_checkpoint, load_model
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchcap import offline
+from batchcap.core import offline
 from batchcap.report.doctor import examine
 
 

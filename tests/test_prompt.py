@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from batchcap.bundle import Bundle
+from batchcap.core.errors import BundleError, UsageError
 from batchcap.decoder.answer import Answer, AnswerReader
-from batchcap.errors import BundleError, UsageError
 from batchcap.prompt import Detokenizer, PromptTemplate, bundle_opens_thinking, load_tokenizer
 from tests.checkpoints import DATA
 

@@ -16,12 +16,12 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
+from batchcap.core.records import Features, Float32Array, ImageRow, Patches
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.images import load_patches
 from batchcap.images.patchify import target_size
 from batchcap.prompt import Detokenizer, PromptTemplate, load_tokenizer
-from batchcap.records import Features, Float32Array, ImageRow, Patches
 from batchcap.verify.decoding import DecodingPlan, ForcedDecoder, greedy_ids
 from batchcap.verify.reference import Reference
 from batchcap.vision.backend import load_encoder

@@ -16,8 +16,7 @@ import pytest
 
 from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged, PlacementConfig, ResumeConfig
-from batchcap.engines.base import Outcome, PictureFacts
-from batchcap.errors import (
+from batchcap.core.errors import (
     ChangedInputError,
     ErrorKind,
     ExitCode,
@@ -26,9 +25,10 @@ from batchcap.errors import (
     StorageError,
     UsageError,
 )
+from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Twin, Verdict
+from batchcap.engines.base import Outcome, PictureFacts
 from batchcap.job import run_job
 from batchcap.recorder import Recorder
-from batchcap.records import Caption, Failure, FinishReason, ImageRow, Twin, Verdict
 from batchcap.report.status import read_status
 from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from batchcap.errors import ExitCode
+from batchcap.core.errors import ExitCode
 from batchcap.signals import StopRequest, stop_on_signals
 
 

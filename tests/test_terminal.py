@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcap.bundle import Bundle
+from batchcap.core.text import harmless, shown_name
 from batchcap.manifest.shard import Shard
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import write_part
-from batchcap.terminal import harmless, shown_name
 from tests.e2e.command import batchcap
 from tests.e2e.inputs import picture
 from tests.store.records import caption_row

@@ -7,7 +7,7 @@ import typer
 
 from batchcap.commands.results import print_result
 from batchcap.config import DEFAULT_PROMPT
-from batchcap.errors import ExitCode, UsageError
+from batchcap.core.errors import ExitCode, UsageError
 from batchcap.export.options import (
     DEFAULT_MAX_KL,
     ExportOptions,

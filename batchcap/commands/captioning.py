@@ -29,7 +29,7 @@ from batchcap.config import (
     VisionDtype,
     prompt_name_fault,
 )
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.given_prompt import read_prompt
 from batchcap.setting import Mistake, SettingsError, require_sense_in_new_job
 

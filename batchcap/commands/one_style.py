@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.setting import choice_fault
 
 _WANTED: dict[type[Any], str] = {int: "a whole number", float: "a number", bool: "true or false"}

@@ -2,7 +2,7 @@
 
 import typer
 
-from batchcap.terminal import harmless
+from batchcap.core.text import harmless
 
 MAX_SHOWN = 1_000_000
 

@@ -9,10 +9,10 @@ import logging
 
 import numpy as np
 
+from batchcap.core.records import Float32Array
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.geometry import Geometry
-from batchcap.records import Float32Array
 
 log = logging.getLogger(__name__)
 

@@ -20,14 +20,14 @@ import onnxruntime
 from filelock import FileLock
 
 from batchcap.bundle import Bundle, sha256_of
+from batchcap.core.atomic import sync, write_atomic
+from batchcap.core.errors import BatchcapError, UsageError, load_error
+from batchcap.core.machine import MIB, cpu_flags, cpu_name, file_system
 from batchcap.decoder.invariance import LARGEST_BATCH, SEED, TILES, find_row_tile
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
-from batchcap.errors import BatchcapError, UsageError, load_error
 from batchcap.geometry import Geometry
-from batchcap.machine import MIB, cpu_flags, cpu_name, file_system
 from batchcap.model import cache_folder
-from batchcap.store.atomic import sync, write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import mmap
 
 import numpy as np
 
-from batchcap.records import Float32Array
+from batchcap.core.records import Float32Array
 
 _FLOAT_BYTES = 4
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from batchcap.records import Int64Array
+from batchcap.core.records import Int64Array
 
 
 def prompt_positions(prefix: int, grid: tuple[int, int], suffix: int) -> tuple[Int64Array, int]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchcap.config import GenerationConfig
-from batchcap.records import Float32Array, Int64Array
+from batchcap.core.records import Float32Array, Int64Array
 
 
 class Sampler:

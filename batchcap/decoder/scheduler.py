@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
+from batchcap.core.errors import UsageError
+from batchcap.core.records import Caption, Features, FinishReason, Float32Array, Int64Array
 from batchcap.decoder.answer import AnswerReader
 from batchcap.decoder.invariance import LEAST_PREFILL
 from batchcap.decoder.kept import OpenedDecoder, open_decoder
@@ -18,9 +20,7 @@ from batchcap.decoder.sampling import Sampler
 from batchcap.decoder.session import DecoderOutputs
 from batchcap.decoder.slots import Slots
 from batchcap.decoder.verdict import LoopDetector, judge
-from batchcap.errors import UsageError
 from batchcap.prompt import PromptTemplate, load_tokenizer
-from batchcap.records import Caption, Features, FinishReason, Float32Array, Int64Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from batchcap.errors import BundleError, load_error
+from batchcap.core.errors import BundleError, load_error
+from batchcap.core.records import Float32Array, Int64Array
 from batchcap.geometry import Geometry
 from batchcap.graph import FLOAT, INT64, Shape, require_values
-from batchcap.records import Float32Array, Int64Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ Letters: B slots, S tokens of a prompt, H hidden size, M positions of a slot, V 
 
 import numpy as np
 
+from batchcap.core.records import Float32Array, Int64Array
 from batchcap.decoder.memory import SlotMemory
 from batchcap.decoder.session import BoundRun, DecoderInputs, DecoderOutputs, DecoderSession
 from batchcap.geometry import Geometry, TextGeometry
-from batchcap.records import Float32Array, Int64Array
 
 _FLOAT_BYTES = 4
 

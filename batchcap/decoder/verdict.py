@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from batchcap.records import FinishReason, Verdict
+from batchcap.core.records import FinishReason, Verdict
 
 # A tail that is one cycle of tokens over and over is a loop from so many tokens and repeats on. Prose repeats words,
 # not whole cycles: "a cat, a dog, a cat and a dog" has none, and a list of three equal items is a list. A cycle of

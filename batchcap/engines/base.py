@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from batchcap.records import Caption, Failure, ImageRow, Twin
+from batchcap.core.records import Caption, Failure, ImageRow, Twin
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable
 
+from batchcap.core.errors import ErrorKind, lacks_memory
+from batchcap.core.records import Caption, Failure
 from batchcap.decoder.scheduler import Decoder
 from batchcap.engines.messages import Busy, DecodeWork, Inbox
 from batchcap.engines.sign import WorkSign
-from batchcap.errors import ErrorKind, lacks_memory
-from batchcap.records import Caption, Failure
 
 # So long after the last picture a lane with free slots waits for the next one while the encoder is at work.
 PATIENCE_S = 60.0

@@ -12,6 +12,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 
 from batchcap.bundle import Bundle
+from batchcap.core.machine import session_threads
 from batchcap.decoder.invariance import warn_if_a_split_shows
 from batchcap.decoder.kept import KeptDecoder, open_decoder
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
@@ -19,7 +20,6 @@ from batchcap.engines.decoder_lane import DecoderLane
 from batchcap.engines.messages import DecoderSpec, Inbox
 from batchcap.engines.side_by_side import run_side_by_side
 from batchcap.engines.sign import WorkSign
-from batchcap.machine import session_threads
 from batchcap.prompt import PromptTemplate, load_tokenizer
 
 LANES = 2

@@ -13,6 +13,9 @@ from multiprocessing.connection import wait
 
 from batchcap.bundle import Bundle
 from batchcap.config import JobConfig
+from batchcap.core.errors import BatchcapError, WorkerError
+from batchcap.core.machine import MIB, available_cores
+from batchcap.core.records import Caption, Failure, Features, ImageRow, Twin
 from batchcap.cores import Threads, plan_for
 from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
 from batchcap.engines.messages import Busy, Captioned, DecoderSpec, DecodeWork, Ready, VisionSpec
@@ -20,10 +23,7 @@ from batchcap.engines.pressure import MemoryGuard
 from batchcap.engines.process import WorkerEndError
 from batchcap.engines.seat import START_TIMEOUT_S, Seat, SeenTime
 from batchcap.engines.sign import make_sign_file
-from batchcap.errors import BatchcapError, WorkerError
 from batchcap.geometry import feature_bytes
-from batchcap.machine import MIB, available_cores
-from batchcap.records import Caption, Failure, Features, ImageRow, Twin
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from batchcap.config import GenerationConfig, VisionConfig
-from batchcap.records import Features
+from batchcap.core.records import Features
 
 # One picture at a time is the least there is; from here on nothing gets less.
 MOST_DIVISOR = 64

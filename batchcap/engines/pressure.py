@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from batchcap.machine import MIB, available_memory_bytes, total_memory_bytes
+from batchcap.core.machine import MIB, available_memory_bytes, total_memory_bytes
 
 log = logging.getLogger(__name__)
 

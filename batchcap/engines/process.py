@@ -12,8 +12,8 @@ from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from batchcap.core.errors import BatchcapError, ExitCode
 from batchcap.engines.messages import DecoderSpec, Fatal, VisionSpec
-from batchcap.errors import BatchcapError, ExitCode
 from batchcap.signals import STOP_SIGNALS
 
 # Giving back the memory of a large model takes the kernel a while.

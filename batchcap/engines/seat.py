@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+from batchcap.core.errors import ErrorKind, WorkerError
+from batchcap.core.records import Failure, ImageRow
 from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, VisionSpec
 from batchcap.engines.process import Worker, WorkerEndError
-from batchcap.errors import ErrorKind, WorkerError
-from batchcap.records import Failure, ImageRow
 
 log = logging.getLogger(__name__)
 

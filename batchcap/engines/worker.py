@@ -12,9 +12,9 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Protocol
 
+from batchcap.core.errors import BatchcapError, ExitCode, lacks_memory
 from batchcap.cores import keep_on
 from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec
-from batchcap.errors import BatchcapError, ExitCode, lacks_memory
 from batchcap.signals import STOP_SIGNALS
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.bundle import Bundle
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.decoder import Drawing
 from batchcap.export.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from batchcap.core.records import Float32Array, Int64Array
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.layers import LayerStream
 from batchcap.export.matrices import matrix_name
@@ -23,7 +24,6 @@ from batchcap.export.quantize import MatrixInMemory, Rows, quantize_matrix
 from batchcap.export.rollout import PicturePrompt
 from batchcap.export.scaling import Group, Scales, expanded, head_group, layer_groups
 from batchcap.geometry import TextGeometry
-from batchcap.records import Float32Array, Int64Array
 
 ALPHAS = tuple(step / 20 for step in range(1, 21))  # 0 is no scaling
 MAX_TOKENS = 512

@@ -11,6 +11,8 @@ import torch
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
+from batchcap.core.machine import available_cores
+from batchcap.core.records import Patches
 from batchcap.export.awq import find_scales
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.decoder import GRAPH_FILE, Drawing, fill_decoder
@@ -18,9 +20,7 @@ from batchcap.export.options import ExportOptions
 from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
 from batchcap.export.rollout import PicturePrompt, Rollout
 from batchcap.export.scaling import Scales
-from batchcap.machine import available_cores
 from batchcap.prompt import PromptTemplate
-from batchcap.records import Patches
 from batchcap.vision.encoder import VisionEncoder
 
 log = logging.getLogger(__name__)

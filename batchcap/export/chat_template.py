@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.bundle import CHAT_TEMPLATE_FILE
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
 from batchcap.export.configuration import read_json
 
 DEFAULT = "default"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.bundle import sha256_of
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
 from batchcap.export.configuration import CONFIG_FILE, MISTYPED, normalised, read_images, read_json, stop_tokens
 from batchcap.export.hub import fetch
 from batchcap.export.inventory import chosen_tensors, with_true_head

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "qwen3_vl"

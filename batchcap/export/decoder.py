@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from batchcap.errors import BatchcapError, CheckpointError
+from batchcap.core.errors import BatchcapError, CheckpointError
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.configuration import CONFIG_FILE
 from batchcap.export.integer_products import unscaled

@@ -33,7 +33,7 @@ from batchcap.bundle import (
     sha256_of,
 )
 from batchcap.config import DEFAULT_PROMPT, VisionDtype
-from batchcap.errors import BatchcapError, BundleError, CheckpointError, UsageError
+from batchcap.core.errors import BatchcapError, BundleError, CheckpointError, UsageError
 from batchcap.export.chat_template import chat_template
 from batchcap.export.check import check_decoder, check_embeddings, check_encoder, decade_above
 from batchcap.export.checkpoint import Checkpoint, open_checkpoint, weights_sha256

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from batchcap.errors import CheckpointError
-from batchcap.offline import hub_allowed
+from batchcap.core.errors import CheckpointError
+from batchcap.core.offline import hub_allowed
 
 FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
 

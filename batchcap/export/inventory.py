@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
 from batchcap.export.configuration import TIED, part_of
 from batchcap.export.missing import missing_tensor
 from batchcap.export.tensors import EMBEDDINGS, FLOAT_TYPES, HEAD, StoredTensor, same_bytes

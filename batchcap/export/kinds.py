@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
 from batchcap.export.configuration import (
     ARCHITECTURE,
     CONFIG_FILE,

@@ -5,7 +5,7 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import Any
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.export.matrices import HEAD, in_sensitive_place
 
 

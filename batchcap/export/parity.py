@@ -9,12 +9,12 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from batchcap.bundle import EmbeddingTable
+from batchcap.core.records import Float32Array, Int64Array
 from batchcap.decoder.positions import prompt_positions
 from batchcap.export.check import DecoderRun
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.transformers_model import load_model
 from batchcap.geometry import Geometry
-from batchcap.records import Float32Array, Int64Array
 
 # Visual tokens down and across of the pictures compared: square, flat, tall.
 GRIDS = ((2, 2), (2, 5), (6, 3))

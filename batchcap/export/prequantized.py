@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchcap.errors import CheckpointError, UsageError
+from batchcap.core.errors import CheckpointError, UsageError
+from batchcap.core.records import Float32Array
 from batchcap.export.inventory import FLOAT_BYTES
 from batchcap.export.kinds import PREQUANTIZED
 from batchcap.export.options import BLOCK_SIZES, Rounding, RoundingAlgorithm
 from batchcap.export.quantize import QuantizedMatrix, UInt8Array, pack
 from batchcap.export.tensors import EMBEDDINGS, FLOAT_TYPES, VISION, StoredTensor
-from batchcap.records import Float32Array
 
 METHODS = PREQUANTIZED
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor, quant_tensor_k_quant_cpu
 
+from batchcap.core.machine import available_cores
+from batchcap.core.records import Float32Array
 from batchcap.export.options import WHOLE_ROW, Rounding, RoundingAlgorithm
-from batchcap.machine import available_cores
-from batchcap.records import Float32Array
 
 SLICE_VALUES = 1 << 19
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from batchcap.core.records import Float32Array
 from batchcap.export.quantize import Rows
 from batchcap.export.tensors import EMBEDDINGS, HEAD
 from batchcap.geometry import TextGeometry
-from batchcap.records import Float32Array
 
 SCALES_FILE = "decoder/awq.safetensors"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from batchcap.errors import BatchcapError, LockedError
+from batchcap.core.errors import BatchcapError, LockedError
 
 _LOCK_FILE = "lock"
 _GIB = 1 << 30

@@ -6,7 +6,7 @@ The limits of ONNX Runtime's operators were found by trying (tests/export/test_g
 import math
 from typing import Any
 
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 from batchcap.vision.rope import ROPE_THETA
 

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
+from batchcap.core.records import Float32Array
 from batchcap.export.configuration import LFS_POINTER, LFS_REMEDY, read_json
-from batchcap.records import Float32Array
 
 _COPY_BYTES = 1 << 24
 _MAX_HEADER_BYTES = 100_000_000

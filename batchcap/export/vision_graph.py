@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
 from batchcap.export.integer_products import IntegerProducts, turned
 from batchcap.export.options import BY_ROWS
 from batchcap.export.quantize import quantize_matrix

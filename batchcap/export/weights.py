@@ -12,13 +12,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
+from batchcap.core.records import Float32Array
 from batchcap.export.integer_products import IntegerProducts, turned
 from batchcap.export.matrices import layer_count, matrix_name
 from batchcap.export.options import ACCURACY_LEVEL, WHOLE_ROW, ExportOptions, Precision, Rounding
 from batchcap.export.prequantized import PackedMatrix
 from batchcap.export.quantize import Rows, quantize_matrix
-from batchcap.records import Float32Array
 
 ALIGNMENT = 4096  # of a memory page, so that the runtime can map each tensor by itself
 INLINE_BYTES = 1024  # smaller constants stay in the graph

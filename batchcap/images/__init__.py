@@ -4,12 +4,12 @@ import time
 from dataclasses import dataclass
 
 from batchcap.config import VisionConfig
+from batchcap.core.records import ImageRow, Patches
 from batchcap.geometry import ImageSettings, VisionGeometry
 from batchcap.images.colour import apply_profile
 from batchcap.images.decode import decode
 from batchcap.images.patchify import patchify, resize, target_size
 from batchcap.images.source import digest, read_encoded
-from batchcap.records import ImageRow, Patches
 
 __all__ = ["EncodedPicture", "load_patches", "patches_of", "read_picture"]
 

@@ -5,7 +5,7 @@ import binascii
 import codecs
 import re
 
-from batchcap.terminal import one_line
+from batchcap.core.text import one_line
 
 PREFIX_BYTES = 4096
 _SHOWN_LETTERS = 40

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from batchcap.errors import ErrorKind, RowError
+from batchcap.core.errors import ErrorKind, RowError
 from batchcap.images import content, jpeg2000, tiff
 from batchcap.images.colour import to_rgb
 from batchcap.images.quiet import silence

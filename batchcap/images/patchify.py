@@ -5,9 +5,9 @@ import math
 import numpy as np
 from PIL import Image
 
-from batchcap.errors import ErrorKind, RowError
+from batchcap.core.errors import ErrorKind, RowError
+from batchcap.core.records import Float32Array
 from batchcap.geometry import ImageSettings, VisionGeometry
-from batchcap.records import Float32Array
 
 MAX_ASPECT_RATIO = 200
 RESCALE = 1 / 255

@@ -6,8 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from batchcap.errors import ErrorKind, RowError
-from batchcap.records import ImageRow
+from batchcap.core.errors import ErrorKind, RowError
+from batchcap.core.records import ImageRow
 
 # No picture within the pixel limit needs more; what is larger is no picture, and would not fit in memory.
 MAX_ENCODED_MIB = 1024

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
+from batchcap.core.text import one_line
 from batchcap.manifest.column_type import (
     can_become,
     fitted,
@@ -22,7 +23,6 @@ from batchcap.manifest.column_type import (
 )
 from batchcap.manifest.parquet import ParquetLayout, listed, quoted, shown
 from batchcap.manifest.row_reader import SMALL_BATCH_ROWS, RowReader, Unreadable
-from batchcap.terminal import one_line
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from batchcap.config import InputConfig
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
+from batchcap.core.text import shown_name
 from batchcap.images.content import PREFIX_BYTES
 from batchcap.images.decode import not_an_image
 from batchcap.images.source import read_beginning
@@ -26,7 +27,6 @@ from batchcap.manifest.suffix import (
 from batchcap.manifest.tables import table_above
 from batchcap.manifest.walk import Walk, asks_for_parts, fixed_part
 from batchcap.store.folder import is_job_folder
-from batchcap.terminal import shown_name
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcap.config import InputConfig
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
+from batchcap.core.text import one_line, shown_name
 from batchcap.manifest.cells import list_advice, list_value
 from batchcap.store.parts import SCHEMA as OUTPUT_SCHEMA
-from batchcap.terminal import one_line, shown_name
 
 # A plan of more would take days to make. Only a footer that lies has them.
 _MOST_ROWS = 1_000_000_000

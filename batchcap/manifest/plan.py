@@ -12,7 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchcap.config import InputConfig
-from batchcap.errors import ChangedInputError, UsageError
+from batchcap.core.errors import ChangedInputError, UsageError
+from batchcap.core.records import ImageRow
+from batchcap.core.text import shown_name
 from batchcap.manifest.carried import carried_schema, fitted_columns, require_values_fit
 from batchcap.manifest.parquet import ParquetLayout, column_options, quoted, read_layout
 from batchcap.manifest.row_reader import (
@@ -25,11 +27,9 @@ from batchcap.manifest.row_reader import (
 )
 from batchcap.manifest.shard import Shard
 from batchcap.manifest.source import Source, SourceKind, source_name
-from batchcap.records import ImageRow
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
 from batchcap.store.plan_tables import KnownSource, PlanChange, PlanTables, TouchedSource
-from batchcap.terminal import shown_name
 
 # Sources looked up and kept with one statement.
 _SOURCES_AT_ONCE = 1000

@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchcap.errors import ErrorKind
+from batchcap.core.errors import ErrorKind
+from batchcap.core.records import ImageRow
 from batchcap.manifest.cells import hint_at, shown_cell, why_no_file, why_no_path
 from batchcap.manifest.parquet import (
     PATH,
@@ -26,7 +27,6 @@ from batchcap.manifest.parquet import (
     shown,
 )
 from batchcap.manifest.source import is_address, printable_name, source_name
-from batchcap.records import ImageRow
 
 log = logging.getLogger(__name__)
 

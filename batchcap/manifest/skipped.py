@@ -4,8 +4,8 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
+from batchcap.core.text import shown_name
 from batchcap.manifest.suffix import NOT_READ
-from batchcap.terminal import shown_name
 
 _SHOWN_SUFFIXES = 5
 

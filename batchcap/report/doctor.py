@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from batchcap import __version__, offline
+from batchcap import __version__
 from batchcap.bundle import Bundle
 from batchcap.config import (
     DEMO_MODEL,
@@ -19,10 +19,9 @@ from batchcap.config import (
     VisionConfig,
     VisionDtype,
 )
-from batchcap.cores import Threads, plan_for
-from batchcap.engines.capacity import memory_need
-from batchcap.errors import ExitCode, UsageError
-from batchcap.machine import (
+from batchcap.core import offline
+from batchcap.core.errors import ExitCode, UsageError
+from batchcap.core.machine import (
     MIB,
     available_cores,
     available_memory_bytes,
@@ -30,6 +29,8 @@ from batchcap.machine import (
     cpu_name,
     total_memory_bytes,
 )
+from batchcap.cores import Threads, plan_for
+from batchcap.engines.capacity import memory_need
 from batchcap.model import cache_folder, load_model
 from batchcap.profiles import Resolution, resolve
 from batchcap.tuning.record import read_tuned

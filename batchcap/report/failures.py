@@ -4,12 +4,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from batchcap.config import InputConfig
-from batchcap.errors import ErrorKind, StorageError
-from batchcap.records import CaptionRow
+from batchcap.core.errors import ErrorKind, StorageError
+from batchcap.core.records import CaptionRow
+from batchcap.core.text import one_line
 from batchcap.report.summary import Tally
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import first_failure
-from batchcap.terminal import one_line
 
 # From this share of all rows on, one cause stands behind them more likely than many.
 ALIKE_SHARE = 0.9

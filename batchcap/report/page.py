@@ -14,19 +14,19 @@ import pyarrow.parquet as pq
 
 from batchcap import __version__
 from batchcap.config import InputConfig, VisionConfig
-from batchcap.errors import StorageError, UsageError
+from batchcap.core.atomic import write_atomic
+from batchcap.core.errors import StorageError, UsageError
+from batchcap.core.records import CaptionRow, ImageRow, Status
+from batchcap.core.text import harmless
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, ImageRow, Status
 from batchcap.report.status import JobStatus, read_status
 from batchcap.report.thumbnails import ThumbnailMaker
 from batchcap.standing import ended_rows, standing_of
-from batchcap.store.atomic import write_atomic
 from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import read_job_file
 from batchcap.store.journal import Journal
 from batchcap.store.parts import well_rows
-from batchcap.terminal import harmless
 
 TEMPLATE = "page.html.jinja"
 PLOT_WIDTH, PLOT_HEIGHT = 640, 120

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.report.progress import format_duration
 from batchcap.report.summary import JobState, Tally
 from batchcap.standing import look_at_shards, unknown_part

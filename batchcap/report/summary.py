@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from batchcap.errors import ExitCode
-from batchcap.records import CaptionRow, Status
+from batchcap.core.errors import ExitCode
+from batchcap.core.records import CaptionRow, Status
 
 if TYPE_CHECKING:
     from batchcap.report.bottleneck import Bottleneck

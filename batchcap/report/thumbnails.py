@@ -7,11 +7,11 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Self
 
-from batchcap.errors import RowError
+from batchcap.core.errors import RowError
+from batchcap.core.records import ImageRow
 from batchcap.images import read_picture
 from batchcap.images.colour import apply_profile
 from batchcap.images.decode import decode
-from batchcap.records import ImageRow
 
 SIDE_PX = 256
 QUALITY = 80

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.config import DEMO_MODEL, JobConfig
-from batchcap.errors import NotSameJobError, StorageError, UsageError
+from batchcap.core.errors import NotSameJobError, StorageError, UsageError
 from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import read_job_file, write_job_file
 from batchcap.store.journal import Journal

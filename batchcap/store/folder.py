@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from batchcap.errors import UsageError
+from batchcap.core.atomic import remove_leftovers, storage_error, sync
+from batchcap.core.errors import UsageError
 from batchcap.manifest.source import printable_name
-from batchcap.store.atomic import remove_leftovers, storage_error, sync
 
 FORMAT_VERSION = 3
 STATE = "__batchcap"

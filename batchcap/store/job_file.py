@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from batchcap.errors import UsageError
-from batchcap.store.atomic import write_atomic
+from batchcap.core.atomic import write_atomic
+from batchcap.core.errors import UsageError
 from batchcap.store.folder import FORMAT_VERSION, JobFolder
 
 KNOWN_FORMATS = (2, FORMAT_VERSION)

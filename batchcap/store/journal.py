@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from batchcap.errors import StorageError
+from batchcap.core.atomic import storage_error, sync
+from batchcap.core.errors import StorageError
+from batchcap.core.records import CaptionRow, PromptColumns, Status, with_enums
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, PromptColumns, Status, with_enums
-from batchcap.store.atomic import storage_error, sync
 from batchcap.store.schema import as_of_today, migrate
 from batchcap.store.untouched import open_untouched, stamp
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from batchcap.errors import LockedError, StorageError
-from batchcap.store.atomic import storage_error, write_atomic
+from batchcap.core.atomic import storage_error, write_atomic
+from batchcap.core.errors import LockedError, StorageError
 from batchcap.store.folder import JobFolder
 
 # `status` looks at the lock for an instant: a run that starts in that instant must not be turned away.

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchcap.errors import StorageError
+from batchcap.core.atomic import atomic_file, storage_error
+from batchcap.core.errors import StorageError
+from batchcap.core.records import CaptionRow, PromptColumns, Status, Verdict, with_enums
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, PromptColumns, Status, Verdict, with_enums
-from batchcap.store.atomic import atomic_file, storage_error
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from batchcap.errors import UsageError
-from batchcap.store.atomic import storage_error
+from batchcap.core.atomic import storage_error
+from batchcap.core.errors import UsageError
 from batchcap.store.folder import STATE, STATE_2, JobFolder, is_job_folder
 
 # What is wrong with the place itself. Other errors (a full disk, a server that is gone) may be over soon.

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)

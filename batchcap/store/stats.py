@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchcap.store.atomic import atomic_file
+from batchcap.core.atomic import atomic_file
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.config import InputConfig, JobConfig, VisionBackend, VisionDtype
-from batchcap.errors import BatchcapError, UsageError
-from batchcap.machine import available_cores, cpu_name
+from batchcap.core.atomic import write_atomic
+from batchcap.core.errors import BatchcapError, UsageError
+from batchcap.core.machine import available_cores, cpu_name
 from batchcap.model import cache_folder
 from batchcap.profiles import Settings, Tuned
-from batchcap.store.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig
+from batchcap.core.errors import BatchcapError, UsageError
+from batchcap.core.machine import MIB, available_cores, available_memory_bytes, busy_cpu_s
 from batchcap.cores import Threads, usable_cores
 from batchcap.engines.capacity import fitted_to_memory, memory_need
-from batchcap.errors import BatchcapError, UsageError
-from batchcap.machine import MIB, available_cores, available_memory_bytes, busy_cpu_s
 from batchcap.model import load_model
 from batchcap.profiles import Settings, Tuned, is_w8a8
 from batchcap.report.columns import aligned

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from batchcap.errors import BundleError
+from batchcap.core.errors import BundleError
+from batchcap.core.records import Float32Array
 from batchcap.export.options import BY_ROWS
-from batchcap.records import Float32Array
 
 INTERLEAVED = 1  # `mrope_layout` of MRotaryEmbedding
 ROTARY_TABLES = ("cos_cache", "sin_cache")

@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
+from batchcap.core.machine import available_cores
+from batchcap.core.records import Features, Float32Array
 from batchcap.decoder.invariance import find_row_tile
 from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.decoder.session import DecoderOutputs, DecoderSession
 from batchcap.decoder.slots import Slots
-from batchcap.machine import available_cores
 from batchcap.prompt import PromptTemplate
-from batchcap.records import Features, Float32Array
 from batchcap.verify.metrics import Distance, distance
 from batchcap.verify.reference import Continuation
 from batchcap.verify.table import Bound, Row

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
-from batchcap.machine import available_cores
-from batchcap.records import Features, Float32Array, Patches
+from batchcap.core.machine import available_cores
+from batchcap.core.records import Features, Float32Array, Patches
 from batchcap.verify.metrics import relative_error
 from batchcap.verify.table import Row
 from batchcap.vision.backend import load_encoder

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from batchcap.records import Float32Array
+from batchcap.core.records import Float32Array
 
 Float64Array = NDArray[np.float64]
 

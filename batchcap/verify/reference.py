@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
+from batchcap.core.machine import available_memory_bytes
+from batchcap.core.records import Features, Float32Array, Int64Array, Patches
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.prequantized import require_unquantized
 from batchcap.export.tensors import HEAD, VISION, StoredTensor
 from batchcap.export.transformers_model import load_model
-from batchcap.machine import available_memory_bytes
 from batchcap.prompt import PromptTemplate
-from batchcap.records import Features, Float32Array, Int64Array, Patches
 
 log = logging.getLogger(__name__)
 

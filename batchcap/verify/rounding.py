@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from batchcap.records import Float32Array
+from batchcap.core.records import Float32Array
 from batchcap.verify.decoder_weights import RoundedRows
 
 # Largest error of a weight in steps of plain rounding: largest weight of the block / (2^(bits - 1) - 1). Measured over

@@ -7,8 +7,8 @@ import numpy as np
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig
-from batchcap.errors import BundleError, UsageError
-from batchcap.records import Features, Float32Array, Patches
+from batchcap.core.errors import BundleError, UsageError
+from batchcap.core.records import Features, Float32Array, Patches
 from batchcap.vision.dtype import resolve_backend
 
 

@@ -3,8 +3,8 @@
 from importlib.util import find_spec
 
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
-from batchcap.errors import UsageError
-from batchcap.machine import cpu_flags
+from batchcap.core.errors import UsageError
+from batchcap.core.machine import cpu_flags
 
 # Arithmetic that only one backend has, so that asking for it asks for the backend.
 ONLY_BACKEND = {VisionDtype.BF16: VisionBackend.TORCH, VisionDtype.INT8: VisionBackend.ONNX}

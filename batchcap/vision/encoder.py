@@ -12,7 +12,7 @@ from torch import Tensor
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
-from batchcap.records import Features, Float32Array, Patches
+from batchcap.core.records import Features, Float32Array, Patches
 from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
 from batchcap.vision.linear import pack_linears, threads_of_a_pass

@@ -12,12 +12,12 @@ import onnxruntime
 
 from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
-from batchcap.errors import BundleError, CheckpointError, load_error
+from batchcap.core.errors import BundleError, CheckpointError, load_error
+from batchcap.core.machine import session_threads
+from batchcap.core.records import Features, Float32Array, Patches
 from batchcap.export.tensors import read_file
 from batchcap.geometry import VisionGeometry
 from batchcap.graph import FLOAT, Shape, require_values
-from batchcap.machine import session_threads
-from batchcap.records import Features, Float32Array, Patches
 from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
 from batchcap.vision.positions import PositionEmbeddings

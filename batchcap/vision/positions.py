@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from batchcap.records import Float32Array, Int64Array
+from batchcap.core.records import Float32Array, Int64Array
 from batchcap.vision.rope import merge_block_order
 
 CACHED_GRIDS = 16  # 4 MiB each at 1024 patches and a hidden size of 1024

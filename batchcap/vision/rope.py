@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from batchcap.records import Float32Array, Int64Array
+from batchcap.core.records import Float32Array, Int64Array
 
 ROPE_THETA = 10000.0  # of the vision tower; checkpoints with another one are refused
 

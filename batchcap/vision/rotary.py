@@ -2,7 +2,7 @@
 
 import torch
 
-from batchcap.records import Float32Array
+from batchcap.core.records import Float32Array
 from batchcap.vision.rope import ROPE_THETA
 
 # Patches along one side of a picture: 131,072 pixels. A picture of the default context is at most as long.

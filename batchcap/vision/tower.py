@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from batchcap.errors import BundleError, load_error
+from batchcap.core.errors import BundleError, load_error
 from batchcap.geometry import VisionGeometry
 from batchcap.vision.linear import has_packed_kernels
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from batchcap.machine import cpu_flags
+from batchcap.core.machine import cpu_flags
 
 # A product of the decoder's size: rows of a prefill, hidden size, intermediate size.
 ROWS, DEPTH, COLUMNS = 480, 2048, 6144

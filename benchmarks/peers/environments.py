@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchcap import offline
+from batchcap.core import offline
 
 STAMP = ".installed"
 REASON_LINES = 3

@@ -17,8 +17,8 @@ from process_tree import run_watched
 from real_size import FLAGS
 from tokenizers import Tokenizer
 
-from batchcap import offline
-from batchcap.machine import cpu_flags, cpu_name
+from batchcap.core import offline
+from batchcap.core.machine import cpu_flags, cpu_name
 from peers.ceiling import PictureSize, arithmetic_ops
 from peers.contestants import PROGRAMS, Contestant, Prepared
 from peers.environments import MissingPeerError, last_lines

@@ -9,7 +9,7 @@ import pytest
 from peers.environments import run_logged
 from peers.rounds import _environment
 
-from batchcap.offline import SWITCHES
+from batchcap.core.offline import SWITCHES
 from tests.benchmarks.test_bench import TASK
 
 PROGRAMS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batchcap.errors import ExitCode
+from batchcap.core.errors import ExitCode
 from batchcap.store.folder import JobFolder
 from tests.e2e.process import Process
 

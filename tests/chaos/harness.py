@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchcap.errors import ExitCode
+from batchcap.core.errors import ExitCode
 from tests.chaos.faults import Fault, Scene
 from tests.e2e.conftest import Job
 from tests.e2e.process import Process, assert_clean, assert_whole, durable_rows, run

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
+from batchcap.core.records import Features
 from batchcap.prompt import PromptTemplate
-from batchcap.records import Features
 
 
 @dataclass

@@ -7,12 +7,12 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
+from batchcap.core.errors import UsageError
+from batchcap.core.records import Caption, Features, FinishReason, Verdict
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.decoder.session import DecoderOutputs
 from batchcap.decoder.verdict import MIN_LOOP_TOKENS
-from batchcap.errors import UsageError
 from batchcap.prompt import PromptTemplate, load_tokenizer, without_cut_character
-from batchcap.records import Caption, Features, FinishReason, Verdict
 
 TEXT = "Describe this image."
 GRIDS = [(2, 2), (3, 5), (5, 3), (1, 6), (4, 4), (2, 3), (6, 2), (3, 3), (2, 7), (4, 3)]

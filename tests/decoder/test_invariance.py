@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batchcap.core.records import Float32Array
 from batchcap.decoder import invariance
 from batchcap.decoder.invariance import LARGEST_BATCH, find_row_tile, rows_stay_equal
-from batchcap.records import Float32Array
 
 
 class KernelProbe:

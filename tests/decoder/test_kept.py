@@ -14,11 +14,11 @@ import onnx
 import pytest
 
 from batchcap.bundle import Bundle
+from batchcap.core.machine import MIB
 from batchcap.decoder import kept as kept_module
 from batchcap.decoder.invariance import LARGEST_BATCH
 from batchcap.decoder.kept import ENTRY_FILE, GRAPH_FILE, KeptDecoder, open_decoder, prepare_sharing, probe
 from batchcap.decoder.session import DecoderSession
-from batchcap.machine import MIB
 
 WEIGHTS_FILE = f"{GRAPH_FILE}.data"
 # Two of these at once must pack once: each says when it packs, and the bits that it got.

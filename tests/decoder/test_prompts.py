@@ -9,6 +9,7 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig, Prompt
+from batchcap.core.records import Caption, Features, FinishReason, Float32Array
 from batchcap.decoder import scheduler
 from batchcap.decoder.invariance import LARGEST_BATCH, TILES, find_row_tile, warn_if_a_split_shows
 from batchcap.decoder.kept import OpenedDecoder
@@ -16,7 +17,6 @@ from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.prompt import PromptTemplate
-from batchcap.records import Caption, Features, FinishReason, Float32Array
 from tests.decoder.reference import Reference
 
 NEW_TOKENS = 16

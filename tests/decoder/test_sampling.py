@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from batchcap.config import GenerationConfig
+from batchcap.core.records import Float32Array
 from batchcap.decoder.sampling import Sampler
-from batchcap.records import Float32Array
 
 VOCABULARY = 40
 # transformers computes in float32, batchcap in float64.

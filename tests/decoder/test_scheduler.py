@@ -8,10 +8,10 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
+from batchcap.core.errors import UsageError
+from batchcap.core.records import Caption, Features, FinishReason
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
-from batchcap.errors import UsageError
 from batchcap.prompt import PromptTemplate
-from batchcap.records import Caption, Features, FinishReason
 from tests.decoder.reference import Reference, zeroed
 
 NEW_TOKENS = 20

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from batchcap.core.records import FinishReason, Verdict
 from batchcap.decoder.verdict import (
     MAX_CYCLE_TOKENS,
     MIN_LOOP_TOKENS,
@@ -14,7 +15,6 @@ from batchcap.decoder.verdict import (
     LoopDetector,
     judge,
 )
-from batchcap.records import FinishReason, Verdict
 from tests.checkpoints import DATA
 
 # A loop is noticed at the latest after so many tokens of it.

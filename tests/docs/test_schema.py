@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.jobfile import load_job_file
 from tests.docs.markdown import PROJECT, blocks, section, text_of
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchcap.store.atomic import TEMPORARY_SUFFIX
+from batchcap.core.atomic import TEMPORARY_SUFFIX
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import read_holder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.errors import ExitCode
+from batchcap.core.errors import ExitCode
 from batchcap.store.folder import STATE, JobFolder
 from tests.e2e.conftest import ROWS, Job
 from tests.e2e.process import Process, assert_whole, durable_rows, read_summary, run

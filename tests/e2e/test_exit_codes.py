@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.errors import ExitCode
+from batchcap.core.errors import ExitCode
 from tests.e2e.conftest import LONG, Job
 from tests.e2e.process import Process, read_summary, run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchcap.bundle import Bundle
-from batchcap.errors import ErrorKind, ExitCode
+from batchcap.core.errors import ErrorKind, ExitCode
 from batchcap.manifest.source import printable_name
 from tests.e2e.command import read_rows
 from tests.e2e.process import leftovers, read_summary, run

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from batchcap.errors import ExitCode, LockedError
+from batchcap.core.errors import ExitCode, LockedError
 from batchcap.store import lock
 from batchcap.store.folder import JobFolder
 from batchcap.store.lock import job_lock, read_holder

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from batchcap import offline
 from batchcap.bundle import Bundle
+from batchcap.core import offline
 from tests.e2e.inputs import write_pictures
 from tests.e2e.traces import Home, suspicious, why_no_trace
 
 pytestmark = pytest.mark.slow
 COMMANDS = ("--help", "export", "verify", "caption", "run", "status", "report", "doctor", "tune")
 NOISE = "telemetry"
-# A program of batchcap as it would be without `batchcap.offline`. It waits for the first upload, some seconds later.
+# A program of batchcap without `batchcap.core.offline`. It waits for the first upload, some seconds later.
 WITHOUT_OWNER = """
 import pathlib, sys, time, types
-sys.modules["batchcap.offline"] = types.SimpleNamespace(apply=lambda: None)
+sys.modules["batchcap.core.offline"] = types.SimpleNamespace(apply=lambda: None)
 import batchcap, onnxruntime
 onnxruntime.InferenceSession(sys.argv[1])
 trace, ends_s = pathlib.Path(sys.argv[2]), time.monotonic() + 30
@@ -123,7 +123,7 @@ def test_a_home_that_cannot_be_written_is_no_reason_for_noise(
 
 def test_switches_hold_over_what_the_caller_set(tmp_path: Path) -> None:
     code = (
-        "import batchcap, os; from batchcap.offline import SWITCHES, faults; assert not faults(); "
+        "import batchcap, os; from batchcap.core.offline import SWITCHES, faults; assert not faults(); "
         "assert all(os.environ[name] == value for name, value, _libraries in SWITCHES); "
         "from huggingface_hub import constants as hub; assert hub.HF_HUB_OFFLINE and hub.HF_HUB_DISABLE_TELEMETRY; "
         "from datasets import config; assert config.HF_HUB_OFFLINE and not config.HF_UPDATE_DOWNLOAD_COUNTS"
@@ -134,7 +134,7 @@ def test_switches_hold_over_what_the_caller_set(tmp_path: Path) -> None:
 
 
 def test_a_library_that_was_loaded_first_is_told_of(tmp_path: Path) -> None:
-    code = "import huggingface_hub; from batchcap.offline import faults; print(faults())"
+    code = "import huggingface_hub; from batchcap.core.offline import faults; print(faults())"
     assert "huggingface-hub was loaded before batchcap" in Home(tmp_path).python("-c", code).stdout
 
 

@@ -13,7 +13,7 @@ import pytest
 from batchcap.begun import BegunJob
 from batchcap.bundle import Bundle
 from batchcap.commands.captioning import _prompt
-from batchcap.errors import ExitCode, UsageError
+from batchcap.core.errors import ExitCode, UsageError
 from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap, read_rows
 from tests.e2e.conftest import Job

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from batchcap.bundle import Bundle
-from batchcap.store.atomic import TEMPORARY_SUFFIX
+from batchcap.core.atomic import TEMPORARY_SUFFIX
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import SCHEMA
 from tests.e2e.command import batchcap, read_rows

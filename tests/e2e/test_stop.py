@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.errors import ExitCode
+from batchcap.core.errors import ExitCode
 from batchcap.store.folder import JobFolder
 from batchcap.store.lock import read_holder
 from tests.e2e.conftest import LONG, ROWS, Job

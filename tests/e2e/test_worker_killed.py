@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.errors import ExitCode
+from batchcap.core.errors import ExitCode
 from batchcap.store.folder import JobFolder
 from tests.e2e.conftest import Job
 from tests.e2e.process import Process, assert_clean, assert_whole, read_summary

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from batchcap.core.errors import ErrorKind
+from batchcap.core.records import Caption, Failure, Features, FinishReason, ImageRow, Twin, Verdict
 from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
-from batchcap.errors import ErrorKind
-from batchcap.records import Caption, Failure, Features, FinishReason, ImageRow, Twin, Verdict
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
+from batchcap.core.errors import ErrorKind
+from batchcap.core.records import Caption, Failure, Features
 from batchcap.decoder.scheduler import Decoder
 from batchcap.decoder.slots import Slots
 from batchcap.engines import decoder_lane
@@ -25,8 +27,6 @@ from batchcap.engines.decoder_worker import DecoderWorker, lane_count
 from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork
 from batchcap.engines.seat import Seat
 from batchcap.engines.sign import WorkSign, make_sign_file
-from batchcap.errors import ErrorKind
-from batchcap.records import Caption, Failure, Features
 from tests.engines.doubles import EndlessInbox
 
 PATIENCE_S = 60.0

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
+from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, WorkerError
+from batchcap.core.records import Failure, ImageRow, Twin
 from batchcap.engines import local, process, seat
 from batchcap.engines.base import Outcome
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec, Fatal
-from batchcap.errors import BatchcapError, ErrorKind, ExitCode, WorkerError
-from batchcap.records import Failure, ImageRow, Twin
 
 GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
 BUNDLE: Any = SimpleNamespace(folder=Path("/bundle"), id="0" * 64, geometry=GEOMETRY)

@@ -11,12 +11,12 @@ from PIL import Image
 
 from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBackend, VisionConfig, VisionDtype
+from batchcap.core.errors import ErrorKind
+from batchcap.core.machine import MIB
+from batchcap.core.records import Failure, ImageRow
 from batchcap.engines import process
 from batchcap.engines.base import Outcome
 from batchcap.engines.local import LocalEngine
-from batchcap.errors import ErrorKind
-from batchcap.machine import MIB
-from batchcap.records import Failure, ImageRow
 
 PATIENCE_S = 120.0
 SPARE_BYTES = 450 * MIB

@@ -10,10 +10,10 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 
 from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig, VisionBackend, VisionConfig, VisionDtype
+from batchcap.core.records import Features, ImageRow
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.images import load_patches
 from batchcap.prompt import PromptTemplate
-from batchcap.records import Features, ImageRow
 from batchcap.vision.backend import load_encoder
 
 PROMPT = "Describe this image."

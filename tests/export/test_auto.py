@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from batchcap.bundle import BUNDLE_FILE, Bundle
 from batchcap.cli import app
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.export import auto
 from batchcap.export.auto import Search, ladder
 from batchcap.export.export import export_bundle

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from batchcap.bundle import BUNDLE_FILE, Bundle
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
+from batchcap.core.records import Float32Array
 from batchcap.export import awq
 from batchcap.export.awq import Reader, find_scales, output_error
 from batchcap.export.calibration import picture_prompts
@@ -35,7 +36,6 @@ from batchcap.export.scaling import (
     read_scales,
     scaled_tensors,
 )
-from batchcap.records import Float32Array
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from batchcap.bundle import Bundle
-from batchcap.records import Features
+from batchcap.core.records import Features
 from tests.export.pipeline import captions, encoded_picture, features_of, reference
 
 # Pixels across and down: thumbnails that grow, everyday sizes, large ones that shrink, both directions of every aspect

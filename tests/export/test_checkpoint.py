@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.soundness import VISION_ACTIVATIONS
 from batchcap.export.vision_graph import ACTIVATIONS as ONNX_ACTIVATIONS

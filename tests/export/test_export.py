@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from batchcap.bundle import BUNDLE_FILE, Bundle
-from batchcap.errors import BatchcapError, CheckpointError, UsageError
+from batchcap.core.errors import BatchcapError, CheckpointError, UsageError
 from batchcap.export import export
 from batchcap.export.check import DecoderRun
 from batchcap.export.export import export_bundle

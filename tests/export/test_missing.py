@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from batchcap.errors import CheckpointError
+from batchcap.core.errors import CheckpointError
 from batchcap.export.checkpoint import open_checkpoint
 from tests.checkpoints import Shape, make_checkpoint
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchcap.bundle import Bundle
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256, require_inputs
 from batchcap.prompt import PromptTemplate
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from batchcap.bundle import Bundle
-from batchcap.errors import CheckpointError, UsageError
+from batchcap.core.errors import CheckpointError, UsageError
 from batchcap.export.check import DecoderRun
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.export import export_bundle

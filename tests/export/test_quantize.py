@@ -18,6 +18,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 )
 from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
+from batchcap.core.records import Float32Array
 from batchcap.export import quantize
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.decoder import Drawing, draw_decoder
@@ -32,7 +33,6 @@ from batchcap.export.options import (
 )
 from batchcap.export.quantize import quantize_matrix
 from batchcap.export.weights import WeightFile, fill_weights
-from batchcap.records import Float32Array
 from tests.checkpoints import Shape, make_checkpoint
 
 CONTEXT = 4096  # what the tiny checkpoints have

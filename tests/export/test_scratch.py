@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from batchcap.bundle import BUNDLE_FILE
-from batchcap.errors import BatchcapError, LockedError
+from batchcap.core.errors import BatchcapError, LockedError
 from batchcap.export import scratch
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions

@@ -9,7 +9,7 @@ from enum import StrEnum
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from batchcap.errors import BatchcapError, RowError
+from batchcap.core.errors import BatchcapError, RowError
 from tests.fuzz.targets import TARGETS
 
 MEMORY_BYTES = 4 << 30

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from tests.fuzz import harness, targets
 from tests.fuzz.child import Outcome
 from tests.fuzz.harness import Reader, fuzz, save

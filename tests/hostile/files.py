@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from batchcap.errors import ErrorKind
+from batchcap.core.errors import ErrorKind
 from tests.hostile import bombs
 from tests.hostile.originals import Original, encode, originals
 from tests.hostile.structure import boundaries

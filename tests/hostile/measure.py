@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from batchcap.errors import RowError
+from batchcap.core.errors import RowError
 from batchcap.images.decode import decode
 
 

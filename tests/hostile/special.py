@@ -5,7 +5,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from batchcap.errors import ErrorKind
+from batchcap.core.errors import ErrorKind
 from tests.hostile.files import HostileFile
 from tests.hostile.originals import Original
 

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from batchcap.config import VisionConfig
+from batchcap.core.records import Float32Array, ImageRow, Patches
 from batchcap.geometry import ImageSettings, VisionGeometry
 from batchcap.images import load_patches
-from batchcap.records import Float32Array, ImageRow, Patches
 
 GEOMETRY = VisionGeometry(
     depth=2,

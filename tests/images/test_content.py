@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from batchcap.errors import ErrorKind, RowError
+from batchcap.core.errors import ErrorKind, RowError
 from batchcap.images.content import base64_image
 from batchcap.images.decode import FORMATS, decode, not_an_image
 from tests.images.pictures import encode, scene

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from batchcap.errors import ErrorKind, RowError
+from batchcap.core.errors import ErrorKind, RowError
 from batchcap.images.decode import decode
 from tests.images.pictures import average_colours, encode, load, noise, scene
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.errors import ErrorKind, RowError
+from batchcap.core.errors import ErrorKind, RowError
 from batchcap.images import source
 from tests.images.pictures import encode, load, row, scene
 

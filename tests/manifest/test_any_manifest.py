@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
+from batchcap.core.records import ImageRow
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
-from batchcap.records import ImageRow
 from batchcap.store.journal import Journal
 from tests.manifest.parquets import IMAGE_STRUCT
 

@@ -16,11 +16,11 @@ import pytest
 
 from batchcap import job
 from batchcap.config import InputConfig, JobConfig, LimitConfig, PlacementConfig
+from batchcap.core.errors import UsageError
+from batchcap.core.records import Caption, FinishReason, ImageRow, Verdict
 from batchcap.engines.base import Outcome, PictureFacts
-from batchcap.errors import UsageError
 from batchcap.job import run_job
 from batchcap.manifest import carried, parquet
-from batchcap.records import Caption, FinishReason, ImageRow, Verdict
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import SCHEMA
 from tests.fake_engine import FakeEngine, SilentProgress

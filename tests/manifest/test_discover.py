@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcap.config import InputConfig
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.manifest.discover import discover
 from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source, SourceKind

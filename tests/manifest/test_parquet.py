@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from batchcap.config import InputConfig
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
+from batchcap.core.records import ImageRow
 from batchcap.manifest.discover import discover
 from batchcap.manifest.parquet import read_layout
 from batchcap.manifest.plan import Plan
-from batchcap.records import ImageRow
 from batchcap.store.journal import Journal
 from tests.manifest.parquets import IMAGE_STRUCT, write_table
 

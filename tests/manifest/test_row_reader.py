@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.manifest.row_reader import RowReader
 from tests.manifest.parquets import write_table
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from batchcap.config import InputConfig
-from batchcap.errors import ErrorKind
+from batchcap.core.errors import ErrorKind
+from batchcap.core.records import CaptionRow, Status
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, Status
 from batchcap.report import failures
 from batchcap.report.failures import why_alike
 from batchcap.report.summary import Tally

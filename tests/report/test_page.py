@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcap.bundle import Bundle
-from batchcap.errors import UsageError
-from batchcap.records import ImageRow
+from batchcap.core.errors import UsageError
+from batchcap.core.records import ImageRow
 from batchcap.report import thumbnails
 from batchcap.report.page import write_page
 from batchcap.report.thumbnails import ThumbnailMaker

@@ -6,7 +6,7 @@ import pytest
 
 from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBackend, VisionConfig, VisionDtype
-from batchcap.records import Features, Patches
+from batchcap.core.records import Features, Patches
 from batchcap.report import promise
 from batchcap.report.promise import check_promise
 from batchcap.vision import backend

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from batchcap import standing
-from batchcap.errors import ErrorKind, ExitCode, StorageError, UsageError
+from batchcap.core.errors import ErrorKind, ExitCode, StorageError, UsageError
+from batchcap.core.records import CaptionRow, Status
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, Status
 from batchcap.report.status import read_status
 from batchcap.report.summary import JobState, Summary, Tally
 from batchcap.standing import Standing, ended_rows, look_at_shards

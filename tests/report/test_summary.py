@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from batchcap.errors import ErrorKind, ExitCode
-from batchcap.records import CaptionRow, Status, Verdict
+from batchcap.core.errors import ErrorKind, ExitCode
+from batchcap.core.records import CaptionRow, Status, Verdict
 from batchcap.report.summary import JobState, RunFigures, Summary, Tally
 
 OK = CaptionRow(id="a", source="a", row=0, caption="x", verdict=Verdict.OK, new_tokens=7)

@@ -13,11 +13,11 @@ import pytest
 from batchcap import job as job_module
 from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig
-from batchcap.errors import StorageError
+from batchcap.core.atomic import TEMPORARY_SUFFIX, atomic_file
+from batchcap.core.errors import StorageError
 from batchcap.job import run_job
 from batchcap.report.page import write_page
 from batchcap.report.status import read_status
-from batchcap.store.atomic import TEMPORARY_SUFFIX, atomic_file
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from tests.e2e.command import batchcap

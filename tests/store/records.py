@@ -1,6 +1,6 @@
 """Caption rows for the tests of the store."""
 
-from batchcap.records import CaptionRow, FinishReason, Verdict
+from batchcap.core.records import CaptionRow, FinishReason, Verdict
 
 
 def caption_row(index: int, caption: str = "a cat on a mat") -> CaptionRow:

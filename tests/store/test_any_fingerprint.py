@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig, VisionConfig
-from batchcap.errors import NotSameJobError
+from batchcap.core.errors import NotSameJobError
 from batchcap.store.fingerprint import check_same_job, fingerprint_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

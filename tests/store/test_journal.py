@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchcap.errors import ErrorKind, StorageError
+from batchcap.core.errors import ErrorKind, StorageError
+from batchcap.core.records import CaptionRow, FinishReason, PromptColumns, Status, Verdict
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, FinishReason, PromptColumns, Status, Verdict
 from batchcap.store.journal import Journal, ReopenedRow
 from tests.store.records import caption_row
 

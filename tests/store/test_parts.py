@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap.errors import ErrorKind, StorageError
+from batchcap.core.errors import ErrorKind, StorageError
+from batchcap.core.records import CaptionRow, FinishReason, PromptColumns, Status, Verdict
 from batchcap.manifest.shard import Shard
-from batchcap.records import CaptionRow, FinishReason, PromptColumns, Status, Verdict
 from batchcap.store import parts
 from batchcap.store.parts import (
     SCHEMA,

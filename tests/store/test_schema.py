@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.manifest.shard import Shard
 from batchcap.store import schema
 from batchcap.store.journal import Journal

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.profiles import INT8_ENCODER, Settings, Tuned
 from batchcap.tuning import record
 from batchcap.tuning.record import MadeFor, read_tuned, write_tuned

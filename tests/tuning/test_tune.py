@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchcap.bundle import Bundle
-from batchcap.errors import UsageError, WorkerError
+from batchcap.core.errors import UsageError, WorkerError
 from batchcap.images.source import digest
 from batchcap.profiles import Settings
 from batchcap.tuning import tune

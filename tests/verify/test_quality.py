@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from batchcap.bundle import Bundle
 from batchcap.cli import app
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.export.pictures import PictureChoice, load_pictures
 from batchcap.export.rollout import Rollout
 from batchcap.verify.quality import QualityTable, ask_reference, compare_bundles, measure

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from batchcap.bundle import Bundle
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
+from batchcap.core.records import Patches
 from batchcap.export.tensors import read_index
 from batchcap.prompt import PromptTemplate
-from batchcap.records import Patches
 from batchcap.verify import reference as module
 from batchcap.verify.reference import Continuation, Reference, ReferenceDtype
 

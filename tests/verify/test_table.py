@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.verify.metrics import distance, divergence, relative_error
 from batchcap.verify.table import Bound, Report, Row
 from batchcap.verify.verify import write_json

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from batchcap.bundle import Bundle
 from batchcap.cli import app
-from batchcap.errors import ExitCode, UsageError
+from batchcap.core.errors import ExitCode, UsageError
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 from batchcap.export.pictures import PictureChoice

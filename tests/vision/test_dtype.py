@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
-from batchcap.errors import UsageError
+from batchcap.core.errors import UsageError
 from batchcap.vision import dtype as dtype_module
 from batchcap.vision.dtype import cpu_has_bf16, resolve_backend, resolve_dtype, resolve_encoder
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from batchcap.config import VisionConfig, VisionDtype
-from batchcap.errors import BundleError, UsageError
+from batchcap.core.errors import BundleError, UsageError
+from batchcap.core.records import Features, Float32Array, Patches
 from batchcap.geometry import VisionGeometry
-from batchcap.records import Features, Float32Array, Patches
 from batchcap.vision import linear
 from batchcap.vision.backend import load_encoder
 from batchcap.vision.encoder import TORCH_DTYPES, VisionEncoder

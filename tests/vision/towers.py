@@ -11,8 +11,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from batchcap.bundle import ROTARY_FILE, Bundle
 from batchcap.config import VisionConfig, VisionDtype
+from batchcap.core.records import Patches
 from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
-from batchcap.records import Patches
 from batchcap.vision.encoder import VisionEncoder
 from batchcap.vision.rotary import rotary_table
 

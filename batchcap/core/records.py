@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchcap.errors import ErrorKind
+from batchcap.core.errors import ErrorKind
 
 Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from batchcap.errors import StorageError
+from batchcap.core.errors import StorageError
 
 TEMPORARY_SUFFIX = ".batchcap-tmp"
 _ADVICE = {
