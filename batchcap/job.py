@@ -14,7 +14,8 @@ from batchcap.bundle import Bundle
 from batchcap.config import DEMO_MODEL, JobConfig, Profile
 from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
-from batchcap.core.text import one_line
+from batchcap.core.records import Tally
+from batchcap.core.text import format_duration, one_line
 from batchcap.engines.base import Engine, EngineLoad
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.twins import REMEMBERED_PICTURES
@@ -30,8 +31,8 @@ from batchcap.recorder import Recorder
 from batchcap.reopening import Reopening
 from batchcap.report.bottleneck import Bottleneck, find_bottleneck
 from batchcap.report.failures import why_alike
-from batchcap.report.progress import Progress, format_duration
-from batchcap.report.summary import JobState, RunFigures, Summary, Tally
+from batchcap.report.progress import Progress
+from batchcap.report.summary import JobState, RunFigures, Summary
 from batchcap.signals import StopRequest, stop_on_signals
 from batchcap.standing import require_known_parts
 from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of, is_known_job

@@ -1,7 +1,6 @@
 """Owns which bundle a job loads: the one named, or the embedded demo model, exported once and kept."""
 
 import logging
-import os
 from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
@@ -11,6 +10,7 @@ from filelock import FileLock
 
 from batchcap.bundle import BUNDLE_FILE, Bundle
 from batchcap.config import DEMO_MODEL, MODEL_VARIABLE
+from batchcap.core.cache import cache_folder
 from batchcap.core.errors import BundleError, UsageError
 from batchcap.export.options import ExportOptions, missing_packages
 
@@ -22,21 +22,6 @@ NO_MODEL = (
     "is the embedded model, which knows drawn scenes only; a job that was begun without --model goes on with it"
 )
 DEMO_NOTE = "the demo model knows drawn scenes of a few everyday things, and nothing else"
-
-
-def cache_folder() -> Path:
-    """Where the demo bundle is kept: $BATCHCAP_CACHE, else $XDG_CACHE_HOME/batchcap, else ~/.cache/batchcap.
-
-    Raises:
-        UsageError: nothing says where.
-    """
-    named = os.environ.get("BATCHCAP_CACHE")
-    if named:
-        return Path(named)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchcap"
-    except RuntimeError:  # a container's user without a home
-        raise UsageError("this user has no home folder to keep the demo model in: set BATCHCAP_CACHE") from None
 
 
 def demo_checkpoint() -> Path:

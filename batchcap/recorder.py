@@ -12,12 +12,21 @@ from typing import Any
 import pyarrow as pa
 
 from batchcap.core.errors import ErrorKind, UsageError
-from batchcap.core.records import Caption, CaptionRow, Failure, ImageRow, PromptColumns, Status, Twin
+from batchcap.core.records import (
+    Caption,
+    CaptionRow,
+    Failure,
+    ImageRow,
+    Outcome,
+    PictureFacts,
+    PromptColumns,
+    Shard,
+    Status,
+    Tally,
+    Twin,
+)
 from batchcap.core.text import one_line
-from batchcap.engines.base import Outcome, PictureFacts
 from batchcap.manifest.plan import Plan
-from batchcap.manifest.shard import Shard
-from batchcap.report.summary import Tally
 from batchcap.standing import Standing, ended_rows, standing_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

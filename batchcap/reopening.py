@@ -9,13 +9,11 @@ from dataclasses import dataclass
 
 from batchcap.config import OnChanged, Retry
 from batchcap.core.errors import ChangedInputError, ErrorKind, RowError, UsageError
-from batchcap.core.records import CaptionRow, ImageRow, Status
+from batchcap.core.records import CaptionRow, ImageRow, Shard, Status, Tally
 from batchcap.core.text import shown_name
 from batchcap.images.source import digest, read_encoded
 from batchcap.manifest.plan import Plan
-from batchcap.manifest.shard import Shard
 from batchcap.manifest.source import SourceKind
-from batchcap.report.summary import Tally
 from batchcap.standing import Standing, ended_rows, standing_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

@@ -23,9 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchcap.core.errors import UsageError
-from batchcap.core.records import CaptionRow
-from batchcap.manifest.shard import Shard
-from batchcap.report.summary import Tally
+from batchcap.core.records import CaptionRow, Shard, Tally
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import TALLY_KEY, part_is_complete, part_metadata, read_part

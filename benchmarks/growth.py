@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
 from batchcap.core.machine import available_cores, cpu_name
-from batchcap.core.records import Caption, FinishReason, ImageRow, Verdict
-from batchcap.engines.base import Engine, EngineLoad, Outcome, PictureFacts
+from batchcap.core.records import Caption, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
+from batchcap.engines.base import Engine, EngineLoad
 from batchcap.engines.local import LocalEngine
 from batchcap.job import run_job
 from batchcap.report.progress import LogProgress

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from batchcap.core.errors import ErrorKind, WorkerError
-from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Verdict
-from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
+from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
+from batchcap.engines.base import EngineLoad
 
 
 class SilentProgress:

@@ -21,8 +21,7 @@ import pytest
 from batchcap import job, recorder
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged, PlacementConfig, ResumeConfig
 from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, RowError
-from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Twin, Verdict
-from batchcap.engines.base import Outcome, PictureFacts
+from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Outcome, PictureFacts, Twin, Verdict
 from batchcap.images.source import digest, read_encoded
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

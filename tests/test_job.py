@@ -31,8 +31,8 @@ from batchcap.core.errors import (
     UsageError,
     WorkerError,
 )
-from batchcap.core.records import Failure, ImageRow
-from batchcap.engines.base import EngineLoad, Outcome
+from batchcap.core.records import Failure, ImageRow, Outcome
+from batchcap.engines.base import EngineLoad
 from batchcap.job import run_job
 from batchcap.manifest.discover import discover
 from batchcap.manifest.skipped import Skipped

@@ -12,11 +12,9 @@ import pytest
 from batchcap import recorder as recorder_module
 from batchcap.config import InputConfig
 from batchcap.core.errors import StorageError
-from batchcap.core.records import CaptionRow, ImageRow, Status, Twin, Verdict
-from batchcap.engines.base import Outcome, PictureFacts
+from batchcap.core.records import CaptionRow, ImageRow, Outcome, PictureFacts, Shard, Status, Twin, Verdict
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
-from batchcap.manifest.shard import Shard
 from batchcap.recorder import Recorder, caption_row
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

@@ -25,8 +25,7 @@ from batchcap.core.errors import (
     StorageError,
     UsageError,
 )
-from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Twin, Verdict
-from batchcap.engines.base import Outcome, PictureFacts
+from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Outcome, PictureFacts, Twin, Verdict
 from batchcap.job import run_job
 from batchcap.recorder import Recorder
 from batchcap.report.status import read_status

@@ -4,7 +4,8 @@ Letters used for shapes: P patches of a picture, T visual tokens (P / merge²), 
 D DeepStack levels, C·t·p·p values of a patch (channels × frames × patch height × patch width).
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -252,3 +253,117 @@ def with_enums(values: dict[str, Any]) -> dict[str, Any]:
         if values.get(name) is not None:  # journals of earlier versions hold nulls
             values[name] = kind(values[name])
     return values
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of output rows; tallies of parts add up to the tally of the job."""
+
+    rows: int = 0
+    ok: int = 0
+    failed: int = 0
+    new_tokens: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    error_kinds: Counter[str] = field(default_factory=Counter)
+
+    def add_row(self, row: CaptionRow) -> None:
+        """Count one output row."""
+        self.rows += 1
+        if row.status is Status.OK:
+            self.ok += 1
+            self.new_tokens += row.new_tokens_of_all
+            self.verdicts.update(str(answer.verdict) for answer in row.answers)
+        else:
+            self.failed += 1
+            self.error_kinds[str(row.error_kind)] += 1
+
+    def add(self, other: "Tally") -> None:
+        """Count all rows of another tally."""
+        self.rows += other.rows
+        self.ok += other.ok
+        self.failed += other.failed
+        self.new_tokens += other.new_tokens
+        self.verdicts.update(other.verdicts)
+        self.error_kinds.update(other.error_kinds)
+
+    @property
+    def error_rate(self) -> float:
+        """Share of failed rows; 0 with no rows."""
+        return self.failed / self.rows if self.rows else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "rows": self.rows,
+            "ok": self.ok,
+            "failed": self.failed,
+            "new_tokens": self.new_tokens,
+            "verdicts": dict(self.verdicts),
+            "error_kinds": dict(self.error_kinds),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Tally":
+        """The tally that `to_dict` gave."""
+        return cls(
+            rows=data["rows"],
+            ok=data["ok"],
+            failed=data["failed"],
+            new_tokens=data["new_tokens"],
+            verdicts=Counter(data["verdicts"]),
+            error_kinds=Counter(data["error_kinds"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """What the picture and vision stages learned about one picture; times in milliseconds."""
+
+    width: int
+    height: int
+    sha256: str
+    read_ms: float
+    vision_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of one row: a caption for each prompt in order, a failure, or the word that it ends as another row did.
+
+    `facts` is None where the picture was not read, or not read to its end. A twin comes after the row it is one of.
+    """
+
+    row: ImageRow
+    result: tuple[Caption, ...] | Failure | Twin
+    facts: PictureFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """The bytes of one picture.
+
+    Attributes:
+        index: the row's `ImageRow.index`.
+        encoded: as they are in the file or cell.
+        sha256: their hex digest.
+        read_ms: time to read them.
+    """
+
+    index: int
+    encoded: bytes
+    sha256: str
+    read_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Consecutive rows of a job. Once planned, a shard never changes."""
+
+    seq: int
+    first_row: int
+    rows: int
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First row and the row after the last."""
+        return self.first_row, self.first_row + self.rows

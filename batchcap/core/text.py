@@ -1,8 +1,14 @@
-"""Owns what of foreign text may reach a terminal: names and captions must not steer it, nor look like lines of ours."""
+"""Owns how text is shown: what of foreign text may reach a terminal, durations, tables, names that are addresses.
 
+Names and captions of others must not steer a terminal, nor look like lines of ours.
+"""
+
+import os
+import re
 import unicodedata
+from collections.abc import Sequence
 
-from batchcap.manifest.source import printable_name
+_ADDRESS = re.compile(r"(?i)([a-z][a-z0-9+.-]*://|data:[a-z])")
 
 _KEPT = "\n\t"
 # Control characters (escape sequences begin with one), what turns the direction of writing, line separators, and halves
@@ -34,3 +40,28 @@ def _steers(character: str) -> bool:
 
 def _escaped(character: str) -> str:
     return f"\\u{ord(character):04x}"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as `1 h 05 min`, `3 min 20 s` or `12 s`."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def printable_name(name: str) -> str:
+    r"""A file name as text: bytes that are not UTF-8 as `\xNN`."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def is_address(name: str) -> bool:
+    """Whether a name leads to a web or store picture (`https://`, `s3://`, `hf://`, `data:`) and not to a file."""
+    return _ADDRESS.match(name) is not None
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; all have as many cells as the first."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -21,13 +21,13 @@ from filelock import FileLock
 
 from batchcap.bundle import Bundle, sha256_of
 from batchcap.core.atomic import sync, write_atomic
+from batchcap.core.cache import cache_folder
 from batchcap.core.errors import BatchcapError, UsageError, load_error
 from batchcap.core.machine import MIB, cpu_flags, cpu_name, file_system
 from batchcap.decoder.invariance import LARGEST_BATCH, SEED, TILES, find_row_tile
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.geometry import Geometry
-from batchcap.model import cache_folder
 
 log = logging.getLogger(__name__)
 

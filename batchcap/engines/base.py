@@ -3,30 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from batchcap.core.records import Caption, Failure, ImageRow, Twin
-
-
-@dataclass(frozen=True, slots=True)
-class PictureFacts:
-    """What the picture and vision stages learned about one picture; times in milliseconds."""
-
-    width: int
-    height: int
-    sha256: str
-    read_ms: float
-    vision_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The end of one row: a caption for each prompt in order, a failure, or the word that it ends as another row did.
-
-    `facts` is None where the picture was not read, or not read to its end. A twin comes after the row it is one of.
-    """
-
-    row: ImageRow
-    result: tuple[Caption, ...] | Failure | Twin
-    facts: PictureFacts | None = None
+from batchcap.core.records import ImageRow, Outcome
 
 
 @dataclass(slots=True)

@@ -15,9 +15,9 @@ from batchcap.bundle import Bundle
 from batchcap.config import JobConfig
 from batchcap.core.errors import BatchcapError, WorkerError
 from batchcap.core.machine import MIB, available_cores
-from batchcap.core.records import Caption, Failure, Features, ImageRow, Twin
+from batchcap.core.records import Caption, Failure, Features, ImageRow, Outcome, PictureFacts, Twin
 from batchcap.cores import Threads, plan_for
-from batchcap.engines.base import EngineLoad, Outcome, PictureFacts
+from batchcap.engines.base import EngineLoad
 from batchcap.engines.messages import Busy, Captioned, DecoderSpec, DecodeWork, Ready, VisionSpec
 from batchcap.engines.pressure import MemoryGuard
 from batchcap.engines.process import WorkerEndError

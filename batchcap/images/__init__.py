@@ -1,10 +1,9 @@
 """Owns the picture stage: one row of the manifest in, patches for the vision encoder out."""
 
 import time
-from dataclasses import dataclass
 
 from batchcap.config import VisionConfig
-from batchcap.core.records import ImageRow, Patches
+from batchcap.core.records import EncodedPicture, ImageRow, Patches
 from batchcap.geometry import ImageSettings, VisionGeometry
 from batchcap.images.colour import apply_profile
 from batchcap.images.decode import decode
@@ -12,23 +11,6 @@ from batchcap.images.patchify import patchify, resize, target_size
 from batchcap.images.source import digest, read_encoded
 
 __all__ = ["EncodedPicture", "load_patches", "patches_of", "read_picture"]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPicture:
-    """The bytes of one picture.
-
-    Attributes:
-        index: the row's `ImageRow.index`.
-        encoded: as they are in the file or cell.
-        sha256: their hex digest.
-        read_ms: time to read them.
-    """
-
-    index: int
-    encoded: bytes
-    sha256: str
-    read_ms: float
 
 
 def read_picture(row: ImageRow) -> EncodedPicture:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
-from batchcap.core.text import shown_name
+from batchcap.core.text import is_address, printable_name, shown_name
 from batchcap.images.content import PREFIX_BYTES
 from batchcap.images.decode import not_an_image
 from batchcap.images.source import read_beginning
 from batchcap.manifest.parquet import count_rows
 from batchcap.manifest.skipped import Skipped
-from batchcap.manifest.source import Source, SourceKind, is_address, printable_name
+from batchcap.manifest.source import Source, SourceKind
 from batchcap.manifest.suffix import (
     IMAGE_SUFFIXES,
     NOT_READ,

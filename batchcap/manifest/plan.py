@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import ChangedInputError, UsageError
-from batchcap.core.records import ImageRow
+from batchcap.core.records import ImageRow, Shard
 from batchcap.core.text import shown_name
 from batchcap.manifest.carried import carried_schema, fitted_columns, require_values_fit
 from batchcap.manifest.parquet import ParquetLayout, column_options, quoted, read_layout
@@ -25,7 +25,6 @@ from batchcap.manifest.row_reader import (
     read_columns,
     read_rows,
 )
-from batchcap.manifest.shard import Shard
 from batchcap.manifest.source import Source, SourceKind, source_name
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import ImageRow
+from batchcap.core.text import is_address, printable_name
 from batchcap.manifest.cells import hint_at, shown_cell, why_no_file, why_no_path
 from batchcap.manifest.parquet import (
     PATH,
@@ -26,7 +27,7 @@ from batchcap.manifest.parquet import (
     row_group_sizes,
     shown,
 )
-from batchcap.manifest.source import is_address, printable_name, source_name
+from batchcap.manifest.source import source_name
 
 log = logging.getLogger(__name__)
 

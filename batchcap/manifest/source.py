@@ -1,12 +1,10 @@
 """Owns the source: one file that rows come from, and how its name becomes text."""
 
-import os
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-_ADDRESS = re.compile(r"(?i)([a-z][a-z0-9+.-]*://|data:[a-z])")
+from batchcap.core.text import printable_name
 
 
 class SourceKind(StrEnum):
@@ -37,19 +35,9 @@ class Source:
     mtime_ns: int = 0
 
 
-def printable_name(name: str) -> str:
-    r"""A file name as text: bytes that are not UTF-8 as `\xNN`."""
-    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def source_name(path: str) -> str:
     r"""An absolute path as text that no other path has: itself, or a `file:` URI where it is not UTF-8.
 
     With `\xNN` in the place of a byte it would be the path of another file, whose name has these four characters.
     """
     return path if printable_name(path) == path else Path(path).as_uri()
-
-
-def is_address(name: str) -> bool:
-    """Whether a name leads to a web or store picture (`https://`, `s3://`, `hf://`, `data:`) and not to a file."""
-    return _ADDRESS.match(name) is not None

@@ -20,6 +20,7 @@ from batchcap.config import (
     VisionDtype,
 )
 from batchcap.core import offline
+from batchcap.core.cache import cache_folder
 from batchcap.core.errors import ExitCode, UsageError
 from batchcap.core.machine import (
     MIB,
@@ -31,7 +32,7 @@ from batchcap.core.machine import (
 )
 from batchcap.cores import Threads, plan_for
 from batchcap.engines.capacity import memory_need
-from batchcap.model import cache_folder, load_model
+from batchcap.model import load_model
 from batchcap.profiles import Resolution, resolve
 from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_backend, resolve_encoder

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, StorageError
-from batchcap.core.records import CaptionRow
+from batchcap.core.records import CaptionRow, Tally
 from batchcap.core.text import one_line
-from batchcap.report.summary import Tally
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import first_failure
 

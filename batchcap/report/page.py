@@ -16,10 +16,9 @@ from batchcap import __version__
 from batchcap.config import InputConfig, VisionConfig
 from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import StorageError, UsageError
-from batchcap.core.records import CaptionRow, ImageRow, Status
+from batchcap.core.records import CaptionRow, ImageRow, Shard, Status
 from batchcap.core.text import harmless
 from batchcap.manifest.plan import Plan
-from batchcap.manifest.shard import Shard
 from batchcap.report.status import JobStatus, read_status
 from batchcap.report.thumbnails import ThumbnailMaker
 from batchcap.standing import ended_rows, standing_of

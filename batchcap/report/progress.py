@@ -9,6 +9,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from batchcap.core.text import format_duration
 from batchcap.engines.base import EngineLoad
 
 log = logging.getLogger(__name__)
@@ -127,15 +128,6 @@ class LogProgress:
 
     def close(self) -> None:
         """Nothing to put away."""
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as `1 h 05 min`, `3 min 20 s` or `12 s`."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def progress_for_terminal() -> Progress:

@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from batchcap.core.errors import UsageError
-from batchcap.report.progress import format_duration
-from batchcap.report.summary import JobState, Tally
+from batchcap.core.records import Tally
+from batchcap.core.text import format_duration
+from batchcap.report.summary import JobState
 from batchcap.standing import look_at_shards, unknown_part
 from batchcap.store.fingerprint import begun_model
 from batchcap.store.folder import JobFolder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from batchcap.core.atomic import remove_leftovers, storage_error, sync
 from batchcap.core.errors import UsageError
-from batchcap.manifest.source import printable_name
+from batchcap.core.text import printable_name
 
 FORMAT_VERSION = 3
 STATE = "__batchcap"

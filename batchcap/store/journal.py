@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 from batchcap.core.atomic import storage_error, sync
 from batchcap.core.errors import StorageError
-from batchcap.core.records import CaptionRow, PromptColumns, Status, with_enums
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import CaptionRow, PromptColumns, Shard, Status, with_enums
 from batchcap.store.schema import as_of_today, migrate
 from batchcap.store.untouched import open_untouched, stamp
 

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from batchcap.core.atomic import atomic_file, storage_error
 from batchcap.core.errors import StorageError
-from batchcap.core.records import CaptionRow, PromptColumns, Status, Verdict, with_enums
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import CaptionRow, PromptColumns, Shard, Status, Verdict, with_enums
 
 log = logging.getLogger(__name__)
 

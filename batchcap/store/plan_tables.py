@@ -13,8 +13,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from batchcap.manifest.shard import Shard
-from batchcap.manifest.source import Source, SourceKind, printable_name
+from batchcap.core.records import Shard
+from batchcap.core.text import printable_name
+from batchcap.manifest.source import Source, SourceKind
 from batchcap.store.journal import Journal
 
 # Spans lie end to end, so the first one of a shard is the last that begins at or before it: no other span is looked at.

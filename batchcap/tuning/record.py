@@ -12,9 +12,9 @@ from typing import Any
 
 from batchcap.config import InputConfig, JobConfig, VisionBackend, VisionDtype
 from batchcap.core.atomic import write_atomic
+from batchcap.core.cache import cache_folder
 from batchcap.core.errors import BatchcapError, UsageError
 from batchcap.core.machine import available_cores, cpu_name
-from batchcap.model import cache_folder
 from batchcap.profiles import Settings, Tuned
 
 log = logging.getLogger(__name__)

@@ -14,12 +14,11 @@ from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig
 from batchcap.core.errors import BatchcapError, UsageError
 from batchcap.core.machine import MIB, available_cores, available_memory_bytes, busy_cpu_s
+from batchcap.core.text import aligned, format_duration
 from batchcap.cores import Threads, usable_cores
 from batchcap.engines.capacity import fitted_to_memory, memory_need
 from batchcap.model import load_model
 from batchcap.profiles import Settings, Tuned, is_w8a8
-from batchcap.report.columns import aligned
-from batchcap.report.progress import format_duration
 from batchcap.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
 from batchcap.tuning.record import MadeFor, write_tuned
 from batchcap.tuning.search import LEAST_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for

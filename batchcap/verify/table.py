@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from batchcap.report.columns import aligned
+from batchcap.core.text import aligned
 
 FORMAT_VERSION = 1
 _HEADERS = ("check", "measured", "tolerance", "", "worst")

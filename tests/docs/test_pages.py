@@ -16,11 +16,11 @@ from batchcap.bundle import BUNDLE_FILE, Bundle
 from batchcap.cli import app
 from batchcap.config import GenerationConfig, LimitConfig, PlacementConfig, Profile, VisionConfig
 from batchcap.core import errors
-from batchcap.core.records import FinishReason, Status, Verdict
+from batchcap.core.records import FinishReason, Status, Tally, Verdict
 from batchcap.job import part_metadata_of
 from batchcap.jobfile import load_job_file
 from batchcap.jobmistakes import _KEYS
-from batchcap.report.summary import SUMMARY_FORMAT_VERSION, JobState, RunFigures, Summary, Tally
+from batchcap.report.summary import SUMMARY_FORMAT_VERSION, JobState, RunFigures, Summary
 from batchcap.store import folder, parts, stats
 from tests.docs.markdown import (
     PROJECT,

@@ -15,9 +15,8 @@ import pytest
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, WorkerError
-from batchcap.core.records import Failure, ImageRow, Twin
+from batchcap.core.records import Failure, ImageRow, Outcome, Twin
 from batchcap.engines import local, process, seat
-from batchcap.engines.base import Outcome
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec, Fatal
 

@@ -13,9 +13,8 @@ from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
 from batchcap.core.machine import MIB
-from batchcap.core.records import Failure, ImageRow
+from batchcap.core.records import Failure, ImageRow, Outcome
 from batchcap.engines import process
-from batchcap.engines.base import Outcome
 from batchcap.engines.local import LocalEngine
 
 PATIENCE_S = 120.0

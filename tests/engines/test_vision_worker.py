@@ -24,14 +24,14 @@ from PIL import Image
 from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
-from batchcap.core.records import Failure, Features, ImageRow, Patches, Twin
+from batchcap.core.records import EncodedPicture, Failure, Features, ImageRow, Patches, Twin
 from batchcap.engines import vision_worker
 from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
 from batchcap.engines.seat import Seat
 from batchcap.engines.sign import make_sign_file
 from batchcap.engines.twins import KnownPictures
 from batchcap.engines.vision_worker import VisionWorker, lane_count
-from batchcap.images import EncodedPicture, read_picture
+from batchcap.images import read_picture
 from batchcap.vision.encoder import VisionEncoder
 from tests.engines.doubles import EndlessInbox, seen_elsewhere
 from tests.vision.towers import picture

@@ -17,8 +17,7 @@ import pytest
 from batchcap import job
 from batchcap.config import InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import UsageError
-from batchcap.core.records import Caption, FinishReason, ImageRow, Verdict
-from batchcap.engines.base import Outcome, PictureFacts
+from batchcap.core.records import Caption, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
 from batchcap.job import run_job
 from batchcap.manifest import carried, parquet
 from batchcap.store.folder import JobFolder

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import ChangedInputError, UsageError
-from batchcap.core.records import ImageRow
+from batchcap.core.records import ImageRow, Shard
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
-from batchcap.manifest.shard import Shard
 from batchcap.manifest.source import Source, SourceKind
 from batchcap.store.journal import Journal
 from tests.manifest.parquets import write_table

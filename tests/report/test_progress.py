@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from batchcap.core.text import format_duration
 from batchcap.engines.base import EngineLoad
 from batchcap.report import progress
-from batchcap.report.progress import BarProgress, LogProgress, RecentRate, format_duration, progress_for_terminal
+from batchcap.report.progress import BarProgress, LogProgress, RecentRate, progress_for_terminal
 
 
 class Clock:

@@ -15,10 +15,9 @@ import pytest
 
 from batchcap import standing
 from batchcap.core.errors import ErrorKind, ExitCode, StorageError, UsageError
-from batchcap.core.records import CaptionRow, Status
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import CaptionRow, Shard, Status, Tally
 from batchcap.report.status import read_status
-from batchcap.report.summary import JobState, Summary, Tally
+from batchcap.report.summary import JobState, Summary
 from batchcap.standing import Standing, ended_rows, look_at_shards
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

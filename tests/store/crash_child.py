@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pandas as pd  # noqa: F401 - pyarrow loads it at its first table, which would take a child its whole life
 
-from batchcap.core.records import CaptionRow
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import CaptionRow, Shard
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import part_is_complete, write_part

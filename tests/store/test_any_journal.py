@@ -9,8 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from batchcap.core.records import CaptionRow
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import CaptionRow, Shard
 from batchcap.store.journal import Journal
 from tests.store.records import caption_row
 

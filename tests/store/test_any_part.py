@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchcap.core.records import CaptionRow, Status
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import CaptionRow, Shard, Status
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, output_schema, part_is_complete, read_row, write_part
 from tests.store.records import caption_row

@@ -18,8 +18,7 @@ from batchcap.config import GenerationConfig, InputConfig, JobConfig
 from batchcap.core import atomic
 from batchcap.core.atomic import atomic_file, write_atomic
 from batchcap.core.errors import LockedError, NotSameJobError, StorageError, UsageError
-from batchcap.core.records import CaptionRow
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import CaptionRow, Shard
 from batchcap.store.fingerprint import check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import UnknownFormatError

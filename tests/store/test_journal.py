@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcap.core.errors import ErrorKind, StorageError
-from batchcap.core.records import CaptionRow, FinishReason, PromptColumns, Status, Verdict
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import CaptionRow, FinishReason, PromptColumns, Shard, Status, Verdict
 from batchcap.store.journal import Journal, ReopenedRow
 from tests.store.records import caption_row
 

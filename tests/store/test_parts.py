@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcap.core.errors import ErrorKind, StorageError
-from batchcap.core.records import CaptionRow, FinishReason, PromptColumns, Status, Verdict
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import CaptionRow, FinishReason, PromptColumns, Shard, Status, Verdict
 from batchcap.store import parts
 from batchcap.store.parts import (
     SCHEMA,

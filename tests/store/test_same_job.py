@@ -10,8 +10,7 @@ import pytest
 
 from batchcap.config import InputConfig, JobConfig, ResumeConfig
 from batchcap.core.errors import ErrorKind, NotSameJobError, UsageError
-from batchcap.core.records import CaptionRow, Status
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import CaptionRow, Shard, Status
 from batchcap.store import fingerprint as module
 from batchcap.store.fingerprint import VALUE_BEFORE, check_same_job, fingerprint_of
 from batchcap.store.folder import JobFolder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchcap.core.errors import UsageError
-from batchcap.manifest.shard import Shard
+from batchcap.core.records import Shard
 from batchcap.store import schema
 from batchcap.store.journal import Journal
 from batchcap.store.schema import MIGRATIONS, Migration
