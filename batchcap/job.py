@@ -19,11 +19,11 @@ from batchcap.core.text import format_duration, one_line
 from batchcap.engines.base import Engine, EngineLoad
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.twins import REMEMBERED_PICTURES
+from batchcap.export.demo import load_model
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source
-from batchcap.model import load_model
 from batchcap.monitor import Monitor
 from batchcap.profiles import resolve
 from batchcap.prompt import bundle_opens_thinking

@@ -32,6 +32,7 @@ from batchcap.core.records import ImageRow, Patches
 from batchcap.demo.evaluate import examples
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.decoder import draw_decoder
+from batchcap.export.demo import demo_checkpoint
 from batchcap.export.export import write_parts
 from batchcap.export.matrices import HEAD, in_sensitive_place
 from batchcap.export.options import (
@@ -47,7 +48,6 @@ from batchcap.export.rollout import ROWS
 from batchcap.export.trials import Candidate, Material, Trials
 from batchcap.geometry import Geometry
 from batchcap.images import load_patches
-from batchcap.model import demo_checkpoint
 from batchcap.verify.quality import Quality, ask_reference
 
 CONTEXT = 1024

@@ -19,10 +19,10 @@ from batchcap.config import InputConfig, JobConfig, VisionConfig, VisionDtype
 from batchcap.demo.batches import random_size
 from batchcap.demo.scenes import compose, draw
 from batchcap.demo.text import PROMPT
+from batchcap.export.demo import demo_checkpoint
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions
 from batchcap.job import run_job
-from batchcap.model import demo_checkpoint
 from batchcap.report.progress import LogProgress
 
 MAX_NEW_TOKENS = 48

@@ -32,7 +32,7 @@ from batchcap.core.machine import (
 )
 from batchcap.cores import Threads, plan_for
 from batchcap.engines.capacity import memory_need
-from batchcap.model import load_model
+from batchcap.export.demo import load_model
 from batchcap.profiles import Resolution, resolve
 from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_backend, resolve_encoder

@@ -17,7 +17,7 @@ from batchcap.core.machine import MIB, available_cores, available_memory_bytes, 
 from batchcap.core.text import aligned, format_duration
 from batchcap.cores import Threads, usable_cores
 from batchcap.engines.capacity import fitted_to_memory, memory_need
-from batchcap.model import load_model
+from batchcap.export.demo import load_model
 from batchcap.profiles import Settings, Tuned, is_w8a8
 from batchcap.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
 from batchcap.tuning.record import MadeFor, write_tuned

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor
 from batchcap.demo.batches import GREYS, TOKEN_PX, batches, grids, make_batch, random_size, token_grid
 from batchcap.demo.fast_model import patchify
 from batchcap.demo.scenes import COLOURS
-from batchcap.model import demo_checkpoint
+from batchcap.export.demo import demo_checkpoint
 
 # The processor multiplies in another order.
 PATCH_TOLERANCE = 1e-6

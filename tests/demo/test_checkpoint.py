@@ -13,7 +13,7 @@ from transformers import (
 
 from batchcap.demo.evaluate import share_by_transformers
 from batchcap.demo.text import PROMPT
-from batchcap.model import demo_checkpoint
+from batchcap.export.demo import demo_checkpoint
 
 MAX_BYTES = 16 * 2**20
 HELD_OUT = 60

@@ -9,7 +9,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from batchcap.demo.fast_model import round_int4, use_fake_int4
 from batchcap.demo.train import assert_fast_equals_stock
-from batchcap.model import demo_checkpoint
+from batchcap.export.demo import demo_checkpoint
 
 SCALE_TOLERANCE = 1e-6
 # Half-way values go up in one and to the even neighbour in the other.

@@ -10,8 +10,8 @@ import pytest
 
 from batchcap.demo.evaluate import Reference
 from batchcap.demo.sample import ENTRIES, MANIFEST_ROWS, write_sample
+from batchcap.export.demo import demo_checkpoint
 from batchcap.images.decode import decode
-from batchcap.model import demo_checkpoint
 
 SAMPLE = Path(__file__).parents[2] / "sample_data"
 MAX_BYTES = 3 * 2**20

@@ -12,7 +12,7 @@ from batchcap.config import DEFAULT_PROMPT
 from batchcap.demo.scenes import compose
 from batchcap.demo.text import OTHER_PROMPTS, PROMPT, SPECIAL_TOKENS, VOCABULARY_SIZE, choose_prompt
 from batchcap.demo.train import make_tokenizer
-from batchcap.model import demo_checkpoint
+from batchcap.export.demo import demo_checkpoint
 
 CHECKPOINT = demo_checkpoint()
 
