@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 
 from batchcap import __version__
-from batchcap.bundle import Bundle
 from batchcap.config import DEMO_MODEL, JobConfig, Profile
 from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
@@ -24,9 +23,10 @@ from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.skipped import Skipped
 from batchcap.manifest.source import Source
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import bundle_opens_thinking
 from batchcap.monitor import Monitor
 from batchcap.profiles import resolve
-from batchcap.prompt import bundle_opens_thinking
 from batchcap.recorder import Recorder
 from batchcap.reopening import Reopening
 from batchcap.report.bottleneck import Bottleneck, find_bottleneck
@@ -325,7 +325,7 @@ def part_metadata_of(bundle: Bundle, fingerprint: Fingerprint) -> dict[str, str]
     prompt = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False)
     return {  # a path, or a prompt still to be refused, may be no text
         "batchcap.version": __version__,
-        "batchcap.bundle": json.dumps({"id": bundle.id, "source": bundle.source, "precision": bundle.precision}),
+        "batchcap.model.bundle": json.dumps({"id": bundle.id, "source": bundle.source, "precision": bundle.precision}),
         SETTINGS_KEY: json.dumps(fingerprint, ensure_ascii=False).encode(errors="backslashreplace").decode(),
         "batchcap.prompt_sha256": hashlib.sha256(prompt.encode(errors="backslashreplace")).hexdigest(),
     }

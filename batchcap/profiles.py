@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from batchcap.bundle import Bundle
 from batchcap.config import JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import UsageError
+from batchcap.model.bundle import Bundle
 from batchcap.vision.dtype import ONLY_BACKEND, resolve_encoder
 
 Encoder = tuple[VisionBackend, VisionDtype]

@@ -16,13 +16,13 @@ import numpy as np
 import onnxruntime
 
 from batchcap import __version__
-from batchcap.bundle import Bundle
 from batchcap.core.cache import cache_folder
 from batchcap.core.machine import MIB, available_cores, cpu_name
 from batchcap.decoder.invariance import find_row_tile
 from batchcap.decoder.kept import FOLDER, KeptDecoder
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots, kv_bytes_per_slot
+from batchcap.model.bundle import Bundle
 
 # Steps of a measurement; each slot is as long as the prompt and all of them.
 STEPS = 16

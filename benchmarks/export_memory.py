@@ -15,7 +15,7 @@ from pathlib import Path
 from process_tree import Usage, run_watched
 from real_size import HERE, WORK, batchcap, print_machine
 
-from batchcap.bundle import BUNDLE_FILE
+from batchcap.model.bundle import BUNDLE_FILE
 
 GIB = 1 << 30
 LIMITS_GIB = {"2b": 8, "4b": 8, "8b": 12}  # what the documentation promises

@@ -25,7 +25,6 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig
 from batchcap.core.machine import available_cores
 from batchcap.core.records import ImageRow, Patches
@@ -46,8 +45,9 @@ from batchcap.export.options import (
 from batchcap.export.pictures import PictureChoice, load_pictures
 from batchcap.export.rollout import ROWS
 from batchcap.export.trials import Candidate, Material, Trials
-from batchcap.geometry import Geometry
 from batchcap.images import load_patches
+from batchcap.model.bundle import Bundle
+from batchcap.model.geometry import Geometry
 from batchcap.verify.quality import Quality, ask_reference
 
 CONTEXT = 1024

@@ -28,8 +28,8 @@ from PIL import Image
 from process_tree import Usage, run_watched
 
 from batchcap import __version__
-from batchcap.bundle import BUNDLE_FILE
 from batchcap.core.machine import available_cores, cpu_flags, cpu_name
+from batchcap.model.bundle import BUNDLE_FILE
 from batchcap.store.folder import JobFolder
 
 HERE = Path(__file__).parent

@@ -14,11 +14,11 @@ from collections import defaultdict
 from itertools import product
 from pathlib import Path
 
-from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
 from batchcap.core.machine import MIB, available_cores, cpu_name, memory_mib
 from batchcap.engines.messages import DecoderSpec, Ready
 from batchcap.engines.process import Worker
+from batchcap.model.bundle import Bundle
 
 MAX_VISUAL_TOKENS = 256
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from batchcap.bundle import Bundle
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Precision
+from batchcap.model.bundle import Bundle
 from tests.checkpoints import make_checkpoint
 
 # The same examples in each run: a test must not fail by chance. HYPOTHESIS_PROFILE=default draws new ones.

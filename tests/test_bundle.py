@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchcap.bundle import BUNDLE_FILE, EMBEDDINGS_FILE, FORMAT_VERSION, Bundle, EmbeddingTable
 from batchcap.core.errors import BundleError, CheckpointError
 from batchcap.export.checkpoint import open_checkpoint
+from batchcap.model.bundle import BUNDLE_FILE, EMBEDDINGS_FILE, FORMAT_VERSION, Bundle, EmbeddingTable
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_checkpoint_that_can_not_be_exported(tiny_checkpoint: Path, tmp_path: 
 def test_the_first_look_loads_nothing_heavy(tiny_checkpoint: Path) -> None:
     """Captioning works where neither transformers nor torch is installed."""
     code = (
-        "import sys; from batchcap.bundle import Bundle; from batchcap.core.errors import BundleError\n"
+        "import sys; from batchcap.model.bundle import Bundle; from batchcap.core.errors import BundleError\n"
         f"try: Bundle.load({str(tiny_checkpoint)!r})\n"
         "except BundleError as error: print(error)\n"
         "print(sorted({'torch', 'transformers', 'onnxruntime', 'huggingface_hub'} & sys.modules.keys()))"

@@ -7,10 +7,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import BatchcapError, BundleError, OutOfMemoryError, UsageError, lacks_memory, load_error
 from batchcap.decoder.session import DecoderSession
+from batchcap.model.bundle import Bundle
 from batchcap.vision.backend import load_encoder
 
 NO_MEMORY = [

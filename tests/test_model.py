@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.config import DEMO_MODEL
 from batchcap.core.cache import cache_folder
 from batchcap.core.errors import BundleError, UsageError
 from batchcap.export import demo as model
 from batchcap.export.demo import DEMO_NOTE, demo_checkpoint, load_model
+from batchcap.model.bundle import Bundle
 
 
 def test_the_bundle_that_is_named(tiny_bundle_int4: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
+from batchcap.model.bundle import Bundle
 from batchcap.profiles import (
     AUTO_ENCODER,
     INT8_ENCODER,

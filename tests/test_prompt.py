@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from batchcap.bundle import Bundle
 from batchcap.core.errors import BundleError, UsageError
 from batchcap.decoder.answer import Answer, AnswerReader
-from batchcap.prompt import Detokenizer, PromptTemplate, bundle_opens_thinking, load_tokenizer
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import Detokenizer, PromptTemplate, bundle_opens_thinking, load_tokenizer
 from tests.checkpoints import DATA
 
 GOLDEN = json.loads((DATA.parent / "golden" / "qwen3-vl-2b.json").read_text(encoding="utf-8"))
@@ -127,7 +127,7 @@ def test_broken_characters_are_refused(bundle: Bundle) -> None:
 def test_no_text_forges_a_special_token(bundle: Bundle, parts: list[str]) -> None:
     """Whatever is not refused has the template's own special tokens (those from 151643 on) and no more."""
     tokenizer = loaded(bundle)
-    with mock.patch("batchcap.prompt.load_tokenizer", return_value=tokenizer):
+    with mock.patch("batchcap.model.prompt.load_tokenizer", return_value=tokenizer):
         try:
             ids = ids_of(PromptTemplate.from_bundle(bundle, "".join(parts)))
         except UsageError:

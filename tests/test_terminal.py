@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcap.bundle import Bundle
 from batchcap.core.records import Shard
 from batchcap.core.text import harmless, shown_name
+from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import write_part
 from tests.e2e.command import batchcap

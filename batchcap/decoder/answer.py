@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from batchcap.prompt import THINK_CLOSE, THINK_OPEN, Detokenizer, without_cut_character
+from batchcap.model.prompt import THINK_CLOSE, THINK_OPEN, Detokenizer, without_cut_character
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 from batchcap.core.records import Float32Array
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
-from batchcap.geometry import Geometry
+from batchcap.model.geometry import Geometry
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ import numpy as np
 import onnxruntime
 from filelock import FileLock
 
-from batchcap.bundle import Bundle, sha256_of
 from batchcap.core.atomic import sync, write_atomic
 from batchcap.core.cache import cache_folder
 from batchcap.core.errors import BatchcapError, UsageError, load_error
@@ -27,7 +26,8 @@ from batchcap.core.machine import MIB, cpu_flags, cpu_name, file_system
 from batchcap.decoder.invariance import LARGEST_BATCH, SEED, TILES, find_row_tile
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
-from batchcap.geometry import Geometry
+from batchcap.model.bundle import Bundle, sha256_of
+from batchcap.model.geometry import Geometry
 
 log = logging.getLogger(__name__)
 

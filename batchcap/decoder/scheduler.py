@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from tokenizers import Tokenizer
 
-from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason, Float32Array, Int64Array
@@ -20,7 +19,8 @@ from batchcap.decoder.sampling import Sampler
 from batchcap.decoder.session import DecoderOutputs
 from batchcap.decoder.slots import Slots
 from batchcap.decoder.verdict import LoopDetector, judge
-from batchcap.prompt import PromptTemplate, load_tokenizer
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

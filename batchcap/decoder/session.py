@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from batchcap.core.errors import BundleError, load_error
 from batchcap.core.records import Float32Array, Int64Array
-from batchcap.geometry import Geometry
-from batchcap.graph import FLOAT, INT64, Shape, require_values
+from batchcap.model.geometry import Geometry
+from batchcap.model.onnx_signature import FLOAT, INT64, Shape, require_values
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 from batchcap.core.records import Float32Array, Int64Array
 from batchcap.decoder.memory import SlotMemory
 from batchcap.decoder.session import BoundRun, DecoderInputs, DecoderOutputs, DecoderSession
-from batchcap.geometry import Geometry, TextGeometry
+from batchcap.model.geometry import Geometry, TextGeometry
 
 _FLOAT_BYTES = 4
 

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass, replace
 
-from batchcap.bundle import Bundle
 from batchcap.config import JobConfig, VisionDtype
 from batchcap.core.machine import MIB, available_cores, available_memory_bytes
 from batchcap.cores import Threads
@@ -11,8 +10,9 @@ from batchcap.decoder.kept import decoder_bytes, shares_weights
 from batchcap.decoder.scheduler import needs_shared_slot, slot_positions
 from batchcap.decoder.slots import kv_bytes_per_slot
 from batchcap.engines.decoder_worker import lane_count
-from batchcap.geometry import feature_bytes
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.geometry import feature_bytes
+from batchcap.model.prompt import PromptTemplate
 from batchcap.vision.dtype import resolve_dtype
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
 
-from batchcap.bundle import Bundle
 from batchcap.core.machine import session_threads
 from batchcap.decoder.invariance import warn_if_a_split_shows
 from batchcap.decoder.kept import KeptDecoder, open_decoder
@@ -20,7 +19,8 @@ from batchcap.engines.decoder_lane import DecoderLane
 from batchcap.engines.messages import DecoderSpec, Inbox
 from batchcap.engines.side_by_side import run_side_by_side
 from batchcap.engines.sign import WorkSign
-from batchcap.prompt import PromptTemplate, load_tokenizer
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate, load_tokenizer
 
 LANES = 2
 # With more threads a step waits for memory rather than for products, and each lane would read all weights.

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 
-from batchcap.bundle import Bundle
 from batchcap.config import JobConfig
 from batchcap.core.errors import BatchcapError, WorkerError
 from batchcap.core.machine import MIB, available_cores
@@ -23,7 +22,8 @@ from batchcap.engines.pressure import MemoryGuard
 from batchcap.engines.process import WorkerEndError
 from batchcap.engines.seat import START_TIMEOUT_S, Seat, SeenTime
 from batchcap.engines.sign import make_sign_file
-from batchcap.geometry import feature_bytes
+from batchcap.model.bundle import Bundle
+from batchcap.model.geometry import feature_bytes
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from batchcap.bundle import Bundle
 from batchcap.core.errors import UsageError
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.decoder import Drawing
@@ -15,6 +14,7 @@ from batchcap.export.options import ExportOptions, Int8Matrices, Precision, Roun
 from batchcap.export.pictures import PictureChoice, fitted, load_pictures
 from batchcap.export.scaling import write_scales
 from batchcap.export.trials import Candidate, Material, Trials
+from batchcap.model.bundle import Bundle
 from batchcap.verify.quality import STEPS, Quality, ask_reference, table_of
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from batchcap.export.options import WHOLE_ROW, ExportOptions, Rounding
 from batchcap.export.quantize import MatrixInMemory, Rows, quantize_matrix
 from batchcap.export.rollout import PicturePrompt
 from batchcap.export.scaling import Group, Scales, expanded, head_group, layer_groups
-from batchcap.geometry import TextGeometry
+from batchcap.model.geometry import TextGeometry
 
 ALPHAS = tuple(step / 20 for step in range(1, 21))  # 0 is no scaling
 MAX_TOKENS = 512

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Patches
@@ -20,7 +19,8 @@ from batchcap.export.options import ExportOptions
 from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
 from batchcap.export.rollout import PicturePrompt, Rollout
 from batchcap.export.scaling import Scales
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate
 from batchcap.vision.encoder import VisionEncoder
 
 log = logging.getLogger(__name__)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from batchcap.bundle import CHAT_TEMPLATE_FILE
 from batchcap.core.errors import CheckpointError
 from batchcap.export.configuration import read_json
+from batchcap.model.bundle import CHAT_TEMPLATE_FILE
 
 DEFAULT = "default"
 _JSON_FILES = ("chat_template.json", "tokenizer_config.json", "processor_config.json")

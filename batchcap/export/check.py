@@ -14,14 +14,14 @@ import onnx.helper
 import onnx.numpy_helper
 import onnxruntime
 
-from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import CheckpointError
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Float32Array, Int64Array, Patches
 from batchcap.export.integer_products import ROUNDING
 from batchcap.export.options import Precision
-from batchcap.geometry import Geometry
+from batchcap.model.bundle import Bundle
+from batchcap.model.geometry import Geometry
 from batchcap.vision.backend import load_encoder
 
 PROMPT_TOKENS = 12

@@ -22,8 +22,8 @@ from batchcap.export.configuration import CONFIG_FILE
 from batchcap.export.integer_products import unscaled
 from batchcap.export.options import ExportOptions
 from batchcap.export.quantize import Rows
-from batchcap.export.tensors import canonical_name
 from batchcap.export.weights import Source, WeightFile, fill_weights
+from batchcap.model.tensors import canonical_name
 
 log = logging.getLogger(__name__)
 

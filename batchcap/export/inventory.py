@@ -12,8 +12,8 @@ from typing import Any
 from batchcap.core.errors import CheckpointError
 from batchcap.export.configuration import TIED, part_of
 from batchcap.export.missing import missing_tensor
-from batchcap.export.tensors import EMBEDDINGS, FLOAT_TYPES, HEAD, StoredTensor, same_bytes
-from batchcap.geometry import Geometry, TextGeometry, VisionGeometry
+from batchcap.model.geometry import Geometry, TextGeometry, VisionGeometry
+from batchcap.model.tensors import EMBEDDINGS, FLOAT_TYPES, HEAD, StoredTensor, same_bytes
 
 Shape = tuple[int, ...]
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}

@@ -18,7 +18,7 @@ from batchcap.export.configuration import (
     read_json,
     rope_type_of,
 )
-from batchcap.export.tensors import weight_files
+from batchcap.model.tensors import weight_files
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from batchcap.export.configuration import CONFIG_FILE, TIED, part_of, read_json
 from batchcap.export.kinds import MERGE
-from batchcap.export.tensors import HEAD, VISION, canonical_name, stored_tensors
+from batchcap.model.tensors import HEAD, VISION, canonical_name, stored_tensors
 
 LANGUAGE_MODEL = "language_model."
 _FIRST = {LANGUAGE_MODEL: "layers.0.input_layernorm.weight", VISION: "patch_embed.proj.weight"}  # of each part

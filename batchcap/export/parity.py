@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
-from batchcap.bundle import EmbeddingTable
 from batchcap.core.records import Float32Array, Int64Array
 from batchcap.decoder.positions import prompt_positions
 from batchcap.export.check import DecoderRun
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.transformers_model import load_model
-from batchcap.geometry import Geometry
+from batchcap.model.bundle import EmbeddingTable
+from batchcap.model.geometry import Geometry
 
 # Visual tokens down and across of the pictures compared: square, flat, tall.
 GRIDS = ((2, 2), (2, 5), (6, 3))

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from batchcap.bundle import Bundle
 from batchcap.config import DEFAULT_PROMPT, InputConfig, VisionConfig, VisionDtype
 from batchcap.core.errors import RowError, UsageError
 from batchcap.core.records import ImageRow, Patches
 from batchcap.core.text import shown_name
-from batchcap.geometry import Geometry
 from batchcap.images import load_patches
 from batchcap.manifest.discover import discover
 from batchcap.manifest.parquet import read_layout
 from batchcap.manifest.row_reader import image_row, picture_reader, read_rows
 from batchcap.manifest.source import Source, SourceKind
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.geometry import Geometry
+from batchcap.model.prompt import PromptTemplate
 
 log = logging.getLogger(__name__)
 

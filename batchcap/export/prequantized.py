@@ -22,7 +22,7 @@ from batchcap.export.inventory import FLOAT_BYTES
 from batchcap.export.kinds import PREQUANTIZED
 from batchcap.export.options import BLOCK_SIZES, Rounding, RoundingAlgorithm
 from batchcap.export.quantize import QuantizedMatrix, UInt8Array, pack
-from batchcap.export.tensors import EMBEDDINGS, FLOAT_TYPES, VISION, StoredTensor
+from batchcap.model.tensors import EMBEDDINGS, FLOAT_TYPES, VISION, StoredTensor
 
 METHODS = PREQUANTIZED
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

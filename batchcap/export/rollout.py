@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from batchcap.bundle import EmbeddingTable
 from batchcap.core.records import Features, Float32Array, Int64Array
 from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.session import DecoderOutputs, DecoderSession
 from batchcap.decoder.slots import Slots
-from batchcap.geometry import Geometry
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import EmbeddingTable
+from batchcap.model.geometry import Geometry
+from batchcap.model.prompt import PromptTemplate
 
 ROWS = 8  # captions at once
 _TIMED_PROMPT_TOKENS = 16

@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from batchcap.core.records import Float32Array
 from batchcap.export.quantize import Rows
-from batchcap.export.tensors import EMBEDDINGS, HEAD
-from batchcap.geometry import TextGeometry
+from batchcap.model.geometry import TextGeometry
+from batchcap.model.tensors import EMBEDDINGS, HEAD
 
 SCALES_FILE = "decoder/awq.safetensors"
 

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from batchcap.core.errors import CheckpointError
-from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
+from batchcap.model.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 from batchcap.vision.rope import ROPE_THETA
 
 # The activations that transformers and the model builder both know under one name.

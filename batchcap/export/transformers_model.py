@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from batchcap.export.checkpoint import Checkpoint
-from batchcap.export.tensors import HEAD, StoredTensor
+from batchcap.model.tensors import HEAD, StoredTensor
 
 _BITS = {2: np.int16, 4: np.int32}
 _TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchcap.bundle import Bundle, precision_text
 from batchcap.core.machine import available_cores
 from batchcap.export.calibration import Calibration, calibrate_on
 from batchcap.export.checkpoint import Checkpoint
@@ -14,6 +13,7 @@ from batchcap.export.options import ExportOptions
 from batchcap.export.quantize import Rows
 from batchcap.export.rollout import PicturePrompt, Rollout
 from batchcap.export.scaling import scaled_tensors
+from batchcap.model.bundle import Bundle, precision_text
 from batchcap.verify.quality import Quality, Yardstick, measure, with_speed
 
 

@@ -21,9 +21,9 @@ from batchcap.core.errors import CheckpointError
 from batchcap.export.integer_products import IntegerProducts, turned
 from batchcap.export.options import BY_ROWS
 from batchcap.export.quantize import quantize_matrix
-from batchcap.export.tensors import StoredTensor
 from batchcap.export.weights import WeightFile
-from batchcap.geometry import VisionGeometry
+from batchcap.model.geometry import VisionGeometry
+from batchcap.model.tensors import StoredTensor
 
 OPSET = 23  # the first with RotaryEmbedding
 IR_VERSION = 11

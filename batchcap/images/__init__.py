@@ -4,11 +4,11 @@ import time
 
 from batchcap.config import VisionConfig
 from batchcap.core.records import EncodedPicture, ImageRow, Patches
-from batchcap.geometry import ImageSettings, VisionGeometry
 from batchcap.images.colour import apply_profile
 from batchcap.images.decode import decode
 from batchcap.images.patchify import patchify, resize, target_size
 from batchcap.images.source import digest, read_encoded
+from batchcap.model.geometry import ImageSettings, VisionGeometry
 
 __all__ = ["EncodedPicture", "load_patches", "patches_of", "read_picture"]
 

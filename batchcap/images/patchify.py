@@ -7,7 +7,7 @@ from PIL import Image
 
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.core.records import Float32Array
-from batchcap.geometry import ImageSettings, VisionGeometry
+from batchcap.model.geometry import ImageSettings, VisionGeometry
 
 MAX_ASPECT_RATIO = 200
 RESCALE = 1 / 255

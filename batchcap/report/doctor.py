@@ -8,7 +8,6 @@ from importlib import metadata
 from typing import Any
 
 from batchcap import __version__
-from batchcap.bundle import Bundle
 from batchcap.config import (
     DEMO_MODEL,
     InputConfig,
@@ -33,6 +32,7 @@ from batchcap.core.machine import (
 from batchcap.cores import Threads, plan_for
 from batchcap.engines.capacity import memory_need
 from batchcap.export.demo import load_model
+from batchcap.model.bundle import Bundle
 from batchcap.profiles import Resolution, resolve
 from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_backend, resolve_encoder

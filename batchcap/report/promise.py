@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchcap.bundle import Bundle
 from batchcap.config import JobConfig
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Features, Patches
@@ -19,7 +18,8 @@ from batchcap.cores import Threads
 from batchcap.decoder.invariance import a_split_shows, rows_stay_equal
 from batchcap.decoder.kept import KeptDecoder, open_decoder, probe
 from batchcap.engines.vision_worker import lane_count
-from batchcap.geometry import VisionGeometry
+from batchcap.model.bundle import Bundle
+from batchcap.model.geometry import VisionGeometry
 from batchcap.vision.backend import load_encoder
 
 log = logging.getLogger(__name__)

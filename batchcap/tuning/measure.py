@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
-from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, VisionConfig
 from batchcap.core.errors import WorkerError
 from batchcap.core.records import Failure, ImageRow
 from batchcap.demo.scenes import compose, draw
 from batchcap.engines.local import LocalEngine
+from batchcap.model.bundle import Bundle
 from batchcap.profiles import Settings
 
 # A quarter of an everyday job (256 visual tokens, 64 new ones), so that a minute is enough for some candidates.

@@ -10,7 +10,6 @@ from statistics import fmean
 import numpy as np
 from tqdm import tqdm
 
-from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Features, Float32Array
@@ -19,7 +18,8 @@ from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.decoder.session import DecoderOutputs, DecoderSession
 from batchcap.decoder.slots import Slots
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate
 from batchcap.verify.metrics import Distance, distance
 from batchcap.verify.reference import Continuation
 from batchcap.verify.table import Bound, Row

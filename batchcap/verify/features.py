@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Features, Float32Array, Patches
+from batchcap.model.bundle import Bundle
 from batchcap.verify.metrics import relative_error
 from batchcap.verify.table import Row
 from batchcap.vision.backend import load_encoder

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from batchcap.bundle import Bundle
 from batchcap.core.errors import UsageError
 from batchcap.core.machine import MIB, available_cores
 from batchcap.core.records import Float32Array, Patches
@@ -24,7 +23,8 @@ from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
 from batchcap.export.prequantized import require_unquantized
 from batchcap.export.rollout import ROWS, PicturePrompt, Rollout
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate
 from batchcap.verify.metrics import divergence
 from batchcap.verify.reference import Reference
 

@@ -22,9 +22,9 @@ from batchcap.core.machine import available_memory_bytes
 from batchcap.core.records import Features, Float32Array, Int64Array, Patches
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.prequantized import require_unquantized
-from batchcap.export.tensors import HEAD, VISION, StoredTensor
 from batchcap.export.transformers_model import load_model
-from batchcap.prompt import PromptTemplate
+from batchcap.model.prompt import PromptTemplate
+from batchcap.model.tensors import HEAD, VISION, StoredTensor
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchcap.bundle import Bundle
 from batchcap.core.records import Float32Array, Int64Array
 from batchcap.decoder.positions import prompt_positions
 from batchcap.export.check import DecoderRun
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate
 from batchcap.verify.metrics import relative_error
 from batchcap.verify.reference import Reference, ReferenceDtype
 from batchcap.verify.table import Row

@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from batchcap import __version__
-from batchcap.bundle import BUNDLE_FILE, Bundle, geometry_to_dict
 from batchcap.config import DEFAULT_PROMPT, VisionConfig
 from batchcap.core.errors import RowError, UsageError
 from batchcap.core.records import Features, Patches
@@ -20,7 +19,8 @@ from batchcap.export.checkpoint import Checkpoint, open_checkpoint
 from batchcap.export.prequantized import require_unquantized
 from batchcap.export.scaling import read_scales
 from batchcap.images import load_patches
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import BUNDLE_FILE, Bundle, geometry_to_dict
+from batchcap.model.prompt import PromptTemplate
 from batchcap.verify.decoder_weights import pieces
 from batchcap.verify.decoding import DecodingLimits, DecodingPlan, Picture, check_captions, check_logits
 from batchcap.verify.features import ENCODERS, EXACT, check_features, encode_pictures, runs_here

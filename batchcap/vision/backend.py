@@ -5,10 +5,10 @@ from typing import Protocol
 
 import numpy as np
 
-from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig
 from batchcap.core.errors import BundleError, UsageError
 from batchcap.core.records import Features, Float32Array, Patches
+from batchcap.model.bundle import Bundle
 from batchcap.vision.dtype import resolve_backend
 
 

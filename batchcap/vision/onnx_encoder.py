@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from batchcap.bundle import Bundle
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.core.errors import BundleError, CheckpointError, load_error
 from batchcap.core.machine import session_threads
 from batchcap.core.records import Features, Float32Array, Patches
-from batchcap.export.tensors import read_file
-from batchcap.geometry import VisionGeometry
-from batchcap.graph import FLOAT, Shape, require_values
+from batchcap.model.bundle import Bundle
+from batchcap.model.geometry import VisionGeometry
+from batchcap.model.onnx_signature import FLOAT, Shape, require_values
+from batchcap.model.tensors import read_file
 from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
 from batchcap.vision.positions import PositionEmbeddings

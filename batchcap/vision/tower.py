@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from batchcap.core.errors import BundleError, load_error
-from batchcap.geometry import VisionGeometry
+from batchcap.model.geometry import VisionGeometry
 from batchcap.vision.linear import has_packed_kernels
 
 NORM_EPS = 1e-6

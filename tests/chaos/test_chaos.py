@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.bundle import Bundle
+from batchcap.model.bundle import Bundle
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.harness import run_with
 from tests.e2e.conftest import Job, uninterrupted_job

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.jobfile import load_job_file
+from batchcap.model.bundle import Bundle
 from batchcap.report.status import read_status
 from batchcap.standing import ended_rows
 from batchcap.store.folder import JobFolder

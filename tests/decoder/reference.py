@@ -8,7 +8,7 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from batchcap.core.records import Features
-from batchcap.prompt import PromptTemplate
+from batchcap.model.prompt import PromptTemplate
 
 
 @dataclass

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason, Verdict
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.decoder.session import DecoderOutputs
 from batchcap.decoder.verdict import MIN_LOOP_TOKENS
-from batchcap.prompt import PromptTemplate, load_tokenizer, without_cut_character
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate, load_tokenizer, without_cut_character
 
 TEXT = "Describe this image."
 GRIDS = [(2, 2), (3, 5), (5, 3), (1, 6), (4, 4), (2, 3), (6, 2), (3, 3), (2, 7), (4, 3)]

@@ -13,19 +13,19 @@ from types import SimpleNamespace
 import onnx
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.core.machine import MIB
 from batchcap.decoder import kept as kept_module
 from batchcap.decoder.invariance import LARGEST_BATCH
 from batchcap.decoder.kept import ENTRY_FILE, GRAPH_FILE, KeptDecoder, open_decoder, prepare_sharing, probe
 from batchcap.decoder.session import DecoderSession
+from batchcap.model.bundle import Bundle
 
 WEIGHTS_FILE = f"{GRAPH_FILE}.data"
 # Two of these at once must pack once: each says when it packs, and the bits that it got.
 STARTING_WORKER = """
 import hashlib, sys
 from pathlib import Path
-from batchcap.bundle import Bundle
+from batchcap.model.bundle import Bundle
 from batchcap.decoder.kept import KeptDecoder, open_decoder, probe
 class Telling(KeptDecoder):
     def _make(self, threads):

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig, Prompt
 from batchcap.core.records import Caption, Features, FinishReason, Float32Array
 from batchcap.decoder import scheduler
@@ -16,7 +15,8 @@ from batchcap.decoder.kept import OpenedDecoder
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate
 from tests.decoder.reference import Reference
 
 NEW_TOKENS = 16

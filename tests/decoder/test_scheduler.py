@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate
 from tests.decoder.reference import Reference, zeroed
 
 NEW_TOKENS = 20

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.core.errors import BundleError
 from batchcap.core.records import Float32Array
 from batchcap.decoder.invariance import LARGEST_BATCH, TILES, find_row_tile
 from batchcap.decoder.memory import SlotMemory
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots, kv_bytes_per_slot
+from batchcap.model.bundle import Bundle
 
 POSITIONS = 160
 STEPS = 3

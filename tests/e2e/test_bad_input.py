@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from batchcap.bundle import Bundle
+from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.checkpoints import make_checkpoint
 from tests.e2e.command import assert_refused, batchcap, read_rows

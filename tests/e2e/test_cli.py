@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from batchcap import __version__
-from batchcap.bundle import Bundle
+from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.e2e.command import TIMEOUT_S, assert_refused, batchcap, read_rows
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.core.errors import ErrorKind, ExitCode
 from batchcap.core.text import printable_name
+from batchcap.model.bundle import Bundle
 from tests.e2e.command import read_rows
 from tests.e2e.process import leftovers, read_summary, run
 from tests.hostile.files import MAX_IMAGE_PIXELS, hostile_files

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.core.errors import ExitCode
+from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.e2e.conftest import Job
 from tests.e2e.inputs import picture, write_parquet, write_pictures

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.core import offline
+from batchcap.model.bundle import Bundle
 from tests.e2e.inputs import write_pictures
 from tests.e2e.traces import Home, suspicious, why_no_trace
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcap.begun import BegunJob
-from batchcap.bundle import Bundle
 from batchcap.commands.captioning import _prompt
 from batchcap.core.errors import ExitCode, UsageError
+from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap, read_rows
 from tests.e2e.conftest import Job

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from batchcap.bundle import Bundle
 from batchcap.core.atomic import TEMPORARY_SUFFIX
+from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import SCHEMA
 from tests.e2e.command import batchcap, read_rows

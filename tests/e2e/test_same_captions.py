@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from batchcap.bundle import Bundle
+from batchcap.model.bundle import Bundle
 from tests.e2e.conftest import PARQUET_ROWS, Job
 from tests.e2e.process import captions, run
 

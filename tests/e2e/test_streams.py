@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from batchcap.bundle import Bundle
+from batchcap.model.bundle import Bundle
 from tests.e2e.command import TIMEOUT_S, batchcap, read_rows
 
 

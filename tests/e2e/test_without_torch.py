@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from batchcap.bundle import Bundle
+from batchcap.model.bundle import Bundle
 from tests.e2e.inputs import write_pictures
 from tests.e2e.process import TIMEOUT_S, captions, run
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
 from batchcap.core.machine import MIB
 from batchcap.decoder import kept
 from batchcap.engines import capacity
 from batchcap.engines.capacity import MemoryNeed, fitted_to_memory, memory_need
+from batchcap.model.bundle import Bundle
 
 NEED = MemoryNeed(runtime=100, vision=50, decoders=30, queue=20, slot=10)
 CONFIG = JobConfig(InputConfig(("pictures",)), output="out")

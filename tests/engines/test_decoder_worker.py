@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import Caption, Failure, Features
@@ -27,6 +26,7 @@ from batchcap.engines.decoder_worker import DecoderWorker, lane_count
 from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork
 from batchcap.engines.seat import Seat
 from batchcap.engines.sign import WorkSign, make_sign_file
+from batchcap.model.bundle import Bundle
 from tests.engines.doubles import EndlessInbox
 
 PATIENCE_S = 60.0

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
 from batchcap.core.machine import MIB
 from batchcap.core.records import Failure, ImageRow, Outcome
 from batchcap.engines import process
 from batchcap.engines.local import LocalEngine
+from batchcap.model.bundle import Bundle
 
 PATIENCE_S = 120.0
 SPARE_BYTES = 450 * MIB

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import EncodedPicture, Failure, Features, ImageRow, Patches, Twin
@@ -32,6 +31,7 @@ from batchcap.engines.sign import make_sign_file
 from batchcap.engines.twins import KnownPictures
 from batchcap.engines.vision_worker import VisionWorker, lane_count
 from batchcap.images import read_picture
+from batchcap.model.bundle import Bundle
 from batchcap.vision.encoder import VisionEncoder
 from tests.engines.doubles import EndlessInbox, seen_elsewhere
 from tests.vision.towers import picture

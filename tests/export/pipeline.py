@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
-from batchcap.bundle import Bundle
 from batchcap.config import GenerationConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, ImageRow
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.images import load_patches
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate
 from batchcap.vision.backend import load_encoder
 
 PROMPT = "Describe this image."

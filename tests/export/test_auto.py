@@ -9,7 +9,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from batchcap.bundle import BUNDLE_FILE, Bundle
 from batchcap.cli import app
 from batchcap.core.errors import UsageError
 from batchcap.export import auto
@@ -18,6 +17,7 @@ from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.pictures import PictureChoice
 from batchcap.export.scaling import SCALES_FILE
+from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once
 

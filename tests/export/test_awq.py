@@ -12,7 +12,6 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from batchcap.bundle import BUNDLE_FILE, Bundle
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Float32Array
 from batchcap.export import awq
@@ -36,6 +35,7 @@ from batchcap.export.scaling import (
     read_scales,
     scaled_tensors,
 )
+from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once
 

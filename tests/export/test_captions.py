@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.core.records import Features
+from batchcap.model.bundle import Bundle
 from tests.export.pipeline import captions, encoded_picture, features_of, reference
 
 # Pixels across and down: thumbnails that grow, everyday sizes, large ones that shrink, both directions of every aspect

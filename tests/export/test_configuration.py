@@ -17,7 +17,7 @@ from batchcap.export.configuration import normalised
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.transformers_model import load_model
-from batchcap.geometry import Geometry
+from batchcap.model.geometry import Geometry
 from batchcap.verify.verify import VerifyOptions, verify_bundle
 from tests.checkpoints import DATA, Shape, make_checkpoint
 

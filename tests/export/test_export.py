@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from batchcap.bundle import BUNDLE_FILE, Bundle
 from batchcap.core.errors import BatchcapError, CheckpointError, UsageError
 from batchcap.export import export
 from batchcap.export.check import DecoderRun
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, RoundingAlgorithm
+from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 
 SMALL = Shape(layers=2, levels=(0, 1), vision_depth=2)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from batchcap.bundle import Bundle
 from batchcap.config import VisionBackend
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.parity import compare_with_transformers
+from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.pipeline import captions, encoded_picture, features_of, reference
 

@@ -7,13 +7,13 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.core.records import Float32Array
 from batchcap.decoder.invariance import find_row_tile
 from batchcap.decoder.session import DecoderSession
 from batchcap.export.integer_products import IntegerProducts, turned
 from batchcap.export.options import BY_ROWS
 from batchcap.export.quantize import MatrixInMemory, quantize_matrix
+from batchcap.model.bundle import Bundle
 from batchcap.profiles import is_w8a8
 
 INPUTS, OUTPUTS = 512, 96

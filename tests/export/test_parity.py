@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
-from batchcap.bundle import Bundle
 from batchcap.export.parity import GRIDS, compare_with_transformers
+from batchcap.model.bundle import Bundle
 
 TOLERANCE = 1e-4  # largest difference of a logit, as a part of the largest logit
 FAR = 0.05  # without DeepStack at least this part of the largest logit is lost

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.core.errors import UsageError
 from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256, require_inputs
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate
 
 SAMPLE = Path(__file__).parents[2] / "sample_data"
 

@@ -16,7 +16,6 @@ from onnxruntime_genai.models.loaders.quant_model import QuantModel
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 
-from batchcap.bundle import Bundle
 from batchcap.core.errors import CheckpointError, UsageError
 from batchcap.export.check import DecoderRun
 from batchcap.export.checkpoint import open_checkpoint
@@ -24,6 +23,7 @@ from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.parity import _compare, _prompts
 from batchcap.export.pictures import PictureChoice
+from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once
 

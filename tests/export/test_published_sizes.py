@@ -13,7 +13,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from batchcap.export.checkpoint import open_checkpoint
 from batchcap.export.decoder import add_argmax, add_deepstack_inputs, draw_decoder, narrow_last_layer
 from batchcap.export.inventory import expected_tensors
-from batchcap.export.tensors import EMBEDDINGS, VISION, canonical_name
+from batchcap.model.tensors import EMBEDDINGS, VISION, canonical_name
 from tests.checkpoints import DATA, write_hollow_weights
 
 # Size: layers, hidden size, heads, tied head, DeepStack levels.

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from batchcap.bundle import BUNDLE_FILE
 from batchcap.core.errors import BatchcapError, LockedError
 from batchcap.export import scratch
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions
 from batchcap.export.scratch import put_in_place, require_space, scratch_folder
+from batchcap.model.bundle import BUNDLE_FILE
 from tests.checkpoints import Shape, make_checkpoint
 
 OPTIONS = ExportOptions(block_size=32, context=64)

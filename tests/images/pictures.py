@@ -8,8 +8,8 @@ from PIL import Image
 
 from batchcap.config import VisionConfig
 from batchcap.core.records import Float32Array, ImageRow, Patches
-from batchcap.geometry import ImageSettings, VisionGeometry
 from batchcap.images import load_patches
+from batchcap.model.geometry import ImageSettings, VisionGeometry
 
 GEOMETRY = VisionGeometry(
     depth=2,

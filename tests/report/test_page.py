@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.core.errors import UsageError
 from batchcap.core.records import ImageRow
+from batchcap.model.bundle import Bundle
 from batchcap.report import thumbnails
 from batchcap.report.page import write_page
 from batchcap.report.thumbnails import ThumbnailMaker

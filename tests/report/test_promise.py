@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from batchcap.bundle import Bundle
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, Patches
+from batchcap.model.bundle import Bundle
 from batchcap.report import promise
 from batchcap.report.promise import check_promise
 from batchcap.vision import backend

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from batchcap.bundle import BUNDLE_FILE, DECODER_FILE, EMBEDDINGS_FILE, VISION_FILE, Bundle, bundle_id, sha256_of
+from batchcap.model.bundle import BUNDLE_FILE, DECODER_FILE, EMBEDDINGS_FILE, VISION_FILE, Bundle, bundle_id, sha256_of
 
 PICTURE_ROPE = "MRotaryEmbedding"
 

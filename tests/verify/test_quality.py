@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from batchcap.bundle import Bundle
 from batchcap.cli import app
 from batchcap.core.errors import UsageError
 from batchcap.export.pictures import PictureChoice, load_pictures
 from batchcap.export.rollout import Rollout
+from batchcap.model.bundle import Bundle
 from batchcap.verify.quality import QualityTable, ask_reference, compare_bundles, measure
 from batchcap.verify.reference import Reference
 from tests.checkpoints import Shape, make_checkpoint

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from batchcap.bundle import Bundle
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Patches
-from batchcap.export.tensors import read_index
-from batchcap.prompt import PromptTemplate
+from batchcap.model.bundle import Bundle
+from batchcap.model.prompt import PromptTemplate
+from batchcap.model.tensors import read_index
 from batchcap.verify import reference as module
 from batchcap.verify.reference import Continuation, Reference, ReferenceDtype
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from batchcap.bundle import Bundle
 from batchcap.cli import app
 from batchcap.core.errors import ExitCode, UsageError
 from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 from batchcap.export.pictures import PictureChoice
+from batchcap.model.bundle import Bundle
 from batchcap.verify import verify
 from batchcap.verify.features import ENCODERS, EXACT, runs_here
 from batchcap.verify.pictures import generated_rows

@@ -20,7 +20,7 @@ from torch import Tensor
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.core.errors import BundleError, UsageError
 from batchcap.core.records import Features, Float32Array, Patches
-from batchcap.geometry import VisionGeometry
+from batchcap.model.geometry import VisionGeometry
 from batchcap.vision import linear
 from batchcap.vision.backend import load_encoder
 from batchcap.vision.encoder import TORCH_DTYPES, VisionEncoder

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from batchcap.bundle import ROTARY_FILE, Bundle
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.core.records import Patches
-from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
+from batchcap.model.bundle import ROTARY_FILE, Bundle
+from batchcap.model.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 from batchcap.vision.encoder import VisionEncoder
 from batchcap.vision.rotary import rotary_table
 

@@ -12,7 +12,7 @@ import numpy as np
 from batchcap.core.errors import BundleError
 from batchcap.core.records import Float32Array, Int64Array
 from batchcap.export.advice import how_to_get_a_bundle
-from batchcap.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
+from batchcap.model.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 
 FORMAT_VERSION = 2
 BUNDLE_FILE = "bundle.json"

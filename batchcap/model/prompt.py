@@ -10,9 +10,9 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from batchcap.bundle import Bundle
 from batchcap.config import Prompt
 from batchcap.core.errors import BundleError, UsageError
+from batchcap.model.bundle import Bundle
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 

@@ -1,0 +1,1 @@
+"""Owns what a model is on the disk: bundle, geometry, prompt, tensors, signatures of its graphs."""
