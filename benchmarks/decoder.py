@@ -19,7 +19,7 @@ from batchcap import __version__
 from batchcap.core.cache import cache_folder
 from batchcap.core.machine import MIB, available_cores, cpu_name
 from batchcap.decoder.invariance import find_row_tile
-from batchcap.decoder.kept import FOLDER, KeptDecoder
+from batchcap.decoder.packed_weights import FOLDER, KeptDecoder
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots, kv_bytes_per_slot
 from batchcap.model.bundle import Bundle

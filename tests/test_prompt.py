@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from batchcap.core.errors import BundleError, UsageError
-from batchcap.decoder.answer import Answer, AnswerReader
+from batchcap.decoder.thinking import Answer, AnswerReader
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import Detokenizer, PromptTemplate, bundle_opens_thinking, load_tokenizer
 from tests.checkpoints import DATA

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason, Float32Array, Int64Array
-from batchcap.decoder.answer import AnswerReader
 from batchcap.decoder.invariance import LEAST_PREFILL
-from batchcap.decoder.kept import OpenedDecoder, open_decoder
+from batchcap.decoder.packed_weights import OpenedDecoder, open_decoder
 from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.sampling import Sampler
 from batchcap.decoder.session import DecoderOutputs
 from batchcap.decoder.slots import Slots
+from batchcap.decoder.thinking import AnswerReader
 from batchcap.decoder.verdict import LoopDetector, judge
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate, load_tokenizer

@@ -6,7 +6,7 @@ Letters: B slots, S tokens of a prompt, H hidden size, M positions of a slot, V 
 import numpy as np
 
 from batchcap.core.records import Float32Array, Int64Array
-from batchcap.decoder.memory import SlotMemory
+from batchcap.decoder.kv_memory import SlotMemory
 from batchcap.decoder.session import BoundRun, DecoderInputs, DecoderOutputs, DecoderSession
 from batchcap.model.geometry import Geometry, TextGeometry
 

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 from batchcap.core.machine import session_threads
 from batchcap.decoder.invariance import warn_if_a_split_shows
-from batchcap.decoder.kept import KeptDecoder, open_decoder
+from batchcap.decoder.packed_weights import KeptDecoder, open_decoder
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.engines.decoder_lane import DecoderLane
 from batchcap.engines.messages import DecoderSpec, Inbox

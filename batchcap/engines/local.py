@@ -38,7 +38,7 @@ START_POLL_S = 0.25
 
 def _sharing(bundle: Bundle) -> bool:
     """Whether decoders share one copy of the weights; a check of what is kept of it takes a second or two."""
-    from batchcap.decoder.kept import prepare_sharing  # noqa: PLC0415 - loads ONNX Runtime
+    from batchcap.decoder.packed_weights import prepare_sharing  # noqa: PLC0415 - loads ONNX Runtime
 
     return prepare_sharing(bundle)
 

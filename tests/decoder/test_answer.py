@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from batchcap.decoder.answer import Answer, AnswerReader
+from batchcap.decoder.thinking import Answer, AnswerReader
 from batchcap.model.prompt import Detokenizer
 from tests.checkpoints import THINK_TOKENS, make_tokenizer
 

@@ -14,9 +14,9 @@ import onnx
 import pytest
 
 from batchcap.core.machine import MIB
-from batchcap.decoder import kept as kept_module
+from batchcap.decoder import packed_weights as kept_module
 from batchcap.decoder.invariance import LARGEST_BATCH
-from batchcap.decoder.kept import ENTRY_FILE, GRAPH_FILE, KeptDecoder, open_decoder, prepare_sharing, probe
+from batchcap.decoder.packed_weights import ENTRY_FILE, GRAPH_FILE, KeptDecoder, open_decoder, prepare_sharing, probe
 from batchcap.decoder.session import DecoderSession
 from batchcap.model.bundle import Bundle
 
@@ -26,7 +26,7 @@ STARTING_WORKER = """
 import hashlib, sys
 from pathlib import Path
 from batchcap.model.bundle import Bundle
-from batchcap.decoder.kept import KeptDecoder, open_decoder, probe
+from batchcap.decoder.packed_weights import KeptDecoder, open_decoder, probe
 class Telling(KeptDecoder):
     def _make(self, threads):
         print("packs")

@@ -9,7 +9,7 @@ import pytest
 from batchcap.core.errors import BundleError
 from batchcap.core.records import Float32Array
 from batchcap.decoder.invariance import LARGEST_BATCH, TILES, find_row_tile
-from batchcap.decoder.memory import SlotMemory
+from batchcap.decoder.kv_memory import SlotMemory
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots, kv_bytes_per_slot
 from batchcap.model.bundle import Bundle

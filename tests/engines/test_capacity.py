@@ -8,7 +8,7 @@ import pytest
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
 from batchcap.core.machine import MIB
-from batchcap.decoder import kept
+from batchcap.decoder import packed_weights as kept
 from batchcap.engines import capacity
 from batchcap.engines.capacity import MemoryNeed, fitted_to_memory, memory_need
 from batchcap.model.bundle import Bundle
