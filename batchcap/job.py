@@ -16,8 +16,10 @@ from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, Stora
 from batchcap.core.records import Tally
 from batchcap.core.text import format_duration, one_line
 from batchcap.engines.base import Engine, EngineLoad
+from batchcap.engines.dedup import REMEMBERED_PICTURES
 from batchcap.engines.local import LocalEngine
-from batchcap.engines.twins import REMEMBERED_PICTURES
+from batchcap.engines.profiles import resolve
+from batchcap.engines.tuned import read_tuned
 from batchcap.export.demo import load_model
 from batchcap.manifest.discover import discover
 from batchcap.manifest.plan import Plan
@@ -26,7 +28,6 @@ from batchcap.manifest.source import Source
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import bundle_opens_thinking
 from batchcap.monitor import Monitor
-from batchcap.profiles import resolve
 from batchcap.recorder import Recorder
 from batchcap.reopening import Reopening
 from batchcap.report.bottleneck import Bottleneck, find_bottleneck
@@ -42,7 +43,6 @@ from batchcap.store.lock import job_lock
 from batchcap.store.parts import SETTINGS_KEY, carried_schema
 from batchcap.store.place import Place
 from batchcap.store.stats import StatsWriter
-from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_encoder
 from batchcap.watchdog import Watchdog
 

@@ -11,8 +11,8 @@ from batchcap.begun import BegunJob
 from batchcap.config import DEMO_MODEL, InputConfig, JobConfig, PlacementConfig, VisionConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.text import is_address
+from batchcap.engines.profiles import names_in_tables
 from batchcap.jobmistakes import JobText, mistakes_of
-from batchcap.profiles import names_in_tables
 
 # A job with a thousand long prompts fits many times; what is larger is something else by mistake.
 _LARGEST_BYTES = 4 * 1024 * 1024

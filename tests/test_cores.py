@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcap import cores as cores_module
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
 from batchcap.core.errors import BundleError
-from batchcap.cores import Core, CorePlan, Threads, cpu_list, keep_on, plan_cores, plan_for, usable_cores
+from batchcap.engines import cores as cores_module
 from batchcap.engines import local, worker
+from batchcap.engines.cores import Core, CorePlan, Threads, cpu_list, keep_on, plan_cores, plan_for, usable_cores
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec
 
@@ -160,7 +160,7 @@ def test_this_machine_can_be_read() -> None:
 )
 def test_a_process_is_kept_where_it_belongs(wanted: str, kept: str) -> None:
     code = (
-        "import os; from batchcap.cores import keep_on; everything = sorted(os.sched_getaffinity(0)); "
+        "import os; from batchcap.engines.cores import keep_on; everything = sorted(os.sched_getaffinity(0)); "
         f"first = everything[0]; keep_on({wanted}); assert sorted(os.sched_getaffinity(0)) == {kept}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

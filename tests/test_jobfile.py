@@ -22,9 +22,9 @@ from batchcap.config import (
     VisionDtype,
 )
 from batchcap.core.errors import UsageError
+from batchcap.engines.profiles import NAMES
 from batchcap.jobfile import load_job_file
 from batchcap.jobmistakes import _KEYS
-from batchcap.profiles import NAMES
 
 SMALLEST = 'output = "o"\n[input]\ninputs = ["p"]\n'
 EVERYTHING = """

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, Profile, VisionBackend, VisionConfig, VisionDtype
-from batchcap.model.bundle import Bundle
-from batchcap.profiles import (
+from batchcap.engines.profiles import (
     AUTO_ENCODER,
     INT8_ENCODER,
     NAMES,
@@ -22,6 +21,7 @@ from batchcap.profiles import (
     names_in_tables,
     resolve,
 )
+from batchcap.model.bundle import Bundle
 from batchcap.store.fingerprint import fingerprint_of
 from batchcap.vision import dtype
 

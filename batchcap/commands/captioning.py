@@ -312,7 +312,7 @@ def _model_of_the_surroundings(output: Path) -> str | None:
 
 def given_settings(context: typer.Context) -> frozenset[str]:
     """Names of the settings that are on the command line, which no profile changes."""
-    from batchcap.profiles import NAMES
+    from batchcap.engines.profiles import NAMES
 
     sources = {name: context.get_parameter_source(name) for name in NAMES}
     return frozenset(name for name, source in sources.items() if source is not None and source.name != "DEFAULT")

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from batchcap.config import JobConfig, VisionDtype
 from batchcap.core.machine import MIB, available_cores, available_memory_bytes
-from batchcap.cores import Threads
 from batchcap.decoder.packed_weights import decoder_bytes, shares_weights
 from batchcap.decoder.scheduler import needs_shared_slot, slot_positions
 from batchcap.decoder.slots import kv_bytes_per_slot
+from batchcap.engines.cores import Threads
 from batchcap.engines.decoder_worker import lane_count
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import feature_bytes

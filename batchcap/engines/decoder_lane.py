@@ -6,8 +6,8 @@ from collections.abc import Callable
 from batchcap.core.errors import ErrorKind, lacks_memory
 from batchcap.core.records import Caption, Failure
 from batchcap.decoder.scheduler import Decoder
+from batchcap.engines.busy_flag import WorkSign
 from batchcap.engines.messages import Busy, DecodeWork, Inbox
-from batchcap.engines.sign import WorkSign
 
 # So long after the last picture a lane with free slots waits for the next one while the encoder is at work.
 PATIENCE_S = 60.0

@@ -15,10 +15,10 @@ from batchcap.core.machine import session_threads
 from batchcap.decoder.invariance import warn_if_a_split_shows
 from batchcap.decoder.packed_weights import KeptDecoder, open_decoder
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
+from batchcap.engines.busy_flag import WorkSign
 from batchcap.engines.decoder_lane import DecoderLane
 from batchcap.engines.messages import DecoderSpec, Inbox
-from batchcap.engines.side_by_side import run_side_by_side
-from batchcap.engines.sign import WorkSign
+from batchcap.engines.threads import run_side_by_side
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate, load_tokenizer
 

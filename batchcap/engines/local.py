@@ -15,13 +15,13 @@ from batchcap.config import JobConfig
 from batchcap.core.errors import BatchcapError, WorkerError
 from batchcap.core.machine import MIB, available_cores
 from batchcap.core.records import Caption, Failure, Features, ImageRow, Outcome, PictureFacts, Twin
-from batchcap.cores import Threads, plan_for
 from batchcap.engines.base import EngineLoad
+from batchcap.engines.busy_flag import make_sign_file
+from batchcap.engines.cores import Threads, plan_for
+from batchcap.engines.memory_guard import MemoryGuard
 from batchcap.engines.messages import Busy, Captioned, DecoderSpec, DecodeWork, Ready, VisionSpec
-from batchcap.engines.pressure import MemoryGuard
 from batchcap.engines.process import WorkerEndError
-from batchcap.engines.seat import START_TIMEOUT_S, Seat, SeenTime
-from batchcap.engines.sign import make_sign_file
+from batchcap.engines.supervisor import START_TIMEOUT_S, Seat, SeenTime
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import feature_bytes
 

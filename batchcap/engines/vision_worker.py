@@ -17,10 +17,10 @@ import numpy as np
 
 from batchcap.core.errors import ErrorKind, RowError, lacks_memory
 from batchcap.core.records import Failure, Features, ImageRow, Patches, Twin
+from batchcap.engines.busy_flag import WorkSign
+from batchcap.engines.dedup import KnownPictures
 from batchcap.engines.messages import Busy, Captioned, Inbox, VisionSpec
-from batchcap.engines.side_by_side import run_side_by_side
-from batchcap.engines.sign import WorkSign
-from batchcap.engines.twins import KnownPictures
+from batchcap.engines.threads import run_side_by_side
 from batchcap.images import patches_of, read_picture
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import VisionGeometry

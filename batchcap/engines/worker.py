@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from batchcap.core.errors import BatchcapError, ExitCode, lacks_memory
-from batchcap.cores import keep_on
+from batchcap.engines.cores import keep_on
 from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec
 from batchcap.signals import STOP_SIGNALS
 

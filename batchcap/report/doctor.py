@@ -29,12 +29,12 @@ from batchcap.core.machine import (
     cpu_name,
     total_memory_bytes,
 )
-from batchcap.cores import Threads, plan_for
 from batchcap.engines.capacity import memory_need
+from batchcap.engines.cores import Threads, plan_for
+from batchcap.engines.profiles import Resolution, resolve
+from batchcap.engines.tuned import read_tuned
 from batchcap.export.demo import load_model
 from batchcap.model.bundle import Bundle
-from batchcap.profiles import Resolution, resolve
-from batchcap.tuning.record import read_tuned
 from batchcap.vision.dtype import resolve_backend, resolve_encoder
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "onnxruntime-genai", "pillow", "pyarrow", "tokenizers")

@@ -12,8 +12,8 @@ from batchcap.core.errors import WorkerError
 from batchcap.core.records import Failure, ImageRow
 from batchcap.demo.scenes import compose, draw
 from batchcap.engines.local import LocalEngine
+from batchcap.engines.profiles import Settings
 from batchcap.model.bundle import Bundle
-from batchcap.profiles import Settings
 
 # A quarter of an everyday job (256 visual tokens, 64 new ones), so that a minute is enough for some candidates.
 VISUAL_TOKENS = 64

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from batchcap.config import VisionBackend, VisionDtype
-from batchcap.profiles import INT8_ENCODER, W8A8_SLOTS, Encoder, Settings
+from batchcap.engines.profiles import INT8_ENCODER, W8A8_SLOTS, Encoder, Settings
 
 # Two runs of the same differ by this much on a quiet machine; less is no reason to leave the defaults.
 LEAST_GAIN = 1.03

@@ -14,13 +14,13 @@ from batchcap.config import InputConfig, JobConfig
 from batchcap.core.errors import BatchcapError, UsageError
 from batchcap.core.machine import MIB, available_cores, available_memory_bytes, busy_cpu_s
 from batchcap.core.text import aligned, format_duration
-from batchcap.cores import Threads, usable_cores
 from batchcap.engines.capacity import fitted_to_memory, memory_need
+from batchcap.engines.cores import Threads, usable_cores
+from batchcap.engines.profiles import Settings, Tuned, is_w8a8
+from batchcap.engines.tuned import MadeFor, write_tuned
 from batchcap.export.demo import load_model
 from batchcap.model.bundle import Bundle
-from batchcap.profiles import Settings, Tuned, is_w8a8
 from batchcap.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
-from batchcap.tuning.record import MadeFor, write_tuned
 from batchcap.tuning.search import LEAST_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for
 from batchcap.vision.dtype import resolve_encoder
 

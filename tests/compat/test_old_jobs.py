@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchcap.engines import tuned as record
 from batchcap.jobfile import load_job_file
 from batchcap.model.bundle import Bundle
 from batchcap.report.status import read_status
@@ -21,7 +22,6 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import part_is_complete
 from batchcap.store.place import Place
-from batchcap.tuning import record
 from tests.compat.scenes import BUNDLE, INPUTS, JOBS, ROOT, Scene
 from tests.e2e.command import batchcap
 from tests.e2e.process import leftovers, read_summary, run, snapshot

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from batchcap.core.errors import ExitCode
+from batchcap.engines.profiles import NAMES
 from batchcap.model.bundle import Bundle
-from batchcap.profiles import NAMES
 from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap, read_rows
 from tests.e2e.inputs import write_pictures

@@ -22,10 +22,10 @@ from batchcap.core.records import Caption, Failure, Features
 from batchcap.decoder.scheduler import Decoder
 from batchcap.decoder.slots import Slots
 from batchcap.engines import decoder_lane
+from batchcap.engines.busy_flag import WorkSign, make_sign_file
 from batchcap.engines.decoder_worker import DecoderWorker, lane_count
 from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork
-from batchcap.engines.seat import Seat
-from batchcap.engines.sign import WorkSign, make_sign_file
+from batchcap.engines.supervisor import Seat
 from batchcap.model.bundle import Bundle
 from tests.engines.doubles import EndlessInbox
 
@@ -268,7 +268,7 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle, mon
 
 
 HOLDS_SIGN = (
-    "import sys; from batchcap.engines.sign import WorkSign\n"
+    "import sys; from batchcap.engines.busy_flag import WorkSign\n"
     "with WorkSign(int(sys.argv[1])).put_up():\n"
     "    print(flush=True); sys.stdin.read()"
 )

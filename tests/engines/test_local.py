@@ -16,7 +16,8 @@ import pytest
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, WorkerError
 from batchcap.core.records import Failure, ImageRow, Outcome, Twin
-from batchcap.engines import local, process, seat
+from batchcap.engines import local, process
+from batchcap.engines import supervisor as seat
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec, Fatal
 

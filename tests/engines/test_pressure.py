@@ -5,7 +5,7 @@ import logging
 import psutil
 import pytest
 
-from batchcap.engines.pressure import CHECK_INTERVAL_S, ENOUGH, SETTLE_S, MemoryGuard
+from batchcap.engines.memory_guard import CHECK_INTERVAL_S, ENOUGH, SETTLE_S, MemoryGuard
 
 
 class Machine:

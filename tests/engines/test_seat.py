@@ -9,10 +9,10 @@ from batchcap.config import GenerationConfig, VisionConfig
 from batchcap.core.errors import ErrorKind, WorkerError
 from batchcap.core.records import ImageRow
 from batchcap.engines import messages
-from batchcap.engines import seat as seat_module
+from batchcap.engines import supervisor as seat_module
 from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, VisionSpec
 from batchcap.engines.process import WorkerEndError
-from batchcap.engines.seat import LOOK_S, Seat, SeenTime
+from batchcap.engines.supervisor import LOOK_S, Seat, SeenTime
 
 VISION = VisionSpec("/bundle", "0" * 64, VisionConfig(), 1, 4096, find_twins=True)
 DECODER = DecoderSpec("/bundle", "0" * 64, GenerationConfig(), slots=8, threads=1, max_visual_tokens=16)

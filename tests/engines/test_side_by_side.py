@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from batchcap.engines.side_by_side import run_side_by_side
+from batchcap.engines.threads import run_side_by_side
 
 PATIENCE_S = 30.0
 

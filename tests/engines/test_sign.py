@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from batchcap.engines.sign import WorkSign, make_sign_file
+from batchcap.engines.busy_flag import WorkSign, make_sign_file
 from tests.engines.doubles import seen_elsewhere
 
 PATIENCE_S = 30.0

@@ -25,10 +25,10 @@ from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import EncodedPicture, Failure, Features, ImageRow, Patches, Twin
 from batchcap.engines import vision_worker
+from batchcap.engines.busy_flag import make_sign_file
+from batchcap.engines.dedup import KnownPictures
 from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
-from batchcap.engines.seat import Seat
-from batchcap.engines.sign import make_sign_file
-from batchcap.engines.twins import KnownPictures
+from batchcap.engines.supervisor import Seat
 from batchcap.engines.vision_worker import VisionWorker, lane_count
 from batchcap.images import read_picture
 from batchcap.model.bundle import Bundle

@@ -10,11 +10,11 @@ import pytest
 from batchcap.core.records import Float32Array
 from batchcap.decoder.invariance import find_row_tile
 from batchcap.decoder.session import DecoderSession
+from batchcap.engines.profiles import is_w8a8
 from batchcap.export.integer_products import IntegerProducts, turned
 from batchcap.export.options import BY_ROWS
 from batchcap.export.quantize import MatrixInMemory, quantize_matrix
 from batchcap.model.bundle import Bundle
-from batchcap.profiles import is_w8a8
 
 INPUTS, OUTPUTS = 512, 96
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from batchcap.core.errors import UsageError
-from batchcap.profiles import INT8_ENCODER, Settings, Tuned
-from batchcap.tuning import record
-from batchcap.tuning.record import MadeFor, read_tuned, write_tuned
+from batchcap.engines import tuned as record
+from batchcap.engines.profiles import INT8_ENCODER, Settings, Tuned
+from batchcap.engines.tuned import MadeFor, read_tuned, write_tuned
 
 BUNDLE = "c" * 64
 TUNED = Tuned(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from batchcap.core.errors import UsageError, WorkerError
+from batchcap.engines.profiles import Settings
 from batchcap.images.source import digest
 from batchcap.model.bundle import Bundle
-from batchcap.profiles import Settings
 from batchcap.tuning import tune
 from batchcap.tuning.measure import FEWEST_ROWS, MOST_ROWS, Timing, Track, rows_for
 from batchcap.tuning.search import Trial

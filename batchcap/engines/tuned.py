@@ -15,7 +15,7 @@ from batchcap.core.atomic import write_atomic
 from batchcap.core.cache import cache_folder
 from batchcap.core.errors import BatchcapError, UsageError
 from batchcap.core.machine import available_cores, cpu_name
-from batchcap.profiles import Settings, Tuned
+from batchcap.engines.profiles import Settings, Tuned
 
 log = logging.getLogger(__name__)
 
