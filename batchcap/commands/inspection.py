@@ -100,6 +100,6 @@ def tune(
     Captions generated pictures with several numbers of decoders, threads and slots and with the vision backends. Best
     done when nothing else runs. `batchcap doctor` shows what was found; `--profile auto` uses it.
     """
-    from batchcap.tuning.tune import tune as find_fastest
+    from batchcap.engines.tuning.tune import tune as find_fastest
 
     print_result(find_fastest(model, minutes, rounded_vision=allow_rounded_vision).to_text())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from batchcap.config import VisionBackend, VisionDtype
 from batchcap.engines.profiles import INT8_ENCODER, W8A8_SLOTS, Settings
-from batchcap.tuning.search import LEAST_GAIN, Machine, Search, Trial, encoders_for, moves_for
+from batchcap.engines.tuning.search import LEAST_GAIN, Machine, Search, Trial, encoders_for, moves_for
 
 TORCH_FP32 = (VisionBackend.TORCH, VisionDtype.FP32)
 TORCH_BF16 = (VisionBackend.TORCH, VisionDtype.BF16)

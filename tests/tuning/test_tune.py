@@ -9,11 +9,11 @@ import pytest
 
 from batchcap.core.errors import UsageError, WorkerError
 from batchcap.engines.profiles import Settings
+from batchcap.engines.tuning import tune
+from batchcap.engines.tuning.measure import FEWEST_ROWS, MOST_ROWS, Timing, Track, rows_for
+from batchcap.engines.tuning.search import Trial
 from batchcap.images.source import digest
 from batchcap.model.bundle import Bundle
-from batchcap.tuning import tune
-from batchcap.tuning.measure import FEWEST_ROWS, MOST_ROWS, Timing, Track, rows_for
-from batchcap.tuning.search import Trial
 
 
 @pytest.fixture

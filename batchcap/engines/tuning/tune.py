@@ -18,10 +18,10 @@ from batchcap.engines.capacity import fitted_to_memory, memory_need
 from batchcap.engines.cores import Threads, usable_cores
 from batchcap.engines.profiles import Settings, Tuned, is_w8a8
 from batchcap.engines.tuned import MadeFor, write_tuned
+from batchcap.engines.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
+from batchcap.engines.tuning.search import LEAST_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for
 from batchcap.export.demo import load_model
 from batchcap.model.bundle import Bundle
-from batchcap.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
-from batchcap.tuning.search import LEAST_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for
 from batchcap.vision.dtype import resolve_encoder
 
 log = logging.getLogger(__name__)
