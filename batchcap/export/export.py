@@ -190,7 +190,7 @@ def write_decoder(
             facts |= stored_facts(checkpoint.tensors)
         tensors: Mapping[str, Rows] = checkpoint.tensors
         if calibrate is not None:
-            from batchcap.export import calibration  # noqa: PLC0415 - loads torch and transformers
+            from batchcap.export.calibrate import calibration  # noqa: PLC0415 - loads torch and transformers
 
             found = calibration.calibrate(unfinished, checkpoint, drawing, options, calibrate)
             tensors = scaled_tensors(tensors, found.scales, checkpoint.geometry.text)

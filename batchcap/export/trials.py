@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchcap.core.machine import available_cores
-from batchcap.export.calibration import Calibration, calibrate_on
+from batchcap.export.calibrate.calibration import Calibration, calibrate_on
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.decoder import GRAPH_FILE, Drawing, fill_decoder
 from batchcap.export.options import ExportOptions

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Float32Array
-from batchcap.export import awq
-from batchcap.export.awq import Reader, find_scales, output_error
-from batchcap.export.calibration import picture_prompts
+from batchcap.export.calibrate import awq
+from batchcap.export.calibrate.awq import Reader, find_scales, output_error
+from batchcap.export.calibrate.calibration import picture_prompts
+from batchcap.export.calibrate.layers import LayerStream
 from batchcap.export.check import DecoderRun
 from batchcap.export.checkpoint import Checkpoint, open_checkpoint
 from batchcap.export.decoder import GRAPH_FILE, Drawing, draw_decoder, fill_decoder
 from batchcap.export.export import export_bundle
-from batchcap.export.layers import LayerStream
 from batchcap.export.options import ExportOptions, Precision, Rounding, RoundingAlgorithm
 from batchcap.export.pictures import PictureChoice, load_pictures
 from batchcap.export.quantize import MatrixInMemory

@@ -12,7 +12,7 @@ import torch
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Patches
-from batchcap.export.awq import find_scales
+from batchcap.export.calibrate.awq import find_scales
 from batchcap.export.checkpoint import Checkpoint
 from batchcap.export.decoder import GRAPH_FILE, Drawing, fill_decoder
 from batchcap.export.options import ExportOptions

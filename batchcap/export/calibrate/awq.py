@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from batchcap.core.records import Float32Array, Int64Array
+from batchcap.export.calibrate.layers import LayerStream
 from batchcap.export.checkpoint import Checkpoint
-from batchcap.export.layers import LayerStream
 from batchcap.export.matrices import matrix_name
 from batchcap.export.options import WHOLE_ROW, ExportOptions, Rounding
 from batchcap.export.quantize import MatrixInMemory, Rows, quantize_matrix

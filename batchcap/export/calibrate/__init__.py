@@ -1,0 +1,1 @@
+"""Owns what is learned from calibration captions: AWQ scales, layer by layer."""
