@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from batchcap.config import InputConfig, JobConfig, Profile
 from batchcap.demo.evaluate import Reference, examples
+from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.demo import demo_checkpoint
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions, Precision
 from batchcap.job import run_job
 from batchcap.report.progress import LogProgress
 from batchcap.store.folder import JobFolder

@@ -29,12 +29,9 @@ from batchcap.config import VisionConfig
 from batchcap.core.machine import available_cores
 from batchcap.core.records import ImageRow, Patches
 from batchcap.demo.evaluate import examples
-from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.decoder import draw_decoder
-from batchcap.export.demo import demo_checkpoint
-from batchcap.export.export import write_parts
-from batchcap.export.matrices import HEAD, in_sensitive_place
-from batchcap.export.options import (
+from batchcap.export.checkpoint.checkpoint import open_checkpoint
+from batchcap.export.checkpoint.matrices import HEAD, in_sensitive_place
+from batchcap.export.checkpoint.options import (
     ACCURACY_LEVEL,
     BLOCK_SIZES,
     ExportOptions,
@@ -42,6 +39,9 @@ from batchcap.export.options import (
     Precision,
     RoundingAlgorithm,
 )
+from batchcap.export.decoder import draw_decoder
+from batchcap.export.demo import demo_checkpoint
+from batchcap.export.export import write_parts
 from batchcap.export.pictures import PictureChoice, load_pictures
 from batchcap.export.rollout import ROWS
 from batchcap.export.trials import Candidate, Material, Trials

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions, Precision
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import make_checkpoint
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from batchcap.core.errors import BundleError, CheckpointError
-from batchcap.export.checkpoint import open_checkpoint
+from batchcap.export.checkpoint.checkpoint import open_checkpoint
 from batchcap.model.bundle import BUNDLE_FILE, EMBEDDINGS_FILE, FORMAT_VERSION, Bundle, EmbeddingTable
 
 

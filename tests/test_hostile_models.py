@@ -14,8 +14,8 @@ import pytest
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import BundleError
 from batchcap.decoder.packed_weights import open_decoder
+from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions
 from batchcap.model.bundle import BUNDLE_FILE, Bundle, bundle_id, sha256_of
 from batchcap.vision.backend import load_encoder
 from tests.e2e.command import assert_refused, batchcap

@@ -16,8 +16,8 @@ import pytest
 
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, Float32Array, ImageRow, Patches
+from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions, Precision
 from batchcap.images import load_patches
 from batchcap.images.patchify import target_size
 from batchcap.model.bundle import Bundle

@@ -8,7 +8,7 @@ import typer
 from batchcap.commands.results import print_result
 from batchcap.config import DEFAULT_PROMPT
 from batchcap.core.errors import ExitCode, UsageError
-from batchcap.export.options import (
+from batchcap.export.checkpoint.options import (
     DEFAULT_MAX_KL,
     ExportOptions,
     Int8Matrices,

@@ -19,9 +19,9 @@ from batchcap.config import InputConfig, JobConfig, VisionConfig, VisionDtype
 from batchcap.demo.batches import random_size
 from batchcap.demo.scenes import compose, draw
 from batchcap.demo.text import PROMPT
+from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.demo import demo_checkpoint
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions
 from batchcap.job import run_job
 from batchcap.report.progress import LogProgress
 

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from batchcap.core.errors import CheckpointError
-from batchcap.export.kinds import EXPORTED, HUB_NAME, holds_a_model, look_at
+from batchcap.export.checkpoint.kinds import EXPORTED, HUB_NAME, holds_a_model, look_at
 
 _PRECISION = "int4"  # what `batchcap export` makes where nothing else is asked for
 

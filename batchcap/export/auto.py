@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.core.errors import UsageError
-from batchcap.export.checkpoint import Checkpoint
+from batchcap.export.checkpoint.checkpoint import Checkpoint
+from batchcap.export.checkpoint.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
+from batchcap.export.checkpoint.scaling import write_scales
 from batchcap.export.decoder import Drawing
-from batchcap.export.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 from batchcap.export.pictures import PictureChoice, fitted, load_pictures
-from batchcap.export.scaling import write_scales
 from batchcap.export.trials import Candidate, Material, Trials
 from batchcap.model.bundle import Bundle
 from batchcap.verify.quality import STEPS, Quality, ask_reference, table_of

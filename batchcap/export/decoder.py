@@ -17,11 +17,11 @@ import numpy as np
 import onnx_ir as ir
 
 from batchcap.core.errors import BatchcapError, CheckpointError
-from batchcap.export.checkpoint import Checkpoint
-from batchcap.export.configuration import CONFIG_FILE
+from batchcap.export.checkpoint.checkpoint import Checkpoint
+from batchcap.export.checkpoint.configuration import CONFIG_FILE
+from batchcap.export.checkpoint.options import ExportOptions
+from batchcap.export.checkpoint.quantize import Rows
 from batchcap.export.integer_products import unscaled
-from batchcap.export.options import ExportOptions
-from batchcap.export.quantize import Rows
 from batchcap.export.weights import Source, WeightFile, fill_weights
 from batchcap.model.tensors import canonical_name
 

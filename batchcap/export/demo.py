@@ -11,7 +11,7 @@ from filelock import FileLock
 from batchcap.config import DEMO_MODEL, MODEL_VARIABLE
 from batchcap.core.cache import cache_folder
 from batchcap.core.errors import BundleError, UsageError
-from batchcap.export.options import ExportOptions, missing_packages
+from batchcap.export.checkpoint.options import ExportOptions, missing_packages
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 
 log = logging.getLogger(__name__)

@@ -17,17 +17,17 @@ import numpy as np
 from batchcap import __version__
 from batchcap.config import DEFAULT_PROMPT, VisionDtype
 from batchcap.core.errors import BatchcapError, BundleError, CheckpointError, UsageError
-from batchcap.export.chat_template import chat_template
 from batchcap.export.check import check_decoder, check_embeddings, check_encoder, decade_above
-from batchcap.export.checkpoint import Checkpoint, open_checkpoint, weights_sha256
-from batchcap.export.configuration import CONFIG_FILE, LFS_POINTER, LFS_REMEDY, read_json
+from batchcap.export.checkpoint.chat_template import chat_template
+from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint, weights_sha256
+from batchcap.export.checkpoint.configuration import CONFIG_FILE, LFS_POINTER, LFS_REMEDY, read_json
+from batchcap.export.checkpoint.matrices import matrix_name
+from batchcap.export.checkpoint.options import ExportOptions, Precision
+from batchcap.export.checkpoint.prequantized import require_unquantized, stored_facts
+from batchcap.export.checkpoint.quantize import Rows
+from batchcap.export.checkpoint.scaling import scaled_tensors, write_scales
 from batchcap.export.decoder import draw_decoder, fill_decoder
-from batchcap.export.matrices import matrix_name
-from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.pictures import PictureChoice, require_inputs
-from batchcap.export.prequantized import require_unquantized, stored_facts
-from batchcap.export.quantize import Rows
-from batchcap.export.scaling import scaled_tensors, write_scales
 from batchcap.export.scratch import put_in_place, require_space, scratch_folder
 from batchcap.export.vision_graph import write_vision_graph, write_vision_graph_int8
 from batchcap.model.bundle import (

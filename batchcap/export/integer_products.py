@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from batchcap.export.quantize import QuantizedMatrix
+from batchcap.export.checkpoint.quantize import QuantizedMatrix
 
 MIDDLE = 128  # of the activations
 LARGEST = 127

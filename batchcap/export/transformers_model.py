@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from batchcap.export.checkpoint import Checkpoint
+from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.model.tensors import HEAD, StoredTensor
 
 _BITS = {2: np.int16, 4: np.int32}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from batchcap.core.machine import available_cores
 from batchcap.export.calibrate.calibration import Calibration, calibrate_on
-from batchcap.export.checkpoint import Checkpoint
+from batchcap.export.checkpoint.checkpoint import Checkpoint
+from batchcap.export.checkpoint.options import ExportOptions
+from batchcap.export.checkpoint.quantize import Rows
+from batchcap.export.checkpoint.scaling import scaled_tensors
 from batchcap.export.decoder import GRAPH_FILE, Drawing, fill_decoder
-from batchcap.export.options import ExportOptions
-from batchcap.export.quantize import Rows
 from batchcap.export.rollout import PicturePrompt, Rollout
-from batchcap.export.scaling import scaled_tensors
 from batchcap.model.bundle import Bundle, precision_text
 from batchcap.verify.quality import Quality, Yardstick, measure, with_speed
 

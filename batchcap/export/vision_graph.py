@@ -18,9 +18,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from batchcap.core.errors import CheckpointError
+from batchcap.export.checkpoint.options import BY_ROWS
+from batchcap.export.checkpoint.quantize import quantize_matrix
 from batchcap.export.integer_products import IntegerProducts, turned
-from batchcap.export.options import BY_ROWS
-from batchcap.export.quantize import quantize_matrix
 from batchcap.export.weights import WeightFile
 from batchcap.model.geometry import VisionGeometry
 from batchcap.model.tensors import StoredTensor

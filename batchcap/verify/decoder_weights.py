@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from batchcap.core.errors import BundleError
 from batchcap.core.records import Float32Array
-from batchcap.export.options import BY_ROWS
+from batchcap.export.checkpoint.options import BY_ROWS
 
 INTERLEAVED = 1  # `mrope_layout` of MRotaryEmbedding
 ROTARY_TABLES = ("cos_cache", "sin_cache")

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from batchcap.core.errors import UsageError
 from batchcap.core.machine import MIB, available_cores
 from batchcap.core.records import Float32Array, Patches
-from batchcap.export.checkpoint import open_checkpoint
+from batchcap.export.checkpoint.checkpoint import open_checkpoint
+from batchcap.export.checkpoint.prequantized import require_unquantized
 from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
-from batchcap.export.prequantized import require_unquantized
 from batchcap.export.rollout import ROWS, PicturePrompt, Rollout
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate

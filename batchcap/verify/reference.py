@@ -20,8 +20,8 @@ from transformers import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.machine import available_memory_bytes
 from batchcap.core.records import Features, Float32Array, Int64Array, Patches
-from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.prequantized import require_unquantized
+from batchcap.export.checkpoint.checkpoint import open_checkpoint
+from batchcap.export.checkpoint.prequantized import require_unquantized
 from batchcap.export.transformers_model import load_model
 from batchcap.model.prompt import PromptTemplate
 from batchcap.model.tensors import HEAD, VISION, StoredTensor

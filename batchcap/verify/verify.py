@@ -15,9 +15,9 @@ from batchcap import __version__
 from batchcap.config import DEFAULT_PROMPT, VisionConfig
 from batchcap.core.errors import RowError, UsageError
 from batchcap.core.records import Features, Patches
-from batchcap.export.checkpoint import Checkpoint, open_checkpoint
-from batchcap.export.prequantized import require_unquantized
-from batchcap.export.scaling import read_scales
+from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from batchcap.export.checkpoint.prequantized import require_unquantized
+from batchcap.export.checkpoint.scaling import read_scales
 from batchcap.images import load_patches
 from batchcap.model.bundle import BUNDLE_FILE, Bundle, geometry_to_dict
 from batchcap.model.prompt import PromptTemplate

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from batchcap.core.errors import BundleError, CheckpointError
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Float32Array
-from batchcap.export.checkpoint import Checkpoint
-from batchcap.export.inventory import expected_tensors, head_is_tied
-from batchcap.export.quantize import Rows
-from batchcap.export.scaling import read_scales, scaled_tensors
+from batchcap.export.checkpoint.checkpoint import Checkpoint
+from batchcap.export.checkpoint.inventory import expected_tensors, head_is_tied
+from batchcap.export.checkpoint.quantize import Rows
+from batchcap.export.checkpoint.scaling import read_scales, scaled_tensors
 from batchcap.model.bundle import Bundle
 from batchcap.model.tensors import EMBEDDINGS, HEAD, VISION, read_file, same_bytes, vision_tensors
 from batchcap.verify.decoder_weights import DecoderWeights, PlainTensor, RoundedMatrix, pieces, read_decoder

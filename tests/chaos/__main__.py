@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 from batchcap.core.machine import available_cores, cpu_name
+from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions
 from tests.chaos.faults import FAULTS
 from tests.chaos.harness import one_of_two_runs, run_with
 from tests.checkpoints import make_checkpoint

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from batchcap.config import VisionBackend, VisionDtype
-from batchcap.export.export import export_bundle
 from batchcap.export.options import ExportOptions
 from batchcap.profiles import Settings, Tuned
 from batchcap.tuning.record import write_tuned
+
+from batchcap.config import VisionBackend, VisionDtype
+from batchcap.export.export import export_bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.compat.scenes import BUNDLE, INPUTS, JOBS, ROOT, Scene
 from tests.e2e.inputs import write_parquet, write_pictures

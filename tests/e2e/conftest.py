@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions
 from batchcap.model.bundle import Bundle
 from tests.e2e.inputs import write_parquet, write_pictures
 from tests.e2e.process import STARTED, captions, run

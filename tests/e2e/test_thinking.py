@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions
 from batchcap.model.bundle import Bundle
 from batchcap.report.status import printable
 from batchcap.store.folder import JobFolder

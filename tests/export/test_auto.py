@@ -13,10 +13,10 @@ from batchcap.cli import app
 from batchcap.core.errors import UsageError
 from batchcap.export import auto
 from batchcap.export.auto import Search, ladder
+from batchcap.export.checkpoint.options import ExportOptions, Precision
+from batchcap.export.checkpoint.scaling import SCALES_FILE
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.pictures import PictureChoice
-from batchcap.export.scaling import SCALES_FILE
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once

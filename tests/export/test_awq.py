@@ -19,14 +19,10 @@ from batchcap.export.calibrate.awq import Reader, find_scales, output_error
 from batchcap.export.calibrate.calibration import picture_prompts
 from batchcap.export.calibrate.layers import LayerStream
 from batchcap.export.check import DecoderRun
-from batchcap.export.checkpoint import Checkpoint, open_checkpoint
-from batchcap.export.decoder import GRAPH_FILE, Drawing, draw_decoder, fill_decoder
-from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions, Precision, Rounding, RoundingAlgorithm
-from batchcap.export.pictures import PictureChoice, load_pictures
-from batchcap.export.quantize import MatrixInMemory
-from batchcap.export.rollout import PicturePrompt, Rollout
-from batchcap.export.scaling import (
+from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from batchcap.export.checkpoint.options import ExportOptions, Precision, Rounding, RoundingAlgorithm
+from batchcap.export.checkpoint.quantize import MatrixInMemory
+from batchcap.export.checkpoint.scaling import (
     SCALES_FILE,
     Scales,
     all_groups,
@@ -35,6 +31,10 @@ from batchcap.export.scaling import (
     read_scales,
     scaled_tensors,
 )
+from batchcap.export.decoder import GRAPH_FILE, Drawing, draw_decoder, fill_decoder
+from batchcap.export.export import export_bundle
+from batchcap.export.pictures import PictureChoice, load_pictures
+from batchcap.export.rollout import PicturePrompt, Rollout
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from batchcap.core.errors import CheckpointError
-from batchcap.export.chat_template import chat_template
+from batchcap.export.checkpoint.chat_template import chat_template
 from tests.checkpoints import make_tokenizer
 
 NAMED = [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]

@@ -12,8 +12,8 @@ import pytest
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from batchcap.core.errors import CheckpointError
-from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.soundness import VISION_ACTIVATIONS
+from batchcap.export.checkpoint.checkpoint import open_checkpoint
+from batchcap.export.checkpoint.soundness import VISION_ACTIVATIONS
 from batchcap.export.vision_graph import ACTIVATIONS as ONNX_ACTIVATIONS
 from batchcap.vision.tower import ACTIVATIONS as TORCH_ACTIVATIONS
 from tests.checkpoints import Shape, make_checkpoint

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.configuration import normalised
+from batchcap.export.checkpoint.checkpoint import open_checkpoint
+from batchcap.export.checkpoint.configuration import normalised
+from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.transformers_model import load_model
 from batchcap.model.geometry import Geometry
 from batchcap.verify.verify import VerifyOptions, verify_bundle

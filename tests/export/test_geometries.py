@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from batchcap.config import VisionBackend
+from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions, Precision
 from batchcap.export.parity import compare_with_transformers
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint

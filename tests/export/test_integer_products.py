@@ -11,9 +11,9 @@ from batchcap.core.records import Float32Array
 from batchcap.decoder.invariance import find_row_tile
 from batchcap.decoder.session import DecoderSession
 from batchcap.engines.profiles import is_w8a8
+from batchcap.export.checkpoint.options import BY_ROWS
+from batchcap.export.checkpoint.quantize import MatrixInMemory, quantize_matrix
 from batchcap.export.integer_products import IntegerProducts, turned
-from batchcap.export.options import BY_ROWS
-from batchcap.export.quantize import MatrixInMemory, quantize_matrix
 from batchcap.model.bundle import Bundle
 
 INPUTS, OUTPUTS = 512, 96

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from batchcap.core.errors import CheckpointError
-from batchcap.export.checkpoint import open_checkpoint
+from batchcap.export.checkpoint.checkpoint import open_checkpoint
 from tests.checkpoints import Shape, make_checkpoint
 
 Tensors = dict[str, Tensor]

@@ -19,11 +19,10 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
 from batchcap.core.records import Float32Array
-from batchcap.export import quantize
-from batchcap.export.checkpoint import open_checkpoint
-from batchcap.export.decoder import Drawing, draw_decoder
-from batchcap.export.matrices import HEAD
-from batchcap.export.options import (
+from batchcap.export.checkpoint import quantize
+from batchcap.export.checkpoint.checkpoint import open_checkpoint
+from batchcap.export.checkpoint.matrices import HEAD
+from batchcap.export.checkpoint.options import (
     ACCURACY_LEVEL,
     BLOCK_SIZES,
     ExportOptions,
@@ -31,7 +30,8 @@ from batchcap.export.options import (
     Precision,
     RoundingAlgorithm,
 )
-from batchcap.export.quantize import quantize_matrix
+from batchcap.export.checkpoint.quantize import quantize_matrix
+from batchcap.export.decoder import Drawing, draw_decoder
 from batchcap.export.weights import WeightFile, fill_weights
 from tests.checkpoints import Shape, make_checkpoint
 

@@ -13,8 +13,8 @@ import pytest
 
 from batchcap.core.errors import BatchcapError, LockedError
 from batchcap.export import scratch
+from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions
 from batchcap.export.scratch import put_in_place, require_space, scratch_folder
 from batchcap.model.bundle import BUNDLE_FILE
 from tests.checkpoints import Shape, make_checkpoint

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from batchcap.core.records import Float32Array
-from batchcap.export.options import BLOCK_SIZES, Rounding, RoundingAlgorithm
-from batchcap.export.quantize import MatrixInMemory, quantize_matrix
+from batchcap.export.checkpoint.options import BLOCK_SIZES, Rounding, RoundingAlgorithm
+from batchcap.export.checkpoint.quantize import MatrixInMemory, quantize_matrix
 from batchcap.verify.decoder_weights import RoundedMatrix, RoundedRows
 from batchcap.verify.rounding import BlockJudgement, error_tolerance, judge_blocks
 

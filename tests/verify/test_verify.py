@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from batchcap.cli import app
 from batchcap.core.errors import ExitCode, UsageError
+from batchcap.export.checkpoint.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 from batchcap.export.export import export_bundle
-from batchcap.export.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 from batchcap.export.pictures import PictureChoice
 from batchcap.model.bundle import Bundle
 from batchcap.verify import verify

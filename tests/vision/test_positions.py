@@ -7,7 +7,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionRotaryEmbedding
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from batchcap.export.options import ExportOptions
+from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.vision.positions import CACHED_GRIDS, PositionEmbeddings
 from batchcap.vision.rope import RotaryTable, merge_block_order
 from batchcap.vision.rotary import POSITIONS, rotary_table

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from batchcap.core.records import Float32Array, Int64Array
 from batchcap.export.calibrate.layers import LayerStream
-from batchcap.export.checkpoint import Checkpoint
-from batchcap.export.matrices import matrix_name
-from batchcap.export.options import WHOLE_ROW, ExportOptions, Rounding
-from batchcap.export.quantize import MatrixInMemory, Rows, quantize_matrix
+from batchcap.export.checkpoint.checkpoint import Checkpoint
+from batchcap.export.checkpoint.matrices import matrix_name
+from batchcap.export.checkpoint.options import WHOLE_ROW, ExportOptions, Rounding
+from batchcap.export.checkpoint.quantize import MatrixInMemory, Rows, quantize_matrix
+from batchcap.export.checkpoint.scaling import Group, Scales, expanded, head_group, layer_groups
 from batchcap.export.rollout import PicturePrompt
-from batchcap.export.scaling import Group, Scales, expanded, head_group, layer_groups
 from batchcap.model.geometry import TextGeometry
 
 ALPHAS = tuple(step / 20 for step in range(1, 21))  # 0 is no scaling

@@ -13,12 +13,12 @@ from batchcap.config import VisionConfig, VisionDtype
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Patches
 from batchcap.export.calibrate.awq import find_scales
-from batchcap.export.checkpoint import Checkpoint
+from batchcap.export.checkpoint.checkpoint import Checkpoint
+from batchcap.export.checkpoint.options import ExportOptions
+from batchcap.export.checkpoint.scaling import Scales
 from batchcap.export.decoder import GRAPH_FILE, Drawing, fill_decoder
-from batchcap.export.options import ExportOptions
 from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
 from batchcap.export.rollout import PicturePrompt, Rollout
-from batchcap.export.scaling import Scales
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 from batchcap.vision.encoder import VisionEncoder

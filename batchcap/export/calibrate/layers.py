@@ -16,7 +16,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextRotaryEmbedding,
 )
 
-from batchcap.export.checkpoint import Checkpoint
+from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.export.rollout import PicturePrompt
 
 # Takes the name of a submodule and what it reads for one prompt, [S, K].

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from batchcap.core.records import Float32Array
-from batchcap.export.quantize import Rows
+from batchcap.export.checkpoint.quantize import Rows
 from batchcap.model.geometry import TextGeometry
 from batchcap.model.tensors import EMBEDDINGS, HEAD
 

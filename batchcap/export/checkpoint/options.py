@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from batchcap.core.errors import UsageError
-from batchcap.export.matrices import HEAD, in_sensitive_place
+from batchcap.export.checkpoint.matrices import HEAD, in_sensitive_place
 
 
 class Precision(StrEnum):

@@ -16,7 +16,7 @@ from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor,
 
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Float32Array
-from batchcap.export.options import WHOLE_ROW, Rounding, RoundingAlgorithm
+from batchcap.export.checkpoint.options import WHOLE_ROW, Rounding, RoundingAlgorithm
 
 SLICE_VALUES = 1 << 19
 

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.core.errors import CheckpointError
-from batchcap.export.configuration import CONFIG_FILE, MISTYPED, normalised, read_images, read_json, stop_tokens
+from batchcap.export.checkpoint.configuration import (
+    CONFIG_FILE,
+    MISTYPED,
+    normalised,
+    read_images,
+    read_json,
+    stop_tokens,
+)
+from batchcap.export.checkpoint.inventory import chosen_tensors, with_true_head
+from batchcap.export.checkpoint.kinds import HUB_NAME, require_exportable, require_model_folder
+from batchcap.export.checkpoint.prequantized import unpack_names
+from batchcap.export.checkpoint.soundness import require_sound
 from batchcap.export.hub import fetch
-from batchcap.export.inventory import chosen_tensors, with_true_head
-from batchcap.export.kinds import HUB_NAME, require_exportable, require_model_folder
-from batchcap.export.prequantized import unpack_names
-from batchcap.export.soundness import require_sound
 from batchcap.model.bundle import sha256_of
 from batchcap.model.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 from batchcap.model.tensors import StoredTensor, read_index, weight_files

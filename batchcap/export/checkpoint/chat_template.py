@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.core.errors import CheckpointError
-from batchcap.export.configuration import read_json
+from batchcap.export.checkpoint.configuration import read_json
 from batchcap.model.bundle import CHAT_TEMPLATE_FILE
 
 DEFAULT = "default"

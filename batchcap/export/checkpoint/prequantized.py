@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from batchcap.core.errors import CheckpointError, UsageError
 from batchcap.core.records import Float32Array
-from batchcap.export.inventory import FLOAT_BYTES
-from batchcap.export.kinds import PREQUANTIZED
-from batchcap.export.options import BLOCK_SIZES, Rounding, RoundingAlgorithm
-from batchcap.export.quantize import QuantizedMatrix, UInt8Array, pack
+from batchcap.export.checkpoint.inventory import FLOAT_BYTES
+from batchcap.export.checkpoint.kinds import PREQUANTIZED
+from batchcap.export.checkpoint.options import BLOCK_SIZES, Rounding, RoundingAlgorithm
+from batchcap.export.checkpoint.quantize import QuantizedMatrix, UInt8Array, pack
 from batchcap.model.tensors import EMBEDDINGS, FLOAT_TYPES, VISION, StoredTensor
 
 METHODS = PREQUANTIZED

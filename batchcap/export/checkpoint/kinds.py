@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.core.errors import CheckpointError
-from batchcap.export.configuration import (
+from batchcap.export.checkpoint.configuration import (
     ARCHITECTURE,
     CONFIG_FILE,
     MISTYPED,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.core.errors import CheckpointError
-from batchcap.export.configuration import TIED, part_of
-from batchcap.export.missing import missing_tensor
+from batchcap.export.checkpoint.configuration import TIED, part_of
+from batchcap.export.checkpoint.missing import missing_tensor
 from batchcap.model.geometry import Geometry, TextGeometry, VisionGeometry
 from batchcap.model.tensors import EMBEDDINGS, FLOAT_TYPES, HEAD, StoredTensor, same_bytes
 
