@@ -1,1 +1,1 @@
-"""Owns what a checkpoint is: its configuration, its tensors, whether it can be exported, and how its weights are rounded."""
+"""Owns what a checkpoint is: configuration, tensors, whether it can be exported, how its weights are rounded."""
