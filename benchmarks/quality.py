@@ -39,9 +39,9 @@ from batchcap.export.checkpoint.options import (
     Precision,
     RoundingAlgorithm,
 )
-from batchcap.export.decoder import draw_decoder
 from batchcap.export.demo import demo_checkpoint
 from batchcap.export.export import write_parts
+from batchcap.export.graph.decoder import draw_decoder
 from batchcap.export.pictures import PictureChoice, load_pictures
 from batchcap.export.rollout import ROWS
 from batchcap.export.trials import Candidate, Material, Trials

@@ -11,7 +11,7 @@ from batchcap.core.errors import UsageError
 from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.export.checkpoint.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 from batchcap.export.checkpoint.scaling import write_scales
-from batchcap.export.decoder import Drawing
+from batchcap.export.graph.decoder import Drawing
 from batchcap.export.pictures import PictureChoice, fitted, load_pictures
 from batchcap.export.trials import Candidate, Material, Trials
 from batchcap.model.bundle import Bundle

@@ -17,7 +17,6 @@ import numpy as np
 from batchcap import __version__
 from batchcap.config import DEFAULT_PROMPT, VisionDtype
 from batchcap.core.errors import BatchcapError, BundleError, CheckpointError, UsageError
-from batchcap.export.check import check_decoder, check_embeddings, check_encoder, decade_above
 from batchcap.export.checkpoint.chat_template import chat_template
 from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint, weights_sha256
 from batchcap.export.checkpoint.configuration import CONFIG_FILE, LFS_POINTER, LFS_REMEDY, read_json
@@ -26,10 +25,11 @@ from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.checkpoint.prequantized import require_unquantized, stored_facts
 from batchcap.export.checkpoint.quantize import Rows
 from batchcap.export.checkpoint.scaling import scaled_tensors, write_scales
-from batchcap.export.decoder import draw_decoder, fill_decoder
+from batchcap.export.graph.check import check_decoder, check_embeddings, check_encoder, decade_above
+from batchcap.export.graph.decoder import draw_decoder, fill_decoder
+from batchcap.export.graph.vision_graph import write_vision_graph, write_vision_graph_int8
 from batchcap.export.pictures import PictureChoice, require_inputs
 from batchcap.export.scratch import put_in_place, require_space, scratch_folder
-from batchcap.export.vision_graph import write_vision_graph, write_vision_graph_int8
 from batchcap.model.bundle import (
     BUNDLE_FILE,
     CHAT_TEMPLATE_FILE,
@@ -302,7 +302,7 @@ def _reference_difference(checkpoint: Checkpoint, folder: Path) -> float:
     Raises:
         CheckpointError: it is more than rounding.
     """
-    from batchcap.export.parity import compare_with_transformers  # noqa: PLC0415 - loads torch and transformers
+    from batchcap.export.graph.parity import compare_with_transformers  # noqa: PLC0415 - loads torch and transformers
 
     embeddings = EmbeddingTable(folder / EMBEDDINGS_FILE)
     found = compare_with_transformers(checkpoint.folder, folder / DECODER_FILE, embeddings, checkpoint.geometry)

@@ -15,7 +15,7 @@ import numpy as np
 
 from batchcap.core.records import Float32Array, Int64Array
 from batchcap.decoder.positions import prompt_positions
-from batchcap.export.check import DecoderRun
+from batchcap.export.graph.check import DecoderRun
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 from batchcap.verify.metrics import relative_error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.export import decoder
+from batchcap.export.graph import decoder
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from batchcap.export.calibrate import awq
 from batchcap.export.calibrate.awq import Reader, find_scales, output_error
 from batchcap.export.calibrate.calibration import picture_prompts
 from batchcap.export.calibrate.layers import LayerStream
-from batchcap.export.check import DecoderRun
 from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from batchcap.export.checkpoint.options import ExportOptions, Precision, Rounding, RoundingAlgorithm
 from batchcap.export.checkpoint.quantize import MatrixInMemory
@@ -31,8 +30,9 @@ from batchcap.export.checkpoint.scaling import (
     read_scales,
     scaled_tensors,
 )
-from batchcap.export.decoder import GRAPH_FILE, Drawing, draw_decoder, fill_decoder
 from batchcap.export.export import export_bundle
+from batchcap.export.graph.check import DecoderRun
+from batchcap.export.graph.decoder import GRAPH_FILE, Drawing, draw_decoder, fill_decoder
 from batchcap.export.pictures import PictureChoice, load_pictures
 from batchcap.export.rollout import PicturePrompt, Rollout
 from batchcap.model.bundle import BUNDLE_FILE, Bundle

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 
 from batchcap.core.errors import BatchcapError, CheckpointError, UsageError
 from batchcap.export import export
-from batchcap.export.check import DecoderRun
 from batchcap.export.checkpoint.options import ExportOptions, RoundingAlgorithm
 from batchcap.export.export import export_bundle
+from batchcap.export.graph.check import DecoderRun
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 

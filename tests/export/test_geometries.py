@@ -16,7 +16,7 @@ import torch
 from batchcap.config import VisionBackend
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
-from batchcap.export.parity import compare_with_transformers
+from batchcap.export.graph.parity import compare_with_transformers
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.pipeline import captions, encoded_picture, features_of, reference

@@ -13,7 +13,7 @@ from batchcap.decoder.session import DecoderSession
 from batchcap.engines.profiles import is_w8a8
 from batchcap.export.checkpoint.options import BY_ROWS
 from batchcap.export.checkpoint.quantize import MatrixInMemory, quantize_matrix
-from batchcap.export.integer_products import IntegerProducts, turned
+from batchcap.export.graph.integer_products import IntegerProducts, turned
 from batchcap.model.bundle import Bundle
 
 INPUTS, OUTPUTS = 512, 96

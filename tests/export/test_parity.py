@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
-from batchcap.export.parity import GRIDS, compare_with_transformers
+from batchcap.export.graph.parity import GRIDS, compare_with_transformers
 from batchcap.model.bundle import Bundle
 
 TOLERANCE = 1e-4  # largest difference of a logit, as a part of the largest logit

@@ -9,9 +9,9 @@ import pytest
 
 from batchcap.core.records import Float32Array
 from batchcap.decoder.positions import prompt_positions
-from batchcap.export.check import DecoderRun
 from batchcap.export.checkpoint.options import BLOCK_SIZES, ExportOptions, Precision, RoundingAlgorithm
 from batchcap.export.export import export_bundle
+from batchcap.export.graph.check import DecoderRun
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once

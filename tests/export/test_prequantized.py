@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from batchcap.core.errors import CheckpointError, UsageError
-from batchcap.export.check import DecoderRun
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
-from batchcap.export.parity import _compare, _prompts
+from batchcap.export.graph.check import DecoderRun
+from batchcap.export.graph.parity import _compare, _prompts
 from batchcap.export.pictures import PictureChoice
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint

@@ -12,7 +12,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
 from batchcap.export.checkpoint.inventory import expected_tensors
-from batchcap.export.decoder import add_argmax, add_deepstack_inputs, draw_decoder, narrow_last_layer
+from batchcap.export.graph.decoder import add_argmax, add_deepstack_inputs, draw_decoder, narrow_last_layer
 from batchcap.model.tensors import EMBEDDINGS, VISION, canonical_name
 from tests.checkpoints import DATA, write_hollow_weights
 

@@ -31,8 +31,8 @@ from batchcap.export.checkpoint.options import (
     RoundingAlgorithm,
 )
 from batchcap.export.checkpoint.quantize import quantize_matrix
-from batchcap.export.decoder import Drawing, draw_decoder
-from batchcap.export.weights import WeightFile, fill_weights
+from batchcap.export.graph.decoder import Drawing, draw_decoder
+from batchcap.export.graph.weights import WeightFile, fill_weights
 from tests.checkpoints import Shape, make_checkpoint
 
 CONTEXT = 4096  # what the tiny checkpoints have

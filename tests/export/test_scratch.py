@@ -45,7 +45,7 @@ def builder_of(process: subprocess.Popen[bytes]) -> psutil.Process:
     end_s = time.monotonic() + WAIT_S
     while time.monotonic() < end_s:
         for child in psutil.Process(process.pid).children():
-            if "batchcap.export.builder_process" in child.cmdline():
+            if "batchcap.export.graph.builder_process" in child.cmdline():
                 return child
         time.sleep(0.02)
     raise AssertionError("no model builder was started")

@@ -16,7 +16,7 @@ import torch
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import BundleError, CheckpointError
 from batchcap.core.records import Features, Float32Array, Patches
-from batchcap.export.vision_graph import write_vision_graph, write_vision_graph_int8
+from batchcap.export.graph.vision_graph import write_vision_graph, write_vision_graph_int8
 from batchcap.model.geometry import VisionGeometry
 from batchcap.model.tensors import read_file
 from batchcap.vision.backend import load_encoder, read_rotary_table

@@ -72,7 +72,7 @@ class Rounding:
     algorithm: RoundingAlgorithm
 
 
-# Of products of integers: why seven bits, `batchcap.export.integer_products` tells.
+# Of products of integers: why seven bits, `batchcap.export.graph.integer_products` tells.
 BY_ROWS = Rounding(bits=7, block_size=WHOLE_ROW, algorithm=RoundingAlgorithm.RTN)
 
 

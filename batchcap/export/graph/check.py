@@ -19,7 +19,7 @@ from batchcap.core.errors import CheckpointError
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Float32Array, Int64Array, Patches
 from batchcap.export.checkpoint.options import Precision
-from batchcap.export.integer_products import ROUNDING
+from batchcap.export.graph.integer_products import ROUNDING
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import Geometry
 from batchcap.vision.backend import load_encoder

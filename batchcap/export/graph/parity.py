@@ -10,8 +10,8 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from batchcap.core.records import Float32Array, Int64Array
 from batchcap.decoder.positions import prompt_positions
-from batchcap.export.check import DecoderRun
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
+from batchcap.export.graph.check import DecoderRun
 from batchcap.export.transformers_model import load_model
 from batchcap.model.bundle import EmbeddingTable
 from batchcap.model.geometry import Geometry

@@ -4,7 +4,7 @@ The builder reads the whole checkpoint in float32 before it draws: 9 GiB for 2B,
 skeleton: every weight has its shape and one number of its own that fills it without taking memory. The numbers say
 afterwards which tensor the builder put where, and whether it turned it, so the weights can be streamed in.
 
-usage: python -m batchcap.export.builder_process PARENT_PID CHECKPOINT GRAPH SOURCES CACHE
+usage: python -m batchcap.export.graph.builder_process PARENT_PID CHECKPOINT GRAPH SOURCES CACHE
 """
 
 import ctypes

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from batchcap.core.errors import CheckpointError
 from batchcap.export.checkpoint.options import BY_ROWS
 from batchcap.export.checkpoint.quantize import quantize_matrix
-from batchcap.export.integer_products import IntegerProducts, turned
-from batchcap.export.weights import WeightFile
+from batchcap.export.graph.integer_products import IntegerProducts, turned
+from batchcap.export.graph.weights import WeightFile
 from batchcap.model.geometry import VisionGeometry
 from batchcap.model.tensors import StoredTensor
 

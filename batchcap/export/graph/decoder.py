@@ -21,8 +21,8 @@ from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.export.checkpoint.configuration import CONFIG_FILE
 from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.checkpoint.quantize import Rows
-from batchcap.export.integer_products import unscaled
-from batchcap.export.weights import Source, WeightFile, fill_weights
+from batchcap.export.graph.integer_products import unscaled
+from batchcap.export.graph.weights import Source, WeightFile, fill_weights
 from batchcap.model.tensors import canonical_name
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _stage(checkpoint: Checkpoint, context: int, staging: Path) -> None:
 
 def _run_builder(places: list[Path]) -> str:
     """Run the builder in a process of its own, so that its memory is given back; returns the end of its output."""
-    command = [sys.executable, "-P", "-m", "batchcap.export.builder_process", str(os.getpid()), *map(str, places)]
+    command = [sys.executable, "-P", "-m", "batchcap.export.graph.builder_process", str(os.getpid()), *map(str, places)]
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,
