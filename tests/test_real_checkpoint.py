@@ -18,12 +18,12 @@ from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, Float32Array, ImageRow, Patches
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
+from batchcap.export.quality.reference import Reference
 from batchcap.images import load_patches
 from batchcap.images.patchify import target_size
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import Detokenizer, PromptTemplate, load_tokenizer
 from batchcap.verify.decoding import DecodingPlan, ForcedDecoder, greedy_ids
-from batchcap.verify.reference import Reference
 from batchcap.vision.backend import load_encoder
 from tests.checkpoints import DATA
 from tests.test_prompt import GOLDEN, IMAGE_PAD

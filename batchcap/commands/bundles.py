@@ -88,7 +88,7 @@ def export(
     if missing:
         raise UsageError(f"an export needs {missing}: install them, or export on a machine that has them")
     from batchcap.export.export import export_bundle
-    from batchcap.export.pictures import PictureChoice
+    from batchcap.export.quality.pictures import PictureChoice
 
     options = ExportOptions(
         precision=precision, block_size=block_size, algorithm=algorithm, int8_matrices=int8_matrices, context=context
@@ -158,8 +158,8 @@ def verify(
     missing = missing_packages()
     if missing:
         raise UsageError(f"the comparison needs {missing}: install them, or verify on a machine that has them")
-    from batchcap.export.pictures import PictureChoice
-    from batchcap.verify.quality import compare_bundles
+    from batchcap.export.quality.pictures import PictureChoice
+    from batchcap.export.quality.quality import compare_bundles
     from batchcap.verify.verify import VerifyOptions, verify_bundle, write_json
 
     if json is not None and (json.is_dir() or not json.parent.is_dir()):

@@ -12,10 +12,10 @@ from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.export.checkpoint.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 from batchcap.export.checkpoint.scaling import write_scales
 from batchcap.export.graph.decoder import Drawing
-from batchcap.export.pictures import PictureChoice, fitted, load_pictures
+from batchcap.export.quality.pictures import PictureChoice, fitted, load_pictures
+from batchcap.export.quality.quality import STEPS, Quality, ask_reference, table_of
 from batchcap.export.trials import Candidate, Material, Trials
 from batchcap.model.bundle import Bundle
-from batchcap.verify.quality import STEPS, Quality, ask_reference, table_of
 
 log = logging.getLogger(__name__)
 

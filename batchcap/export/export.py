@@ -28,7 +28,7 @@ from batchcap.export.checkpoint.scaling import scaled_tensors, write_scales
 from batchcap.export.graph.check import check_decoder, check_embeddings, check_encoder, decade_above
 from batchcap.export.graph.decoder import draw_decoder, fill_decoder
 from batchcap.export.graph.vision_graph import write_vision_graph, write_vision_graph_int8
-from batchcap.export.pictures import PictureChoice, require_inputs
+from batchcap.export.quality.pictures import PictureChoice, require_inputs
 from batchcap.export.scratch import put_in_place, require_space, scratch_folder
 from batchcap.model.bundle import (
     BUNDLE_FILE,

@@ -12,9 +12,9 @@ from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.checkpoint.quantize import Rows
 from batchcap.export.checkpoint.scaling import scaled_tensors
 from batchcap.export.graph.decoder import GRAPH_FILE, Drawing, fill_decoder
-from batchcap.export.rollout import PicturePrompt, Rollout
+from batchcap.export.quality.quality import Quality, Yardstick, measure, with_speed
+from batchcap.export.quality.rollout import PicturePrompt, Rollout
 from batchcap.model.bundle import Bundle, precision_text
-from batchcap.verify.quality import Quality, Yardstick, measure, with_speed
 
 
 @dataclass(frozen=True, slots=True)

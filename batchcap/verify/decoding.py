@@ -18,10 +18,10 @@ from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.decoder.session import DecoderOutputs, DecoderSession
 from batchcap.decoder.slots import Slots
+from batchcap.export.quality.metrics import Distance, distance
+from batchcap.export.quality.reference import Continuation
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
-from batchcap.verify.metrics import Distance, distance
-from batchcap.verify.reference import Continuation
 from batchcap.verify.table import Bound, Row
 
 BATCH = 8

@@ -9,8 +9,8 @@ from tqdm import tqdm
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Features, Float32Array, Patches
+from batchcap.export.quality.metrics import relative_error
 from batchcap.model.bundle import Bundle
-from batchcap.verify.metrics import relative_error
 from batchcap.verify.table import Row
 from batchcap.vision.backend import load_encoder
 from batchcap.vision.dtype import cpu_has_bf16

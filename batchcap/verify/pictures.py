@@ -10,7 +10,7 @@ from PIL import Image
 
 from batchcap.core.records import ImageRow
 from batchcap.demo.scenes import compose, draw
-from batchcap.export.pictures import PictureChoice, input_rows
+from batchcap.export.quality.pictures import PictureChoice, input_rows
 
 # Pixels across and down: a thumbnail that grows, everyday sizes, large ones that shrink, both directions of extreme
 # aspects, and sides that are no multiples of anything. The first kind shows drawn things, as the demo model knows them.

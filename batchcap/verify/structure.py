@@ -16,10 +16,10 @@ import numpy as np
 from batchcap.core.records import Float32Array, Int64Array
 from batchcap.decoder.positions import prompt_positions
 from batchcap.export.graph.check import DecoderRun
+from batchcap.export.quality.metrics import relative_error
+from batchcap.export.quality.reference import Reference, ReferenceDtype
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
-from batchcap.verify.metrics import relative_error
-from batchcap.verify.reference import Reference, ReferenceDtype
 from batchcap.verify.table import Row
 
 # Largest difference of a logit, as a part of what the probed thing changes. Measured over tiny random checkpoints and

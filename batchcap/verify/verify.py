@@ -18,16 +18,16 @@ from batchcap.core.records import Features, Patches
 from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from batchcap.export.checkpoint.prequantized import require_unquantized
 from batchcap.export.checkpoint.scaling import read_scales
+from batchcap.export.quality.metrics import relative_error
+from batchcap.export.quality.quality import QualityTable
+from batchcap.export.quality.reference import Continuation, Reference, ReferenceDtype
 from batchcap.images import load_patches
 from batchcap.model.bundle import BUNDLE_FILE, Bundle, geometry_to_dict
 from batchcap.model.prompt import PromptTemplate
 from batchcap.verify.decoder_weights import pieces
 from batchcap.verify.decoding import DecodingLimits, DecodingPlan, Picture, check_captions, check_logits
 from batchcap.verify.features import ENCODERS, EXACT, check_features, encode_pictures, runs_here
-from batchcap.verify.metrics import relative_error
 from batchcap.verify.pictures import chosen_rows
-from batchcap.verify.quality import QualityTable
-from batchcap.verify.reference import Continuation, Reference, ReferenceDtype
 from batchcap.verify.structure import Answers, Structure
 from batchcap.verify.table import Report, Row
 from batchcap.verify.weights import check_weights, decoder_tensors

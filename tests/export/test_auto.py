@@ -16,7 +16,7 @@ from batchcap.export.auto import Search, ladder
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.checkpoint.scaling import SCALES_FILE
 from batchcap.export.export import export_bundle
-from batchcap.export.pictures import PictureChoice
+from batchcap.export.quality.pictures import PictureChoice
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once

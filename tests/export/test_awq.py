@@ -33,8 +33,8 @@ from batchcap.export.checkpoint.scaling import (
 from batchcap.export.export import export_bundle
 from batchcap.export.graph.check import DecoderRun
 from batchcap.export.graph.decoder import GRAPH_FILE, Drawing, draw_decoder, fill_decoder
-from batchcap.export.pictures import PictureChoice, load_pictures
-from batchcap.export.rollout import PicturePrompt, Rollout
+from batchcap.export.quality.pictures import PictureChoice, load_pictures
+from batchcap.export.quality.rollout import PicturePrompt, Rollout
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once

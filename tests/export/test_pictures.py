@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchcap.core.errors import UsageError
-from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256, require_inputs
+from batchcap.export.quality.pictures import PictureChoice, fitted, load_pictures, pictures_sha256, require_inputs
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 

@@ -22,7 +22,7 @@ from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
 from batchcap.export.graph.check import DecoderRun
 from batchcap.export.graph.parity import _compare, _prompts
-from batchcap.export.pictures import PictureChoice
+from batchcap.export.quality.pictures import PictureChoice
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once

@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from batchcap.cli import app
 from batchcap.core.errors import UsageError
-from batchcap.export.pictures import PictureChoice, load_pictures
-from batchcap.export.rollout import Rollout
+from batchcap.export.quality.pictures import PictureChoice, load_pictures
+from batchcap.export.quality.quality import QualityTable, ask_reference, compare_bundles, measure
+from batchcap.export.quality.reference import Reference
+from batchcap.export.quality.rollout import Rollout
 from batchcap.model.bundle import Bundle
-from batchcap.verify.quality import QualityTable, ask_reference, compare_bundles, measure
-from batchcap.verify.reference import Reference
 from tests.checkpoints import Shape, make_checkpoint
 
 CHOICE = PictureChoice(count=5, max_visual_tokens=16)

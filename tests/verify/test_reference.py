@@ -9,11 +9,11 @@ import torch
 
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Patches
+from batchcap.export.quality import reference as module
+from batchcap.export.quality.reference import Continuation, Reference, ReferenceDtype
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 from batchcap.model.tensors import read_index
-from batchcap.verify import reference as module
-from batchcap.verify.reference import Continuation, Reference, ReferenceDtype
 
 STEPS = 8
 TOLERANCE = 1e-4  # of a logit, as a part of the largest: one pass beside a pass a token, float32

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from batchcap.core.errors import UsageError
-from batchcap.verify.metrics import distance, divergence, relative_error
+from batchcap.export.quality.metrics import distance, divergence, relative_error
 from batchcap.verify.table import Bound, Report, Row
 from batchcap.verify.verify import write_json
 

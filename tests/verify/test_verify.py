@@ -13,7 +13,7 @@ from batchcap.cli import app
 from batchcap.core.errors import ExitCode, UsageError
 from batchcap.export.checkpoint.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 from batchcap.export.export import export_bundle
-from batchcap.export.pictures import PictureChoice
+from batchcap.export.quality.pictures import PictureChoice
 from batchcap.model.bundle import Bundle
 from batchcap.verify import verify
 from batchcap.verify.features import ENCODERS, EXACT, runs_here

@@ -22,7 +22,7 @@ from batchcap.export.checkpoint.matrices import matrix_name
 from batchcap.export.checkpoint.options import WHOLE_ROW, ExportOptions, Rounding
 from batchcap.export.checkpoint.quantize import MatrixInMemory, Rows, quantize_matrix
 from batchcap.export.checkpoint.scaling import Group, Scales, expanded, head_group, layer_groups
-from batchcap.export.rollout import PicturePrompt
+from batchcap.export.quality.rollout import PicturePrompt
 from batchcap.model.geometry import TextGeometry
 
 ALPHAS = tuple(step / 20 for step in range(1, 21))  # 0 is no scaling

@@ -17,8 +17,8 @@ from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.checkpoint.scaling import Scales
 from batchcap.export.graph.decoder import GRAPH_FILE, Drawing, fill_decoder
-from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
-from batchcap.export.rollout import PicturePrompt, Rollout
+from batchcap.export.quality.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
+from batchcap.export.quality.rollout import PicturePrompt, Rollout
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 from batchcap.vision.encoder import VisionEncoder

@@ -17,7 +17,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 from batchcap.export.checkpoint.checkpoint import Checkpoint
-from batchcap.export.rollout import PicturePrompt
+from batchcap.export.quality.rollout import PicturePrompt
 
 # Takes the name of a submodule and what it reads for one prompt, [S, K].
 Listener = Callable[[str, Tensor], None]

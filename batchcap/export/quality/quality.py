@@ -21,12 +21,12 @@ from batchcap.core.machine import MIB, available_cores
 from batchcap.core.records import Float32Array, Patches
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
 from batchcap.export.checkpoint.prequantized import require_unquantized
-from batchcap.export.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
-from batchcap.export.rollout import ROWS, PicturePrompt, Rollout
+from batchcap.export.quality.metrics import divergence
+from batchcap.export.quality.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
+from batchcap.export.quality.reference import Reference
+from batchcap.export.quality.rollout import ROWS, PicturePrompt, Rollout
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
-from batchcap.verify.metrics import divergence
-from batchcap.verify.reference import Reference
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Owns how far a bundle's captions are from its checkpoint's."""
