@@ -45,7 +45,7 @@ from batchcap.export.graph.decoder import draw_decoder
 from batchcap.export.quality.pictures import PictureChoice, load_pictures
 from batchcap.export.quality.quality import Quality, ask_reference
 from batchcap.export.quality.rollout import ROWS
-from batchcap.export.trials import Candidate, Material, Trials
+from batchcap.export.search.trials import Candidate, Material, Trials
 from batchcap.images import load_patches
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import Geometry

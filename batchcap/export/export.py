@@ -51,7 +51,7 @@ from batchcap.model.prompt import PromptTemplate
 from batchcap.model.tensors import VISION, embedding_tensor, read_file, vision_tensors, write_npy, write_safetensors
 
 if TYPE_CHECKING:
-    from batchcap.export.auto import Search  # loads torch and transformers
+    from batchcap.export.search.auto import Search  # loads torch and transformers
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def write_decoder(
     with tempfile.TemporaryDirectory(prefix="drawing-", dir=folder.parent) as scratch:
         drawing = draw_decoder(checkpoint, options.context, Path(scratch))
         if search is not None:
-            from batchcap.export.auto import choose_decoder  # noqa: PLC0415 - loads torch and transformers
+            from batchcap.export.search.auto import choose_decoder  # noqa: PLC0415 - loads torch and transformers
 
             with tempfile.TemporaryDirectory(prefix="trials-", dir=folder.parent) as trials:
                 return choose_decoder(unfinished, checkpoint, drawing, search, Path(trials))

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from batchcap.cli import app
 from batchcap.core.errors import UsageError
-from batchcap.export import auto
-from batchcap.export.auto import Search, ladder
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.checkpoint.scaling import SCALES_FILE
 from batchcap.export.export import export_bundle
 from batchcap.export.quality.pictures import PictureChoice
+from batchcap.export.search import auto
+from batchcap.export.search.auto import Search, ladder
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.export.drawings import drawn_once

@@ -14,7 +14,7 @@ from batchcap.export.checkpoint.scaling import write_scales
 from batchcap.export.graph.decoder import Drawing
 from batchcap.export.quality.pictures import PictureChoice, fitted, load_pictures
 from batchcap.export.quality.quality import STEPS, Quality, ask_reference, table_of
-from batchcap.export.trials import Candidate, Material, Trials
+from batchcap.export.search.trials import Candidate, Material, Trials
 from batchcap.model.bundle import Bundle
 
 log = logging.getLogger(__name__)

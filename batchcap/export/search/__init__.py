@@ -1,0 +1,1 @@
+"""Owns the search for the smallest precision that is good enough."""
