@@ -35,13 +35,13 @@ from batchcap.report.failures import why_alike
 from batchcap.report.progress import Progress
 from batchcap.report.summary import JobState, RunFigures, Summary
 from batchcap.signals import StopRequest, stop_on_signals
-from batchcap.standing import require_known_parts
 from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
 from batchcap.store.parts import SETTINGS_KEY, carried_schema
 from batchcap.store.place import Place
+from batchcap.store.shard_state import require_known_parts
 from batchcap.store.stats import StatsWriter
 from batchcap.vision.dtype import resolve_encoder
 from batchcap.watchdog import Watchdog

@@ -27,7 +27,6 @@ from batchcap.core.records import (
 )
 from batchcap.core.text import one_line
 from batchcap.manifest.plan import Plan
-from batchcap.standing import Standing, ended_rows, standing_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import (
@@ -40,6 +39,7 @@ from batchcap.store.parts import (
     retried_metadata,
     write_part,
 )
+from batchcap.store.shard_state import Standing, ended_rows, standing_of
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from batchcap.core.text import shown_name
 from batchcap.images.source import digest, read_encoded
 from batchcap.manifest.plan import Plan
 from batchcap.manifest.source import SourceKind
-from batchcap.standing import Standing, ended_rows, standing_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.plan_tables import TouchedSource
+from batchcap.store.shard_state import Standing, ended_rows, standing_of
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from batchcap.core.text import harmless
 from batchcap.manifest.plan import Plan
 from batchcap.report.status import JobStatus, read_status
 from batchcap.report.thumbnails import ThumbnailMaker
-from batchcap.standing import ended_rows, standing_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import read_job_file
 from batchcap.store.journal import Journal
 from batchcap.store.parts import well_rows
+from batchcap.store.shard_state import ended_rows, standing_of
 
 TEMPLATE = "page.html.jinja"
 PLOT_WIDTH, PLOT_HEIGHT = 640, 120

@@ -14,12 +14,12 @@ from batchcap.core.errors import UsageError
 from batchcap.core.records import Tally
 from batchcap.core.text import format_duration
 from batchcap.report.summary import JobState
-from batchcap.standing import look_at_shards, unknown_part
 from batchcap.store.fingerprint import begun_model
 from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import require_known_format
 from batchcap.store.lock import read_last_run
 from batchcap.store.parts import column_name, prompt_names
+from batchcap.store.shard_state import look_at_shards, unknown_part
 from batchcap.store.stats import recent_rate_per_s
 
 CAPTION_WIDTH = 90

@@ -17,11 +17,11 @@ from batchcap.engines import tuned as record
 from batchcap.jobfile import load_job_file
 from batchcap.model.bundle import Bundle
 from batchcap.report.status import read_status
-from batchcap.standing import ended_rows
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import part_is_complete
 from batchcap.store.place import Place
+from batchcap.store.shard_state import ended_rows
 from tests.compat.scenes import BUNDLE, INPUTS, JOBS, ROOT, Scene
 from tests.e2e.command import batchcap
 from tests.e2e.process import leftovers, read_summary, run, snapshot

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from batchcap import standing
 from batchcap.core.errors import ErrorKind, ExitCode, StorageError, UsageError
 from batchcap.core.records import CaptionRow, Shard, Status, Tally
 from batchcap.report.status import read_status
 from batchcap.report.summary import JobState, Summary
-from batchcap.standing import Standing, ended_rows, look_at_shards
+from batchcap.store import shard_state as standing
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_last_run
 from batchcap.store.parts import TALLY_KEY, write_part
+from batchcap.store.shard_state import Standing, ended_rows, look_at_shards
 from tests.store.records import caption_row
 
 ROWS = 3  # of a shard
