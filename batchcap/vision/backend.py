@@ -49,7 +49,7 @@ def load_encoder(bundle: Bundle, config: VisionConfig, threads: int, lanes: int 
         from batchcap.vision.onnx_encoder import OnnxVisionEncoder  # noqa: PLC0415
 
         return OnnxVisionEncoder(bundle, config, threads, lanes)
-    from batchcap.vision.encoder import VisionEncoder  # noqa: PLC0415
+    from batchcap.vision.torch_encoder import VisionEncoder  # noqa: PLC0415
 
     return VisionEncoder(bundle, config, threads)
 

@@ -32,7 +32,7 @@ from batchcap.engines.supervisor import Seat
 from batchcap.engines.vision_worker import VisionWorker, lane_count
 from batchcap.images import read_picture
 from batchcap.model.bundle import Bundle
-from batchcap.vision.encoder import VisionEncoder
+from batchcap.vision.torch_encoder import VisionEncoder
 from tests.engines.doubles import EndlessInbox, seen_elsewhere
 from tests.vision.towers import picture
 

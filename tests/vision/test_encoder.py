@@ -23,11 +23,11 @@ from batchcap.core.records import Features, Float32Array, Patches
 from batchcap.model.geometry import VisionGeometry
 from batchcap.vision import linear
 from batchcap.vision.backend import load_encoder
-from batchcap.vision.encoder import TORCH_DTYPES, VisionEncoder
 from batchcap.vision.linear import ROW_BLOCK, TAIL_ROWS, RowBlockLinear, has_packed_kernels, threads_of_a_pass
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
 from batchcap.vision.rotary import rotary_table
+from batchcap.vision.torch_encoder import TORCH_DTYPES, VisionEncoder
 from batchcap.vision.tower import VisionTower, attend_by_heads, load_tower
 from tests.vision.towers import ODD, REAL_WIDTH, SMALL, Towers, bundle_at, make_towers, picture, random_grids
 

@@ -13,8 +13,8 @@ from batchcap.config import VisionConfig, VisionDtype
 from batchcap.core.records import Patches
 from batchcap.model.bundle import ROTARY_FILE, Bundle
 from batchcap.model.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
-from batchcap.vision.encoder import VisionEncoder
 from batchcap.vision.rotary import rotary_table
+from batchcap.vision.torch_encoder import VisionEncoder
 
 # An everyday tower in small, and one where nothing is a power of two.
 SMALL = VisionGeometry(

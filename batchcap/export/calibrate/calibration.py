@@ -21,7 +21,7 @@ from batchcap.export.quality.pictures import PictureChoice, fitted, load_picture
 from batchcap.export.quality.rollout import PicturePrompt, Rollout
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
-from batchcap.vision.encoder import VisionEncoder
+from batchcap.vision.torch_encoder import VisionEncoder
 
 log = logging.getLogger(__name__)
 
