@@ -20,7 +20,7 @@ from batchcap.commands.inspection import doctor, report, status, tune
 from batchcap.commands.one_style import OneStyleCommand
 from batchcap.core.errors import BatchcapError, ExitCode, UsageError
 from batchcap.core.text import harmless
-from batchcap.signals import STOP_SIGNALS, stop_signals
+from batchcap.job.stop import STOP_SIGNALS, stop_signals
 from batchcap.streams import open_standard_streams
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own of another name

@@ -33,8 +33,8 @@ from batchcap.core.machine import available_cores, cpu_name
 from batchcap.core.records import Caption, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
 from batchcap.engines.base import Engine, EngineLoad
 from batchcap.engines.local import LocalEngine
-from batchcap.job import run_job
-from batchcap.report.progress import LogProgress
+from batchcap.job.progress import LogProgress
+from batchcap.job.run import run_job
 from batchcap.report.status import read_status
 from batchcap.store.folder import JobFolder
 
@@ -155,7 +155,7 @@ def child(engine: str, inputs: Path, output: Path, rows: int, die_after: int | N
     )
     watch = Watch(time.perf_counter(), rows, die_after)
     worker = patch("batchcap.engines.process._popen", _fake_worker)
-    with patch("batchcap.job.load_model", lambda _model: BUNDLE), worker:
+    with patch("batchcap.job.run.load_model", lambda _model: BUNDLE), worker:
         run_job(config, LogProgress(), _factory(engine, watch))
     watch.report()
 

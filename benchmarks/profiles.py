@@ -22,8 +22,8 @@ from batchcap.demo.evaluate import Reference, examples
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.demo import demo_checkpoint
 from batchcap.export.export import export_bundle
-from batchcap.job import run_job
-from batchcap.report.progress import LogProgress
+from batchcap.job.progress import LogProgress
+from batchcap.job.run import run_job
 from batchcap.store.folder import JobFolder
 
 MOST_LOST = 0.01

@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap import job, recorder
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged, PlacementConfig, ResumeConfig
 from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, RowError
 from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Outcome, PictureFacts, Twin, Verdict
-from batchcap.images.source import digest, read_encoded
+from batchcap.inputs.encoded import digest, read_encoded
+from batchcap.job import recorder
+from batchcap.job import run as job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from tests.fake_engine import FakeEngine, SilentProgress

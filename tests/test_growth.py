@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
 from batchcap.core.records import ImageRow
 from batchcap.engines.base import EngineLoad
-from batchcap.job import run_job
+from batchcap.job import run as job
+from batchcap.job.run import run_job
 from batchcap.report.status import read_status
 from batchcap.store.journal import Journal
 from tests.fake_engine import FakeEngine, outcome_of

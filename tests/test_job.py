@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.atomic import TEMPORARY_SUFFIX
 from batchcap.core.errors import (
@@ -33,12 +32,13 @@ from batchcap.core.errors import (
 )
 from batchcap.core.records import Failure, ImageRow, Outcome
 from batchcap.engines.base import EngineLoad
-from batchcap.job import run_job
-from batchcap.manifest.discover import discover
-from batchcap.manifest.skipped import Skipped
-from batchcap.manifest.source import Source
+from batchcap.inputs.discover import discover
+from batchcap.inputs.skipped import Skipped
+from batchcap.inputs.source import Source
+from batchcap.job import run as job
+from batchcap.job.run import run_job
+from batchcap.job.summary import Summary
 from batchcap.report.status import read_status
-from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
@@ -73,7 +73,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
     """A job of 23 rows, every tenth of them bad, in parts of five."""
     bundle = SimpleNamespace(id="b" * 64, source="none", precision="int4")
     monkeypatch.setattr(job, "load_model", lambda _model: bundle)
-    monkeypatch.setattr("batchcap.recorder.FLUSH_ROWS", 3)
+    monkeypatch.setattr("batchcap.job.recorder.FLUSH_ROWS", 3)
     keys = [f"bad-{row}" if row % 10 == 2 else f"row-{row}" for row in range(ROWS)]
     pq.write_table(pa.table({"path": ["x.png"] * ROWS, "key": keys}), tmp_path / "in.parquet")
     return JobConfig(

@@ -279,7 +279,7 @@ def test_whole_numbers_become_numbers(tmp_path: Path) -> None:
 
 
 def test_pydantic_is_loaded_for_job_files_alone() -> None:
-    code = "import sys, batchcap.jobfile, batchcap.job; print('pydantic' in sys.modules)"
+    code = "import sys, batchcap.jobfile, batchcap.job.run; print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap import recorder as recorder_module
 from batchcap.config import InputConfig
 from batchcap.core.errors import StorageError
 from batchcap.core.records import CaptionRow, ImageRow, Outcome, PictureFacts, Shard, Status, Twin, Verdict
-from batchcap.manifest.discover import discover
-from batchcap.manifest.plan import Plan
-from batchcap.recorder import Recorder, caption_row
+from batchcap.inputs.discover import discover
+from batchcap.job import recorder as recorder_module
+from batchcap.job.plan import Plan
+from batchcap.job.recorder import Recorder, caption_row
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import UNNAMED, column_name

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap import job
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged, PlacementConfig, ResumeConfig
 from batchcap.core.errors import (
     ChangedInputError,
@@ -26,10 +25,11 @@ from batchcap.core.errors import (
     UsageError,
 )
 from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Outcome, PictureFacts, Twin, Verdict
-from batchcap.job import run_job
-from batchcap.recorder import Recorder
+from batchcap.job import run as job
+from batchcap.job.recorder import Recorder
+from batchcap.job.run import run_job
+from batchcap.job.summary import Summary
 from batchcap.report.status import read_status
-from batchcap.report.summary import Summary
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import write_part
@@ -53,7 +53,7 @@ SHORT, ENOUGH = 10, 100
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
     bundle = SimpleNamespace(id="b" * 64, source="none", precision="int4")
     monkeypatch.setattr(job, "load_model", lambda _model: bundle)
-    monkeypatch.setattr("batchcap.recorder.FLUSH_ROWS", 1)
+    monkeypatch.setattr("batchcap.job.recorder.FLUSH_ROWS", 1)
     (tmp_path / "in").mkdir()
     for name, content in PICTURES.items():
         (tmp_path / "in" / name).write_text(content)
@@ -430,7 +430,7 @@ def test_an_image_that_can_not_be_read_is_not_changed(
     run(config)
     before = rows_of(config)
     os.utime(Path(config.input.inputs[0]) / "d.png", (5, 5))
-    monkeypatch.setattr("batchcap.reopening.read_encoded", refuse)
+    monkeypatch.setattr("batchcap.job.retry.read_encoded", refuse)
     assert run(resuming(config, on_changed=on_changed))[1] == []
     assert rows_of(config) == before
 
@@ -444,7 +444,7 @@ def test_an_image_that_can_not_be_read_is_looked_at_by_the_next_run(
     run(config)
     write(config, "d.png", "fox")
     with monkeypatch.context() as disk:
-        disk.setattr("batchcap.reopening.read_encoded", refuse)
+        disk.setattr("batchcap.job.retry.read_encoded", refuse)
         assert run(config)[1] == []
     with pytest.raises(ChangedInputError, match=r"d\.png has changed"):
         run(config)
@@ -516,7 +516,7 @@ def test_a_retry_that_ends_before_its_last_part_is_not_complete(
         write_part(path, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("batchcap.recorder.write_part", fail_at_last)
+        patch.setattr("batchcap.job.recorder.write_part", fail_at_last)
         with pytest.raises((_KilledError, StorageError)):
             run(resuming(config, "failed"))
     status = read_status(Path(config.output))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from batchcap.watchdog import Watchdog
+from batchcap.job.watchdog import Watchdog
 
 
 class Clock:

@@ -34,7 +34,7 @@ from batchcap.given_prompt import read_prompt
 from batchcap.setting import Mistake, SettingsError, require_sense_in_new_job
 
 if TYPE_CHECKING:
-    from batchcap.report.summary import Summary
+    from batchcap.job.summary import Summary
 
 log = logging.getLogger(__name__)
 
@@ -345,8 +345,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _run(config: JobConfig, show: int) -> None:
-    from batchcap.job import run_job
-    from batchcap.report.progress import progress_for_terminal
+    from batchcap.job.progress import progress_for_terminal
+    from batchcap.job.run import run_job
     from batchcap.report.status import first_captions
 
     summary: Summary = run_job(config, progress_for_terminal())

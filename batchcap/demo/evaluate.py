@@ -22,8 +22,8 @@ from batchcap.demo.text import PROMPT
 from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.demo import demo_checkpoint
 from batchcap.export.export import export_bundle
-from batchcap.job import run_job
-from batchcap.report.progress import LogProgress
+from batchcap.job.progress import LogProgress
+from batchcap.job.run import run_job
 
 MAX_NEW_TOKENS = 48
 # What the demo model is held to.

@@ -15,7 +15,7 @@ from typing import Protocol
 from batchcap.core.errors import BatchcapError, ExitCode, lacks_memory
 from batchcap.engines.cores import keep_on
 from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec
-from batchcap.signals import STOP_SIGNALS
+from batchcap.job.stop import STOP_SIGNALS
 
 
 class _Stage(Protocol):

@@ -7,7 +7,7 @@ from batchcap.core.records import EncodedPicture, ImageRow, Patches
 from batchcap.images.colour import apply_profile
 from batchcap.images.decode import decode
 from batchcap.images.patchify import patchify, resize, target_size
-from batchcap.images.source import digest, read_encoded
+from batchcap.inputs.encoded import digest, read_encoded
 from batchcap.model.geometry import ImageSettings, VisionGeometry
 
 __all__ = ["EncodedPicture", "load_patches", "patches_of", "read_picture"]

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.images import content, jpeg2000, tiff
 from batchcap.images.colour import to_rgb
-from batchcap.images.quiet import silence
+from batchcap.images.silence import silence
 
 # What people keep pictures in. Pillow knows more, among them formats without a signature, which would take any text
 # file for a picture, and ones that start other programs (EPS); none of them gets at untrusted bytes.

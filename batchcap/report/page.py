@@ -18,7 +18,7 @@ from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import StorageError, UsageError
 from batchcap.core.records import CaptionRow, ImageRow, Shard, Status
 from batchcap.core.text import harmless
-from batchcap.manifest.plan import Plan
+from batchcap.job.plan import Plan
 from batchcap.report.status import JobStatus, read_status
 from batchcap.report.thumbnails import ThumbnailMaker
 from batchcap.store.folder import JobFolder

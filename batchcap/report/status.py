@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Tally
 from batchcap.core.text import format_duration
-from batchcap.report.summary import JobState
+from batchcap.job.summary import JobState
 from batchcap.store.fingerprint import begun_model
 from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import require_known_format

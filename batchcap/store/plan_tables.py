@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from batchcap.core.records import Shard
 from batchcap.core.text import printable_name
-from batchcap.manifest.source import Source, SourceKind
+from batchcap.inputs.source import Source, SourceKind
 from batchcap.store.journal import Journal
 
 # Spans lie end to end, so the first one of a shard is the last that begins at or before it: no other span is looked at.

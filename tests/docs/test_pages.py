@@ -11,17 +11,17 @@ import pyarrow as pa
 import pytest
 import typer
 
-from batchcap import recorder
 from batchcap.cli import app
 from batchcap.config import GenerationConfig, LimitConfig, PlacementConfig, Profile, VisionConfig
 from batchcap.core import errors
 from batchcap.core.records import FinishReason, Status, Tally, Verdict
-from batchcap.job import part_metadata_of
+from batchcap.job import recorder
+from batchcap.job.run import part_metadata_of
+from batchcap.job.summary import SUMMARY_FORMAT_VERSION, JobState, RunFigures, Summary
 from batchcap.jobfile import load_job_file
 from batchcap.jobmistakes import _KEYS
 from batchcap.model import bundle
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
-from batchcap.report.summary import SUMMARY_FORMAT_VERSION, JobState, RunFigures, Summary
 from batchcap.store import folder, parts, stats
 from tests.docs.markdown import (
     PROJECT,

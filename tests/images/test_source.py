@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchcap.core.errors import ErrorKind, RowError
-from batchcap.images import source
+from batchcap.inputs import encoded as source
 from tests.images.pictures import encode, load, row, scene
 
 PICTURE = encode(scene())

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
 from batchcap.core.records import ImageRow
-from batchcap.manifest.discover import discover
-from batchcap.manifest.plan import Plan
+from batchcap.inputs.discover import discover
+from batchcap.job.plan import Plan
 from batchcap.store.journal import Journal
 from tests.manifest.parquets import IMAGE_STRUCT
 

@@ -14,12 +14,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap import job
 from batchcap.config import InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
-from batchcap.job import run_job
-from batchcap.manifest import carried, parquet
+from batchcap.inputs import carried, parquet
+from batchcap.job import run as job
+from batchcap.job.run import run_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import SCHEMA
 from tests.fake_engine import FakeEngine, SilentProgress
@@ -255,7 +255,7 @@ def test_a_job_begun_with_dates_in_nanoseconds_goes_on(
     pq.write_table(table, tmp_path / "in" / "a.parquet", use_deprecated_int96_timestamps=True)
     with monkeypatch.context() as patch:
         patch.setattr(parquet, "open_parquet", pq.ParquetFile)
-        patch.setattr("batchcap.manifest.row_reader.open_parquet", pq.ParquetFile)
+        patch.setattr("batchcap.inputs.parquet_rows.open_parquet", pq.ParquetFile)
         run(replace(config, limits=LimitConfig(limit=2)))
     run(config)
     found = carried_of(config)
@@ -338,7 +338,7 @@ def test_a_job_begun_with_columns_that_nothing_has_goes_on(
     (tmp_path / "in" / "a.png").write_bytes(b"x")
     config = replace(config, input=replace(config.input, image_column=None, keep_columns=("title",)))
     with monkeypatch.context() as patch:
-        patch.setattr("batchcap.manifest.plan.column_options", lambda _config: [])
+        patch.setattr("batchcap.job.plan.column_options", lambda _config: [])
         run(config)
     (tmp_path / "in" / "b.png").write_bytes(b"y")
     run(config)

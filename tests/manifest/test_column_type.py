@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcap.manifest.column_type import _sample, can_become, converted, fitted, is_certain, joined, keeps, writable
+from batchcap.inputs.column_type import _sample, can_become, converted, fitted, is_certain, joined, keeps, writable
 
 TEXTS = [
     pa.string(),

@@ -13,9 +13,9 @@ import pytest
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
-from batchcap.manifest.discover import discover
-from batchcap.manifest.skipped import Skipped
-from batchcap.manifest.source import Source, SourceKind
+from batchcap.inputs.discover import discover
+from batchcap.inputs.skipped import Skipped
+from batchcap.inputs.source import Source, SourceKind
 from tests.images.pictures import encode, scene
 
 

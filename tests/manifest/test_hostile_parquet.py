@@ -13,9 +13,9 @@ import pytest
 from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, UsageError
 from batchcap.core.records import ImageRow, Shard
-from batchcap.manifest.discover import discover
-from batchcap.manifest.parquet import count_rows, read_layout
-from batchcap.manifest.row_reader import rows_at_once
+from batchcap.inputs.discover import discover
+from batchcap.inputs.parquet import count_rows, read_layout
+from batchcap.inputs.parquet_rows import rows_at_once
 from batchcap.store.parts import write_part
 from tests.manifest.hostile import damage_pages, footer_of, lie_about, with_footer
 from tests.manifest.parquets import write_table

@@ -8,8 +8,8 @@ import pytest
 from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import ImageRow
-from batchcap.images.source import read_encoded
-from batchcap.manifest.parquet import read_layout
+from batchcap.inputs.encoded import read_encoded
+from batchcap.inputs.parquet import read_layout
 from tests.manifest.parquets import IMAGE_STRUCT, write_table
 from tests.manifest.test_parquet import planned, rows_of
 

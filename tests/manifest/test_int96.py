@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
-from batchcap.manifest.parquet import read_layout
+from batchcap.inputs.parquet import read_layout
 from tests.manifest.hostile import damage_pages
 from tests.manifest.test_parquet import carried, planned, rows_of
 

@@ -12,9 +12,9 @@ import pytest
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import ImageRow
-from batchcap.manifest.discover import discover
-from batchcap.manifest.parquet import read_layout
-from batchcap.manifest.plan import Plan
+from batchcap.inputs.discover import discover
+from batchcap.inputs.parquet import read_layout
+from batchcap.job.plan import Plan
 from batchcap.store.journal import Journal
 from tests.manifest.parquets import IMAGE_STRUCT, write_table
 

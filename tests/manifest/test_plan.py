@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from batchcap.config import InputConfig
 from batchcap.core.errors import ChangedInputError, UsageError
 from batchcap.core.records import ImageRow, Shard
-from batchcap.manifest.discover import discover
-from batchcap.manifest.plan import Plan
-from batchcap.manifest.source import Source, SourceKind
+from batchcap.inputs.discover import discover
+from batchcap.inputs.source import Source, SourceKind
+from batchcap.job.plan import Plan
 from batchcap.store.journal import Journal
 from tests.manifest.parquets import write_table
 

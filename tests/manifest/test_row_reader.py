@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcap.core.errors import UsageError
-from batchcap.manifest.row_reader import RowReader
+from batchcap.inputs.parquet_rows import RowReader
 from tests.manifest.parquets import write_table
 
 ROWS = 40

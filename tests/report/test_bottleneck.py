@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBackend, VisionConfig, VisionDtype
-from batchcap.report.bottleneck import find_bottleneck
-from batchcap.report.summary import RunFigures
+from batchcap.job.bottleneck import find_bottleneck
+from batchcap.job.summary import RunFigures
 
 CONFIG = JobConfig(input=InputConfig(("pictures",)), output="out")
 

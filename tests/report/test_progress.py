@@ -8,8 +8,8 @@ import pytest
 
 from batchcap.core.text import format_duration
 from batchcap.engines.base import EngineLoad
-from batchcap.report import progress
-from batchcap.report.progress import BarProgress, LogProgress, RecentRate, progress_for_terminal
+from batchcap.job import progress
+from batchcap.job.progress import BarProgress, LogProgress, RecentRate, progress_for_terminal
 
 
 class Clock:

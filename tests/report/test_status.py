@@ -15,8 +15,8 @@ import pytest
 
 from batchcap.core.errors import ErrorKind, ExitCode, StorageError, UsageError
 from batchcap.core.records import CaptionRow, Shard, Status, Tally
+from batchcap.job.summary import JobState, Summary
 from batchcap.report.status import read_status
-from batchcap.report.summary import JobState, Summary
 from batchcap.store import shard_state as standing
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

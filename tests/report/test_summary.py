@@ -7,7 +7,7 @@ import pytest
 
 from batchcap.core.errors import ErrorKind, ExitCode
 from batchcap.core.records import CaptionRow, Status, Tally, Verdict
-from batchcap.report.summary import JobState, RunFigures, Summary
+from batchcap.job.summary import JobState, RunFigures, Summary
 
 OK = CaptionRow(id="a", source="a", row=0, caption="x", verdict=Verdict.OK, new_tokens=7)
 CUT = replace(OK, verdict=Verdict.TRUNCATED)

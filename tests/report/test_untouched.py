@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap import job as job_module
 from batchcap.config import InputConfig, JobConfig, PlacementConfig
 from batchcap.core.atomic import TEMPORARY_SUFFIX, atomic_file
 from batchcap.core.errors import StorageError
-from batchcap.job import run_job
+from batchcap.job import run as job_module
+from batchcap.job.run import run_job
 from batchcap.model.bundle import Bundle
 from batchcap.report.page import write_page
 from batchcap.report.status import read_status

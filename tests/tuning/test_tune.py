@@ -12,7 +12,7 @@ from batchcap.engines.profiles import Settings
 from batchcap.engines.tuning import tune
 from batchcap.engines.tuning.measure import FEWEST_ROWS, MOST_ROWS, Timing, Track, rows_for
 from batchcap.engines.tuning.search import Trial
-from batchcap.images.source import digest
+from batchcap.inputs.encoded import digest
 from batchcap.model.bundle import Bundle
 
 

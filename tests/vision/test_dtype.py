@@ -77,6 +77,6 @@ def test_auto_is_onnx_elsewhere() -> None:
 
 
 def test_the_coordinator_loads_no_model_library() -> None:
-    code = "import sys, batchcap.job; print(sorted({'torch', 'transformers', 'onnxruntime'} & set(sys.modules)))"
+    code = "import sys, batchcap.job.run; print(sorted({'torch', 'transformers', 'onnxruntime'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

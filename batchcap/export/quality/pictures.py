@@ -16,10 +16,10 @@ from batchcap.core.errors import RowError, UsageError
 from batchcap.core.records import ImageRow, Patches
 from batchcap.core.text import shown_name
 from batchcap.images import load_patches
-from batchcap.manifest.discover import discover
-from batchcap.manifest.parquet import read_layout
-from batchcap.manifest.row_reader import image_row, picture_reader, read_rows
-from batchcap.manifest.source import Source, SourceKind
+from batchcap.inputs.discover import discover
+from batchcap.inputs.parquet import read_layout
+from batchcap.inputs.parquet_rows import image_row, picture_reader, read_rows
+from batchcap.inputs.source import Source, SourceKind
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import Geometry
 from batchcap.model.prompt import PromptTemplate

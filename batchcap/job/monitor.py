@@ -5,8 +5,8 @@ import time
 
 from batchcap.core.machine import memory_mib
 from batchcap.engines.base import Engine, EngineLoad
-from batchcap.recorder import Recorder
-from batchcap.report.summary import RunFigures
+from batchcap.job.recorder import Recorder
+from batchcap.job.summary import RunFigures
 from batchcap.store.stats import StatsSample, StatsWriter
 
 SAMPLE_INTERVAL_S = 5.0

@@ -13,19 +13,19 @@ from batchcap.core.errors import UsageError
 from batchcap.core.text import is_address, printable_name, shown_name
 from batchcap.images.content import PREFIX_BYTES
 from batchcap.images.decode import not_an_image
-from batchcap.images.source import read_beginning
-from batchcap.manifest.parquet import count_rows
-from batchcap.manifest.skipped import Skipped
-from batchcap.manifest.source import Source, SourceKind
-from batchcap.manifest.suffix import (
+from batchcap.inputs.encoded import read_beginning
+from batchcap.inputs.parquet import count_rows
+from batchcap.inputs.skipped import Skipped
+from batchcap.inputs.source import Source, SourceKind
+from batchcap.inputs.suffix import (
     IMAGE_SUFFIXES,
     NOT_READ,
     PARQUET_SUFFIXES,
     UNREADABLE_IMAGE_SUFFIXES,
     suffix_of,
 )
-from batchcap.manifest.tables import table_above
-from batchcap.manifest.walk import Walk, asks_for_parts, fixed_part
+from batchcap.inputs.tables import table_above
+from batchcap.inputs.walk import Walk, asks_for_parts, fixed_part
 from batchcap.store.folder import is_job_folder
 
 log = logging.getLogger(__name__)

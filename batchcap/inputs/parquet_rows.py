@@ -15,8 +15,8 @@ import pyarrow as pa
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import ImageRow
 from batchcap.core.text import is_address, printable_name
-from batchcap.manifest.cells import hint_at, shown_cell, why_no_file, why_no_path
-from batchcap.manifest.parquet import (
+from batchcap.inputs.cells import hint_at, shown_cell, why_no_file, why_no_path
+from batchcap.inputs.parquet import (
     PATH,
     ParquetLayout,
     listed,
@@ -27,7 +27,7 @@ from batchcap.manifest.parquet import (
     row_group_sizes,
     shown,
 )
-from batchcap.manifest.source import source_name
+from batchcap.inputs.source import source_name
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.text import one_line, shown_name
-from batchcap.manifest.cells import list_advice, list_value
+from batchcap.inputs.cells import list_advice, list_value
 from batchcap.store.parts import SCHEMA as OUTPUT_SCHEMA
 
 # A plan of more would take days to make. Only a footer that lies has them.

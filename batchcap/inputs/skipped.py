@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from batchcap.core.text import shown_name
-from batchcap.manifest.suffix import NOT_READ
+from batchcap.inputs.suffix import NOT_READ
 
 _SHOWN_SUFFIXES = 5
 

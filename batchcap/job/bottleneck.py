@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from batchcap.config import JobConfig, VisionBackend, VisionDtype
-from batchcap.report.summary import RunFigures
+from batchcap.job.summary import RunFigures
 
 # Below this many seconds of work there is nothing to say: the last rows of a job never fill all stages.
 SHORTEST_S = 30.0

@@ -15,9 +15,9 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import ChangedInputError, UsageError
 from batchcap.core.records import ImageRow, Shard
 from batchcap.core.text import shown_name
-from batchcap.manifest.carried import carried_schema, fitted_columns, require_values_fit
-from batchcap.manifest.parquet import ParquetLayout, column_options, quoted, read_layout
-from batchcap.manifest.row_reader import (
+from batchcap.inputs.carried import carried_schema, fitted_columns, require_values_fit
+from batchcap.inputs.parquet import ParquetLayout, column_options, quoted, read_layout
+from batchcap.inputs.parquet_rows import (
     RowReader,
     carried_reader,
     image_row,
@@ -25,7 +25,7 @@ from batchcap.manifest.row_reader import (
     read_columns,
     read_rows,
 )
-from batchcap.manifest.source import Source, SourceKind, source_name
+from batchcap.inputs.source import Source, SourceKind, source_name
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
 from batchcap.store.plan_tables import KnownSource, PlanChange, PlanTables, TouchedSource

@@ -26,7 +26,7 @@ from batchcap.core.records import (
     Twin,
 )
 from batchcap.core.text import one_line
-from batchcap.manifest.plan import Plan
+from batchcap.job.plan import Plan
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import (

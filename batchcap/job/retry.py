@@ -11,9 +11,9 @@ from batchcap.config import OnChanged, Retry
 from batchcap.core.errors import ChangedInputError, ErrorKind, RowError, UsageError
 from batchcap.core.records import CaptionRow, ImageRow, Shard, Status, Tally
 from batchcap.core.text import shown_name
-from batchcap.images.source import digest, read_encoded
-from batchcap.manifest.plan import Plan
-from batchcap.manifest.source import SourceKind
+from batchcap.inputs.encoded import digest, read_encoded
+from batchcap.inputs.source import SourceKind
+from batchcap.job.plan import Plan
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.plan_tables import TouchedSource

@@ -10,7 +10,7 @@ from batchcap.core.errors import ExitCode
 from batchcap.core.records import Tally
 
 if TYPE_CHECKING:
-    from batchcap.report.bottleneck import Bottleneck
+    from batchcap.job.bottleneck import Bottleneck
 
 SUMMARY_FORMAT_VERSION = 1
 

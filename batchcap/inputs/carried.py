@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchcap.core.errors import UsageError
 from batchcap.core.text import one_line
-from batchcap.manifest.column_type import (
+from batchcap.inputs.column_type import (
     can_become,
     fitted,
     is_certain,
@@ -21,8 +21,8 @@ from batchcap.manifest.column_type import (
     keeps,
     writable,
 )
-from batchcap.manifest.parquet import ParquetLayout, listed, quoted, shown
-from batchcap.manifest.row_reader import SMALL_BATCH_ROWS, RowReader, Unreadable
+from batchcap.inputs.parquet import ParquetLayout, listed, quoted, shown
+from batchcap.inputs.parquet_rows import SMALL_BATCH_ROWS, RowReader, Unreadable
 
 log = logging.getLogger(__name__)
 

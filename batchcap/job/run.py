@@ -21,20 +21,21 @@ from batchcap.engines.local import LocalEngine
 from batchcap.engines.profiles import resolve
 from batchcap.engines.tuned import read_tuned
 from batchcap.export.demo import load_model
-from batchcap.manifest.discover import discover
-from batchcap.manifest.plan import Plan
-from batchcap.manifest.skipped import Skipped
-from batchcap.manifest.source import Source
+from batchcap.inputs.discover import discover
+from batchcap.inputs.skipped import Skipped
+from batchcap.inputs.source import Source
+from batchcap.job.bottleneck import Bottleneck, find_bottleneck
+from batchcap.job.monitor import Monitor
+from batchcap.job.plan import Plan
+from batchcap.job.progress import Progress
+from batchcap.job.recorder import Recorder
+from batchcap.job.retry import Reopening
+from batchcap.job.stop import StopRequest, stop_on_signals
+from batchcap.job.summary import JobState, RunFigures, Summary
+from batchcap.job.watchdog import Watchdog
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import bundle_opens_thinking
-from batchcap.monitor import Monitor
-from batchcap.recorder import Recorder
-from batchcap.reopening import Reopening
-from batchcap.report.bottleneck import Bottleneck, find_bottleneck
 from batchcap.report.failures import why_alike
-from batchcap.report.progress import Progress
-from batchcap.report.summary import JobState, RunFigures, Summary
-from batchcap.signals import StopRequest, stop_on_signals
 from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
@@ -44,7 +45,6 @@ from batchcap.store.place import Place
 from batchcap.store.shard_state import require_known_parts
 from batchcap.store.stats import StatsWriter
 from batchcap.vision.dtype import resolve_encoder
-from batchcap.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
