@@ -18,10 +18,10 @@ from batchcap.commands.bundles import export, verify
 from batchcap.commands.captioning import caption, run
 from batchcap.commands.inspection import doctor, report, status, tune
 from batchcap.commands.one_style import OneStyleCommand
+from batchcap.commands.streams import open_standard_streams
 from batchcap.core.errors import BatchcapError, ExitCode, UsageError
 from batchcap.core.text import harmless
 from batchcap.job.stop import STOP_SIGNALS, stop_signals
-from batchcap.streams import open_standard_streams
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own of another name
 _LOG_LEVELS = {"verbose": logging.DEBUG, "quiet": logging.WARNING}

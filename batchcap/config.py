@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from batchcap.setting import LARGEST_NUMBER, did_you_mean, require_sense, setting
+from batchcap.core.setting import LARGEST_NUMBER, did_you_mean, require_sense, setting
 
 # `--model` of the embedded demo model; a folder of this name is `./demo`.
 DEMO_MODEL = "demo"

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from batchcap.cli import app
-from batchcap.jobmodel import json_schema
+from batchcap.commands.jobmodel import json_schema
 
 PAGE = Path(__file__).with_name("job.schema.json")
 # What the command line writes in another way than a job file.

@@ -20,7 +20,7 @@ from batchcap.config import (
     VisionDtype,
 )
 from batchcap.core.errors import ExitCode, UsageError
-from batchcap.setting import require_sense_in_new_job
+from batchcap.core.setting import require_sense_in_new_job
 
 NAN, INFINITY = float("nan"), float("inf")
 INPUT = InputConfig(("pictures",))

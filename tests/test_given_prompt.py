@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from batchcap.begun import BegunJob
+from batchcap.commands.begun import BegunJob
+from batchcap.commands.given_prompt import read_prompt
 from batchcap.core.errors import ExitCode, UsageError
-from batchcap.given_prompt import read_prompt
 from batchcap.store.folder import JobFolder
 
 NEW_JOB = BegunJob(None)

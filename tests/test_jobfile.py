@@ -10,6 +10,8 @@ import pytest
 import typer
 
 from batchcap.cli import app
+from batchcap.commands.jobfile import load_job_file
+from batchcap.commands.jobmistakes import _KEYS
 from batchcap.config import (
     GenerationConfig,
     InputConfig,
@@ -23,8 +25,6 @@ from batchcap.config import (
 )
 from batchcap.core.errors import UsageError
 from batchcap.engines.profiles import NAMES
-from batchcap.jobfile import load_job_file
-from batchcap.jobmistakes import _KEYS
 
 SMALLEST = 'output = "o"\n[input]\ninputs = ["p"]\n'
 EVERYTHING = """
@@ -279,7 +279,7 @@ def test_whole_numbers_become_numbers(tmp_path: Path) -> None:
 
 
 def test_pydantic_is_loaded_for_job_files_alone() -> None:
-    code = "import sys, batchcap.jobfile, batchcap.job.run; print('pydantic' in sys.modules)"
+    code = "import sys, batchcap.commands.jobfile, batchcap.job.run; print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchcap.begun import BegunJob
+from batchcap.commands.begun import BegunJob
+from batchcap.commands.given_prompt import read_prompt
 from batchcap.commands.results import MAX_SHOWN, print_result
 from batchcap.config import (
     DEFAULT_PROMPT,
@@ -30,8 +31,7 @@ from batchcap.config import (
     prompt_name_fault,
 )
 from batchcap.core.errors import UsageError
-from batchcap.given_prompt import read_prompt
-from batchcap.setting import Mistake, SettingsError, require_sense_in_new_job
+from batchcap.core.setting import Mistake, SettingsError, require_sense_in_new_job
 
 if TYPE_CHECKING:
     from batchcap.job.summary import Summary
@@ -286,7 +286,7 @@ def run(
     show: Annotated[int, typer.Option(min=0, max=MAX_SHOWN, help="Print the first N captions at the end.")] = 0,
 ) -> None:
     """Caption as a job file says, from cron or systemd. Relative paths start from the file's folder."""
-    from batchcap.jobfile import load_job_file
+    from batchcap.commands.jobfile import load_job_file
 
     config = load_job_file(job_file)
     if config.model is None:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from batchcap.core.errors import UsageError
-from batchcap.setting import choice_fault
+from batchcap.core.setting import choice_fault
 
 _WANTED: dict[type[Any], str] = {int: "a whole number", float: "a number", bool: "true or false"}
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchcap.commands.jobfile import load_job_file
 from batchcap.engines import tuned as record
-from batchcap.jobfile import load_job_file
 from batchcap.model.bundle import Bundle
 from batchcap.report.status import read_status
 from batchcap.store.folder import JobFolder

@@ -12,14 +12,14 @@ import pytest
 import typer
 
 from batchcap.cli import app
+from batchcap.commands.jobfile import load_job_file
+from batchcap.commands.jobmistakes import _KEYS
 from batchcap.config import GenerationConfig, LimitConfig, PlacementConfig, Profile, VisionConfig
 from batchcap.core import errors
 from batchcap.core.records import FinishReason, Status, Tally, Verdict
 from batchcap.job import recorder
 from batchcap.job.run import part_metadata_of
 from batchcap.job.summary import SUMMARY_FORMAT_VERSION, JobState, RunFigures, Summary
-from batchcap.jobfile import load_job_file
-from batchcap.jobmistakes import _KEYS
 from batchcap.model import bundle
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from batchcap.store import folder, parts, stats

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from batchcap.commands.jobfile import load_job_file
 from batchcap.core.errors import UsageError
-from batchcap.jobfile import load_job_file
 from tests.docs.markdown import PROJECT, blocks, section, text_of
 
 SCHEMA: dict[str, Any] = json.loads(text_of("docs/job.schema.json"))

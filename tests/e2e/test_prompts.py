@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap.begun import BegunJob
+from batchcap.commands.begun import BegunJob
 from batchcap.commands.captioning import _prompt
 from batchcap.core.errors import ExitCode, UsageError
 from batchcap.model.bundle import Bundle

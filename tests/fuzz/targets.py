@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from batchcap.commands.jobfile import load_job_file
 from batchcap.config import InputConfig
 from batchcap.inputs.carried import carried_schema, fitted_columns, require_values_fit
 from batchcap.inputs.parquet import count_rows, read_layout
 from batchcap.inputs.parquet_rows import carried_reader, image_row, picture_reader, read_columns, read_rows
-from batchcap.jobfile import load_job_file
 from tests.images.pictures import encode, load, noise, scene
 from tests.manifest.parquets import IMAGE_STRUCT
 

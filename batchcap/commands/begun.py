@@ -37,6 +37,6 @@ class BegunJob:
     def _stored(self) -> dict[str, Any]:
         if self._output is None:
             return {}
-        from batchcap.store.fingerprint import stored_fingerprint  # noqa: PLC0415 - slow, and seldom needed
+        from batchcap.store.fingerprint import stored_fingerprint
 
         return stored_fingerprint(Path(self._output))

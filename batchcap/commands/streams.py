@@ -56,7 +56,7 @@ def open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-            os.set_inheritable(descriptor, True)  # noqa: FBT003 - it has no name
+            os.set_inheritable(descriptor, True)
             # Not closed with this object, which is replaced below: the number stays taken as long as we run.
             stream = os.fdopen(descriptor, mode, encoding="utf-8", closefd=False)
             setattr(sys, ("stdin", "stdout", "stderr")[number], stream)

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from batchcap.config import JobConfig
-from batchcap.setting import Setting, choice_fault, nearest, settings_of
+from batchcap.core.setting import Setting, choice_fault, nearest, settings_of
 
 # Characters of a file's own words that a message shows.
 _SHOWN_LENGTH = 60

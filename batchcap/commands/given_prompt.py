@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from batchcap.begun import BegunJob
-from batchcap.setting import Mistake, SettingsError
+from batchcap.commands.begun import BegunJob
+from batchcap.core.setting import Mistake, SettingsError
 
 _NAME = r"[^\W\d]\w*"
 # A column to be filled in, as other programs write it: {title}, {{ title }}. JSON such as {"a": 1} is none.

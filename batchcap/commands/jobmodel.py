@@ -15,10 +15,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationInfo, create_model
 from pydantic_core import PydanticCustomError
 
-from batchcap.begun import BegunJob
+from batchcap.commands.begun import BegunJob
+from batchcap.commands.given_prompt import read_prompt
 from batchcap.config import JobConfig
-from batchcap.given_prompt import read_prompt
-from batchcap.setting import LARGEST_NUMBER, Setting, SettingsError, settings_of
+from batchcap.core.setting import LARGEST_NUMBER, Setting, SettingsError, settings_of
 
 # What the loader fills in itself.
 NOT_KEYS = frozenset({"given"})

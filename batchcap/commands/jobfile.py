@@ -7,12 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from batchcap.begun import BegunJob
+from batchcap.commands.begun import BegunJob
+from batchcap.commands.jobmistakes import JobText, mistakes_of
 from batchcap.config import DEMO_MODEL, InputConfig, JobConfig, PlacementConfig, VisionConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.text import is_address
 from batchcap.engines.profiles import names_in_tables
-from batchcap.jobmistakes import JobText, mistakes_of
 
 # A job with a thousand long prompts fits many times; what is larger is something else by mistake.
 _LARGEST_BYTES = 4 * 1024 * 1024
@@ -27,9 +27,9 @@ def load_job_file(path: Path) -> JobConfig:
     Raises:
         UsageError: the file is missing, is not TOML, or has mistakes; all of them are named at once.
     """
-    from pydantic import ValidationError  # noqa: PLC0415 - slow to import, and no other command needs it
+    from pydantic import ValidationError
 
-    from batchcap.jobmodel import OUR_FAULT, Surroundings, build, given_names, model_of  # noqa: PLC0415
+    from batchcap.commands.jobmodel import OUR_FAULT, Surroundings, build, given_names, model_of
 
     text = JobText.of(_parsed(path))
     base = path.resolve().parent
