@@ -13,7 +13,7 @@ import pytest
 
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import BundleError
-from batchcap.decoder.packed_weights import open_decoder
+from batchcap.decoder.load import open_decoder
 from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.export import export_bundle
 from batchcap.model.bundle import BUNDLE_FILE, Bundle, bundle_id, sha256_of

@@ -14,8 +14,9 @@ from batchcap.core.errors import StorageError
 from batchcap.core.records import CaptionRow, ImageRow, Outcome, PictureFacts, Shard, Status, Twin, Verdict
 from batchcap.inputs.discover import discover
 from batchcap.job import recorder as recorder_module
+from batchcap.job.output_rows import caption_row
 from batchcap.job.plan import Plan
-from batchcap.job.recorder import Recorder, caption_row
+from batchcap.job.recorder import Recorder
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import UNNAMED, column_name

@@ -12,7 +12,7 @@ from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason, Float32Array, Int64Array
 from batchcap.decoder.invariance import LEAST_PREFILL
-from batchcap.decoder.packed_weights import OpenedDecoder, open_decoder
+from batchcap.decoder.load import OpenedDecoder, open_decoder
 from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.sampling import Sampler
 from batchcap.decoder.session import DecoderOutputs

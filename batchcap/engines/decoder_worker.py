@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection
 
 from batchcap.core.machine import session_threads
 from batchcap.decoder.invariance import warn_if_a_split_shows
-from batchcap.decoder.packed_weights import KeptDecoder, open_decoder
+from batchcap.decoder.load import open_decoder
+from batchcap.decoder.packed_weights import KeptDecoder
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.engines.busy_flag import WorkSign
 from batchcap.engines.decoder_lane import DecoderLane

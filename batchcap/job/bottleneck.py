@@ -1,40 +1,12 @@
 """Owns the answer to: which stage held a run up, and what would help."""
 
-from dataclasses import dataclass
-
 from batchcap.config import JobConfig, VisionBackend, VisionDtype
-from batchcap.job.summary import RunFigures
+from batchcap.job.summary import Bottleneck, RunFigures
 
 # Below this many seconds of work there is nothing to say: the last rows of a job never fill all stages.
 SHORTEST_S = 30.0
 # A stage at work for less than this share of the time did not hold the others up.
 BUSY_SHARE = 0.6
-NO_STAGE = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Bottleneck:
-    """The stage that was at work for most of the time.
-
-    Attributes:
-        stage: `read`, `vision`, `prefill`, `decode`, `store`, or `none` where all of them waited for something else.
-        busy_share: of the working time, for the busiest of the processes that have this stage.
-        advice: what to change, for a person.
-    """
-
-    stage: str
-    busy_share: float
-    advice: str
-
-    def to_text(self) -> str:
-        """One line for a person."""
-        if self.stage == NO_STAGE:
-            return f"not limited by a stage: {self.advice}"
-        return f"limited by {self.stage}, at work {self.busy_share:.0%} of the time; to go faster: {self.advice}"
-
-    def to_dict(self) -> dict[str, str | float]:
-        """Plain JSON types."""
-        return {"stage": self.stage, "busy_share": round(self.busy_share, 2), "advice": self.advice}
 
 
 def find_bottleneck(figures: RunFigures, config: JobConfig) -> Bottleneck | None:

@@ -7,25 +7,21 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import pyarrow as pa
 
 from batchcap.core.errors import ErrorKind, UsageError
 from batchcap.core.records import (
-    Caption,
     CaptionRow,
-    Failure,
     ImageRow,
     Outcome,
-    PictureFacts,
-    PromptColumns,
     Shard,
     Status,
     Tally,
     Twin,
 )
 from batchcap.core.text import one_line
+from batchcap.job.output_rows import caption_row, twin_row
 from batchcap.job.plan import Plan
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
@@ -49,56 +45,6 @@ FLUSH_INTERVAL_S = 0.5
 SAY_NOTHING_OF_THE_PICTURE = frozenset({ErrorKind.MISSING, ErrorKind.UNREADABLE, ErrorKind.CRASHED, ErrorKind.INTERNAL})
 # Rows kept in memory whose pictures other rows have, too.
 TWINNED_ROWS = 256
-
-
-def caption_row(row: ImageRow, result: tuple[Caption, ...] | Failure, facts: PictureFacts | None) -> CaptionRow:
-    """The output row of a row that has ended with captions, one for each prompt, or a failure."""
-    values: dict[str, Any] = {"id": row.id, "source": row.source, "row": row.row}
-    if facts is not None:
-        values |= {
-            "width": facts.width,
-            "height": facts.height,
-            "image_sha256": facts.sha256,
-            "read_ms": facts.read_ms,
-            "vision_ms": facts.vision_ms,
-        }
-    if isinstance(result, Failure):
-        values |= {"status": Status.FAILED, "error_kind": result.kind, "error_message": result.message}
-    else:
-        first, *others = result
-        values |= {"visual_tokens": first.visual_tokens, **_of_a_prompt(first)}
-        values["further"] = tuple(PromptColumns(**_of_a_prompt(other)) for other in others)
-    return CaptionRow(**values)
-
-
-def _of_a_prompt(caption: Caption) -> dict[str, Any]:
-    """The values of `PromptColumns`."""
-    return {
-        "caption": caption.text,
-        "thinking": caption.thinking,
-        "verdict": caption.verdict,
-        "finish_reason": caption.finish_reason,
-        "prompt_tokens": caption.prompt_tokens,
-        "new_tokens": len(caption.token_ids),
-        "prefill_ms": caption.prefill_ms,
-        "decode_ms": caption.decode_ms,
-    }
-
-
-def twin_row(row: ImageRow, twin: Twin, of: CaptionRow) -> CaptionRow:
-    """The output row of a row whose picture has been captioned as another row; no time was spent on it but reading."""
-    return replace(
-        of,
-        id=row.id,
-        source=row.source,
-        row=row.row,
-        attempts=1,
-        read_ms=twin.read_ms,
-        vision_ms=None,
-        prefill_ms=None,
-        decode_ms=None,
-        further=tuple(replace(columns, prefill_ms=None, decode_ms=None) for columns in of.further),
-    )
 
 
 class Recorder:

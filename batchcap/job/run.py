@@ -1,4 +1,4 @@
-"""Owns the loop of a job: rows out of the plan, through the engine, into the store, until nothing is left."""
+"""Owns one run of a job: what is asked for, whether it is the same job, what is left to do, and how the run ends."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
 from batchcap.core.records import Tally
 from batchcap.core.text import format_duration, one_line
-from batchcap.engines.base import Engine, EngineLoad
+from batchcap.engines.base import Engine
 from batchcap.engines.dedup import REMEMBERED_PICTURES
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.profiles import resolve
@@ -24,15 +24,15 @@ from batchcap.export.demo import load_model
 from batchcap.inputs.discover import discover
 from batchcap.inputs.skipped import Skipped
 from batchcap.inputs.source import Source
-from batchcap.job.bottleneck import Bottleneck, find_bottleneck
+from batchcap.job.bottleneck import find_bottleneck
+from batchcap.job.loop import caption_rows
 from batchcap.job.monitor import Monitor
 from batchcap.job.plan import Plan
 from batchcap.job.progress import Progress
 from batchcap.job.recorder import Recorder
 from batchcap.job.retry import Reopening
-from batchcap.job.stop import StopRequest, stop_on_signals
-from batchcap.job.summary import JobState, RunFigures, Summary
-from batchcap.job.watchdog import Watchdog
+from batchcap.job.stop import ShouldStop, StopRequest, stop_on_signals
+from batchcap.job.summary import Bottleneck, JobState, RunFigures, Summary
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import bundle_opens_thinking
 from batchcap.report.failures import why_alike
@@ -48,13 +48,9 @@ from batchcap.vision.dtype import resolve_encoder
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.25
-# After a request to stop: captions that end within this time are kept, the others are given back.
-STOP_GRACE_S = 1.5
 # A model that thinks first seldom comes to its caption in fewer tokens.
 FEW_TOKENS_FOR_THINKING = 1024
 
-ShouldStop = Callable[[], bool]
 EngineFactory = Callable[[Bundle, JobConfig, ShouldStop], Engine]
 
 
@@ -329,43 +325,3 @@ def part_metadata_of(bundle: Bundle, fingerprint: Fingerprint) -> dict[str, str]
         SETTINGS_KEY: json.dumps(fingerprint, ensure_ascii=False).encode(errors="backslashreplace").decode(),
         "batchcap.prompt_sha256": hashlib.sha256(prompt.encode(errors="backslashreplace")).hexdigest(),
     }
-
-
-def _tell(progress: Progress, recorder: Recorder, load: EngineLoad) -> None:
-    progress.advance(recorder.tally.rows, recorder.tally.failed, recorder.run_images, load)
-
-
-def caption_rows(
-    recorder: Recorder, engine: Engine, monitor: Monitor, progress: Progress, should_stop: ShouldStop
-) -> None:
-    """Caption every row that is left, or until it is time to stop.
-
-    The whole way of a row is here: out of the plan, into the engine, out of the engine, into the store.
-    """
-    monitor.begin()
-    try:
-        with Watchdog() as watchdog:
-            rows = watchdog.each("reading the inputs", recorder.rows_to_do())
-            row = next(rows, None)
-            while (row is not None or engine.in_flight) and not should_stop():
-                while row is not None and engine.has_room:
-                    engine.submit(row)
-                    row = next(rows, None)
-                outcomes = engine.poll(POLL_S)
-                with watchdog.during("writing what is finished"):
-                    recorder.record(outcomes)
-                _tell(progress, recorder, monitor.watch(engine, recorder))
-        if engine.in_flight:
-            log.info(
-                "stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S
-            )
-        grace_ends_s = time.perf_counter() + STOP_GRACE_S
-        while engine.in_flight and time.perf_counter() < grace_ends_s:
-            recorder.record(engine.poll(POLL_S))
-    except BaseException:
-        # What arrived before the worker went, or the input, or our own mistake, is not lost with it.
-        with suppress(StorageError):
-            recorder.flush()
-        raise
-    recorder.flush()
-    _tell(progress, recorder, monitor.watch(engine, recorder))

@@ -2,11 +2,13 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from batchcap.core.errors import ExitCode
+
+ShouldStop = Callable[[], bool]
 
 # Ctrl-C, a service manager, a terminal that is closed or a connection that is lost.
 STOP_SIGNALS = {

@@ -4,13 +4,12 @@ import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchcap.core.errors import ExitCode
 from batchcap.core.records import Tally
 
-if TYPE_CHECKING:
-    from batchcap.job.bottleneck import Bottleneck
+NO_STAGE = "none"
 
 SUMMARY_FORMAT_VERSION = 1
 
@@ -119,3 +118,28 @@ class Summary:
         if self.run is None:
             return None
         return {**self.run.to_dict(), "limited_by": self.limited_by.to_dict() if self.limited_by else None}
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """The stage that was at work for most of the time.
+
+    Attributes:
+        stage: `read`, `vision`, `prefill`, `decode`, `store`, or `none` where all of them waited for something else.
+        busy_share: of the working time, for the busiest of the processes that have this stage.
+        advice: what to change, for a person.
+    """
+
+    stage: str
+    busy_share: float
+    advice: str
+
+    def to_text(self) -> str:
+        """One line for a person."""
+        if self.stage == NO_STAGE:
+            return f"not limited by a stage: {self.advice}"
+        return f"limited by {self.stage}, at work {self.busy_share:.0%} of the time; to go faster: {self.advice}"
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Plain JSON types."""
+        return {"stage": self.stage, "busy_share": round(self.busy_share, 2), "advice": self.advice}

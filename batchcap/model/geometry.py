@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+ROPE_THETA = 10000.0  # of the vision tower; checkpoints with another one are refused
+
 
 @dataclass(frozen=True, slots=True)
 class TextGeometry:

@@ -15,7 +15,8 @@ from batchcap.config import JobConfig
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Features, Patches
 from batchcap.decoder.invariance import a_split_shows, rows_stay_equal
-from batchcap.decoder.packed_weights import KeptDecoder, open_decoder, probe
+from batchcap.decoder.load import open_decoder
+from batchcap.decoder.packed_weights import KeptDecoder, probe
 from batchcap.engines.cores import Threads
 from batchcap.engines.vision_worker import lane_count
 from batchcap.model.bundle import Bundle

@@ -4,8 +4,6 @@ import numpy as np
 
 from batchcap.core.records import Float32Array, Int64Array
 
-ROPE_THETA = 10000.0  # of the vision tower; checkpoints with another one are refused
-
 
 def merge_block_order(grid: tuple[int, int], merge: int) -> tuple[Int64Array, Int64Array]:
     """Row and column of every patch, in the order the patches have: merge block by merge block.

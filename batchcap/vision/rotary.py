@@ -3,7 +3,7 @@
 import torch
 
 from batchcap.core.records import Float32Array
-from batchcap.vision.rope import ROPE_THETA
+from batchcap.model.geometry import ROPE_THETA
 
 # Patches along one side of a picture: 131,072 pixels. A picture of the default context is at most as long.
 POSITIONS = 8192

@@ -16,7 +16,8 @@ import pytest
 from batchcap.core.machine import MIB
 from batchcap.decoder import packed_weights as kept_module
 from batchcap.decoder.invariance import LARGEST_BATCH
-from batchcap.decoder.packed_weights import ENTRY_FILE, GRAPH_FILE, KeptDecoder, open_decoder, prepare_sharing, probe
+from batchcap.decoder.load import open_decoder
+from batchcap.decoder.packed_weights import ENTRY_FILE, GRAPH_FILE, KeptDecoder, prepare_sharing, probe
 from batchcap.decoder.session import DecoderSession
 from batchcap.model.bundle import Bundle
 
@@ -26,7 +27,8 @@ STARTING_WORKER = """
 import hashlib, sys
 from pathlib import Path
 from batchcap.model.bundle import Bundle
-from batchcap.decoder.packed_weights import KeptDecoder, open_decoder, probe
+from batchcap.decoder.packed_weights import KeptDecoder, probe
+from batchcap.decoder.load import open_decoder
 class Telling(KeptDecoder):
     def _make(self, threads):
         print("packs")

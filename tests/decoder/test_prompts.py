@@ -11,7 +11,7 @@ from batchcap.config import GenerationConfig, Prompt
 from batchcap.core.records import Caption, Features, FinishReason, Float32Array
 from batchcap.decoder import scheduler
 from batchcap.decoder.invariance import LARGEST_BATCH, TILES, find_row_tile, warn_if_a_split_shows
-from batchcap.decoder.packed_weights import OpenedDecoder
+from batchcap.decoder.load import OpenedDecoder
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots

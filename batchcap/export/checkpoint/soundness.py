@@ -7,8 +7,7 @@ import math
 from typing import Any
 
 from batchcap.core.errors import CheckpointError
-from batchcap.model.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
-from batchcap.vision.rope import ROPE_THETA
+from batchcap.model.geometry import ROPE_THETA, Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 
 # The activations that transformers and the model builder both know under one name.
 TEXT_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu")
