@@ -25,6 +25,7 @@ from batchcap.inputs.discover import discover
 from batchcap.inputs.skipped import Skipped
 from batchcap.inputs.source import Source
 from batchcap.job.bottleneck import find_bottleneck
+from batchcap.job.failures import why_alike
 from batchcap.job.loop import caption_rows
 from batchcap.job.monitor import Monitor
 from batchcap.job.plan import Plan
@@ -35,7 +36,6 @@ from batchcap.job.stop import ShouldStop, StopRequest, stop_on_signals
 from batchcap.job.summary import Bottleneck, JobState, RunFigures, Summary
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import bundle_opens_thinking
-from batchcap.report.failures import why_alike
 from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

@@ -8,8 +8,8 @@ import pytest
 from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import CaptionRow, Shard, Status, Tally
-from batchcap.report import failures
-from batchcap.report.failures import why_alike
+from batchcap.job import failures
+from batchcap.job.failures import why_alike
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import write_part
 from tests.store.records import caption_row
