@@ -42,11 +42,10 @@ from batchcap.export.checkpoint.options import (
 from batchcap.export.demo import demo_checkpoint
 from batchcap.export.export import write_parts
 from batchcap.export.graph.decoder import draw_decoder
-from batchcap.export.quality.pictures import PictureChoice, load_pictures
+from batchcap.export.quality.pictures import PictureChoice, load_patches, load_pictures
 from batchcap.export.quality.quality import Quality, ask_reference
 from batchcap.export.quality.rollout import ROWS
 from batchcap.export.search.trials import Candidate, Material, Trials
-from batchcap.images import load_patches
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import Geometry
 

@@ -18,8 +18,8 @@ from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, Float32Array, ImageRow, Patches
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
+from batchcap.export.quality.pictures import load_patches
 from batchcap.export.quality.reference import Reference
-from batchcap.images import load_patches
 from batchcap.images.patchify import target_size
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import Detokenizer, PromptTemplate, load_tokenizer

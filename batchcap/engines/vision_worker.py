@@ -21,7 +21,8 @@ from batchcap.engines.busy_flag import WorkSign
 from batchcap.engines.dedup import KnownPictures
 from batchcap.engines.messages import Busy, Captioned, Inbox, VisionSpec
 from batchcap.engines.threads import run_side_by_side
-from batchcap.images import patches_of, read_picture
+from batchcap.images.preprocess import patches_of
+from batchcap.inputs.encoded import read_picture
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import VisionGeometry
 from batchcap.vision.backend import load_encoder

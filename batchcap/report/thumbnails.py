@@ -9,9 +9,9 @@ from typing import Self
 
 from batchcap.core.errors import RowError
 from batchcap.core.records import ImageRow
-from batchcap.images import read_picture
 from batchcap.images.colour import apply_profile
 from batchcap.images.decode import decode
+from batchcap.inputs.encoded import read_picture
 
 SIDE_PX = 256
 QUALITY = 80

@@ -19,9 +19,9 @@ from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from batchcap.export.checkpoint.prequantized import require_unquantized
 from batchcap.export.checkpoint.scaling import read_scales
 from batchcap.export.quality.metrics import relative_error
+from batchcap.export.quality.pictures import load_patches
 from batchcap.export.quality.quality import QualityTable
 from batchcap.export.quality.reference import Continuation, Reference, ReferenceDtype
-from batchcap.images import load_patches
 from batchcap.model.bundle import BUNDLE_FILE, Bundle, geometry_to_dict
 from batchcap.model.prompt import PromptTemplate
 from batchcap.verify.decoder_weights import pieces

@@ -30,7 +30,7 @@ from batchcap.engines.dedup import KnownPictures
 from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
 from batchcap.engines.supervisor import Seat
 from batchcap.engines.vision_worker import VisionWorker, lane_count
-from batchcap.images import read_picture
+from batchcap.inputs.encoded import read_picture
 from batchcap.model.bundle import Bundle
 from batchcap.vision.torch_encoder import VisionEncoder
 from tests.engines.doubles import EndlessInbox, seen_elsewhere

@@ -11,7 +11,7 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 from batchcap.config import GenerationConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, ImageRow
 from batchcap.decoder.scheduler import Decoder, DecoderPlacement
-from batchcap.images import load_patches
+from batchcap.export.quality.pictures import load_patches
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 from batchcap.vision.backend import load_encoder

@@ -8,7 +8,7 @@ import pytest
 from batchcap.config import VisionConfig
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.core.records import ImageRow
-from batchcap.images import load_patches
+from batchcap.export.quality.pictures import load_patches
 from tests.hostile.files import MAX_IMAGE_PIXELS, HostileFile, hostile_files
 from tests.hostile.originals import originals
 from tests.hostile.special import write_special

@@ -8,7 +8,7 @@ from PIL import Image
 
 from batchcap.config import VisionConfig
 from batchcap.core.records import Float32Array, ImageRow, Patches
-from batchcap.images import load_patches
+from batchcap.export.quality.pictures import load_patches
 from batchcap.model.geometry import ImageSettings, VisionGeometry
 
 GEOMETRY = VisionGeometry(

@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from batchcap.config import VisionConfig
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.core.records import Float32Array
-from batchcap.images import load_patches
+from batchcap.export.quality.pictures import load_patches
 from batchcap.images.patchify import patchify, target_size
 from batchcap.model.geometry import ImageSettings
 from tests.images.pictures import GEOMETRY, SETTINGS, encode, load, noise, row

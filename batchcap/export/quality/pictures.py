@@ -15,13 +15,14 @@ from batchcap.config import DEFAULT_PROMPT, InputConfig, VisionConfig, VisionDty
 from batchcap.core.errors import RowError, UsageError
 from batchcap.core.records import ImageRow, Patches
 from batchcap.core.text import shown_name
-from batchcap.images import load_patches
+from batchcap.images.preprocess import patches_of
 from batchcap.inputs.discover import discover
+from batchcap.inputs.encoded import read_picture
 from batchcap.inputs.parquet import read_layout
 from batchcap.inputs.parquet_rows import image_row, picture_reader, read_rows
 from batchcap.inputs.source import Source, SourceKind
 from batchcap.model.bundle import Bundle
-from batchcap.model.geometry import Geometry
+from batchcap.model.geometry import Geometry, ImageSettings, VisionGeometry
 from batchcap.model.prompt import PromptTemplate
 
 log = logging.getLogger(__name__)
@@ -150,3 +151,8 @@ def _own_rows(count: int) -> Iterator[ImageRow]:
         buffer = io.BytesIO()
         draw(compose(chance, width / height), chance, width, height).save(buffer, "PNG")
         yield ImageRow(index, f"drawn-{index:02}", "batchcap", index, data=buffer.getvalue())
+
+
+def load_patches(row: ImageRow, geometry: VisionGeometry, settings: ImageSettings, config: VisionConfig) -> Patches:
+    """Read one picture and make patches of it; see `read_picture` and `patches_of`."""
+    return patches_of(read_picture(row), geometry, settings, config)
