@@ -339,15 +339,15 @@ def test_runs_that_begin_at_one_place_do_not_refuse_each_other(tmp_path: Path) -
     """Their trials make and remove the same folders."""
     together = threading.Barrier(4, timeout=60)
 
-    def look() -> set[bool]:
-        found = set()
+    def look() -> set[str]:
+        found = set[str]()
         for number in range(100):
             together.wait()
-            found.add(Place.of(tmp_path / str(number) / "a" / "out").is_new)
+            found.add(Place.of(tmp_path / str(number) / "a" / "out").path.name)
         return found
 
     with ThreadPoolExecutor(4) as threads:
-        assert {True} == set().union(*(one.result() for one in [threads.submit(look) for _ in range(4)]))
+        assert {"out"} == set().union(*(one.result() for one in [threads.submit(look) for _ in range(4)]))
 
 
 @pytest.mark.parametrize("content", [{"fingerprint": {}}, {}])
