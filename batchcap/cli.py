@@ -20,8 +20,8 @@ from batchcap.commands.inspection import doctor, report, status, tune
 from batchcap.commands.one_style import OneStyleCommand
 from batchcap.commands.streams import open_standard_streams
 from batchcap.core.errors import BatchcapError, ExitCode, UsageError
+from batchcap.core.signals import STOP_SIGNALS, stop_signals
 from batchcap.core.text import harmless
-from batchcap.job.stop import STOP_SIGNALS, stop_signals
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own of another name
 _LOG_LEVELS = {"verbose": logging.DEBUG, "quiet": logging.WARNING}

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from batchcap.core.errors import BatchcapError, ExitCode
+from batchcap.core.signals import STOP_SIGNALS
 from batchcap.engines.messages import DecoderSpec, Fatal, VisionSpec
-from batchcap.job.stop import STOP_SIGNALS
 
 # Giving back the memory of a large model takes the kernel a while.
 END_TIMEOUT_S = 30.0

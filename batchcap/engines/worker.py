@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from typing import Protocol
 
 from batchcap.core.errors import BatchcapError, ExitCode, lacks_memory
+from batchcap.core.signals import STOP_SIGNALS
 from batchcap.engines.cores import keep_on
 from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec
-from batchcap.job.stop import STOP_SIGNALS
 
 
 class _Stage(Protocol):

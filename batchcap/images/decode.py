@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from batchcap.core.errors import ErrorKind, RowError
-from batchcap.images import content, jpeg2000, tiff
+from batchcap.images import jpeg2000, tiff
 from batchcap.images.colour import to_rgb
 from batchcap.images.silence import silence
+from batchcap.inputs import content
 
 # What people keep pictures in. Pillow knows more, among them formats without a signature, which would take any text
 # file for a picture, and ones that start other programs (EPS); none of them gets at untrusted bytes.

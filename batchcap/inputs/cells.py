@@ -5,7 +5,7 @@ import re
 import pyarrow as pa
 
 from batchcap.core.text import is_address, one_line
-from batchcap.images.content import base64_image
+from batchcap.inputs.content import base64_image
 
 # No path is longer on Linux; what a column of something else holds may be.
 LONGEST_PATH = 4096

@@ -11,8 +11,8 @@ from pathlib import Path
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.text import is_address, printable_name, shown_name
-from batchcap.images.content import PREFIX_BYTES
 from batchcap.images.decode import not_an_image
+from batchcap.inputs.content import PREFIX_BYTES
 from batchcap.inputs.encoded import read_beginning
 from batchcap.inputs.parquet import count_rows
 from batchcap.inputs.skipped import Skipped

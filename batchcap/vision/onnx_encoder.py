@@ -18,8 +18,8 @@ from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import VisionGeometry
 from batchcap.model.onnx_signature import FLOAT, Shape, require_values
 from batchcap.model.tensors import read_file
-from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
+from batchcap.vision.features import features_of, read_rotary_table
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from batchcap.config import VisionConfig, VisionDtype
 from batchcap.core.records import Features, Float32Array, Patches
 from batchcap.model.bundle import Bundle
-from batchcap.vision.backend import features_of, read_rotary_table
 from batchcap.vision.dtype import resolve_dtype
+from batchcap.vision.features import features_of, read_rotary_table
 from batchcap.vision.linear import pack_linears, threads_of_a_pass
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable

@@ -19,7 +19,8 @@ from batchcap.core.records import Features, Float32Array, Patches
 from batchcap.export.graph.vision_graph import write_vision_graph, write_vision_graph_int8
 from batchcap.model.geometry import VisionGeometry
 from batchcap.model.tensors import read_file
-from batchcap.vision.backend import load_encoder, read_rotary_table
+from batchcap.vision.backend import load_encoder
+from batchcap.vision.features import read_rotary_table
 from batchcap.vision.onnx_encoder import OnnxVisionEncoder
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable

@@ -1,0 +1,117 @@
+"""The direction of imports: each part of the package imports only what stands below it; lazy ones count, too."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import batchcap
+
+PACKAGE = Path(batchcap.__file__).parent
+# The highest first; parts on one line don't know each other.
+FLOORS = (
+    ("cli",),
+    ("commands",),
+    ("report",),
+    ("job",),
+    ("verify",),
+    ("engines", "export"),
+    ("images", "vision", "decoder"),
+    ("inputs", "store", "model"),
+    ("config",),
+    ("demo",),
+    ("core",),
+)
+FLOOR_OF = {part: len(FLOORS) - number for number, parts in enumerate(FLOORS) for part in parts}
+# Imports that still run upward or sideways; each one that goes is taken out here, and none comes.
+OWED = frozenset(
+    {
+        ("demo.evaluate", "config"),
+        ("demo.evaluate", "export.checkpoint.options"),
+        ("demo.evaluate", "export.demo"),
+        ("demo.evaluate", "export.export"),
+        ("demo.evaluate", "job.progress"),
+        ("demo.evaluate", "job.run"),
+        ("demo.train", "vision.linear"),
+        ("engines.tuning.tune", "export.demo"),
+        ("inputs.discover", "images.decode"),
+        ("inputs.discover", "store.folder"),
+        ("inputs.parquet", "store.parts"),
+        ("inputs.walk", "store.folder"),
+        ("model.bundle", "export.advice"),
+        ("model.tensors", "export.checkpoint.configuration"),
+        ("store.plan_tables", "inputs.source"),
+    }
+)
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name below `batchcap`; a package is its `__init__`."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> Iterator[str]:
+    """The modules of the package that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for one in names:
+            if one.partition(".")[0] == "batchcap":
+                below = one.partition(".")[2]
+                yield below if below in MODULES else below.rpartition(".")[0]
+
+
+def part(name: str) -> str:
+    """The part of the package that a module is in."""
+    return name.partition(".")[0]
+
+
+EDGES = sorted({(name, target) for name in MODULES if name for target in imported(name) if target})
+
+
+def is_downward(importer: str, target: str) -> bool:
+    """Whether the target stands below, or in the same part."""
+    return part(importer) == part(target) or FLOOR_OF[part(importer)] > FLOOR_OF[part(target)]
+
+
+def test_every_module_has_its_floor() -> None:
+    assert {part(name) for name in MODULES if name} == set(FLOOR_OF)
+
+
+def test_no_import_runs_upward_or_sideways() -> None:
+    wrong = {edge for edge in EDGES if not is_downward(*edge)}
+    assert wrong - OWED == set(), "imports that run upward or sideways"
+    assert OWED - wrong == set(), "mended: take them out of the list"
+
+
+@pytest.mark.parametrize("depth", [1, 2, 9])
+def test_there_is_no_circle(depth: int) -> None:
+    """Among parts, folders and files."""
+    graph: dict[str, set[str]] = {}
+    for edge in EDGES:
+        importer, target = (".".join(name.split(".")[:depth]) for name in edge)
+        if edge not in OWED and importer != target:
+            graph.setdefault(importer, set()).add(target)
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " → ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for target in sorted(graph.get(name, ())):
+                visit(target, (*way, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
