@@ -15,11 +15,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from batchcap.export.options import ExportOptions
-from batchcap.profiles import Settings, Tuned
-from batchcap.tuning.record import write_tuned
-
 from batchcap.config import VisionBackend, VisionDtype
+from batchcap.engines.profiles import Settings, Tuned
+from batchcap.engines.tuned import write_tuned
+from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.export import export_bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.compat.scenes import BUNDLE, INPUTS, JOBS, ROOT, Scene

@@ -249,12 +249,14 @@ def test_every_dependency_has_its_reason() -> None:
 def test_every_name_in_the_architecture_exists() -> None:
     text = without_blocks(text_of("docs/architecture.md"))
     modules = {
-        ".".join(path.relative_to(PROJECT / "batchcap").with_suffix("").parts): path
+        ".".join(path.relative_to(PROJECT / "batchcap").with_suffix("").parts).removesuffix(".__init__"): path
         for path in (PROJECT / "batchcap").rglob("*.py")
     }
     found = 0
     for name in re.findall(r"`((?:[a-z_]+\.)*[a-z_]+(?:\.[A-Z]\w+)?(?:\.[a-z_]+)?)`", text):
         module = max((known for known in modules if f"{name}.".startswith(f"{known}.")), key=len, default=None)
+        if module is None:
+            assert "." not in name, f"{name} is nowhere"
         if module is None or module == name:
             continue
         found += 1
