@@ -387,7 +387,7 @@ def test_a_part_says_how_it_was_made(config: JobConfig) -> None:
     run(config, FakeEngine())
     for path in JobFolder(Path(config.output)).part_paths():
         metadata = {key.decode(): value.decode() for key, value in pq.read_metadata(path).metadata.items()}
-        assert json.loads(metadata["batchcap.model.bundle"])["id"] == "b" * 64
+        assert json.loads(metadata["batchcap.bundle"])["id"] == "b" * 64
         assert json.loads(metadata["batchcap.settings"])["prompt"] == GenerationConfig().prompt
         assert len(metadata["batchcap.prompt_sha256"]) == 64
 

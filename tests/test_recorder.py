@@ -41,7 +41,7 @@ def make(folder: JobFolder, journal: Journal, prompts: tuple[str, ...] = UNNAMED
     config = InputConfig((str(folder.path.parent / "in.parquet"),), keep_columns=("label",))
     plan = Plan(journal, config, prompts)
     plan.extend(discover(config, folder.path), ROWS_PER_PART, 0)
-    return Recorder(folder, plan, journal, {"batchcap.model.bundle": "b"}, prompts)
+    return Recorder(folder, plan, journal, {"batchcap.bundle": "b"}, prompts)
 
 
 def row_of(outcome: Outcome) -> CaptionRow:

@@ -321,7 +321,7 @@ def part_metadata_of(bundle: Bundle, fingerprint: Fingerprint) -> dict[str, str]
     prompt = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False)
     return {  # a path, or a prompt still to be refused, may be no text
         "batchcap.version": __version__,
-        "batchcap.model.bundle": json.dumps({"id": bundle.id, "source": bundle.source, "precision": bundle.precision}),
+        "batchcap.bundle": json.dumps({"id": bundle.id, "source": bundle.source, "precision": bundle.precision}),
         SETTINGS_KEY: json.dumps(fingerprint, ensure_ascii=False).encode(errors="backslashreplace").decode(),
         "batchcap.prompt_sha256": hashlib.sha256(prompt.encode(errors="backslashreplace")).hexdigest(),
     }

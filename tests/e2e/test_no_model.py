@@ -56,7 +56,7 @@ def test_the_demo_model_is_named_everywhere(tmp_path: Path, picture: Path, cache
     assert done.stdout.startswith("1 captions of the demo model, 0 failed (")
     assert json.loads(JobFolder(output).summary_path.read_text())["bundle"]["source"] == "demo"
     (part,) = JobFolder(output).part_paths()
-    assert json.loads(pq.read_metadata(part).metadata[b"batchcap.model.bundle"])["source"] == "demo"
+    assert json.loads(pq.read_metadata(part).metadata[b"batchcap.bundle"])["source"] == "demo"
     assert "model     demo" in batchcap("status", output).stdout
     assert batchcap("report", output).returncode == 0
     assert "demo int4" in JobFolder(output).report_path.read_text()

@@ -124,7 +124,7 @@ def test_a_damaged_carried_column_is_null_and_the_others_are_not(file: Path, cap
     lost = range(GROUP_ROWS, 2 * GROUP_ROWS)
     assert table["size"].to_pylist() == COLUMNS["size"]
     assert table["label"].to_pylist() == [None if row in lost else COLUMNS["label"][row] for row in range(ROWS)]
-    warnings = [record.getMessage() for record in caplog.records if "row_reader" in record.name]
+    warnings = [record.getMessage() for record in caplog.records if "parquet_rows" in record.name]
     assert len(warnings) == 1, "one warning for a row group, not one for each part"
     assert "label" in warnings[0]
     assert "row group 1" in warnings[0]

@@ -35,7 +35,7 @@ COLUMNS = pa.table({"label": [1, None, 3, 4], "tags": [["a"], [], None, ["b", "c
 def part(tmp_path: Path) -> Path:
     path = tmp_path / "captions" / "part-00002.parquet"
     path.parent.mkdir()
-    write_part(path, SHARD, ROWS, COLUMNS, {"batchcap.model.bundle": "ünï"})
+    write_part(path, SHARD, ROWS, COLUMNS, {"batchcap.bundle": "ünï"})
     return path
 
 
@@ -98,7 +98,7 @@ def test_a_row_is_read_back(tmp_path: Path, rows: list[CaptionRow], prompts: lis
 
 def test_metadata_comes_back(part: Path) -> None:
     assert part_metadata(part) == {
-        "batchcap.model.bundle": "ünï",
+        "batchcap.bundle": "ünï",
         "batchcap.format_version": "2",
         "batchcap.prompts": '[""]',
         "batchcap.rows": "20+4",
