@@ -19,8 +19,7 @@ POLL_S = 0.25
 STOP_GRACE_S = 1.5
 
 
-def tell(progress: Progress, recorder: Recorder, load: EngineLoad) -> None:
-    """Say how far the job is."""
+def _tell(progress: Progress, recorder: Recorder, load: EngineLoad) -> None:
     progress.advance(recorder.tally.rows, recorder.tally.failed, recorder.run_images, load)
 
 
@@ -43,7 +42,7 @@ def caption_rows(
                 outcomes = engine.poll(POLL_S)
                 with watchdog.during("writing what is finished"):
                     recorder.record(outcomes)
-                tell(progress, recorder, monitor.watch(engine, recorder))
+                _tell(progress, recorder, monitor.watch(engine, recorder))
         if engine.in_flight:
             log.info(
                 "stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S
@@ -57,4 +56,4 @@ def caption_rows(
             recorder.flush()
         raise
     recorder.flush()
-    tell(progress, recorder, monitor.watch(engine, recorder))
+    _tell(progress, recorder, monitor.watch(engine, recorder))
