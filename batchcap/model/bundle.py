@@ -81,6 +81,11 @@ class Bundle:
     source: str
 
     @property
+    def named(self) -> dict[str, str]:
+        """What names it in parts and summaries."""
+        return {"id": self.id, "source": self.source, "precision": self.precision}
+
+    @property
     def decoder_path(self) -> Path:
         """The decoder's graph; its weights lie beside it."""
         return self.folder / DECODER_FILE
