@@ -33,7 +33,6 @@ OWED = frozenset(
         ("inputs.discover", "store.folder"),
         ("inputs.parquet", "store.parts"),
         ("inputs.walk", "store.folder"),
-        ("model.tensors", "export.checkpoint.configuration"),
         ("store.plan_tables", "inputs.source"),
     }
 )
