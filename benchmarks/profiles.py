@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from batchcap.config import InputConfig, JobConfig, Profile
 from batchcap.export.checkpoint.options import ExportOptions, Precision
-from batchcap.export.demo import demo_checkpoint
+from batchcap.export.demo import demo_checkpoint, load_model
 from batchcap.export.export import export_bundle
 from batchcap.job.progress import LogProgress
 from batchcap.job.run import run_job
@@ -80,7 +80,7 @@ class Row:
 def measure(scenes: Scenes, bundle: Path, profile: Profile, output: Path) -> Row:
     """Run a job with a profile, nothing else given."""
     inputs = InputConfig((str(scenes.folder),))
-    run_job(JobConfig(inputs, str(output), str(bundle), profile=profile, given=frozenset()), LogProgress())
+    run_job(JobConfig(inputs, str(output), str(bundle), profile=profile, given=frozenset()), LogProgress(), load_model)
     found = pq.read_table(output, columns=["id", "caption"]).to_pylist()
     captions = {row["id"]: row["caption"] for row in found}
     run = json.loads(JobFolder(output).summary_path.read_text())["run"]

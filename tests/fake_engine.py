@@ -1,6 +1,8 @@
 """An engine without a model: captions are made of ids, the last row given in comes out first."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 from batchcap.core.errors import ErrorKind, WorkerError
 from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
@@ -13,6 +15,11 @@ class SilentProgress:
     def start(self, rows: int, done: int) -> None: ...
     def advance(self, done: int, failed: int, images: int, load: EngineLoad) -> None: ...
     def close(self) -> None: ...
+
+
+def no_bundle(_model: str | None) -> Any:
+    """What a job with an engine without a model needs of a bundle."""
+    return SimpleNamespace(id="b" * 64, source="none", precision="int4")
 
 
 class FakeEngine:

@@ -5,7 +5,6 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +14,10 @@ import pytest
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
 from batchcap.core.records import ImageRow
 from batchcap.engines.base import EngineLoad
-from batchcap.job import run as job
 from batchcap.job.run import run_job
 from batchcap.report.status import read_status
 from batchcap.store.journal import Journal
-from tests.fake_engine import FakeEngine, outcome_of
+from tests.fake_engine import FakeEngine, no_bundle, outcome_of
 
 FEW, MANY = 1_000, 10_000
 ROWS_PER_PART = 500
@@ -85,7 +83,6 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 
     monkeypatch.setattr(Journal, "open", opened)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", decoded)
-    monkeypatch.setattr(job, "load_model", lambda _model: SimpleNamespace(id="b", source="none", precision="none"))
     return counted
 
 
@@ -119,7 +116,7 @@ def measured(config: JobConfig, engine: FakeEngine, counts: Counts) -> Counts:
     gc.collect()
     tracemalloc.start()
     try:
-        run_job(config, Silence(), lambda _bundle, _config, _stop: engine)
+        run_job(config, Silence(), no_bundle, lambda _bundle, _config, _stop: engine)
     except KeyboardInterrupt:
         pass
     finally:

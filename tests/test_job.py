@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -43,7 +42,7 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
 from tests.e2e.process import snapshot
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FakeEngine, no_bundle
 
 ROWS = 23
 
@@ -71,8 +70,6 @@ class Listener:
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
     """A job of 23 rows, every tenth of them bad, in parts of five."""
-    bundle = SimpleNamespace(id="b" * 64, source="none", precision="int4")
-    monkeypatch.setattr(job, "load_model", lambda _model: bundle)
     monkeypatch.setattr("batchcap.job.recorder.FLUSH_ROWS", 3)
     keys = [f"bad-{row}" if row % 10 == 2 else f"row-{row}" for row in range(ROWS)]
     pq.write_table(pa.table({"path": ["x.png"] * ROWS, "key": keys}), tmp_path / "in.parquet")
@@ -83,8 +80,10 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
     )
 
 
-def run(config: JobConfig, engine: FakeEngine, listener: Listener | None = None) -> Summary:
-    return run_job(config, listener or Listener(), lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type]
+def run(
+    config: JobConfig, engine: FakeEngine, listener: Listener | None = None, load: Callable[..., Any] = no_bundle
+) -> Summary:
+    return run_job(config, listener or Listener(), load, lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type, return-value]
 
 
 def rows_of(config: JobConfig) -> list[dict[str, Any]]:
@@ -307,16 +306,12 @@ def test_a_refused_run_leaves_alone_what_another_one_began_while_it_loaded(
         run(mistaken, FakeEngine())
     assert not Path(config.output).exists()
 
-    load = job.load_model
-
-    def slow_load(model: str) -> Any:
-        monkeypatch.setattr(job, "load_model", load)
+    def slow_load(model: str | None) -> Any:
         run(config, FakeEngine())
-        return load(model)
+        return no_bundle(model)
 
-    monkeypatch.setattr(job, "load_model", slow_load)
     with pytest.raises(UsageError, match="key"):
-        run(mistaken, FakeEngine())
+        run(mistaken, FakeEngine(), load=slow_load)
     assert summary_of(config)["state"] == "failed"
     assert run(config, FakeEngine()).tally.rows == ROWS, "it is the job it was, and nothing is left to do"
     assert_complete(config)

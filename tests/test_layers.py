@@ -95,6 +95,11 @@ def test_no_import_runs_upward_or_sideways() -> None:
     assert OWED - wrong == set(), "mended: take them out of the list"
 
 
+def test_a_run_is_handed_its_bundle() -> None:
+    """A job does not know how bundles are made, though that stands below it."""
+    assert [edge for edge in EDGES if part(edge[0]) == "job" and part(edge[1]) in {"export", "verify"}] == []
+
+
 @pytest.mark.parametrize("depth", [1, 2, 9])
 def test_there_is_no_circle(depth: int) -> None:
     """Among parts, folders and files."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +24,6 @@ from batchcap.core.errors import (
     UsageError,
 )
 from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Outcome, PictureFacts, Twin, Verdict
-from batchcap.job import run as job
 from batchcap.job.recorder import Recorder
 from batchcap.job.run import run_job
 from batchcap.job.summary import Summary
@@ -33,7 +31,7 @@ from batchcap.report.status import read_status
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import write_part
-from tests.fake_engine import FakeEngine, SilentProgress
+from tests.fake_engine import FakeEngine, SilentProgress, no_bundle
 
 # What is in the pictures: how they end. Parts of three rows.
 PICTURES = {
@@ -51,8 +49,6 @@ SHORT, ENOUGH = 10, 100
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
-    bundle = SimpleNamespace(id="b" * 64, source="none", precision="int4")
-    monkeypatch.setattr(job, "load_model", lambda _model: bundle)
     monkeypatch.setattr("batchcap.job.recorder.FLUSH_ROWS", 1)
     (tmp_path / "in").mkdir()
     for name, content in PICTURES.items():
@@ -88,7 +84,7 @@ def engine_of(config: JobConfig, dies_after: int | None = None) -> FakeEngine:
 def run(config: JobConfig, engine: FakeEngine | None = None) -> tuple[Summary, list[int]]:
     """The summary, and the rows that were given to the engine."""
     engine = engine or engine_of(config)
-    summary = run_job(config, SilentProgress(), lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type, return-value]
+    summary = run_job(config, SilentProgress(), no_bundle, lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type, return-value]
     return summary, sorted(engine.submitted)
 
 

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditiona
 from batchcap.config import InputConfig, JobConfig, VisionConfig, VisionDtype
 from batchcap.demo.scenes import compose, draw
 from batchcap.export.checkpoint.options import ExportOptions
-from batchcap.export.demo import demo_checkpoint
+from batchcap.export.demo import demo_checkpoint, load_model
 from batchcap.export.export import export_bundle
 from batchcap.job.progress import LogProgress
 from batchcap.job.run import run_job
@@ -107,7 +107,7 @@ def share_by_batchcap(checkpoint: Path, block_size: int, count: int) -> float:
         vision = VisionConfig(dtype=VisionDtype.BF16)
         inputs = InputConfig((str(pictures),))
         job = JobConfig(inputs, str(scratch / "out"), str(scratch / "bundle"), vision=vision)
-        run_job(job, LogProgress())
+        run_job(job, LogProgress(), load_model)
         rows = pq.read_table(scratch / "out", columns=["id", "caption"]).to_pylist()
     exact: int = sum(row["caption"] == truth[row["id"]] for row in rows)
     return exact / count

@@ -345,11 +345,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _run(config: JobConfig, show: int) -> None:
+    from batchcap.export.demo import load_model
     from batchcap.job.progress import progress_for_terminal
     from batchcap.job.run import run_job
     from batchcap.report.status import first_captions
 
-    summary: Summary = run_job(config, progress_for_terminal())
+    summary: Summary = run_job(config, progress_for_terminal(), load_model)
     if show:
         print_result(first_captions(Path(config.output), show))
     print_result(summary.message)

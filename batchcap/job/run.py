@@ -20,7 +20,6 @@ from batchcap.engines.dedup import REMEMBERED_PICTURES
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.profiles import resolve
 from batchcap.engines.tuned import read_tuned
-from batchcap.export.demo import load_model
 from batchcap.inputs.discover import discover
 from batchcap.inputs.skipped import Skipped
 from batchcap.inputs.source import Source
@@ -51,6 +50,7 @@ log = logging.getLogger(__name__)
 # A model that thinks first seldom comes to its caption in fewer tokens.
 FEW_TOKENS_FOR_THINKING = 1024
 
+BundleLoader = Callable[[str | None], Bundle]
 EngineFactory = Callable[[Bundle, JobConfig, ShouldStop], Engine]
 
 
@@ -63,12 +63,15 @@ def start_local_engine(bundle: Bundle, config: JobConfig, should_stop: ShouldSto
     return engine
 
 
-def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = start_local_engine) -> Summary:
+def run_job(
+    config: JobConfig, progress: Progress, load_bundle: BundleLoader, make_engine: EngineFactory = start_local_engine
+) -> Summary:
     """Caption what is left of a job; the same call begins it and resumes it.
 
     Args:
         config: the job.
         progress: told how far it is.
+        load_bundle: gives the bundle that `config.model` names, once the inputs are known to be there.
         make_engine: where the stages run.
 
     Returns:
@@ -85,7 +88,7 @@ def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = 
         sources = discover(config.input, output, skipped)
         begun = chain([next(sources)], sources)  # inputs that are not there, or empty, are told before a folder is made
         place = Place.of(output)
-        bundle = load_model(config.model)
+        bundle = load_bundle(config.model)
     except BatchcapError as error:
         _record_early_failure(output, config, error)
         raise

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -18,11 +17,10 @@ from batchcap.config import InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
 from batchcap.inputs import carried, parquet
-from batchcap.job import run as job
 from batchcap.job.run import run_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import SCHEMA
-from tests.fake_engine import FakeEngine, SilentProgress
+from tests.fake_engine import FakeEngine, SilentProgress, no_bundle
 from tests.manifest.hostile import damage_pages
 
 FOR_EVER = dt.datetime.fromisoformat("9999-12-31")
@@ -36,7 +34,6 @@ def end(row: ImageRow) -> Outcome:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
-    monkeypatch.setattr(job, "load_model", lambda _model: SimpleNamespace(id="b" * 64, source="none", precision="int4"))
     (tmp_path / "in").mkdir()
     return JobConfig(
         InputConfig((str(tmp_path / "in"),), image_column="image", keep_columns=("*",)),
@@ -55,13 +52,13 @@ def write(tmp_path: Path) -> Callable[..., None]:
 
 
 def run(config: JobConfig) -> None:
-    run_job(config, SilentProgress(), lambda *_arguments: FakeEngine(end=end))
+    run_job(config, SilentProgress(), no_bundle, lambda *_arguments: FakeEngine(end=end))
 
 
 def refused(config: JobConfig, match: str) -> None:
     """The run ends before an engine is there."""
     with pytest.raises(UsageError, match=match):
-        run_job(config, SilentProgress(), lambda *_arguments: pytest.fail("the work has begun"))
+        run_job(config, SilentProgress(), no_bundle, lambda *_arguments: pytest.fail("the work has begun"))
 
 
 def carried_of(config: JobConfig) -> pa.Table:
@@ -216,7 +213,7 @@ def test_a_wider_type_may_still_come_while_no_part_is_there(config: JobConfig, w
     write("a.parquet", n=pa.array([1], pa.int32()))
     config = replace(config, placement=replace(config.placement, rows_per_part=10))
     stopped = replace(config, limits=LimitConfig(max_runtime_s=1e-9))
-    run_job(stopped, SilentProgress(), lambda *_arguments: FakeEngine(end=end))
+    run_job(stopped, SilentProgress(), no_bundle, lambda *_arguments: FakeEngine(end=end))
     write("b.parquet", n=pa.array([2**40], pa.int64()))
     run(config)
     assert carried_of(config).to_pydict() == {"n": [1, 2**40]}

@@ -13,7 +13,6 @@ import pytest
 from batchcap.config import InputConfig, JobConfig, PlacementConfig
 from batchcap.core.atomic import TEMPORARY_SUFFIX, atomic_file
 from batchcap.core.errors import StorageError
-from batchcap.job import run as job_module
 from batchcap.job.run import run_job
 from batchcap.model.bundle import Bundle
 from batchcap.report.page import write_page
@@ -47,13 +46,12 @@ with job_lock(folder):
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle_int4: Bundle) -> Path:
     """A job that a dying worker has stopped after some parts."""
-    monkeypatch.setattr(job_module, "load_model", lambda _model: tiny_bundle_int4)
     pq.write_table(pa.table({"path": ["x.png"] * ROWS}), tmp_path / "in.parquet")
     config = JobConfig(
         InputConfig((str(tmp_path / "in.parquet"),)), str(tmp_path / "out"), placement=PlacementConfig(rows_per_part=5)
     )
     with pytest.raises(Exception, match="killed by signal 9"):
-        run_job(config, SilentProgress(), lambda *_args: FakeEngine(dies_after=12))
+        run_job(config, SilentProgress(), lambda _model: tiny_bundle_int4, lambda *_args: FakeEngine(dies_after=12))
     assert JobFolder(tmp_path / "out").part_paths()
     return tmp_path / "out"
 
