@@ -67,7 +67,7 @@ class EchoEngine:
         """Rows taken in and not answered."""
         return len(self._rows)
 
-    def remember(self, pictures: list[tuple[str, int]]) -> None:
+    def seed_dedup(self, pictures: list[tuple[str, int]]) -> None:
         """Nothing is read here, so no picture is met again."""
 
     def submit(self, row: ImageRow) -> None:

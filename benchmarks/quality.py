@@ -29,7 +29,7 @@ from batchcap.config import VisionConfig
 from batchcap.core.machine import available_cores
 from batchcap.core.records import ImageRow, Patches
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
-from batchcap.export.checkpoint.matrices import HEAD, in_sensitive_place
+from batchcap.export.checkpoint.matrix_names import HEAD, in_sensitive_place
 from batchcap.export.checkpoint.options import (
     ACCURACY_LEVEL,
     BLOCK_SIZES,

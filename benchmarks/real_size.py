@@ -39,7 +39,7 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"
 LIBRARIES = ("torch", "onnxruntime", "onnxruntime-genai", "transformers")
 NEW_TOKENS = 64
 # Longest side in pixels from a thumbnail to a telephone's camera, and width to height from tall to wide.
-LONGEST_SIDE_PX = (192, 3072)
+MAX_SIDE_PX = (192, 3072)
 ASPECTS = (0.4, 2.5)
 STAGES = ("read", "vision", "prefill", "decode", "store")
 
@@ -118,7 +118,7 @@ def make_pictures(folder: Path, count: int) -> Path:
         width = min(source.width, source.height * aspect) * chance.uniform(0.6, 1.0)
         height = width / aspect
         left, top = chance.uniform(0, source.width - width), chance.uniform(0, source.height - height)
-        scale = log_uniform(chance, *LONGEST_SIDE_PX) / max(width, height)
+        scale = log_uniform(chance, *MAX_SIDE_PX) / max(width, height)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         box = (left, top, left + width, top + height)
         picture = source.resize(size, Image.Resampling.BICUBIC, box)

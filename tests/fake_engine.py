@@ -48,7 +48,7 @@ class FakeEngine:
     def in_flight(self) -> int:
         return len(self._rows)
 
-    def remember(self, pictures: list[tuple[str, int]]) -> None:
+    def seed_dedup(self, pictures: list[tuple[str, int]]) -> None:
         self.remembered += pictures
 
     def submit(self, row: ImageRow) -> None:

@@ -26,7 +26,7 @@ from batchcap.model.prompt import Detokenizer, PromptTemplate, load_tokenizer
 from batchcap.verify.decoding import DecodingPlan, ForcedDecoder, greedy_ids
 from batchcap.vision.backend import load_encoder
 from tests.checkpoints import DATA
-from tests.test_prompt import GOLDEN, IMAGE_PAD
+from tests.model.test_prompt import GOLDEN, IMAGE_PAD
 
 CHECKPOINT_VARIABLE, PICTURE_VARIABLE = "BATCHCAP_REAL_CHECKPOINT", "BATCHCAP_REAL_PICTURE"
 CHECKPOINT, PICTURE = os.environ.get(CHECKPOINT_VARIABLE, ""), os.environ.get(PICTURE_VARIABLE, "")

@@ -104,7 +104,7 @@ def export(
         reason = "{} is asked about the pictures of --calibrate or --auto, and neither is given"
         _refuse(context_of_call, ("prompt",), reason, "give both")
     if auto:
-        from batchcap.export.search.auto import Search
+        from batchcap.export.search.precision_search import Search
 
         search = Search(choice, max_kl, print_result)
         bundle = export_bundle(checkpoint, output, options, search=search, overwrite=overwrite)

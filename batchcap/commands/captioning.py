@@ -260,7 +260,7 @@ def caption(
         ),
         limits=LimitConfig(limit, max_runtime, max_error_rate, image_timeout),
         resume=ResumeConfig(_names(retry), on_changed),
-        given=given_settings(context_of_call),
+        explicit=given_settings(context_of_call),
     )
     require_sense_in_new_job(config.generation, config.vision, begun=begun.value)
     if config.resume.retry:

@@ -164,7 +164,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Twin:
+class Duplicate:
     """The picture of a row is, byte for byte, that of another row, whose outcome is this row's too.
 
     Attributes:
@@ -196,7 +196,7 @@ class PromptColumns:
 class CaptionRow:
     """One output row; the field names are the column names of a part file, in this order.
 
-    Fields that are also those of `PromptColumns` are the first prompt's; `further` holds those of the others, and is
+    Fields that are also those of `PromptColumns` are the first prompt's; `extra_prompts` holds those of the others, and is
     empty in a failed row.
     """
 
@@ -221,15 +221,15 @@ class CaptionRow:
     vision_ms: float | None = None
     prefill_ms: float | None = None
     decode_ms: float | None = None
-    further: tuple[PromptColumns, ...] = ()
+    extra_prompts: tuple[PromptColumns, ...] = ()
 
     @property
     def answers(self) -> "tuple[CaptionRow | PromptColumns, ...]":
         """What holds the columns of each prompt, in their order."""
-        return (self, *self.further)
+        return (self, *self.extra_prompts)
 
     @property
-    def is_well(self) -> bool:
+    def is_ok(self) -> bool:
         """Whether there are captions, and all of them are as captions should be."""
         return self.status is Status.OK and all(answer.verdict is Verdict.OK for answer in self.answers)
 
@@ -256,7 +256,7 @@ def with_enums(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class Tally:
+class RowCounts:
     """Counts of output rows; tallies of parts add up to the tally of the job."""
 
     rows: int = 0
@@ -277,7 +277,7 @@ class Tally:
             self.failed += 1
             self.error_kinds[str(row.error_kind)] += 1
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "RowCounts") -> None:
         """Count all rows of another tally."""
         self.rows += other.rows
         self.ok += other.ok
@@ -303,7 +303,7 @@ class Tally:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Tally":
+    def from_dict(cls, data: dict[str, Any]) -> "RowCounts":
         """The tally that `to_dict` gave."""
         return cls(
             rows=data["rows"],
@@ -334,7 +334,7 @@ class Outcome:
     """
 
     row: ImageRow
-    result: tuple[Caption, ...] | Failure | Twin
+    result: tuple[Caption, ...] | Failure | Duplicate
     facts: PictureFacts | None = None
 
 

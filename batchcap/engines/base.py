@@ -36,7 +36,7 @@ class Engine(Protocol):
     def in_flight(self) -> int:
         """Rows submitted whose outcome has not been returned yet."""
 
-    def remember(self, pictures: list[tuple[str, int]]) -> None:
+    def seed_dedup(self, pictures: list[tuple[str, int]]) -> None:
         """Pictures captioned by earlier runs, as digest and row index: rows with an equal picture are their twins."""
 
     def submit(self, row: ImageRow) -> None:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 REMEMBERED_PICTURES = 131_072
 
 
-class KnownPictures:
+class SeenImages:
     """The row that had each picture first. Safe to call from several threads."""
 
     def __init__(self, capacity: int = REMEMBERED_PICTURES) -> None:

@@ -11,7 +11,7 @@ from batchcap.config import GenerationConfig, VisionConfig
 from batchcap.core.records import Features
 
 # One picture at a time is the least there is; from here on nothing gets less.
-MOST_DIVISOR = 64
+MAX_DIVISOR = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class VisionSpec:
     patch_budget: int
     find_twins: bool
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
-    sign_file: int | None = None  # of a `WorkSign`
+    sign_file: int | None = None  # of a `BusyFlag`
     divisor: int = 1
 
     def with_less(self) -> "VisionSpec":
         """The same with half as much in memory at once."""
-        return replace(self, divisor=min(2 * self.divisor, MOST_DIVISOR))
+        return replace(self, divisor=min(2 * self.divisor, MAX_DIVISOR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class DecoderSpec:
     max_visual_tokens: int
     share_weights: bool = False
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
-    sign_file: int | None = None  # of a `WorkSign`
+    sign_file: int | None = None  # of a `BusyFlag`
 
     def with_less(self) -> "DecoderSpec":
         """The same with half as much in memory at once."""
@@ -65,7 +65,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
+class StageTime:
     """Seconds of work done in a stage since the last such message of the lane; also a sign of life.
 
     Attributes:

@@ -16,11 +16,11 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from batchcap.core.errors import ErrorKind, RowError, lacks_memory
-from batchcap.core.records import Failure, Features, ImageRow, Patches, Twin
-from batchcap.engines.busy_flag import WorkSign
-from batchcap.engines.dedup import KnownPictures
-from batchcap.engines.messages import Busy, Captioned, Inbox, VisionSpec
-from batchcap.engines.threads import run_side_by_side
+from batchcap.core.records import Duplicate, Failure, Features, ImageRow, Patches
+from batchcap.engines.busy_flag import BusyFlag
+from batchcap.engines.dedup import SeenImages
+from batchcap.engines.messages import Captioned, Inbox, StageTime, VisionSpec
+from batchcap.engines.threads import run_until_first_failure
 from batchcap.images.preprocess import patches_of
 from batchcap.inputs.encoded import read_picture
 from batchcap.model.bundle import Bundle
@@ -29,7 +29,7 @@ from batchcap.vision.backend import load_encoder
 
 READ_THREADS = 2
 # A lane needs a picture of its own; with more cores each gets more threads instead.
-MOST_LANES = 4
+MAX_LANES = 4
 # A pass gets no faster with more and takes more memory: at 2B two lanes took 53 MiB more with 1800 each.
 PASS_PATCHES = 1024
 
@@ -50,13 +50,13 @@ class VisionWorker:
         self._config = spec.vision
         self._lanes = max(1, lane_count(spec.threads) // spec.divisor)
         self._readers = max(1, READ_THREADS // spec.divisor)
-        self._sign = WorkSign(spec.sign_file)
+        self._sign = BusyFlag(spec.sign_file)
         self._bundle = Bundle.load_again(spec.bundle_folder, spec.bundle_id)
         self._encoder = load_encoder(self._bundle, spec.vision, spec.threads, self._lanes)
         # An encoder that can't work on this machine ends the job here, before it fails row after row.
         self._encoder.encode([_blank(self._bundle.geometry.vision)])
         self._lane_patches = min(PASS_PATCHES, spec.patch_budget // self._lanes) // spec.divisor
-        self._known = KnownPictures() if spec.find_twins else None
+        self._known = SeenImages() if spec.find_twins else None
         self._rows: queue.SimpleQueue[ImageRow] = queue.SimpleQueue()
         self._loaded: deque[Patches] = deque()
         self._has_loaded = threading.Condition()
@@ -65,7 +65,7 @@ class VisionWorker:
     def run(self, inbox: Inbox) -> None:
         """Work until the coordinator goes away (the inbox ends the process then)."""
         readers, lanes = [self._read_rows] * self._readers, [self._encode_pictures] * self._lanes
-        run_side_by_side([partial(self._dispatch, inbox), *readers, *lanes], self._sending)
+        run_until_first_failure([partial(self._dispatch, inbox), *readers, *lanes], self._sending)
 
     def _dispatch(self, inbox: Inbox) -> None:
         while True:
@@ -82,7 +82,7 @@ class VisionWorker:
             self._read(self._rows.get())
 
     def _read(self, row: ImageRow) -> None:
-        result: Patches | Failure | Twin
+        result: Patches | Failure | Duplicate
         try:
             result = self._load(row)
         except RowError as error:
@@ -98,13 +98,13 @@ class VisionWorker:
             self._loaded.append(result)
             self._has_loaded.notify()
 
-    def _load(self, row: ImageRow) -> Patches | Twin:
+    def _load(self, row: ImageRow) -> Patches | Duplicate:
         geometry = self._bundle.geometry
         picture = read_picture(row)
         if self._known is not None:
             first = self._known.first_row(picture.sha256, row.index)
             if first != row.index:
-                return Twin(row.index, first, picture.read_ms)
+                return Duplicate(row.index, first, picture.read_ms)
         return patches_of(picture, geometry.vision, geometry.image, self._config)
 
     def _encode_pictures(self) -> None:
@@ -112,7 +112,7 @@ class VisionWorker:
         while True:
             batch = self._next_batch()
             is_alone = self._given - self._answered == 1  # nothing to share the threads with: it gets all of them
-            with self._sign.put_up():
+            with self._sign.hold():
                 self._encode(batch, 1 if is_alone else self._lanes)
 
     def _next_batch(self) -> list[Patches]:
@@ -142,9 +142,9 @@ class VisionWorker:
             results.append(Failure(batch[0].index, ErrorKind.INTERNAL, f"{type(error).__name__}: {error}"))
         vision_s = (time.perf_counter() - started_s) / lanes
         read_s = sum(patches.read_ms for patches in batch) / 1000
-        self._answer(*results, busy=(Busy("read", read_s), Busy("vision", vision_s)))
+        self._answer(*results, busy=(StageTime("read", read_s), StageTime("vision", vision_s)))
 
-    def _answer(self, *results: Features | Failure | Twin, busy: tuple[Busy, ...] = ()) -> None:
+    def _answer(self, *results: Features | Failure | Duplicate, busy: tuple[StageTime, ...] = ()) -> None:
         with self._sending:
             self._answered += len(results)
             for message in (*busy, *results):
@@ -153,4 +153,4 @@ class VisionWorker:
 
 def lane_count(threads: int) -> int:
     """How many lanes an encoder with so many threads has."""
-    return min(threads, MOST_LANES)
+    return min(threads, MAX_LANES)

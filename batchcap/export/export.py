@@ -20,7 +20,7 @@ from batchcap.core.errors import BatchcapError, BundleError, CheckpointError, Us
 from batchcap.export.checkpoint.chat_template import chat_template
 from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint, weights_sha256
 from batchcap.export.checkpoint.configuration import CONFIG_FILE
-from batchcap.export.checkpoint.matrices import matrix_name
+from batchcap.export.checkpoint.matrix_names import matrix_name
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.checkpoint.prequantized import require_unquantized, stored_facts
 from batchcap.export.checkpoint.quantize import Rows
@@ -52,7 +52,7 @@ from batchcap.model.stored_json import LFS_POINTER, LFS_REMEDY, read_json
 from batchcap.model.tensors import VISION, embedding_tensor, read_file, vision_tensors, write_npy, write_safetensors
 
 if TYPE_CHECKING:
-    from batchcap.export.search.auto import Search  # loads torch and transformers
+    from batchcap.export.search.precision_search import Search  # loads torch and transformers
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def write_decoder(
     with tempfile.TemporaryDirectory(prefix="drawing-", dir=folder.parent) as scratch:
         drawing = draw_decoder(checkpoint, options.context, Path(scratch))
         if search is not None:
-            from batchcap.export.search.auto import choose_decoder  # noqa: PLC0415 - loads torch and transformers
+            from batchcap.export.search.precision_search import choose_decoder  # noqa: PLC0415 - loads torch and transformers
 
             with tempfile.TemporaryDirectory(prefix="trials-", dir=folder.parent) as trials:
                 return choose_decoder(unfinished, checkpoint, drawing, search, Path(trials))

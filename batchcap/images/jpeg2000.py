@@ -13,7 +13,7 @@ from itertools import product
 # Sound pictures have tiles of 65,536 pixels and more, blocks of 4096, and a handful of packets for each tile.
 MAX_TILES = 16_384
 MAX_BLOCKS = 100_000
-LEAST_BLOCK_PX = 1024  # of pictures that need more blocks than that
+MIN_BLOCK_PX = 1024  # of pictures that need more blocks than that
 MAX_PACKETS = 16 * 1024 * 1024
 
 _SIZE, _STYLE, _COMPONENT_STYLE = b"\xff\x51", b"\xff\x52", b"\xff\x53"
@@ -65,7 +65,7 @@ def _is_too_fine(size: _Size, style: _Style) -> bool:
         blocks += bands * size.cells(level + block_across, level + block_down)
         precincts = max(precincts, size.cells(level + across, level + down))
     packets = style.layers * size.components * resolutions * precincts
-    most_blocks = MAX_BLOCKS + size.across * size.down * size.components // LEAST_BLOCK_PX
+    most_blocks = MAX_BLOCKS + size.across * size.down * size.components // MIN_BLOCK_PX
     return size.components * blocks > most_blocks or packets > MAX_PACKETS
 
 
@@ -98,8 +98,8 @@ def _style(layers: int, flags: int, body: bytes) -> Iterator[_Style]:
 
 def _segments(encoded: bytes, marker: bytes) -> Iterator[bytes]:
     """What follows each of the markers, by the length that it begins with."""
-    place = encoded.find(marker)
-    while place >= 0:
-        length = int.from_bytes(encoded[place + 2 : place + 4], "big")
-        yield encoded[place + 4 : place + 2 + length]
-        place = encoded.find(marker, place + 1)
+    offset = encoded.find(marker)
+    while offset >= 0:
+        length = int.from_bytes(encoded[offset + 2 : offset + 4], "big")
+        yield encoded[offset + 4 : offset + 2 + length]
+        offset = encoded.find(marker, offset + 1)

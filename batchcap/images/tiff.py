@@ -9,7 +9,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _OFFSETS = frozenset({273, 324})  # of strips, of tiles
 _BIG = 43  # the version number of BigTIFF
 _TYPE_BYTES = {1: 1, 3: 2, 6: 1, 8: 2, 16: 8, 17: 8, 18: 8}  # the other types of whole numbers have 4
-_MOST_ENTRIES = 65_536
+_MAX_ENTRIES = 65_536
 
 
 def tile_px(encoded: bytes) -> int:
@@ -34,12 +34,12 @@ def _entries(encoded: bytes) -> Iterator[tuple[int, int, int]]:
     """Tag, count and first value of each entry of the first directory; what lies behind the file's end is 0."""
     order: Literal["little", "big"] = "little" if encoded[:1] == b"I" else "big"
 
-    def number(place: int, size: int) -> int:
-        return int.from_bytes(encoded[place : place + size], order)
+    def number(offset: int, size: int) -> int:
+        return int.from_bytes(encoded[offset : offset + size], order)
 
     wide = 8 if number(2, 2) == _BIG else 4
     start, count_bytes, entry_bytes = number(wide, wide), 8 if wide == 8 else 2, 4 + 2 * wide
-    for index in range(min(number(start, count_bytes), _MOST_ENTRIES)):
+    for index in range(min(number(start, count_bytes), _MAX_ENTRIES)):
         entry = start + count_bytes + index * entry_bytes
-        size, count, place = _TYPE_BYTES.get(number(entry + 2, 2), 4), number(entry + 4, wide), entry + 4 + wide
-        yield number(entry, 2), count, number(place if size * count <= wide else number(place, wide), size)
+        size, count, offset = _TYPE_BYTES.get(number(entry + 2, 2), 4), number(entry + 4, wide), entry + 4 + wide
+        yield number(entry, 2), count, number(offset if size * count <= wide else number(offset, wide), size)

@@ -16,7 +16,7 @@ from batchcap.inputs.cells import list_advice, list_value
 from batchcap.store.parts import SCHEMA as OUTPUT_SCHEMA
 
 # A plan of more would take days to make. Only a footer that lies has them.
-_MOST_ROWS = 1_000_000_000
+_MAX_ROWS = 1_000_000_000
 # How much of other people's column names a message shows.
 _SHOWN_NAMES, _SHOWN_LETTERS = 8, 40
 PATH_NAMES = ("image", "image_path", "path", "file_name", "filename", "filepath", "file")
@@ -36,7 +36,7 @@ class ParquetLayout:
         kept_as: their names in the output.
         rank: what the picture column holds: `IMAGE_STRUCT`, `BYTES` or `PATH`.
         image_root: folder that relative paths start from.
-        fence: real path of the folder that paths must not lead out of; None: they may lead anywhere.
+        allowed_root: real path of the folder that paths must not lead out of; None: they may lead anywhere.
     """
 
     image: str
@@ -45,7 +45,7 @@ class ParquetLayout:
     kept_as: tuple[str, ...]
     rank: int
     image_root: Path
-    fence: str | None
+    allowed_root: str | None
 
 
 @contextmanager
@@ -119,8 +119,8 @@ def row_group_sizes(metadata: pq.FileMetaData) -> list[int]:
     sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     if metadata.num_rows != sum(sizes) or any(size < 0 for size in sizes):
         raise pa.ArrowInvalid(f"its footer says {metadata.num_rows} rows, its row groups have {sum(sizes)}")
-    if metadata.num_rows > _MOST_ROWS:
-        raise pa.ArrowInvalid(f"it says it has {metadata.num_rows} rows, and {_MOST_ROWS} are the most a file may have")
+    if metadata.num_rows > _MAX_ROWS:
+        raise pa.ArrowInvalid(f"it says it has {metadata.num_rows} rows, and {_MAX_ROWS} are the most a file may have")
     return sizes
 
 
@@ -166,7 +166,7 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
         kept_as=_output_names(path, kept, own_columns),
         rank=rank,
         image_root=root or path.parent,
-        fence=None if root is None else str(root.resolve()),
+        allowed_root=None if root is None else str(root.resolve()),
     )
 
 

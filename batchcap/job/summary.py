@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from batchcap.core.errors import ExitCode
-from batchcap.core.records import Tally
+from batchcap.core.records import RowCounts
 
 NO_STAGE = "none"
 
@@ -24,7 +24,7 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class RunFigures:
+class RunMetrics:
     """What this run did, from its first to its last row.
 
     Attributes:
@@ -86,8 +86,8 @@ class Summary:
     exit_code: ExitCode
     message: str
     total_rows: int | None
-    tally: Tally
-    run: RunFigures | None
+    counts: RowCounts
+    run: RunMetrics | None
     bundle: dict[str, str] | None
     limited_by: "Bottleneck | None" = None
     skipped_inputs: dict[str, int] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Summary:
 
     def to_json(self) -> str:
         """The text of `summary.json`."""
-        counted = self.tally.to_dict() if self.total_rows is not None else dict.fromkeys(Tally().to_dict())
+        counted = self.counts.to_dict() if self.total_rows is not None else dict.fromkeys(RowCounts().to_dict())
         content = {
             "format_version": SUMMARY_FORMAT_VERSION,
             "state": self.state,
@@ -105,7 +105,7 @@ class Summary:
             "ended_at": self.ended_at,
             "rows": self.total_rows,
             "done": counted.pop("rows"),
-            "remaining": None if self.total_rows is None else self.total_rows - self.tally.rows,
+            "remaining": None if self.total_rows is None else self.total_rows - self.counts.rows,
             "parts_left": self.parts_left,
             **counted,
             "skipped_inputs": self.skipped_inputs,

@@ -77,8 +77,8 @@ class PromptTemplate:
                 f"the chat template {bundle.chat_template_path} gives {ids.count(image_pad)} places for a picture, "
                 "not one: it is not a Qwen3-VL template"
             )
-        place = ids.index(image_pad)
-        return cls(tuple(ids[:place]), tuple(ids[place + 1 :]), _opens_thinking(rendered), prompt.name)
+        index = ids.index(image_pad)
+        return cls(tuple(ids[:index]), tuple(ids[index + 1 :]), _opens_thinking(rendered), prompt.name)
 
 
 def bundle_opens_thinking(bundle: Bundle) -> bool:

@@ -25,11 +25,11 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import read_job_file
 from batchcap.store.journal import Journal
 from batchcap.store.parts import well_rows
-from batchcap.store.shard_state import ended_rows, standing_of
+from batchcap.store.shard_state import finished_rows, shard_state_of
 
 TEMPLATE = "page.html.jinja"
 PLOT_WIDTH, PLOT_HEIGHT = 640, 120
-MOST_POINTS = 300
+MAX_POINTS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A picture and what was said of it, or why nothing was; `is_well` where all of it looks as it should."""
+    """A picture and what was said of it, or why nothing was; `is_ok` where all of it looks as it should."""
 
     id: str
     picture: str | None
     answers: list[Answer]
     failure: str | None
     facts: str
-    is_well: bool
+    is_ok: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,12 @@ class Plot:
     hours: float
 
 
-def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> Path:
+def write_page(output: Path, to: Path | None = None, pictures: int = 200) -> Path:
     """Write the page of a job; half of its pictures, at most, are those to be looked at first.
 
     Args:
         output: the job folder; a run may be at work on it.
-        place: the page; None: `report.html` in the folder of the job's state.
+        to: the page; None: `report.html` in the folder of the job's state.
         pictures: how many are shown.
 
     Returns:
@@ -80,7 +80,7 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
     """
     status = read_status(output)
     folder = JobFolder.open_existing(output)
-    target = place or folder.report_path
+    target = to or folder.report_path
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise UsageError(f"{target} can't be the page: name a file in a folder that is there with --to")
     configuration = _configuration(folder)
@@ -98,8 +98,8 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
         status=status,
         version=__version__,
         facts=_facts(status, configuration),
-        to_look_at=[card for card in cards if not card.is_well],
-        well=[card for card in cards if card.is_well],
+        to_look_at=[card for card in cards if not card.is_ok],
+        well=[card for card in cards if card.is_ok],
         plot=_plot(folder.stats_path),
         plot_width=PLOT_WIDTH,
         plot_height=PLOT_HEIGHT,
@@ -140,22 +140,22 @@ def _cards(folder: JobFolder, journal: Journal, configuration: dict[str, Any], m
 
 
 def _rows(folder: JobFolder, journal: Journal, shard: Shard) -> dict[int, CaptionRow]:
-    has_part = standing_of(folder, journal, shard).has_part
-    return dict(ended_rows(folder, journal, shard, has_part=has_part))
+    has_part = shard_state_of(folder, journal, shard).has_part
+    return dict(finished_rows(folder, journal, shard, has_part=has_part))
 
 
 def _choose(folder: JobFolder, journal: Journal, most: int) -> set[int]:
     """Row indexes: half failed or odd ones, or as there is room, and well ones from all over the job."""
     odd, well = list[int](), list[int]()
     for shard in journal.shards():
-        standing = standing_of(folder, journal, shard)
-        if standing.is_done:
+        state = shard_state_of(folder, journal, shard)
+        if state.is_done:
             found: Iterable[tuple[int, bool]] = enumerate(well_rows(folder.part_path(shard.seq)), shard.first_row)
         else:
-            ended = ended_rows(folder, journal, shard, has_part=standing.has_part)
-            found = ((index, row.is_well) for index, row in ended)
-        for index, is_well in found:
-            (well if is_well else odd).append(index)
+            ended = finished_rows(folder, journal, shard, has_part=state.has_part)
+            found = ((index, row.is_ok) for index, row in ended)
+        for index, is_ok in found:
+            (well if is_ok else odd).append(index)
     odd = odd[: max(most // 2, most - len(well))]
     return {*odd, *_spread(well, most - len(odd))}
 
@@ -164,7 +164,7 @@ def _spread(indexes: list[int], most: int) -> list[int]:
     """At most so many of them, evenly."""
     if len(indexes) <= most:
         return indexes
-    return [indexes[int(place)] for place in np.linspace(0, len(indexes) - 1, most)] if most else []
+    return [indexes[int(index)] for index in np.linspace(0, len(indexes) - 1, most)] if most else []
 
 
 def _pictures(plan: Plan, shard: Shard, wanted: set[int]) -> Iterator[ImageRow]:
@@ -188,18 +188,18 @@ def _card(row: CaptionRow, names: list[str], picture: str | None) -> Card:
         f"{row.visual_tokens} visual tokens" if row.visual_tokens else "",
         f"tried {row.attempts} times" if row.attempts > 1 else "",
     ]
-    return Card(row.id, picture, answers, failure, ", ".join(filter(None, facts)), row.is_well)
+    return Card(row.id, picture, answers, failure, ", ".join(filter(None, facts)), row.is_ok)
 
 
 def _facts(status: JobStatus, configuration: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and value of what stands at the page's head."""
-    last, tally, prompt = status.last_run or {}, status.tally, configuration["generation"]["prompt"]
+    last, counts, prompt = status.last_run or {}, status.counts, configuration["generation"]["prompt"]
     bundle, run = last.get("bundle") or {}, last.get("run") or {}
     asked = [("prompt", prompt)] if isinstance(prompt, str) else [(f"prompt {name}", prompt[name]) for name in prompt]
     facts = [
-        ("rows", f"{tally.rows:,} of {status.total_rows:,} done"),
-        ("captions", f"{tally.ok:,}" + _counts(tally.verdicts)),
-        ("failed", f"{tally.failed:,}" + _counts(tally.error_kinds)),
+        ("rows", f"{counts.rows:,} of {status.total_rows:,} done"),
+        ("captions", f"{counts.ok:,}" + _counts(counts.verdicts)),
+        ("failed", f"{counts.failed:,}" + _counts(counts.error_kinds)),
         ("model", f"{bundle.get('source', '')} {bundle.get('precision', '')}".strip()),
         *asked,
         ("last run", f"{run['images_per_min']:.1f} images/min, {run['tokens_per_s']:.0f} tokens/s" if run else ""),
@@ -227,7 +227,7 @@ def _plot(path: Path) -> Plot | None:
         return None
     ends = np.cumsum(seconds)
     # The same stretches of time for all points: a sample now and then must not look like a slow job.
-    edges = np.linspace(0, ends[-1], min(MOST_POINTS, len(ends)) + 1)
+    edges = np.linspace(0, ends[-1], min(MAX_POINTS, len(ends)) + 1)
     done = np.interp(edges, np.append(0, ends), np.append(0, np.cumsum(np.diff(rows)[inside])))
     rates = 60 * np.diff(done) / np.diff(edges)
     most = max(float(rates.max()), 1e-9)

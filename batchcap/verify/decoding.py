@@ -13,9 +13,9 @@ from tqdm import tqdm
 from batchcap.config import GenerationConfig
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Features, Float32Array
-from batchcap.decoder.invariance import find_row_tile
+from batchcap.decoder.invariance import find_batch_multiple
 from batchcap.decoder.positions import prompt_positions
-from batchcap.decoder.scheduler import Decoder, DecoderPlacement
+from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
 from batchcap.decoder.session import DecoderOutputs, DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.export.quality.metrics import Distance, distance
@@ -121,7 +121,7 @@ class ForcedDecoder:
 
     def __init__(self, bundle: Bundle, plan: DecodingPlan) -> None:
         session = DecoderSession(bundle.decoder_path, bundle.geometry, available_cores())
-        self._count = find_row_tile(session, bundle.geometry)
+        self._count = find_batch_multiple(session, bundle.geometry)
         self._slots = Slots(session, bundle.geometry, self._count, plan.positions, with_logits=True)
         self._table = bundle.embeddings()
         self._prompt = plan.prompt
@@ -132,9 +132,9 @@ class ForcedDecoder:
         positions, following = prompt_positions(len(prefix), features.grid, len(suffix))
         text = self._table.lookup(np.array([*prefix, *suffix], np.int64))
         embeds = np.concatenate([text[: len(prefix)], features.embeds, text[len(prefix) :]])
-        levels = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
-        levels[:, len(prefix) : len(prefix) + len(features.embeds)] = features.deepstack
-        found = [_first_row(self._slots.prefill(0, embeds, positions, levels))]
+        deepstack = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
+        deepstack[:, len(prefix) : len(prefix) + len(features.embeds)] = features.deepstack
+        found = [_first_row(self._slots.prefill(0, embeds, positions, deepstack))]
         for step, token in enumerate(token_ids[:-1]):
             lengths, where = np.zeros(self._count, np.int64), np.zeros(self._count, np.int64)
             lengths[0], where[0] = len(embeds) + step, following + step
@@ -148,18 +148,18 @@ def greedy_ids(bundle: Bundle, plan: DecodingPlan, features: Sequence[Features],
     """The captions' token ids, in the order of the features, written as many at a time as there are slots."""
     generation = GenerationConfig(max_new_tokens=plan.steps, loop_stop=False)
     placement = DecoderPlacement(slots, available_cores(), plan.max_visual_tokens)
-    decoder = Decoder(bundle, [plan.prompt], generation, placement)
+    decoder = ContinuousBatcher(bundle, [plan.prompt], generation, placement)
     waiting, done = list(enumerate(features)), dict[int, TokenIds]()
-    places = {one.index: place for place, one in enumerate(features)}
+    places = {one.index: index for index, one in enumerate(features)}
     with tqdm(desc=f"captions, {slots} at a time", total=len(features), disable=None, leave=False) as progress:
         while waiting or decoder.active:
             while waiting and decoder.free_slots:
-                place, one = waiting.pop(0)
-                decoder.admit(one, str(place))
+                index, one = waiting.pop(0)
+                decoder.add_request(one, str(index))
             for caption in decoder.step():
                 done[places[caption.index]] = caption.token_ids
                 progress.update()
-    return [done[place] for place in range(len(features))]
+    return [done[index] for index in range(len(features))]
 
 
 def _first_row(outputs: DecoderOutputs) -> Float32Array:
@@ -171,6 +171,6 @@ def _first_row(outputs: DecoderOutputs) -> Float32Array:
 def _divergence(check: str, distances: Sequence[Sequence[Distance]], names: Sequence[str], limit: float) -> Row:
     """The mean over all steps of all pictures; told is the worst of them."""
     values = np.array([[one.divergence for one in steps] for steps in distances])
-    picture, step = (int(place) for place in np.unravel_index(values.argmax(), values.shape))
+    picture, step = (int(index) for index in np.unravel_index(values.argmax(), values.shape))
     told = f"{names[picture]} step {step}: {values[picture, step]:.3g}"
     return Row(check, float(values.mean()), limit, unit="nats", worst=told)

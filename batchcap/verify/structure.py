@@ -39,7 +39,7 @@ class Probe:
     """What the language model reads: embeddings [S, H], DeepStack features [D, S, H], positions [3, S]."""
 
     embeds: Float32Array
-    levels: Float32Array
+    deepstack: Float32Array
     positions: Int64Array
 
 
@@ -51,14 +51,14 @@ class Answers:
         text: [V] text alone.
         pictures: [V] with the positions of a picture, for each of `GRIDS`.
         flat: [V] the same with the positions of text.
-        levels: [V] text alone with features in one DeepStack level, for each level.
+        deepstack: [V] text alone with features in one DeepStack level, for each level.
         steps: [STEPS, V] after each of the tokens that follow a picture.
     """
 
     text: Float32Array
     pictures: tuple[Float32Array, ...]
     flat: tuple[Float32Array, ...]
-    levels: tuple[Float32Array, ...]
+    deepstack: tuple[Float32Array, ...]
     steps: Float32Array
 
 
@@ -88,7 +88,7 @@ class Structure:
         """The reference's answers, with the weights it has now."""
 
         def last(probe: Probe) -> Float32Array:
-            logits: Float32Array = reference.language_model(probe.embeds, probe.levels, probe.positions)[0]
+            logits: Float32Array = reference.language_model(probe.embeds, probe.deepstack, probe.positions)[0]
             return logits
 
         pictures = [self._picture(reference.positions(self._prompt, grid)) for grid in GRIDS]
@@ -98,9 +98,9 @@ class Structure:
         return Answers(
             text=last(self._text(None)),
             pictures=tuple(map(last, pictures)),
-            flat=tuple(last(Probe(probe.embeds, probe.levels, _in_a_row(len(probe.embeds)))) for probe in pictures),
-            levels=tuple(last(self._text(level)) for level in range(len(self._features))),
-            steps=reference.language_model(steps.embeds, steps.levels, steps.positions, STEPS),
+            flat=tuple(last(Probe(probe.embeds, probe.deepstack, _in_a_row(len(probe.embeds)))) for probe in pictures),
+            deepstack=tuple(last(self._text(level)) for level in range(len(self._features))),
+            steps=reference.language_model(steps.embeds, steps.deepstack, steps.positions, STEPS),
         )
 
     def check(self, answers: Answers, dtype: ReferenceDtype) -> Iterator[Row]:
@@ -113,7 +113,7 @@ class Structure:
         limit = TOLERANCE[dtype]
 
         def last(probe: Probe) -> Float32Array:
-            logits, _token, _cache = run(probe.embeds, list(probe.levels), probe.positions)
+            logits, _token, _cache = run(probe.embeds, list(probe.deepstack), probe.positions)
             return logits
 
         text = last(self._text(None))
@@ -125,7 +125,7 @@ class Structure:
         down, across = GRIDS[int(np.argmax(errors))]
         place = f"{down} down, {across} across"
         yield Row("structure, mRoPE positions", max(errors), limit, unit="of their effect", worst=place)
-        for level, expected in enumerate(answers.levels):
+        for level, expected in enumerate(answers.deepstack):
             error = _change_error((expected, answers.text), last(self._text(level)))
             yield Row(f"structure, DeepStack level {level}", error, limit, unit="of its effect")
         error = relative_error(answers.steps, self._steps(run))
@@ -135,11 +135,11 @@ class Structure:
         """Logits [STEPS, V] of tokens one by one after a picture, as a decoder runs them."""
         positions, following = prompt_positions(PREFIX, STEP_GRID, SUFFIX)
         prompt = self._picture(positions)
-        _logits, _token, cache = run(prompt.embeds, list(prompt.levels), prompt.positions)
+        _logits, _token, cache = run(prompt.embeds, list(prompt.deepstack), prompt.positions)
         found = []
         for step in range(STEPS):
             place = len(prompt.embeds) + step
-            no_levels = list(np.zeros((len(prompt.levels), 1, prompt.embeds.shape[1]), np.float32))
+            no_levels = list(np.zeros((len(prompt.deepstack), 1, prompt.embeds.shape[1]), np.float32))
             where = np.full((3, 1), following + step)
             logits, _token, cache = run(self._embeds[place : place + 1], no_levels, where, cache)
             found.append(logits)
@@ -147,16 +147,16 @@ class Structure:
 
     def _text(self, level: int | None) -> Probe:
         """Text alone, with features in one DeepStack level or in none."""
-        levels = np.zeros_like(self._features)
+        deepstack = np.zeros_like(self._features)
         if level is not None:
-            levels[level] = self._features[level]
-        return Probe(self._embeds[:TEXT_TOKENS], levels, _in_a_row(TEXT_TOKENS))
+            deepstack[level] = self._features[level]
+        return Probe(self._embeds[:TEXT_TOKENS], deepstack, _in_a_row(TEXT_TOKENS))
 
     def _picture(self, positions: Int64Array) -> Probe:
         """The positions of a prompt with a picture, without DeepStack."""
         embeds = self._embeds[: positions.shape[1]]
-        levels = np.zeros((len(self._features), *embeds.shape), np.float32)
-        return Probe(embeds, levels, positions)
+        deepstack = np.zeros((len(self._features), *embeds.shape), np.float32)
+        return Probe(embeds, deepstack, positions)
 
 
 def _in_a_row(count: int) -> Int64Array:

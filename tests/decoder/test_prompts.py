@@ -10,9 +10,9 @@ import pytest
 from batchcap.config import GenerationConfig, Prompt
 from batchcap.core.records import Caption, Features, FinishReason, Float32Array
 from batchcap.decoder import scheduler
-from batchcap.decoder.invariance import LARGEST_BATCH, TILES, find_row_tile, warn_if_a_split_shows
+from batchcap.decoder.invariance import MAX_BATCH, TILES, find_batch_multiple, warn_if_a_split_shows
 from batchcap.decoder.load import OpenedDecoder
-from batchcap.decoder.scheduler import Decoder, DecoderPlacement
+from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.model.bundle import Bundle
@@ -40,20 +40,20 @@ def pictures(reference: Reference) -> list[Features]:
     return [reference.features(index, grid, seed=index) for index, grid in enumerate(GRIDS)]
 
 
-def make_decoder(bundle: Bundle, prompts: Iterable[Prompt], slots: int = 4, **options: Any) -> Decoder:
+def make_decoder(bundle: Bundle, prompts: Iterable[Prompt], slots: int = 4, **options: Any) -> ContinuousBatcher:
     generation = GenerationConfig(max_new_tokens=NEW_TOKENS, loop_stop=False, **options)
     templates = PromptTemplate.all_from_bundle(bundle, list(prompts))
-    return Decoder(bundle, templates, generation, DecoderPlacement(slots, 1, max_visual_tokens=36))
+    return ContinuousBatcher(bundle, templates, generation, DecoderPlacement(slots, 1, max_visual_tokens=36))
 
 
-def caption_all(decoder: Decoder, pictures: Iterable[Features]) -> dict[tuple[int, int], Caption]:
+def caption_all(decoder: ContinuousBatcher, pictures: Iterable[Features]) -> dict[tuple[int, int], Caption]:
     """Captions by row and prompt."""
     waiting = list(pictures)
     done: dict[tuple[int, int], Caption] = {}
     while waiting or decoder.active:
         while waiting and decoder.free_slots:
             features = waiting.pop(0)
-            decoder.admit(features, f"row-{features.index}")
+            decoder.add_request(features, f"row-{features.index}")
         for caption in decoder.step():
             assert (caption.index, caption.prompt) not in done
             done[caption.index, caption.prompt] = caption
@@ -132,7 +132,7 @@ def test_the_picture_is_prefilled_once(
     templates = PromptTemplate.all_from_bundle(tiny_bundle_fp32, ASKED)
     assert [tokens[0] + rest for rest in tokens[1:]] == [visual + one.text_tokens for one in templates]
     # All of the picture but what is cut off to whole tiles.
-    assert tokens[0] > len(templates[0].prefix_ids) + visual - LARGEST_BATCH
+    assert tokens[0] > len(templates[0].prefix_ids) + visual - MAX_BATCH
 
 
 def test_one_prompt_is_prefilled_in_one_pass(
@@ -151,9 +151,9 @@ def test_nothing_is_shared_where_the_template_writes_the_text_first(
     first = [dataclasses.replace(one, prefix_ids=one.prefix_ids + one.suffix_ids[1:4]) for one in templates]
     generation = GenerationConfig(max_new_tokens=4, loop_stop=False)
     placement = DecoderPlacement(4, 1, max_visual_tokens=36)
-    found = caption_all(Decoder(tiny_bundle_fp32, first, generation, placement), pictures)
+    found = caption_all(ContinuousBatcher(tiny_bundle_fp32, first, generation, placement), pictures)
     for place, one in enumerate(first):
-        alone = caption_all(Decoder(tiny_bundle_fp32, [one], generation, placement), pictures)
+        alone = caption_all(ContinuousBatcher(tiny_bundle_fp32, [one], generation, placement), pictures)
         for index in range(len(pictures)):
             assert found[index, place].token_ids == alone[index, 0].token_ids
 
@@ -178,7 +178,7 @@ def test_short_captions_do_not_wait_for_long_ones(tiny_bundle_fp32: Bundle, pict
     waiting, ended, steps = list(pictures), [], 0
     while waiting or decoder.active:
         while waiting and decoder.free_slots:
-            decoder.admit(waiting[0], f"row-{waiting.pop(0).index}")
+            decoder.add_request(waiting[0], f"row-{waiting.pop(0).index}")
         ended += decoder.step()
         steps += 1
     assert len(ended) == len(pictures) * len(ASKED)
@@ -193,9 +193,9 @@ def test_short_captions_do_not_wait_for_long_ones(tiny_bundle_fp32: Bundle, pict
 
 def test_a_row_that_is_given_up_leaves_its_slots(tiny_bundle_fp32: Bundle, pictures: list[Features]) -> None:
     decoder = make_decoder(tiny_bundle_fp32, ASKED, slots=2)
-    decoder.admit(pictures[0], "row-0")
+    decoder.add_request(pictures[0], "row-0")
     assert (decoder.free_slots, decoder.active, decoder.can_go_on) == (0, 3, False)
-    decoder.give_up(0)
+    decoder.abort(0)
     assert (decoder.free_slots, decoder.active) == (2, 0)
     found = caption_all(decoder, pictures[1:2])
     alone = caption_all(make_decoder(tiny_bundle_fp32, ASKED), pictures[1:2])
@@ -210,7 +210,7 @@ def test_this_cpu_splits_without_a_trace(
 ) -> None:
     bundle = request.getfixturevalue(name)
     session = DecoderSession(bundle.decoder_path, bundle.geometry, 1)
-    warn_if_a_split_shows(session, bundle.geometry, find_row_tile(session, bundle.geometry))
+    warn_if_a_split_shows(session, bundle.geometry, find_batch_multiple(session, bundle.geometry))
     assert not caplog.records
 
 
@@ -220,7 +220,7 @@ def test_a_split_is_never_inside_a_row_tile(tiny_bundle_fp32: Bundle, tile: int)
     opened = OpenedDecoder(DecoderSession(tiny_bundle_fp32.decoder_path, tiny_bundle_fp32.geometry, 1), tile)
     templates = PromptTemplate.all_from_bundle(tiny_bundle_fp32, list(ASKED))
     placement = DecoderPlacement(4, 1, max_visual_tokens=36)
-    decoder = Decoder(tiny_bundle_fp32, templates, GenerationConfig(max_new_tokens=4), placement, opened)
+    decoder = ContinuousBatcher(tiny_bundle_fp32, templates, GenerationConfig(max_new_tokens=4), placement, opened)
     common = scheduler._common_suffix(templates)
     assert common is not None
     step = max(2, tile)

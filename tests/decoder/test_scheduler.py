@@ -9,7 +9,7 @@ import pytest
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason
-from batchcap.decoder.scheduler import Decoder, DecoderPlacement
+from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 from tests.decoder.reference import Reference, zeroed
@@ -30,19 +30,19 @@ def pictures(reference: Reference) -> list[Features]:
 
 def make_decoder(
     bundle: Bundle, slots: int = 4, threads: int = 1, text: str = "Describe this image.", **options: float
-) -> Decoder:
+) -> ContinuousBatcher:
     generation = GenerationConfig(prompt=text, max_new_tokens=NEW_TOKENS, loop_stop=False, **options)  # type: ignore[arg-type]
     prompt = PromptTemplate.from_bundle(bundle, text)
-    return Decoder(bundle, [prompt], generation, DecoderPlacement(slots, threads, max_visual_tokens=36))
+    return ContinuousBatcher(bundle, [prompt], generation, DecoderPlacement(slots, threads, max_visual_tokens=36))
 
 
-def caption_all(decoder: Decoder, pictures: Iterable[Features]) -> dict[int, Caption]:
+def caption_all(decoder: ContinuousBatcher, pictures: Iterable[Features]) -> dict[int, Caption]:
     waiting = list(pictures)
     done: dict[int, Caption] = {}
     while waiting or decoder.active:
         while waiting and decoder.free_slots:
             features = waiting.pop(0)
-            decoder.admit(features, f"row-{features.index}")
+            decoder.add_request(features, f"row-{features.index}")
         for caption in decoder.step():
             assert caption.index not in done
             done[caption.index] = caption
@@ -122,4 +122,4 @@ def test_too_long_for_the_context(tiny_bundle_fp32: Bundle) -> None:
     prompt = PromptTemplate.from_bundle(tiny_bundle_fp32, "Describe this image.")
     generation = GenerationConfig(max_new_tokens=5000)
     with pytest.raises(UsageError, match="--max-new-tokens 5000"):
-        Decoder(tiny_bundle_fp32, [prompt], generation, DecoderPlacement(1, 1, 36))
+        ContinuousBatcher(tiny_bundle_fp32, [prompt], generation, DecoderPlacement(1, 1, 36))

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 SEED = 11
-SHORTEST_SIDE, LONGEST_SIDE = 40, 260
+MIN_SIDE, MAX_SIDE = 40, 260
 BROKEN_EVERY = 41
 
 
 def picture(number: int) -> bytes:
     """An encoded picture; every number gives another one, of another size and shape."""
     generator = np.random.default_rng((SEED, number))
-    width, height = (int(side) for side in generator.integers(SHORTEST_SIDE, LONGEST_SIDE, 2))
+    width, height = (int(side) for side in generator.integers(MIN_SIDE, MAX_SIDE, 2))
     image = Image.new("RGB", (width, height), tuple(int(value) for value in generator.integers(0, 256, 3)))
     draw = ImageDraw.Draw(image)
     for _shape in range(4):

@@ -18,8 +18,8 @@ from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.checkpoints import make_checkpoint
 from tests.e2e.command import assert_refused, batchcap, read_rows
-from tests.manifest.hostile import damage_pages
-from tests.manifest.parquets import write_table
+from tests.inputs.hostile import damage_pages
+from tests.inputs.parquets import write_table
 
 
 @pytest.fixture

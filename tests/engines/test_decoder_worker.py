@@ -19,13 +19,13 @@ import pytest
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import Caption, Failure, Features
-from batchcap.decoder.scheduler import Decoder
+from batchcap.decoder.scheduler import ContinuousBatcher
 from batchcap.decoder.slots import Slots
 from batchcap.engines import decoder_lane
-from batchcap.engines.busy_flag import WorkSign, make_sign_file
+from batchcap.engines.busy_flag import BusyFlag, make_sign_file
 from batchcap.engines.decoder_worker import DecoderWorker, lane_count
-from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork
-from batchcap.engines.supervisor import Seat
+from batchcap.engines.messages import DecoderSpec, DecodeWork, StageTime
+from batchcap.engines.supervisor import WorkerSupervisor
 from batchcap.model.bundle import Bundle
 from tests.engines.doubles import EndlessInbox
 
@@ -64,7 +64,7 @@ def outcomes(ours: Connection, rows: int) -> dict[int, tuple[Caption, ...] | Fai
     while len(found) < rows:
         assert ours.poll(PATIENCE_S), "the worker has gone silent"
         message = ours.recv()
-        if not isinstance(message, Busy):
+        if not isinstance(message, StageTime):
             index = message.index if isinstance(message, Failure) else message[0].index
             assert index not in found
             found[index] = message
@@ -129,14 +129,14 @@ def test_a_prompt_that_can_not_be_prefilled_fails_its_row_alone(
     tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, ours = make_asking(tiny_bundle_fp32, slots=2)
-    prefilled = Decoder._prefilled
+    prefilled = ContinuousBatcher._prefilled
 
-    def fail(decoder: Decoder, given: Any, prompt: int, slot: int) -> Any:
+    def fail(decoder: ContinuousBatcher, given: Any, prompt: int, slot: int) -> Any:
         if given.features.index == 1 and prompt == 2:
             raise RuntimeError("odd")
         return prefilled(decoder, given, prompt, slot)
 
-    monkeypatch.setattr(Decoder, "_prefilled", fail)
+    monkeypatch.setattr(ContinuousBatcher, "_prefilled", fail)
     found = serve(worker, ours, pictures(tiny_bundle_fp32, 3))
     failure = found[1]
     assert isinstance(failure, Failure)
@@ -157,7 +157,7 @@ def test_lack_of_memory_is_no_rows_fault(
     spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(max_new_tokens=3), 2, 1, 16)
     _ours, theirs = Pipe()
     worker = DecoderWorker(spec, theirs)
-    monkeypatch.setattr(worker.lanes[0]._decoder, "admit", fail)
+    monkeypatch.setattr(worker.lanes[0]._decoder, "add_request", fail)
     with pytest.raises(type(error)):
         worker.run(Hand(*pictures(bundle, 1)))  # type: ignore[arg-type]
 
@@ -207,12 +207,12 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(
     inbox: Any = EndlessInbox()
     spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(), 4, 2, 16)
     stand_in: Any = SimpleNamespace(send=inbox.put)
-    seat = Seat("decoder 0", spec, timeout_s, lambda _name, _spec: stand_in)
+    seat = WorkerSupervisor("decoder 0", spec, timeout_s, lambda _name, _spec: stand_in)
     seat.start()
     seat.ready()
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     index, ends_s, last_s = 0, time.monotonic() + PATIENCE_S, {0: 0.0, 1: 0.0}
-    while not seat.hangs():
+    while not seat.is_hung():
         assert time.monotonic() < ends_s
         while seat.rows < 6:  # there is always a next row, so that the lane that is well is never silent
             seat.give(DecodeWork(f"row-{index}", picture(bundle, index)))
@@ -220,7 +220,7 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(
         while ours.poll(0.01):
             message = ours.recv()
             seat.heard(message)
-            if isinstance(message, Busy):
+            if isinstance(message, StageTime):
                 last_s[message.lane] = time.monotonic()
             else:
                 seat.answered(message[0].index)
@@ -233,12 +233,12 @@ def test_lanes_that_have_nothing_to_do_say_so(tiny_bundle_fp32: Bundle) -> None:
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
     inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 3))
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
-    last: dict[int, Busy] = {}
+    last: dict[int, StageTime] = {}
     rows = 0
     while rows < 3 or len(last) < 2 or not all(one.is_idle for one in last.values()):
         assert ours.poll(PATIENCE_S)
         message = ours.recv()
-        if isinstance(message, Busy):
+        if isinstance(message, StageTime):
             last[message.lane] = message
         else:
             rows += 1
@@ -263,13 +263,13 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle, mon
     with pytest.raises(MemoryError, match="no room"):
         worker.run(inbox)
     while ours.poll():
-        assert isinstance(ours.recv(), Busy | tuple), "whole messages"
+        assert isinstance(ours.recv(), StageTime | tuple), "whole messages"
     assert worker._sending.locked(), "nothing comes between the worker's last word and its end"
 
 
 HOLDS_SIGN = (
-    "import sys; from batchcap.engines.busy_flag import WorkSign\n"
-    "with WorkSign(int(sys.argv[1])).put_up():\n"
+    "import sys; from batchcap.engines.busy_flag import BusyFlag\n"
+    "with BusyFlag(int(sys.argv[1])).hold():\n"
     "    print(flush=True); sys.stdin.read()"
 )
 
@@ -286,7 +286,7 @@ def test_no_step_of_few_rows_while_the_encoder_is_at_work(tiny_bundle_fp32: Bund
     for _message in range(5):  # prefilled, and then it waits, but says so
         assert ours.poll(PATIENCE_S)
         told = ours.recv()
-        assert isinstance(told, Busy)
+        assert isinstance(told, StageTime)
         assert told.stage == "prefill" or told.seconds == 0
     encoder.kill()  # however it ends: the sign comes down
     assert outcomes(ours, 1).keys() == {0}
@@ -296,7 +296,7 @@ def test_no_step_of_few_rows_while_the_encoder_is_at_work(tiny_bundle_fp32: Bund
 def test_a_lane_loses_patience(tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder that is frozen must not hold up what can be written without it."""
     monkeypatch.setattr(decoder_lane, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(WorkSign, "is_up", lambda _sign: True)
+    monkeypatch.setattr(BusyFlag, "is_set", lambda _sign: True)
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
     inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 1))
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()

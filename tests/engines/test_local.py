@@ -15,7 +15,7 @@ import pytest
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, WorkerError
-from batchcap.core.records import Failure, ImageRow, Outcome, Twin
+from batchcap.core.records import Duplicate, Failure, ImageRow, Outcome
 from batchcap.engines import local, process
 from batchcap.engines import supervisor as seat
 from batchcap.engines.local import LocalEngine
@@ -131,16 +131,16 @@ def test_twins_come_after_the_row_they_are_twins_of(monkeypatch: pytest.MonkeyPa
             running.submit(one)
         found = collect(running, 12)
         order = list(found)
-        running.remember([("0" * 64, 0)])
+        running.seed_dedup([("0" * 64, 0)])
         late = ImageRow(12, "twin-12", "/in", 0)
         running.submit(late)
         found |= collect(running, 1)
         assert running.in_flight == 0
-        assert not running._ledger.twins
+        assert not running._ledger.duplicates
         assert running.has_room
     for index in range(2, 13):
         result = found[index].result
-        assert isinstance(result, Twin)
+        assert isinstance(result, Duplicate)
         assert (result.index, result.of) == (index, index % 2)
         assert found[index].row.id == f"twin-{index}"
         if index < 12:
@@ -181,7 +181,7 @@ def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
                 waiting.submit(ImageRow(given, f"twin-{given}", "/in", 0))
             while waiting._vision.worker.connection.poll(0.05):
                 message = waiting._vision.worker.receive()
-                if isinstance(message, Twin):
+                if isinstance(message, Duplicate):
                     waiting._take(waiting._vision, message)
         assert waiting._ledger.twins_waiting >= 5
         assert not waiting.has_room
@@ -376,16 +376,16 @@ def test_twins_of_a_row_that_ends_workers_end_as_it_does(monkeypatch: pytest.Mon
             running.submit(one)
         found = collect(running, 3)
     assert isinstance(found[0].result, Failure)
-    assert [found[index].result.of for index in (1, 2) if isinstance(found[index].result, Twin)] == [0, 0]
+    assert [found[index].result.of for index in (1, 2) if isinstance(found[index].result, Duplicate)] == [0, 0]
 
 
 def test_twins_of_a_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new vision worker may call a row a twin that others were called twins of before."""
+    """A new vision worker may call a row a twin that others were called duplicates of before."""
     with engine(monkeypatch, vision="never ready") as waiting:
         waiting._start_workers()
         for index in range(4):
             waiting.submit(row(index))
-        taken = [waiting._take(waiting._vision, Twin(index, of, 0.5)) for index, of in ((2, 1), (3, 2), (1, 0))]
+        taken = [waiting._take(waiting._vision, Duplicate(index, of, 0.5)) for index, of in ((2, 1), (3, 2), (1, 0))]
         assert taken == [[], [], []]
         outcomes = waiting._take(waiting._vision, Failure(0, ErrorKind.CORRUPT, "cut"))
         assert [outcome.row.index for outcome in outcomes] == [0, 1, 2, 3]
@@ -411,7 +411,7 @@ def test_a_worker_that_is_killed_from_outside(monkeypatch: pytest.MonkeyPatch, a
 
 @pytest.mark.parametrize("at_fault", ["vision", "decoder"])
 def test_a_worker_that_always_ends(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
-    monkeypatch.setattr(seat, "MOST_ENDS_IN_A_ROW", 4)
+    monkeypatch.setattr(seat, "MAX_CONSECUTIVE_CRASHES", 4)
     with engine(monkeypatch, **{at_fault: "killed"}) as running:  # type: ignore[arg-type]
         running.start(never)
         for index in range(3):

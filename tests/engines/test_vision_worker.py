@@ -23,12 +23,12 @@ from PIL import Image
 
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
-from batchcap.core.records import EncodedPicture, Failure, Features, ImageRow, Patches, Twin
+from batchcap.core.records import Duplicate, EncodedPicture, Failure, Features, ImageRow, Patches
 from batchcap.engines import vision_worker
 from batchcap.engines.busy_flag import make_sign_file
-from batchcap.engines.dedup import KnownPictures
-from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
-from batchcap.engines.supervisor import Seat
+from batchcap.engines.dedup import SeenImages
+from batchcap.engines.messages import Captioned, Fatal, Ready, StageTime, VisionSpec
+from batchcap.engines.supervisor import WorkerSupervisor
 from batchcap.engines.vision_worker import VisionWorker, lane_count
 from batchcap.inputs.encoded import read_picture
 from batchcap.model.bundle import Bundle
@@ -96,14 +96,14 @@ def row(index: int) -> ImageRow:
 def received(ours: Connection, rows: int) -> list[object]:
     """All messages up to the answer of the last of so many rows."""
     messages: list[object] = []
-    while sum(not isinstance(message, Busy) for message in messages) < rows:
+    while sum(not isinstance(message, StageTime) for message in messages) < rows:
         assert ours.poll(PATIENCE_S), "the worker has gone silent"
         messages.append(ours.recv())
     return messages
 
 
 def answers(ours: Connection, rows: int) -> list[int]:
-    return [message.index for message in received(ours, rows) if not isinstance(message, Busy)]  # type: ignore[attr-defined]
+    return [message.index for message in received(ours, rows) if not isinstance(message, StageTime)]  # type: ignore[attr-defined]
 
 
 def taken(worker: VisionWorker) -> list[list[int]]:
@@ -173,12 +173,12 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(tiny_bundle_fp32: 
     inbox = EndlessInbox()
     spec = VisionSpec("", "", VisionConfig(), 2, 1, find_twins=False)
     stand_in: Any = SimpleNamespace(send=inbox.put)
-    seat = Seat("vision", spec, timeout_s, lambda _name, _spec: stand_in)
+    seat = WorkerSupervisor("vision", spec, timeout_s, lambda _name, _spec: stand_in)
     seat.start()
     seat.ready()
     serve(worker, FakeEncoder(lambda indices: 0 in indices and threading.Event().wait()), inbox)
     index, began_s, answered_s = 0, time.monotonic(), 0.0
-    while not seat.hangs():
+    while not seat.is_hung():
         assert time.monotonic() < began_s + PATIENCE_S
         while seat.rows < 4:
             seat.give(row(index))
@@ -186,12 +186,12 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(tiny_bundle_fp32: 
         while ours.poll(0.01):
             message = ours.recv()
             seat.heard(message)
-            if not isinstance(message, Busy):
+            if not isinstance(message, StageTime):
                 seat.answered(message.index)
                 answered_s = time.monotonic()
                 break
     assert index > 10
-    assert 0 in seat.given
+    assert 0 in seat.assigned
     assert answered_s > began_s + timeout_s / 2, "the other lane went on"
 
 
@@ -251,7 +251,7 @@ def test_a_lanes_second_is_its_share_of_the_workers(tiny_bundle_fp32: Bundle, mo
     worker._encoder = FakeEncoder()
     for lanes in (1, 4):
         worker._encode(pictures(tiny_bundle_fp32)[:2], lanes)
-    told = [message for message in received(ours, 4) if isinstance(message, Busy)]
+    told = [message for message in received(ours, 4) if isinstance(message, StageTime)]
     assert worker._answered == 4
     assert [one.seconds for one in told if one.stage == "vision"] == [8, 2]
     assert [one.seconds for one in told if one.stage == "read"] == [0.002, 0.002], "readers are not lanes"
@@ -291,7 +291,7 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle) -> 
     with pytest.raises(Stop):
         worker.run(EndlessInbox(*map(row, range(40))))  # type: ignore[arg-type]
     while ours.poll():
-        assert isinstance(ours.recv(), Busy | Features), "whole messages"
+        assert isinstance(ours.recv(), StageTime | Features), "whole messages"
     assert worker._sending.locked(), "nothing comes between the worker's last word and its end"
 
 
@@ -384,7 +384,7 @@ def test_failures_and_twins_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> None:
     while not encoder.calls:
         threading.Event().wait(0.01)
     inbox.put(dataclasses.replace(first, index=1))
-    assert [type(message) for message in received(ours, 1)] == [Twin]
+    assert [type(message) for message in received(ours, 1)] == [Duplicate]
     inbox.put(ImageRow(2, "nothing", "s", 2, data=b"no picture"))
     assert [type(message) for message in received(ours, 1)] == [Failure]
     over.set()
@@ -410,7 +410,7 @@ def test_equal_pictures_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Pat
     assert [one.index for one in batch] == [3, 4]
     passed = [ours.recv() for _row in range(5)]
     assert [(type(one), one.index) for one in passed] == [
-        (Twin, 5), (Failure, 6), (Twin, 7), (Failure, 8), (Failure, 9)
+        (Duplicate, 5), (Failure, 6), (Duplicate, 7), (Failure, 8), (Failure, 9)
     ]  # fmt: skip
     assert (passed[0].of, passed[2].of) == (3, 6)
     assert passed[0].read_ms >= 0
@@ -433,8 +433,8 @@ def test_pictures_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
     while not worker._rows.empty():
         worker._read(worker._rows.get())
     assert [one.index for one in worker._next_batch()] == [8]
-    twin = ours.recv()
-    assert (twin.index, twin.of) == (7, 2)
+    duplicate = ours.recv()
+    assert (duplicate.index, duplicate.of) == (7, 2)
 
 
 def test_nothing_is_a_twin_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
@@ -445,7 +445,7 @@ def test_nothing_is_a_twin_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
 
 
 def test_the_pictures_met_longest_ago_are_forgotten() -> None:
-    known = KnownPictures(capacity=3)
+    known = SeenImages(capacity=3)
     names = {name: hashlib.sha256(name.encode()).hexdigest() for name in "abcde"}
     assert [known.first_row(names[name], index) for index, name in enumerate("abcaa")] == [0, 1, 2, 0, 0]
     assert known.first_row(names["d"], 5) == 5
@@ -467,7 +467,7 @@ def test_a_picture_that_can_not_be_encoded_fails_alone(tiny_bundle_fp32: Bundle)
     messages = []
     while ours.poll():
         messages.append(ours.recv())
-    found = [message for message in messages if not isinstance(message, Busy)]
+    found = [message for message in messages if not isinstance(message, StageTime)]
     assert [(type(one), one.index) for one in found] == [(Features, 0), (Failure, 1), (Features, 2), (Features, 3)]
     assert found[1].kind is ErrorKind.INTERNAL
     assert "not finite" in found[1].message

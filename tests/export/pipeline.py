@@ -10,7 +10,7 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 
 from batchcap.config import GenerationConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, ImageRow
-from batchcap.decoder.scheduler import Decoder, DecoderPlacement
+from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
 from batchcap.export.quality.pictures import load_patches
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
@@ -49,11 +49,11 @@ def captions(bundle: Bundle, features: list[Features]) -> dict[int, tuple[int, .
     """The bundle's greedy captions."""
     generation = GenerationConfig(prompt=PROMPT, max_new_tokens=NEW_TOKENS, loop_stop=False)
     prompt = PromptTemplate.from_bundle(bundle, PROMPT)
-    decoder = Decoder(bundle, [prompt], generation, DecoderPlacement(SLOTS, 1, MAX_VISUAL_TOKENS))
+    decoder = ContinuousBatcher(bundle, [prompt], generation, DecoderPlacement(SLOTS, 1, MAX_VISUAL_TOKENS))
     waiting, done = list(features), {}
     while waiting or decoder.active:
         while waiting and decoder.free_slots:
-            decoder.admit(waiting[0], str(waiting.pop(0).index))
+            decoder.add_request(waiting[0], str(waiting.pop(0).index))
         done |= {caption.index: caption.token_ids for caption in decoder.step()}
     return done
 

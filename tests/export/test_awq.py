@@ -113,7 +113,7 @@ def prompts(exact: Bundle) -> list[PicturePrompt]:
 
 def logits_of(bundle_or_graph: Path, bundle: Bundle, prompts: list[PicturePrompt]) -> Float32Array:
     run = DecoderRun(bundle_or_graph, bundle.geometry)
-    return np.stack([run(one.embeds, list(one.levels), one.positions)[0] for one in prompts])
+    return np.stack([run(one.embeds, list(one.deepstack), one.positions)[0] for one in prompts])
 
 
 def random_scales(opened: Checkpoint) -> Scales:
@@ -252,6 +252,6 @@ def test_rollouts_say_what_they_are_told(plain: Bundle, prompts: list[PicturePro
         assert tuple(logits.argmax(-1)[: len(tokens)]) == tokens
     run = DecoderRun(plain.decoder_path, plain.geometry)
     first = prompts[0]
-    alone, _token, _cache = run(first.embeds, list(first.levels), first.positions)
+    alone, _token, _cache = run(first.embeds, list(first.deepstack), first.positions)
     np.testing.assert_allclose(forced[0][0], alone, atol=1e-5)
     assert rollout.step_s(3) > 0

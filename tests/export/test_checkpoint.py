@@ -13,7 +13,7 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 
 from batchcap.core.errors import CheckpointError
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
-from batchcap.export.checkpoint.soundness import VISION_ACTIVATIONS
+from batchcap.export.checkpoint.requirements import VISION_ACTIVATIONS
 from batchcap.export.graph.vision_graph import ACTIVATIONS as ONNX_ACTIVATIONS
 from batchcap.vision.tower import ACTIVATIONS as TORCH_ACTIVATIONS
 from tests.checkpoints import Shape, make_checkpoint

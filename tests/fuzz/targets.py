@@ -11,16 +11,16 @@ from PIL import Image
 
 from batchcap.commands.jobfile import load_job_file
 from batchcap.config import InputConfig
-from batchcap.inputs.carried import carried_schema, fitted_columns, require_values_fit
 from batchcap.inputs.parquet import count_rows, read_layout
 from batchcap.inputs.parquet_rows import carried_reader, image_row, picture_reader, read_columns, read_rows
+from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
 from tests.images.pictures import encode, load, noise, scene
-from tests.manifest.parquets import IMAGE_STRUCT
+from tests.inputs.parquets import IMAGE_STRUCT
 
 # A few more pixels than the seeds have: a header that claims more is refused, as it is in a job.
-MOST_PIXELS = 4_000_000
+MAX_PIXELS = 4_000_000
 # A footer may claim a thousand million rows, and each of them would be read.
-MOST_ROWS = 2000
+MAX_ROWS = 2000
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
@@ -69,7 +69,7 @@ def picture_seeds() -> list[bytes]:
 
 def read_picture(content: bytes, _path: Path) -> None:
     """The picture stage."""
-    patches = load(content, max_image_pixels=MOST_PIXELS)
+    patches = load(content, max_image_pixels=MAX_PIXELS)
     assert len(patches.values) == patches.grid[0] * patches.grid[1]
 
 
@@ -111,14 +111,14 @@ def parquet_seeds() -> list[bytes]:
 
 def read_parquet(_content: bytes, path: Path) -> None:
     """The manifest's readers, and what a part file would be made of."""
-    rows = min(count_rows(path), MOST_ROWS)
+    rows = min(count_rows(path), MAX_ROWS)
     layout = read_layout(path, InputConfig((str(path),), id_column="key", keep_columns=("*",)))
     values = read_rows(picture_reader(path, layout), 0, rows)
     found = [image_row(one, layout, (row, "a", path, row)) for row, one in enumerate(values)]
     assert [row.row for row in found] == list(range(rows))
     columns = read_columns(carried_reader(path, layout), layout, 0, rows)
     assert len(columns) == rows
-    schema = carried_schema([(path, layout)], None)
+    schema = passthrough_schema([(path, layout)], None)
     require_values_fit(path, layout, schema, is_written=False)
     pq.write_table(fitted_columns(columns, schema, path), io.BytesIO())
 

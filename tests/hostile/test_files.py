@@ -16,7 +16,7 @@ from tests.images.pictures import GEOMETRY, SETTINGS
 
 SEED = 2026
 VISION = VisionConfig(max_visual_tokens=8, max_image_pixels=MAX_IMAGE_PIXELS)
-LEAST_FILES = 1000
+MIN_FILES = 1000
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def end_of(data: bytes | None = None, path: Path | None = None) -> ErrorKind | N
 
 
 def test_the_files_are_many_and_the_same_for_the_same_seed(files: list[HostileFile]) -> None:
-    assert len(files) >= LEAST_FILES
+    assert len(files) >= MIN_FILES
     assert len({file.name for file in files}) == len(files)
     assert hostile_files(SEED) == files
     assert hostile_files(SEED + 1) != files

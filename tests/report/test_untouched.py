@@ -108,8 +108,8 @@ def test_every_file_stays_as_it_is(output: Path, tmp_path: Path, state: Callable
         first = read_status(output)
         write_page(output, tmp_path / "page.html", pictures=2)
         assert contents(output) == before
-        assert first.tally.rows >= 12
-        assert first.tally.rows > 12 or state is ended, "rows in the log count"
+        assert first.counts.rows >= 12
+        assert first.counts.rows > 12 or state is ended, "rows in the log count"
         assert (first.holder is not None) is (state is at_work)
         page_path = write_page(output, pictures=0)
         after = contents(output)
@@ -124,7 +124,7 @@ def test_a_folder_that_may_not_be_written_is_read_all_the_same(
     output: Path, tmp_path: Path, state: Callable[[Path], Iterator[None]]
 ) -> None:
     with state(output):
-        expected = read_status(output).tally.rows
+        expected = read_status(output).counts.rows
         folders = [output, *(path for path in output.rglob("*") if path.is_dir())]
         before = contents(output)
         for folder in folders:

@@ -74,7 +74,7 @@ def test_the_measure_follows_its_definition(tiny_checkpoint: Path, tiny_bundle_i
         assert len(token_ids) == STEPS or token_ids[-1] in stop
         assert not set(token_ids[:-1]) & set(stop)
         whole = prompt.continued(token_ids[:-1], tiny_bundle_int4.embeddings())
-        again = reference.language_model(whole.embeds, whole.levels, whole.positions, len(token_ids))
+        again = reference.language_model(whole.embeds, whole.deepstack, whole.positions, len(token_ids))
         np.testing.assert_allclose(logits, again, atol=1e-4)
         p, q = (np.exp(one.astype(np.float64)) for one in (again, mine))
         p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
@@ -87,7 +87,7 @@ def test_the_measure_follows_its_definition(tiny_checkpoint: Path, tiny_bundle_i
 
 
 def test_a_bundle_of_another_checkpoint_is_refused(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
-    other = make_checkpoint(tmp_path / "other", Shape(layers=2, levels=(0, 1)))
+    other = make_checkpoint(tmp_path / "other", Shape(layers=2, deepstack=(0, 1)))
     with pytest.raises(UsageError, match=r"was made from another checkpoint than .*other"):
         compare_bundles([tiny_bundle_int4.folder], str(other), CHOICE)
 

@@ -30,7 +30,7 @@ FP32_TOLERANCE = 1e-4  # largest difference of any feature; the features are of 
 # Norm of the difference by the norm of the features of a level: weights and activations have 8 bits.
 INT8_TOLERANCE = 0.05
 GRIDS = 200
-LARGEST_BATCH = 8
+MAX_BATCH = 8
 # Blocks of three, no DeepStack, another activation.
 THREES = dataclasses.replace(SMALL, merge_size=3, patch_size=8, deepstack_levels=(), hidden_act="relu", depth=2)
 GEOMETRIES = {"small": SMALL, "odd": ODD, "threes": THREES, "real width": REAL_WIDTH}
@@ -94,8 +94,8 @@ def test_200_random_grids_in_batches_of_1_to_8(small: Towers) -> None:
     rotary = RotaryTable(read_rotary_table(small.bundle), 2)
     sizes, differences = set(), []
     for pictures in batches(seed=5).values():
-        for start in range(0, len(pictures), LARGEST_BATCH):
-            batch = pictures[start : start + LARGEST_BATCH]
+        for start in range(0, len(pictures), MAX_BATCH):
+            batch = pictures[start : start + MAX_BATCH]
             cos, sin = zip(*(rotary.for_grid(one.grid) for one in batch), strict=True)
             feed = {
                 "patches": [one.values for one in batch],
@@ -111,7 +111,7 @@ def test_200_random_grids_in_batches_of_1_to_8(small: Towers) -> None:
                 differences.append(np.abs(found - expected(small, one)).max())
     assert len(differences) == GRIDS
     assert max(differences) <= FP32_TOLERANCE
-    assert sizes == set(range(1, LARGEST_BATCH + 1))
+    assert sizes == set(range(1, MAX_BATCH + 1))
 
 
 def test_features_equal_transformers(towers: Towers) -> None:

@@ -23,7 +23,7 @@ SIDE_PX = 256
 PROMPT = "Describe everything in this image in as much detail as you can."
 # A candidate is timed with whole batches of so many pictures where there is time for them; with fewer it is a guess.
 BATCH_ROWS = 16
-FEWEST_ROWS, MOST_ROWS = 4, 256
+MIN_ROWS, MAX_ROWS = 4, 256
 POLL_S = 0.05
 _SEED = 1 << 39  # no scene that the demo model was trained or is evaluated on
 
@@ -120,8 +120,8 @@ class Track:
 def rows_for(affordable: float) -> int:
     """How many pictures to time a candidate with, where there is time for about so many."""
     if affordable < BATCH_ROWS / 2:
-        return max(FEWEST_ROWS, int(affordable))
-    return min(MOST_ROWS, max(1, round(affordable / BATCH_ROWS)) * BATCH_ROWS)
+        return max(MIN_ROWS, int(affordable))
+    return min(MAX_ROWS, max(1, round(affordable / BATCH_ROWS)) * BATCH_ROWS)
 
 
 def _job(bundle: Bundle) -> JobConfig:

@@ -19,7 +19,7 @@ from batchcap.engines.cores import Threads, usable_cores
 from batchcap.engines.profiles import Settings, Tuned, is_w8a8
 from batchcap.engines.tuned import MadeFor, write_tuned
 from batchcap.engines.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
-from batchcap.engines.tuning.search import LEAST_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for
+from batchcap.engines.tuning.search import MIN_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for
 from batchcap.model.bundle import Bundle
 from batchcap.vision.dtype import resolve_encoder
 
@@ -68,7 +68,7 @@ class TuneResult:
             said.append("nothing was faster than the defaults")
         else:
             said.append(f"the best is {self.speedup:.2f} times as fast as the defaults")
-        if self.rows < 2 * LEAST_ROWS_A_DECODER:
+        if self.rows < 2 * MIN_ROWS_A_DECODER:
             said.append(
                 "so few pictures can't tell what a second decoder would gain, so none was tried: --minutes gives more"
             )

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from batchcap.core.records import Float32Array, Int64Array
 from batchcap.export.calibrate.layers import LayerStream
 from batchcap.export.checkpoint.checkpoint import Checkpoint
-from batchcap.export.checkpoint.matrices import matrix_name
+from batchcap.export.checkpoint.matrix_names import matrix_name
 from batchcap.export.checkpoint.options import WHOLE_ROW, ExportOptions, Rounding
 from batchcap.export.checkpoint.quantize import MatrixInMemory, Rows, quantize_matrix
 from batchcap.export.checkpoint.scaling import Group, Scales, expanded, head_group, layer_groups
@@ -56,7 +56,7 @@ def find_scales(checkpoint: Checkpoint, prompts: Sequence[PicturePrompt], option
     """
     text = checkpoint.geometry.text
     stream = LayerStream(checkpoint, prompts)
-    kept = [_kept_tokens(prompt, MAX_TOKENS // len(prompts), first=not place) for place, prompt in enumerate(prompts)]
+    kept = [_kept_tokens(prompt, MAX_TOKENS // len(prompts), first=not index) for index, prompt in enumerate(prompts)]
     scales: Scales = {}
     layers = tqdm(stream.layers(), "scaling", text.layers, unit="layer", disable=None, leave=False)
     for index, layer in enumerate(layers):
@@ -156,12 +156,12 @@ def output_error(
     total = 0.0
     scaled = inputs / torch.from_numpy(scales)
     rounded = {size: _rounded_inputs(scaled, size) for size in {reader.rounding.block_size for reader in readers}}
-    for place, reader in enumerate(readers):
+    for index, reader in enumerate(readers):
         error = size = 0.0
         for start, stop in _spans(reader.matrix.shape[0], max(1, _PIECE_VALUES // reader.matrix.shape[1])):
             rows = reader.matrix.rows(start, stop)
             weights = quantize_matrix(MatrixInMemory(rows * scales), reader.rounding).values(rows.shape[1])
-            expected = inputs @ torch.from_numpy(rows).T if outputs is None else outputs[place][:, start:stop]
+            expected = inputs @ torch.from_numpy(rows).T if outputs is None else outputs[index][:, start:stop]
             found = rounded[reader.rounding.block_size] @ torch.from_numpy(weights).T
             error += float((found - expected).square().sum())
             size += float(expected.square().sum())

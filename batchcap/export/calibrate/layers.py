@@ -41,8 +41,8 @@ class LayerStream:
         self._prompts = prompts
         self._hidden = [torch.from_numpy(prompt.embeds)[None] for prompt in prompts]
         rotary: Any = Qwen3VLTextRotaryEmbedding(self._config)
-        places = [torch.from_numpy(prompt.positions)[:, None] for prompt in prompts]
-        self._rotary = [rotary(hidden, place) for hidden, place in zip(self._hidden, places, strict=True)]
+        positions = [torch.from_numpy(prompt.positions)[:, None] for prompt in prompts]
+        self._rotary = [rotary(hidden, position) for hidden, position in zip(self._hidden, positions, strict=True)]
 
     def layers(self) -> Iterator[nn.Module]:
         """Each decoder layer in turn; `pass_through` it before the next one is asked for."""
@@ -64,8 +64,8 @@ class LayerStream:
         with _listening(layer, listened, listener):
             for number, prompt in enumerate(self._prompts):
                 hidden: Tensor = layer(self._hidden[number], position_embeddings=self._rotary[number])
-                if index < len(prompt.levels):
-                    hidden = hidden + torch.from_numpy(prompt.levels[index])
+                if index < len(prompt.deepstack):
+                    hidden = hidden + torch.from_numpy(prompt.deepstack[index])
                 self._hidden[number] = hidden
 
     @torch.inference_mode()

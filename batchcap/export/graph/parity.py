@@ -42,7 +42,7 @@ class _Prompt:
     """One prompt with a picture of random patches: what the graph reads, and what transformers answers."""
 
     embeds: Float32Array  # [S, H]
-    levels: list[Float32Array]  # D × [S, H]
+    deepstack: list[Float32Array]  # D × [S, H]
     positions: Int64Array  # [3, S]
     expected: Float32Array  # [V]
 
@@ -61,8 +61,8 @@ def compare_with_transformers(
 
 
 def _compare(run: DecoderRun, prompt: _Prompt) -> Parity:
-    found, _token, _cache = run(prompt.embeds, prompt.levels, prompt.positions)
-    zeros = [np.zeros_like(level) for level in prompt.levels]
+    found, _token, _cache = run(prompt.embeds, prompt.deepstack, prompt.positions)
+    zeros = [np.zeros_like(level) for level in prompt.deepstack]
     without, _token, _cache = run(prompt.embeds, zeros, prompt.positions)
     return Parity(
         difference=float(np.abs(found - prompt.expected).max()),
@@ -88,14 +88,14 @@ def _prompts(
         grid = torch.tensor([[1, down * vision.merge_size, across * vision.merge_size]])
         answer = model(input_ids=ids, pixel_values=patches, image_grid_thw=grid, mm_token_type_ids=picture.int())
         features = model.model.get_image_features(patches, grid)
-        place = picture[0].numpy()
+        is_image = picture[0].numpy()
         embeds = embeddings.lookup(ids[0].numpy())
-        embeds[place] = _joined(features.pooler_output)
-        levels = [np.zeros_like(embeds) for _level in vision.deepstack_levels]
-        for level, values in zip(levels, features.deepstack_features, strict=True):
-            level[place] = _joined(values)
+        embeds[is_image] = _joined(features.pooler_output)
+        deepstack = [np.zeros_like(embeds) for _level in vision.deepstack_levels]
+        for level, values in zip(deepstack, features.deepstack_features, strict=True):
+            level[is_image] = _joined(values)
         positions, _next = prompt_positions(PREFIX_TOKENS, (down, across), SUFFIX_TOKENS)
-        yield _Prompt(embeds, levels, positions, answer.logits[0, -1].numpy())
+        yield _Prompt(embeds, deepstack, positions, answer.logits[0, -1].numpy())
 
 
 def _joined(values: torch.Tensor | Iterable[torch.Tensor]) -> Float32Array:

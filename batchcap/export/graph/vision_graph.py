@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from batchcap.core.errors import CheckpointError
 from batchcap.export.checkpoint.options import BY_ROWS
 from batchcap.export.checkpoint.quantize import quantize_matrix
-from batchcap.export.graph.integer_products import IntegerProducts, turned
+from batchcap.export.graph.int8_matmul import IntegerProducts, turned
 from batchcap.export.graph.weights import WeightFile
 from batchcap.model.geometry import VisionGeometry
 from batchcap.model.tensors import StoredTensor
@@ -198,8 +198,8 @@ class _Drawing:
         self, kind: str, inputs: list[ir.Value], name: str, count: int, *, domain: str = "", **attributes: Any
     ) -> list[ir.Value]:
         node = ir.node(kind, inputs, attributes, domain=domain, num_outputs=count, name=f"{name}/{kind}")
-        for place, value in enumerate(node.outputs):
-            value.name = name if count == 1 else f"{name}.{place}"
+        for index, value in enumerate(node.outputs):
+            value.name = name if count == 1 else f"{name}.{index}"
         self._graph.append(node)
         return list(node.outputs)
 

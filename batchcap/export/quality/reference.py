@@ -61,7 +61,7 @@ class Continuation:
 
     def caption_ids(self, stop: tuple[int, ...]) -> tuple[int, ...]:
         """The ids before the first stop token: what greedy decoding writes."""
-        ends = (place for place, token in enumerate(self.token_ids) if token in stop)
+        ends = (index for index, token in enumerate(self.token_ids) if token in stop)
         return self.token_ids[: next(ends, len(self.token_ids))]
 
 
@@ -96,12 +96,12 @@ class Reference:
     def features(self, picture: Patches) -> Features:
         """What the reference's vision tower sees; `vision_ms` is 0."""
         out = self._model.model.get_image_features(*self._pixels(picture))
-        levels = [_joined(level) for level in out.deepstack_features]
+        deepstack = [_joined(level) for level in out.deepstack_features]
         embeds = _joined(out.pooler_output)
         return Features(
             index=picture.index,
             embeds=embeds,
-            deepstack=np.stack(levels) if levels else np.zeros((0, *embeds.shape), np.float32),
+            deepstack=np.stack(deepstack) if deepstack else np.zeros((0, *embeds.shape), np.float32),
             grid=self._grid(picture),
             width=picture.width,
             height=picture.height,
@@ -152,13 +152,13 @@ class Reference:
 
     @torch.inference_mode()
     def language_model(
-        self, embeds: Float32Array, levels: Float32Array, positions: Int64Array, last: int = 1
+        self, embeds: Float32Array, deepstack: Float32Array, positions: Int64Array, last: int = 1
     ) -> Float32Array:
         """The language model alone.
 
         Args:
             embeds: [S, H] float32.
-            levels: [D, S, H] float32, added after the first D layers at every token.
+            deepstack: [D, S, H] float32, added after the first D layers at every token.
             positions: [3, S] int64, time, row and column.
             last: how many of the last tokens to give logits of.
 
@@ -171,7 +171,7 @@ class Reference:
             attention_mask=torch.ones((1, len(embeds)), dtype=torch.int64),
             position_ids=torch.from_numpy(np.ascontiguousarray(positions))[:, None],
             visual_pos_masks=torch.ones((1, len(embeds)), dtype=torch.bool),
-            deepstack_visual_embeds=[torch.from_numpy(level).to(dtype) for level in levels],
+            deepstack_visual_embeds=[torch.from_numpy(level).to(dtype) for level in deepstack],
             use_cache=False,
         ).last_hidden_state
         logits: Float32Array = self._model.lm_head(hidden[0, -last:]).float().numpy()
