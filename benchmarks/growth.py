@@ -156,8 +156,8 @@ def child(engine: str, inputs: Path, output: Path, rows: int, die_after: int | N
     )
     watch = Watch(time.perf_counter(), rows, die_after)
     worker = patch("batchcap.engines.process._popen", _fake_worker)
-    with patch("batchcap.job.run.load_bundle", lambda _model: BUNDLE), worker:
-        run_job(config, LogProgress(), _factory(engine, watch))
+    with worker:
+        run_job(config, LogProgress(), _factory(engine, watch), lambda _model: BUNDLE)
     watch.report()
 
 
