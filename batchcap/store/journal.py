@@ -23,7 +23,7 @@ SPACE_NEEDED_BYTES = 32 * 1024
 MAX_LOOKS = 5
 T = TypeVar("T")
 _FURTHER = "further"
-_COLUMNS = tuple(field.name for field in fields(CaptionRow) if field.name != _FURTHER)
+_COLUMNS = tuple(field.name for field in fields(CaptionRow) if field.name != "extra_prompts")
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
