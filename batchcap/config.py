@@ -52,7 +52,7 @@ class Profile(StrEnum):
 
 
 def _inputs_fault(inputs: tuple[str, ...]) -> str:
-    needed = "give a folder, picture files or Parquet files"
+    needed = "give a folder, image files or Parquet files"
     if not inputs:
         return f"must not be empty: {needed}"
     return "" if all(inputs) else f"must not be an empty text: {needed}"
@@ -102,12 +102,12 @@ class InputConfig:
     """What is to be captioned.
 
     Attributes:
-        inputs: picture files, folders, Parquet files, folders of Parquet files, or glob patterns.
-        image_column: Parquet column with the picture (bytes, Hugging Face `Image` struct, path); None: found by itself.
+        inputs: image files, folders, Parquet files, folders of Parquet files, or glob patterns.
+        image_column: Parquet column with the image (bytes, Hugging Face `Image` struct, path); None: found by itself.
         id_column: Parquet column to use as `id`; None: file name and row number.
         image_root: folder that relative paths of a path column start from and no path may lead out of; None: they
             start from the Parquet file's folder and may lead anywhere.
-        keep_columns: input columns carried into the output; ("*",) carries all but the picture.
+        keep_columns: input columns carried into the output; ("*",) carries all but the image.
     """
 
     inputs: tuple[str, ...] = field(metadata=setting(argument="INPUT", check=_inputs_fault))
@@ -122,7 +122,7 @@ class InputConfig:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked about each picture. Its columns in the output end with its name; "" leaves theirs as they are."""
+    """What is asked about each image. Its columns in the output end with its name; "" leaves theirs as they are."""
 
     text: str
     name: str = ""
@@ -132,7 +132,7 @@ class Prompt:
 class GenerationConfig:
     """What decides the words of a caption. Temperature 0 is greedy.
 
-    `prompt` is the text asked about each picture, or several of them by name.
+    `prompt` is the text asked about each image, or several of them by name.
     """
 
     prompt: str | dict[str, str] = field(default=DEFAULT_PROMPT, metadata=setting(check=_prompt_names_fault))
@@ -151,7 +151,7 @@ class GenerationConfig:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """What is asked about each picture, in the order of the output columns."""
+        """What is asked about each image, in the order of the output columns."""
         if isinstance(self.prompt, str):
             return (Prompt(self.prompt),)
         return tuple(Prompt(text, name) for name, text in self.prompt.items())
@@ -168,18 +168,18 @@ class GenerationConfig:
 
     @property
     def depends_on_row(self) -> bool:
-        """Whether equal pictures get other captions in other rows."""
+        """Whether equal images get other captions in other rows."""
         return self.temperature > 0
 
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """What decides a picture's features.
+    """What decides an image's features.
 
     Attributes:
-        max_visual_tokens: budget a picture; a token covers 32 × 32 pixels (merge² patches) after the resize.
+        max_visual_tokens: budget an image; a token covers 32 × 32 pixels (merge² patches) after the resize.
         dtype: arithmetic of the encoder.
-        max_image_pixels: pictures with more pixels are refused before they are decoded.
+        max_image_pixels: images with more pixels are refused before they are decoded.
         backend: what runs the encoder.
     """
 
@@ -234,7 +234,7 @@ class LimitConfig:
         limit: caption only the first rows of the inputs; 0: all.
         max_runtime_s: stop in good order after this time; 0: never.
         max_error_rate: largest share of failed rows for exit code 0.
-        picture_timeout_s: a worker that does not come to an end with a picture for so long is ended itself.
+        picture_timeout_s: a worker that does not come to an end with an image for so long is ended itself.
     """
 
     limit: int = field(default=0, metadata=setting(at_least=0, zero="all", at_most=MAX_NUMBER))
@@ -242,7 +242,7 @@ class LimitConfig:
         default=0.0, metadata=setting(key="max_runtime", old_keys=("max_runtime_s",), at_least=0, zero="no limit")
     )
     max_error_rate: float = field(default=1.0, metadata=setting(at_least=0, at_most=1))
-    picture_timeout_s: float = field(
+    image_timeout_s: float = field(
         default=600.0,
         metadata=setting(key="image_timeout", old_keys=("picture_timeout", "picture_timeout_s"), above=0),
     )

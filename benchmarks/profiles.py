@@ -31,7 +31,7 @@ MAX_LOST = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """Pictures in a folder, with their true captions by file name; of some of them those of transformers, too."""
+    """Images in a folder, with their true captions by file name; of some of them those of transformers, too."""
 
     folder: Path
     truth: dict[str, str]

@@ -21,7 +21,7 @@ from batchcap.config import JobConfig
 from batchcap.core.setting import MAX_NUMBER, Setting, SettingsError, settings_of
 
 # What the loader fills in itself.
-NOT_KEYS = frozenset({"given"})
+NOT_KEYS = frozenset({"explicit"})
 # Type of the errors whose message is ours, in words that follow the key.
 OUR_FAULT = "batchcap"
 

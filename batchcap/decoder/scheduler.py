@@ -34,7 +34,7 @@ class DecoderPlacement:
 
 @dataclass(frozen=True, slots=True)
 class _PromptInputs:
-    """A prompt with a picture in it, S tokens.
+    """A prompt with an image in it, S tokens.
 
     Attributes:
         embeds: [S, H] float32.
@@ -50,8 +50,8 @@ class _PromptInputs:
 
 
 @dataclass(slots=True)
-class _Picture:
-    """The last picture taken in, whose prompts get slots one after the other.
+class _Image:
+    """The last image taken in, whose prompts get slots one after the other.
 
     Attributes:
         features: what the encoder saw.
@@ -93,19 +93,19 @@ class _Sequence:
 class ContinuousBatcher:
     """Writes captions for features, as many at a time as there are slots.
 
-    With several prompts, what they begin with, the picture above all, is prefilled once into a slot of its own; each
+    With several prompts, what they begin with, the image above all, is prefilled once into a slot of its own; each
     prompt gets a copy of it and prefills the rest.
 
     Args:
         bundle: the model.
-        prompts: what to ask about each picture.
+        prompts: what to ask about each image.
         generation: how to choose tokens.
         placement: slots and threads.
         opened: the bundle's decoder; None: it is loaded here.
         tokenizer: the bundle's; None: it is loaded here.
 
     Raises:
-        UsageError: prompt, picture and caption together need more positions than the bundle has.
+        UsageError: prompt, image and caption together need more positions than the bundle has.
         BundleError: the bundle can't be used.
     """
 
@@ -143,7 +143,7 @@ class ContinuousBatcher:
         self._answers = ThinkingParser(tokenizer or load_tokenizer(bundle), opened=prompts[0].opens_thinking)
         # Slots added by the rounding stay idle: they cost nothing but the rows of a step.
         self._rows: list[_Sequence | None] = [None] * placement.slots
-        self._picture: _Picture | None = None
+        self._image: _Image | None = None
 
     @property
     def uses_prefix_cache(self) -> bool:
@@ -152,32 +152,32 @@ class ContinuousBatcher:
 
     @property
     def free_slots(self) -> int:
-        """Slots that can take a new picture: none while prompts of the last one wait."""
-        return 0 if self._picture else self._rows.count(None)
+        """Slots that can take a new image: none while prompts of the last one wait."""
+        return 0 if self._image else self._rows.count(None)
 
     @property
     def can_go_on(self) -> bool:
-        """Whether a prompt of the last picture waits and a slot is free for it."""
-        return self._picture is not None and None in self._rows
+        """Whether a prompt of the last image waits and a slot is free for it."""
+        return self._image is not None and None in self._rows
 
     @property
     def active(self) -> int:
         """Captions at work, and prompts that wait for a slot."""
-        return self._at_work + (len(self._picture.waiting) if self._picture else 0)
+        return self._at_work + (len(self._image.waiting) if self._image else 0)
 
     @property
     def _at_work(self) -> int:
         return len(self._rows) - self._rows.count(None)
 
     def add_request(self, features: Features, row_id: str) -> None:
-        """Take in a picture; its prompts are prefilled into the lowest free slots, and wait where there are too few.
+        """Take in an image; its prompts are prefilled into the lowest free slots, and wait where there are too few.
 
         Args:
             features: what the encoder saw.
             row_id: the row's id, which its random draws depend on.
 
         Raises:
-            ValueError: no slot is free, or the picture has more visual tokens than the placement allows.
+            ValueError: no slot is free, or the image has more visual tokens than the placement allows.
         """
         visual = len(features.embeds)
         if visual > self._max_visual_tokens:
@@ -192,61 +192,61 @@ class ContinuousBatcher:
                 self._slots.prefix_slot, whole.embeds[:shared], whole.positions[:, :shared], whole.deepstack[:, :shared]
             )
         shared_ms = (time.perf_counter() - started_s) * 1000
-        self._picture = _Picture(features, row_id, shared, shared_ms, deque(range(len(self._prompts))))
+        self._image = _Image(features, row_id, shared, shared_ms, deque(range(len(self._prompts))))
         self.prefill_pending()
 
     def prefill_pending(self) -> None:
         """Give free slots to the prompts that wait; their first tokens come from the prefill."""
-        while self._picture is not None and None in self._rows:
-            picture, slot = self._picture, self._rows.index(None)
-            self._rows[slot] = self._prefilled(picture, picture.waiting[0], slot)
-            picture.waiting.popleft()
-            picture.shared_ms = 0.0
-            if not picture.waiting:
-                self._picture = None
+        while self._image is not None and None in self._rows:
+            image, slot = self._image, self._rows.index(None)
+            self._rows[slot] = self._prefilled(image, image.waiting[0], slot)
+            image.waiting.popleft()
+            image.shared_ms = 0.0
+            if not image.waiting:
+                self._image = None
 
     def abort(self, index: int) -> None:
         """Forget a row whose prefill failed: its captions at work, and its prompts that wait."""
-        if self._picture is not None and self._picture.features.index == index:
-            self._picture = None
+        if self._image is not None and self._image.features.index == index:
+            self._image = None
         for slot, row in enumerate(self._rows):
             if row is not None and row.index == index:
                 self._rows[slot] = None
                 self._slots.release(slot)
 
-    def _prefilled(self, picture: _Picture, prompt: int, slot: int) -> _Sequence:
-        """Prefill one prompt of a picture into a slot, behind what the shared slot holds of it."""
+    def _prefilled(self, image: _Image, prompt: int, slot: int) -> _Sequence:
+        """Prefill one prompt of an image into a slot, behind what the shared slot holds of it."""
         started_s = time.perf_counter()
-        whole, shared = self._compose(picture.features, prompt), picture.shared
+        whole, shared = self._compose(image.features, prompt), image.shared
         if shared:
             self._slots.copy(self._slots.prefix_slot, slot, shared)
         outputs = self._slots.prefill(
             slot, whole.embeds[shared:], whole.positions[:, shared:], whole.deepstack[:, shared:], past=shared
         )
         now_s = time.perf_counter()
-        visual = len(picture.features.embeds)
+        visual = len(image.features.embeds)
         row = _Sequence(
-            index=picture.features.index,
+            index=image.features.index,
             prompt=prompt,
             prompt_tokens=len(whole.embeds),
             visual_tokens=visual,
             next_position=whole.next_position,
-            prefill_ms=picture.shared_ms + (now_s - started_s) * 1000,
+            prefill_ms=image.shared_ms + (now_s - started_s) * 1000,
             decoding_since_s=now_s,
-            sampler=self._sampler(picture.row_id, visual, self._prompts[prompt]),
+            sampler=self._sampler(image.row_id, visual, self._prompts[prompt]),
         )
         self._accept(row, outputs, 0)
         return row
 
     def _shared_tokens(self, visual: int) -> int:
-        """Tokens that a picture's prompts begin with alike, in whole row tiles: there a split changes no bit."""
+        """Tokens that an image's prompts begin with alike, in whole row tiles: there a split changes no bit."""
         if self._prefix_len is None:
             return 0
         shared = len(self._prompts[0].prefix_ids) + visual + self._prefix_len
         return shared - shared % max(self._tile, MIN_PREFILL)
 
     def _compose(self, features: Features, prompt: int) -> _PromptInputs:
-        """What the decoder reads of one prompt with a picture in it."""
+        """What the decoder reads of one prompt with an image in it."""
         prefix, suffix = self._prefixes[prompt], self._suffixes[prompt]
         positions, next_position = prompt_positions(len(prefix), features.grid, len(suffix))
         embeds = np.concatenate([prefix, features.embeds, suffix])
@@ -362,12 +362,12 @@ def slot_positions(bundle: Bundle, prompt: PromptTemplate, generation: Generatio
 
 
 def needs_shared_slot(prompts: Sequence[PromptTemplate]) -> bool:
-    """Whether a decoder of these prompts has one more slot, for what the prompts of a picture begin with."""
+    """Whether a decoder of these prompts has one more slot, for what the prompts of an image begin with."""
     return _common_suffix(prompts) is not None
 
 
 def _common_suffix(prompts: Sequence[PromptTemplate]) -> int | None:
-    """How many tokens after the picture several prompts have in common; None where nothing is to be shared.
+    """How many tokens after the image several prompts have in common; None where nothing is to be shared.
 
     Something is left for each of them, since its first new token comes from its own prefill.
     """

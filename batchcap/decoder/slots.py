@@ -31,7 +31,7 @@ class Slots:
         count: slots.
         positions: positions of a slot.
         with_logits: whether runs give the logits beside the arg-max.
-        with_prefix_slot: whether there is one more slot, `prefix_slot`, for the prefix that rows share; no step runs over it.
+        with_prefix_slot: whether there is one more slot, `prefix_slot`, for a prefix that rows share; no step uses it.
     """
 
     def __init__(

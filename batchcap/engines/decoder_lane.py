@@ -9,7 +9,7 @@ from batchcap.decoder.scheduler import ContinuousBatcher
 from batchcap.engines.busy_flag import BusyFlag
 from batchcap.engines.messages import DecodeWork, Inbox, StageTime
 
-# So long after the last picture a lane with free slots waits for the next one while the encoder is at work.
+# So long after the last image a lane with free slots waits for the next one while the encoder is at work.
 PATIENCE_S = 60.0
 # How often it looks whether the encoder still is.
 LOOK_S = 0.05

@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from batchcap.config import JobConfig
 from batchcap.core.errors import BatchcapError, WorkerError
 from batchcap.core.machine import MIB, available_cores
-from batchcap.core.records import Caption, Duplicate, Failure, Features, ImageRow, Outcome, PictureFacts
+from batchcap.core.records import Caption, Duplicate, Failure, Features, ImageFacts, ImageRow, Outcome
 from batchcap.engines.base import EngineLoad
 from batchcap.engines.busy_flag import make_sign_file
 from batchcap.engines.cores import Threads, plan_for
@@ -27,9 +27,9 @@ from batchcap.model.geometry import feature_bytes
 
 log = logging.getLogger(__name__)
 
-# Rows the vision worker may hold: enough to fill its patch budget with small pictures while others are being read.
+# Rows the vision worker may hold: enough to fill its patch budget with small images while others are being read.
 VISION_WINDOW_ROWS = 32
-# Rows that may wait for a row with the same picture: so many copies of one blank picture pile up, no more.
+# Rows that may wait for a row with the same image: so many copies of one blank image pile up, no more.
 TWIN_WINDOW_ROWS = 1000
 # Rows a decoder holds beyond its slots, so that a slot that gets free is filled without asking the coordinator.
 DECODER_AHEAD_ROWS = 2
@@ -48,7 +48,7 @@ class _Ledger:
     """Rows in flight, and what is known of each."""
 
     rows: dict[int, ImageRow] = field(default_factory=dict)
-    facts: dict[int, PictureFacts] = field(default_factory=dict)
+    facts: dict[int, ImageFacts] = field(default_factory=dict)
     waiting: deque[Features] = field(default_factory=deque)
     waiting_bytes: int = 0
     duplicates: dict[int, list[Duplicate]] = field(
@@ -84,7 +84,7 @@ class LocalEngine:
             find_twins=not config.generation.depends_on_row,
             cpus=cores.vision,
         )
-        timeout_s = config.limits.picture_timeout_s
+        timeout_s = config.limits.image_timeout_s
         self._bundle = bundle
         self._vision = WorkerSupervisor("vision", vision_spec, timeout_s)
         decoder_spec = DecoderSpec(
@@ -152,7 +152,7 @@ class LocalEngine:
         if reading >= self._vision.window(VISION_WINDOW_ROWS) or ledger.duplicates_waiting >= TWIN_WINDOW_ROWS:
             return False
         if not reading and not ledger.waiting:
-            return True  # a picture larger than the whole queue must still pass
+            return True  # an image larger than the whole queue must still pass
         return ledger.waiting_bytes + (reading + 1) * self._largest_bytes <= self._queue_bytes
 
     @property
@@ -160,14 +160,14 @@ class LocalEngine:
         """Rows submitted whose outcome has not been returned yet."""
         return len(self._ledger.rows)
 
-    def seed_dedup(self, pictures: list[tuple[str, int]]) -> None:
-        """Tell the vision worker of pictures captioned before; a successor is not told and captions them anew."""
-        if pictures:
-            self._vision.worker.send(Captioned(pictures))
+    def seed_dedup(self, images: list[tuple[str, int]]) -> None:
+        """Tell the vision worker of images captioned before; a successor is not told and captions them anew."""
+        if images:
+            self._vision.worker.send(Captioned(images))
 
     def submit(self, row: ImageRow) -> None:
         """Send one row to the vision worker; never waits."""
-        # The encoded picture is kept until the worker has answered; what stays here must not hold it in memory.
+        # The encoded image is kept until the worker has answered; what stays here must not hold it in memory.
         self._ledger.rows[row.index] = ImageRow(row.index, row.id, row.source, row.row, row.path)
         self._vision.give(row)
 
@@ -227,7 +227,7 @@ class LocalEngine:
             seat.ready()
         elif isinstance(message, Features):
             seat.answered(message.index)
-            ledger.facts[message.index] = PictureFacts(
+            ledger.facts[message.index] = ImageFacts(
                 message.width, message.height, message.sha256, message.read_ms, message.vision_ms
             )
             ledger.waiting.append(message)
@@ -254,7 +254,7 @@ class LocalEngine:
         outcomes = [Outcome(ledger.rows.pop(index), result, ledger.facts.pop(index, None))]
         for (
             duplicate
-        ) in duplicates:  # others may wait for a duplicate: a new vision worker has met the pictures in another order
+        ) in duplicates:  # others may wait for a duplicate: a new vision worker has met the images in another order
             outcomes += self._ended(duplicate.index, duplicate)
         return outcomes
 

@@ -10,7 +10,7 @@ from typing import Any
 from batchcap.config import GenerationConfig, VisionConfig
 from batchcap.core.records import Features
 
-# One picture at a time is the least there is; from here on nothing gets less.
+# One image at a time is the least there is; from here on nothing gets less.
 MAX_DIVISOR = 64
 
 
@@ -19,7 +19,7 @@ class VisionSpec:
     """What the vision worker is built from.
 
     Attributes:
-        find_twins: equal pictures are encoded and captioned once.
+        find_twins: equal images are encoded and captioned once.
         divisor: readers, lanes and patches of a pass are so many times fewer than usual; never changes a feature.
     """
 
@@ -98,9 +98,9 @@ class DecodeWork:
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """Pictures that the job has captions of: hex digest and row index."""
+    """Images that the job has captions of: hex digest and row index."""
 
-    pictures: list[tuple[str, int]]
+    images: list[tuple[str, int]]
 
 
 class Inbox:

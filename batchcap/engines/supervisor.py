@@ -1,7 +1,7 @@
-"""Owns the place of a worker in the line: what it was given, when it hangs, who takes its place when it has ended.
+"""Owns one worker process: what it was assigned, when it hangs, and its restart after it ended.
 
-When a worker ends, everything that it had is suspect. Its successor gets the quarantine one at a time, so that a second
-end is the doing of one row: that row fails, and the others go on as before.
+When a worker ends, everything that it had is quarantined. Its successor gets these rows one at a time, so that
+a second crash is the doing of one row: that row fails, and the others go on as before.
 """
 
 import logging
@@ -73,7 +73,7 @@ class WorkerSupervisor:
         self.name = name
         self.is_ready = False
         self.assigned: dict[int, Work] = {}
-        self._suspects: deque[Work] = deque()
+        self._quarantine: deque[Work] = deque()
         self._ends: dict[int, int] = {}
         self._ends_in_a_row = 0
         self._spec = spec
@@ -135,11 +135,11 @@ class WorkerSupervisor:
     @property
     def rows(self) -> int:
         """Rows that are here and not answered yet."""
-        return len(self.assigned) + len(self._suspects)
+        return len(self.assigned) + len(self._quarantine)
 
     @property
     def is_isolating(self) -> bool:
-        """Whether quarantine are given out one at a time, and nothing else may be given."""
+        """Whether quarantined rows are given out one at a time, and nothing else may be given."""
         return bool(self._ends)
 
     def give(self, work: Work) -> None:
@@ -173,8 +173,8 @@ class WorkerSupervisor:
         self._give_suspect()
 
     def _give_suspect(self) -> None:
-        if self._suspects and not self.assigned:
-            self.give(self._suspects.popleft())
+        if self._quarantine and not self.assigned:
+            self.give(self._quarantine.popleft())
 
     def is_hung(self) -> bool:
         """Whether the worker has been silent for too long, or has not come to the end of its oldest row.
@@ -213,7 +213,7 @@ class WorkerSupervisor:
             raise self.worker_error(end)
         self.worker.close()
         kept, given_up = self._judge(end)
-        self._suspects.extendleft(reversed(kept))
+        self._quarantine.extendleft(reversed(kept))
         self.assigned.clear()
         if end.lacked_memory:
             self._spec = self._spec.with_less()
@@ -222,7 +222,7 @@ class WorkerSupervisor:
             self.name,
             end,
             self._less() if end.lacked_memory else "",
-            len(self._suspects),
+            len(self._quarantine),
             len(given_up),
         )
         self._worker, self.is_ready = self._started(), False
@@ -231,7 +231,7 @@ class WorkerSupervisor:
         return given_up
 
     def _less(self) -> str:
-        return f" with {self.slots} slots" if self.slots else " with fewer pictures at once"
+        return f" with {self.slots} slots" if self.slots else " with fewer images at once"
 
     def _judge(self, end: WorkerEndError) -> tuple[list[Work], list[Failure]]:
         """The rows that are given out again, and those that are given up."""
@@ -242,7 +242,7 @@ class WorkerSupervisor:
                 kept.append(work)
             else:
                 del self._ends[index]
-                message = f"the {self.name} process {end}, as one had ended over this picture before"
+                message = f"the {self.name} process {end}, as one had ended over this image before"
                 if end.lacked_memory:
                     message += f".{MEMORY_HINT}, then run again with --retry failed."
                 given_up.append(Failure(index, ErrorKind.CRASHED, message))

@@ -1,9 +1,9 @@
-"""Owns the vision worker: one encoder, threads that read pictures for it, and the lanes that encode them side by side.
+"""Owns the vision worker: one encoder, threads that read images for it, and the lanes that encode them side by side.
 
-Threads that share one pass wait for one another at the end of every product and copy; pictures have nothing to wait
-for. Measured at 2B on two cores, four pictures, two lanes of one thread each instead of two threads a pass: bf16
+Threads that share one pass wait for one another at the end of every product and copy; images have nothing to wait
+for. Measured at 2B on two cores, four images, two lanes of one thread each instead of two threads a pass: bf16
 (PyTorch) 1.27 times as fast with 900 patches each and 1.31 with 256, int8 (ONNX Runtime) 1.12 and 1.09. Each lane takes
-pictures when it has time: when a batch was shared out among lanes, one core was idle for 2.5 of 54 s at batches' ends.
+images when it has time: when a batch was shared out among lanes, one core was idle for 2.5 of 54 s at batches' ends.
 """
 
 import queue
@@ -22,20 +22,20 @@ from batchcap.engines.dedup import SeenImages
 from batchcap.engines.messages import Captioned, Inbox, StageTime, VisionSpec
 from batchcap.engines.threads import run_until_first_failure
 from batchcap.images.preprocess import patches_of
-from batchcap.inputs.encoded import read_picture
+from batchcap.inputs.encoded import read_image
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import VisionGeometry
 from batchcap.vision.backend import load_encoder
 
 READ_THREADS = 2
-# A lane needs a picture of its own; with more cores each gets more threads instead.
+# A lane needs an image of its own; with more cores each gets more threads instead.
 MAX_LANES = 4
 # A pass gets no faster with more and takes more memory: at 2B two lanes took 53 MiB more with 1800 each.
 PASS_PATCHES = 1024
 
 
 def _blank(geometry: VisionGeometry) -> Patches:
-    """The smallest picture: one visual token."""
+    """The smallest image: one visual token."""
     side = geometry.merge_size
     values = np.zeros((side**2, geometry.patch_values), np.float32)
     return Patches(index=-1, values=values, grid=(side, side), width=1, height=1, sha256="", read_ms=0.0)
@@ -64,7 +64,7 @@ class VisionWorker:
 
     def run(self, inbox: Inbox) -> None:
         """Work until the coordinator goes away (the inbox ends the process then)."""
-        readers, lanes = [self._read_rows] * self._readers, [self._encode_pictures] * self._lanes
+        readers, lanes = [self._read_rows] * self._readers, [self._encode_images] * self._lanes
         run_until_first_failure([partial(self._dispatch, inbox), *readers, *lanes], self._sending)
 
     def _dispatch(self, inbox: Inbox) -> None:
@@ -74,7 +74,7 @@ class VisionWorker:
                 self._given += 1
                 self._rows.put(message)
             elif self._known is not None:
-                for sha256, index in message.pictures:
+                for sha256, index in message.images:
                     self._known.first_row(sha256, index)
 
     def _read_rows(self) -> None:
@@ -87,7 +87,7 @@ class VisionWorker:
             result = self._load(row)
         except RowError as error:
             result = Failure(row.index, error.kind, error.message)
-        except Exception as error:  # a worker's edge: one picture must not end the job
+        except Exception as error:  # a worker's edge: one image must not end the job
             if lacks_memory(error):  # not the row's fault, or not its alone: who comes after this worker finds out
                 raise
             result = Failure(row.index, ErrorKind.INTERNAL, f"{type(error).__name__}: {error}")
@@ -100,14 +100,14 @@ class VisionWorker:
 
     def _load(self, row: ImageRow) -> Patches | Duplicate:
         geometry = self._bundle.geometry
-        picture = read_picture(row)
+        image = read_image(row)
         if self._known is not None:
-            first = self._known.first_row(picture.sha256, row.index)
+            first = self._known.first_row(image.sha256, row.index)
             if first != row.index:
-                return Duplicate(row.index, first, picture.read_ms)
-        return patches_of(picture, geometry.vision, geometry.image, self._config)
+                return Duplicate(row.index, first, image.read_ms)
+        return patches_of(image, geometry.vision, geometry.image, self._config)
 
-    def _encode_pictures(self) -> None:
+    def _encode_images(self) -> None:
         """One lane."""
         while True:
             batch = self._next_batch()
@@ -116,7 +116,7 @@ class VisionWorker:
                 self._encode(batch, 1 if is_alone else self._lanes)
 
     def _next_batch(self) -> list[Patches]:
-        """Pictures for one pass: this lane's share of those that are ready, in order; waits for the first."""
+        """Images for one pass: this lane's share of those that are ready, in order; waits for the first."""
         with self._has_loaded:
             self._has_loaded.wait_for(lambda: self._loaded)
             most = -(-len(self._loaded) // self._lanes)
@@ -135,7 +135,7 @@ class VisionWorker:
         except Exception as error:  # a worker's edge
             if lacks_memory(error):
                 raise
-            if len(batch) > 1:  # find the picture that is to blame
+            if len(batch) > 1:  # find the image that is to blame
                 for patches in batch:
                     self._encode([patches], lanes)
                 return

@@ -13,9 +13,9 @@ _MAX_ENTRIES = 65_536
 
 
 def tile_px(encoded: bytes) -> int:
-    """The pixels of one tile of a TIFF's first picture, by the largest sides that its directory names; 0 without tiles.
+    """The pixels of one tile of a TIFF's first image, by the largest sides that its directory names; 0 without tiles.
 
-    A tile is decoded as a whole, however small the picture is. Pillow compares neither, and does not read every tag
+    A tile is decoded as a whole, however small the image is. Pillow compares neither, and does not read every tag
     that libtiff reads.
     """
     sides = {_TILE_WIDTH: 0, _TILE_LENGTH: 0}
@@ -26,7 +26,7 @@ def tile_px(encoded: bytes) -> int:
 
 
 def has_too_many_parts(encoded: bytes) -> bool:
-    """Whether the first picture lists more strips or tiles than a sound one has."""
+    """Whether the first image lists more strips or tiles than a sound one has."""
     return any(tag in _OFFSETS and count > MAX_PARTS for tag, count, _value in _entries(encoded))
 
 

@@ -40,7 +40,7 @@ def find_bottleneck(figures: RunMetrics, config: JobConfig) -> Bottleneck | None
 def _advice(stage: str, config: JobConfig) -> str:
     vision, placement = config.vision, config.placement
     if stage == "read":
-        return "put the pictures on a faster disk, or make them smaller before"
+        return "put the images on a faster disk, or make them smaller before"
     if stage == "vision":
         faster = "" if vision.dtype is VisionDtype.INT8 else "--vision-backend onnx --vision-dtype int8, or "
         if vision.backend is VisionBackend.ONNX and faster:

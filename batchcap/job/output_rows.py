@@ -8,14 +8,14 @@ from batchcap.core.records import (
     CaptionRow,
     Duplicate,
     Failure,
+    ImageFacts,
     ImageRow,
-    PictureFacts,
     PromptColumns,
     Status,
 )
 
 
-def caption_row(row: ImageRow, result: tuple[Caption, ...] | Failure, facts: PictureFacts | None) -> CaptionRow:
+def caption_row(row: ImageRow, result: tuple[Caption, ...] | Failure, facts: ImageFacts | None) -> CaptionRow:
     """The output row of a row that has ended with captions, one for each prompt, or a failure."""
     values: dict[str, Any] = {"id": row.id, "source": row.source, "row": row.row}
     if facts is not None:
@@ -50,7 +50,7 @@ def _of_a_prompt(caption: Caption) -> dict[str, Any]:
 
 
 def duplicate_row(row: ImageRow, duplicate: Duplicate, of: CaptionRow) -> CaptionRow:
-    """The output row of a row whose picture has been captioned as another row; no time was spent on it but reading."""
+    """The output row of a row whose image has been captioned as another row; no time was spent on it but reading."""
     return replace(
         of,
         id=row.id,

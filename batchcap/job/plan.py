@@ -19,8 +19,8 @@ from batchcap.inputs.parquet import ParquetLayout, column_options, quoted, read_
 from batchcap.inputs.parquet_rows import (
     RowReader,
     carried_reader,
+    image_reader,
     image_row,
-    picture_reader,
     read_columns,
     read_rows,
 )
@@ -60,7 +60,7 @@ class Plan:
         self._layouts: dict[Path, ParquetLayout] = {}
         self._passthrough: pa.Schema | None = None
         # One file open for each purpose: a job may have thousands.
-        self._pictures: RowReader | None = None
+        self._images: RowReader | None = None
         self._columns: RowReader | None = None
 
     @property
@@ -146,17 +146,17 @@ class Plan:
                 continue
             file = Path(os.fsdecode(path))
             layout = self._layout(file)
-            if self._pictures is None or self._pictures.path != file:
-                self._pictures = picture_reader(file, layout)
+            if self._images is None or self._images.path != file:
+                self._images = image_reader(file, layout)
             skip = inside[0] - first_row
-            for offset, values in enumerate(read_rows(self._pictures, start + skip, 1 + inside[-1] - inside[0]), skip):
+            for offset, values in enumerate(read_rows(self._images, start + skip, 1 + inside[-1] - inside[0]), skip):
                 if first_row + offset in wanted:
                     yield image_row(values, layout, (first_row + offset, name, file, start + offset))
 
     def shard_columns(self, shard: Shard) -> pa.Table | None:
         """The carried columns of a shard, one row for each of its rows; None where none are carried.
 
-        Every shard has the same columns: null for a picture file, and where a Parquet file lacks a column that another
+        Every shard has the same columns: null for an image file, and where a Parquet file lacks a column that another
         one has.
 
         Raises:

@@ -28,7 +28,7 @@ from batchcap.store.journal import Journal
 from batchcap.store.parts import (
     TALLY_KEY,
     UNNAMED,
-    captioned_pictures,
+    captioned_images,
     part_metadata,
     read_passthrough,
     read_row,
@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 # One fsync for so many rows, or so long after the first of them: a kill costs at most this much work.
 FLUSH_ROWS = 512
 FLUSH_INTERVAL_S = 0.5
-SAY_NOTHING_OF_THE_PICTURE = frozenset({ErrorKind.MISSING, ErrorKind.UNREADABLE, ErrorKind.CRASHED, ErrorKind.INTERNAL})
-# Rows kept in memory whose pictures other rows have, too.
+SAY_NOTHING_OF_THE_IMAGE = frozenset({ErrorKind.MISSING, ErrorKind.UNREADABLE, ErrorKind.CRASHED, ErrorKind.INTERNAL})
+# Rows kept in memory whose images other rows have, too.
 TWINNED_ROWS = 256
 
 
@@ -108,8 +108,8 @@ class Recorder:
             wanted = state.reopened if state.has_part else set(range(*state.shard.span))
             yield from self._plan.shard_rows(state.shard, wanted - self._journal.done_indexes(state.shard))
 
-    def captioned_pictures(self, most: int) -> list[tuple[str, int]]:
-        """Digest and row index of pictures that earlier runs captioned at the first try: the last `most`, in order."""
+    def captioned_images(self, most: int) -> list[tuple[str, int]]:
+        """Digest and row index of images that earlier runs captioned at the first try: the last `most`, in order."""
         found: list[tuple[str, int]] = []
         for shard in reversed(self._plan.shards()):
             if len(found) >= most:
@@ -121,7 +121,7 @@ class Recorder:
                     (row.image_sha256, index) for index, row in ended if (row.status, row.attempts) == (Status.OK, 1)
                 ]
             else:
-                places = captioned_pictures(self._folder.part_path(shard.seq))
+                places = captioned_images(self._folder.part_path(shard.seq))
                 rows = [(sha256, shard.first_row + index) for index, sha256 in places]
             found += [(sha256, index) for sha256, index in reversed(rows) if sha256 is not None]
         return found[:most][::-1]
@@ -133,7 +133,7 @@ class Recorder:
         for outcome in outcomes:
             if isinstance(outcome.result, Duplicate):
                 of = outcome.result.of
-                # Not the caption that stays for it: that may be of another picture.
+                # Not the caption that stays for it: that may be of another image.
                 row = duplicate_row(outcome.row, outcome.result, self._failed_again.get(of) or self._recorded(of))
                 self._twins.add(outcome.row.index)
             else:
@@ -145,14 +145,14 @@ class Recorder:
     def _keep_earlier_caption(self, index: int, row: CaptionRow) -> CaptionRow:
         """The row as it is kept: a caption that was to be replaced stays where there is no other.
 
-        Where the picture is another one now, that holds only for failures that do not speak of the picture.
+        Where the image is another one now, that holds only for failures that do not speak of the image.
         """
         reopened = self._journal.retry(index) if self._has_reopened else None
         if reopened is None:
             return row
         before, attempts = reopened.before, reopened.before.attempts + 1
         has_failed = row.status is Status.FAILED and before.status is Status.OK
-        if has_failed and (not reopened.is_changed or row.error_kind in SAY_NOTHING_OF_THE_PICTURE):
+        if has_failed and (not reopened.is_changed or row.error_kind in SAY_NOTHING_OF_THE_IMAGE):
             self._failed_again[index] = row
             log.warning("%s keeps its caption: tried again, it failed as %s", one_line(row.id), row.error_kind)
             return replace(before, attempts=attempts)

@@ -25,12 +25,12 @@ _SHOWN_NAMES = 5
 
 
 class _EndedRows:
-    """The rows that have ended, by shard; the last shard is kept, since one picture after the other asks for it."""
+    """The rows that have ended, by shard; the last shard is kept, since one image after the other asks for it."""
 
     def __init__(self, folder: JobFolder, journal: Journal) -> None:
         self._folder = folder
         self._journal = journal
-        self.has_unread = False  # whether a picture of the last source could not be read
+        self.has_unread = False  # whether an image of the last source could not be read
         self._shard: Shard | None = None
         self._rows: dict[int, CaptionRow] = {}
 
@@ -108,7 +108,7 @@ class RetryPlanner:
     def handle_changed_inputs(self, on_changed: OnChanged) -> None:
         """Do as the person wants with captions whose input is not what it was.
 
-        A picture has changed if its bytes are not those that were captioned; only pictures of another size or time
+        An image has changed if its bytes are not those that were captioned; only images of another size or time
         than before are read. A Parquet file has changed if its size or time has. Rows without a caption are not
         asked about: they are read as they are now.
 
@@ -139,7 +139,7 @@ class RetryPlanner:
         if on_changed is OnChanged.RECAPTION:
             unchanged += changed
             if count:
-                log.info("%s changed: %d rows are captioned again", names or "pictures that failed have", count)
+                log.info("%s changed: %d rows are captioned again", names or "images that failed have", count)
         elif changed:
             log.warning("%s changed; the captions are kept (--on-changed recaption writes them anew)", names)
         self.plan.accept(unchanged)

@@ -16,7 +16,7 @@ from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, Stora
 from batchcap.core.records import RowCounts
 from batchcap.core.text import format_duration, one_line
 from batchcap.engines.base import Engine
-from batchcap.engines.dedup import REMEMBERED_PICTURES
+from batchcap.engines.dedup import REMEMBERED_IMAGES
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.profiles import resolve
 from batchcap.engines.tuned import read_tuned
@@ -218,7 +218,7 @@ class JobRun:
                 FEW_TOKENS_FOR_THINKING,
             )
         if len(names := self._config.generation.prompt_names) > 1:
-            log.info("asking %d prompts of each picture: %s", len(names), ", ".join(names))
+            log.info("asking %d prompts of each image: %s", len(names), ", ".join(names))
         for remark in self._remarks:
             log.info("%s", remark)
         log.info("loading the model")
@@ -226,7 +226,7 @@ class JobRun:
         monitor = Monitor(stats, self._started_s)
         with closing(make_engine(self._bundle, self._config, self._stop_in_time)) as engine:
             if not self._config.generation.depends_on_row and not self._retry_settings:
-                engine.seed_dedup(recorder.captioned_pictures(REMEMBERED_PICTURES))
+                engine.seed_dedup(recorder.captioned_images(REMEMBERED_IMAGES))
             progress.start(self._total_rows or 0, recorder.counts.rows)
             try:
                 caption_rows(recorder, engine, monitor, progress, self._stop_in_time)

@@ -20,7 +20,7 @@ class JobState(StrEnum):
     COMPLETE = "complete"
     STOPPED = "stopped"  # --max-runtime, SIGTERM or SIGHUP, with work left
     INTERRUPTED = "interrupted"  # Ctrl-C
-    FAILED = "failed"  # an error that is not about one picture
+    FAILED = "failed"  # an error that is not about one image
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class RunMetrics:
         working_s: from the first row handed out to the last one finished: model loading is not in it.
         stage_busy_s: seconds of work by stage, summed over its workers.
         peak_memory_mib: most memory of all processes together, shared pages counted once.
-        twins: rows of this run whose picture had been captioned as another row.
+        twins: rows of this run whose image had been captioned as another row.
         images: images captioned in this run: its rows without twins, failures, and rows that kept an earlier caption.
     """
 

@@ -1,7 +1,7 @@
-"""Owns the check that a picture's caption is the same wherever it is made, on this CPU, with this model.
+"""Owns the check that an image's caption is the same wherever it is made, on this CPU, with this model.
 
 The same bits are asked for: of a row in batches of any size, of a prompt prefilled in parts, with the threads that one
-decoder and several have, and of a picture encoded alone and beside others.
+decoder and several have, and of an image encoded alone and beside others.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 MIN_SLOTS = 32
 MAX_DECODERS = 4
-# Merge blocks down and across: odd shapes, so that pictures begin anywhere in a pass.
+# Merge blocks down and across: odd shapes, so that images begin anywhere in a pass.
 GRIDS = ((3, 5), (1, 7), (6, 4), (2, 2))
 SEED = 1
 
@@ -57,7 +57,7 @@ def check_determinism(bundle: Bundle, config: JobConfig) -> Determinism:
     vision_broken = _vision(bundle, config, vision_threads)
     facts = {
         "decoder": broken or f"equal in batches of 1 to {most}, {_of(threads)}; rows go in multiples of {tile}",
-        "vision": vision_broken or f"equal for pictures alone and together, {_of(vision_threads)}",
+        "vision": vision_broken or f"equal for images alone and together, {_of(vision_threads)}",
     }
     problems = [
         f"on this CPU a caption may depend on where it is made: {found}. Give --slots, --decoders and threads the same "
@@ -90,20 +90,20 @@ def _decoder(bundle: Bundle, threads: Sequence[int], most: int) -> tuple[int, st
 
 def _vision(bundle: Bundle, config: JobConfig, threads: Sequence[int]) -> str | None:
     """What breaks the promise in the vision encoder, if anything does."""
-    pictures = [_picture(bundle.geometry.vision, number, grid) for number, grid in enumerate(GRIDS)]
+    images = [_image(bundle.geometry.vision, number, grid) for number, grid in enumerate(GRIDS)]
     seen = list[list[Features]]()
     for count in threads:
         lanes = lane_count(count)
         encoder = load_encoder(bundle, config.vision, count, lanes)
-        seen.append(encoder.encode(pictures, lanes))
-        alone = [encoder.encode([picture])[0] for picture in pictures]
+        seen.append(encoder.encode(images, lanes))
+        alone = [encoder.encode([image])[0] for image in images]
         if not _equal(seen[-1], alone):
-            return f"pictures differ when they are encoded beside others ({_of([count])})"
+            return f"images differ when they are encoded beside others ({_of([count])})"
         del encoder
-    return None if _equal(seen[0], seen[-1]) else f"pictures differ with the encoder's threads ({_of(threads)})"
+    return None if _equal(seen[0], seen[-1]) else f"images differ with the encoder's threads ({_of(threads)})"
 
 
-def _picture(geometry: VisionGeometry, number: int, grid: tuple[int, int]) -> Patches:
+def _image(geometry: VisionGeometry, number: int, grid: tuple[int, int]) -> Patches:
     down, across = (blocks * geometry.merge_size for blocks in grid)
     random = np.random.default_rng((SEED, number))
     values = random.uniform(-1, 1, (down * across, geometry.patch_values)).astype(np.float32)

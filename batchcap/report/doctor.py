@@ -131,7 +131,7 @@ def _plan(bundle: Bundle, resolution: Resolution) -> tuple[dict[str, str], str |
     facts = {
         "profile": resolution.why,
         "vision": f"{backend} {dtype} on {threads.vision} threads ({_why_encoder(vision, dtype)})",
-        "visual tokens": f"at most {vision.max_visual_tokens} a picture, {bundle.geometry.vision.token_side_px} x "
+        "visual tokens": f"at most {vision.max_visual_tokens} an image, {bundle.geometry.vision.token_side_px} x "
         f"{bundle.geometry.vision.token_side_px} pixels each",
         "decoders": f"{placement.decoders} with {slots} slots{fewer} and {threads.decoder} threads",
         "cores": plan_for(placement).to_text(),

@@ -1,4 +1,4 @@
-"""Owns `report.html`: pictures with their captions on one page without scripts, for people who would rather look."""
+"""Owns `report.html`: images with their captions on one page without scripts, for people who would rather look."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -44,10 +44,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A picture and what was said of it, or why nothing was; `is_ok` where all of it looks as it should."""
+    """An image and what was said of it, or why nothing was; `is_ok` where all of it looks as it should."""
 
     id: str
-    picture: str | None
+    image: str | None
     answers: list[Answer]
     failure: str | None
     facts: str
@@ -56,20 +56,20 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Pictures a minute over the time of all runs, as the points of an SVG polyline."""
+    """Images a minute over the time of all runs, as the points of an SVG polyline."""
 
     points: str
     most: float
     hours: float
 
 
-def write_page(output: Path, to: Path | None = None, pictures: int = 200) -> Path:
-    """Write the page of a job; half of its pictures, at most, are those to be looked at first.
+def write_page(output: Path, to: Path | None = None, images: int = 200) -> Path:
+    """Write the page of a job; half of its images, at most, are those to be looked at first.
 
     Args:
         output: the job folder; a run may be at work on it.
         to: the page; None: `report.html` in the folder of the job's state.
-        pictures: how many are shown.
+        images: how many are shown.
 
     Returns:
         Where the page is.
@@ -84,9 +84,7 @@ def write_page(output: Path, to: Path | None = None, pictures: int = 200) -> Pat
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise UsageError(f"{target} can't be the page: name a file in a folder that is there with --to")
     configuration = _configuration(folder)
-    cards = Journal.look_into(
-        folder.journal_path, lambda journal: list(_cards(folder, journal, configuration, pictures))
-    )
+    cards = Journal.look_into(folder.journal_path, lambda journal: list(_cards(folder, journal, configuration, images)))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("batchcap.report", "."),
         autoescape=True,  # names and captions are anybody's
@@ -134,7 +132,7 @@ def _cards(folder: JobFolder, journal: Journal, configuration: dict[str, Any], m
             wanted = {index for index in chosen if shard.first_row <= index < shard.first_row + shard.rows}
             if wanted:
                 rows = _rows(folder, journal, shard)
-                shown = {row.index: thumbnails.make(row) for row in _pictures(plan, shard, wanted)}
+                shown = {row.index: thumbnails.make(row) for row in _images(plan, shard, wanted)}
                 for index in sorted(wanted & rows.keys()):
                     yield _card(rows[index], names, shown.get(index))
 
@@ -167,13 +165,13 @@ def _spread(indexes: list[int], most: int) -> list[int]:
     return [indexes[int(index)] for index in np.linspace(0, len(indexes) - 1, most)] if most else []
 
 
-def _pictures(plan: Plan, shard: Shard, wanted: set[int]) -> Iterator[ImageRow]:
-    """Where the pictures of some rows of a shard are, or themselves; what is left of them where an input is gone."""
+def _images(plan: Plan, shard: Shard, wanted: set[int]) -> Iterator[ImageRow]:
+    """Where the images of some rows of a shard are, or themselves; what is left of them where an input is gone."""
     with suppress(UsageError):
         yield from plan.shard_rows(shard, wanted)
 
 
-def _card(row: CaptionRow, names: list[str], picture: str | None) -> Card:
+def _card(row: CaptionRow, names: list[str], image: str | None) -> Card:
     failure = None
     answers = list[Answer]()
     if row.status is Status.FAILED:
@@ -188,7 +186,7 @@ def _card(row: CaptionRow, names: list[str], picture: str | None) -> Card:
         f"{row.visual_tokens} visual tokens" if row.visual_tokens else "",
         f"tried {row.attempts} times" if row.attempts > 1 else "",
     ]
-    return Card(row.id, picture, answers, failure, ", ".join(filter(None, facts)), row.is_ok)
+    return Card(row.id, image, answers, failure, ", ".join(filter(None, facts)), row.is_ok)
 
 
 def _facts(status: JobStatus, configuration: dict[str, Any]) -> list[tuple[str, str]]:

@@ -168,7 +168,7 @@ def read_status(output: Path) -> JobStatus:
 
 
 def first_captions(output: Path, count: int) -> str:
-    """The captions of a job's first pictures as a table of picture and caption; of several prompts a line for each."""
+    """The captions of a job's first images as a table of image and caption; of several prompts a line for each."""
     folder = JobFolder.open_existing(output)
     rows = [line for lines in islice(_captions(folder), count) for line in lines]
     if not rows:
@@ -178,7 +178,7 @@ def first_captions(output: Path, count: int) -> str:
 
 
 def _captions(folder: JobFolder) -> Iterator[list[tuple[str, str]]]:
-    """The lines of each row, as picture and caption."""
+    """The lines of each row, as image and caption."""
     for path in folder.part_paths():
         try:
             columns = {name: column_name("caption", name) for name in prompt_names(path)}

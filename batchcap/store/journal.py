@@ -22,7 +22,7 @@ from batchcap.store.untouched import open_untouched, stamp
 SPACE_NEEDED_BYTES = 32 * 1024
 MAX_LOOKS = 5
 T = TypeVar("T")
-_FURTHER = "further"
+_FURTHER = "further"  # the key of `extra_prompts` in the journal, as earlier versions wrote it
 _COLUMNS = tuple(field.name for field in fields(CaptionRow) if field.name != "extra_prompts")
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -33,7 +33,7 @@ class ReopenedRow:
 
     Attributes:
         before: how it has ended.
-        is_changed: whether its picture is another one now.
+        is_changed: whether its image is another one now.
         settings: what it is captioned with, where that is not what the job has.
     """
 
@@ -203,7 +203,7 @@ class Journal:
         Args:
             rows: row index, and how the row has ended.
             settings: of the run, where they are not the job's.
-            is_changed: whether the reason is that their picture is another one now.
+            is_changed: whether the reason is that their image is another one now.
 
         Raises:
             StorageError: the journal can't be written.

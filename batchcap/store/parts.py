@@ -226,8 +226,8 @@ def first_failure(path: Path, kind: str) -> CaptionRow | None:
         return read_row(path, kinds.index(kind)) if kind in kinds else None
 
 
-def captioned_pictures(path: Path) -> list[tuple[int, str]]:
-    """The rows of a part file that were captioned at the first try: place in it from 0, and the picture's hex digest.
+def captioned_images(path: Path) -> list[tuple[int, str]]:
+    """The rows of a part file that were captioned at the first try: place in it from 0, and the image's hex digest.
 
     Later tries may have had other settings.
     """

@@ -37,7 +37,7 @@ class DecodingLimits:
         error: largest difference of a prefill's logit, as a part of the largest logit.
         divergence: mean Kullback-Leibler divergence of the next token's distribution, in nats.
         same_top: share of steps with the same likeliest token.
-        same_captions: share of pictures with the same greedy token ids.
+        same_captions: share of images with the same greedy token ids.
     """
 
     error: float
@@ -47,8 +47,8 @@ class DecodingLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What is known of one picture when its decoding is compared.
+class Image:
+    """What is known of one image when its decoding is compared.
 
     Attributes:
         name: for a person.
@@ -63,7 +63,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class DecodingPlan:
-    """What is asked about each picture, and how much room that needs."""
+    """What is asked about each image, and how much room that needs."""
 
     prompt: PromptTemplate
     steps: int
@@ -75,18 +75,16 @@ class DecodingPlan:
         return self.prompt.text_tokens + self.max_visual_tokens + self.steps
 
 
-def check_logits(
-    bundle: Bundle, plan: DecodingPlan, pictures: Sequence[Picture], limits: DecodingLimits
-) -> Iterator[Row]:
+def check_logits(bundle: Bundle, plan: DecodingPlan, images: Sequence[Image], limits: DecodingLimits) -> Iterator[Row]:
     """Compare the logits after the prompt and after each of the reference's own tokens."""
     decoder = ForcedDecoder(bundle, plan)
     distances = []
-    for picture in tqdm(pictures, desc="logits", unit="picture", disable=None, leave=False):
-        found = decoder.logits(picture.features, picture.expected.token_ids)
-        distances.append([distance(*pair) for pair in zip(picture.expected.logits, found, strict=True)])
-    prefills = [of_picture[0] for of_picture in distances]
+    for image in tqdm(images, desc="logits", unit="image", disable=None, leave=False):
+        found = decoder.logits(image.features, image.expected.token_ids)
+        distances.append([distance(*pair) for pair in zip(image.expected.logits, found, strict=True)])
+    prefills = [of_image[0] for of_image in distances]
     worst = int(np.argmax([one.error for one in prefills]))
-    names = [picture.name for picture in pictures]
+    names = [image.name for image in images]
     yield Row("prefill, logits", prefills[worst].error, limits.error, unit="of the largest", worst=names[worst])
     yield _divergence("prefill, divergence", [[one] for one in prefills], names, limits.divergence)
     yield _divergence(f"{plan.steps} steps, divergence", distances, names, limits.divergence)
@@ -98,21 +96,19 @@ def check_logits(
 
 
 def check_captions(
-    bundle: Bundle, plan: DecodingPlan, pictures: Sequence[Picture], limits: DecodingLimits
+    bundle: Bundle, plan: DecodingPlan, images: Sequence[Image], limits: DecodingLimits
 ) -> Iterator[Row]:
     """Compare greedy token ids with the reference's, and those of a batch with those written one by one."""
-    features = [picture.features for picture in pictures]
+    features = [image.features for image in images]
     single = greedy_ids(bundle, plan, features, slots=1)
     batched = greedy_ids(bundle, plan, features, slots=min(BATCH, len(features)))
     stop = bundle.geometry.tokens.stop
     other = [
-        picture.name
-        for picture, found in zip(pictures, single, strict=True)
-        if found != picture.expected.caption_ids(stop)
+        image.name for image, found in zip(images, single, strict=True) if found != image.expected.caption_ids(stop)
     ]
-    share = 1 - len(other) / len(pictures)
+    share = 1 - len(other) / len(images)
     yield Row("greedy ids, same captions", share, limits.same_captions, Bound.AT_LEAST, worst=", ".join(other[:2]))
-    alone = [picture.name for picture, one, many in zip(pictures, single, batched, strict=True) if one != many]
+    alone = [image.name for image, one, many in zip(images, single, batched, strict=True) if one != many]
     yield Row("greedy ids, batched against single", len(alone), 0, unit="captions", worst=", ".join(alone[:2]))
 
 
@@ -169,8 +165,8 @@ def _first_row(outputs: DecoderOutputs) -> Float32Array:
 
 
 def _divergence(check: str, distances: Sequence[Sequence[Distance]], names: Sequence[str], limit: float) -> Row:
-    """The mean over all steps of all pictures; told is the worst of them."""
+    """The mean over all steps of all images; told is the worst of them."""
     values = np.array([[one.divergence for one in steps] for steps in distances])
-    picture, step = (int(index) for index in np.unravel_index(values.argmax(), values.shape))
-    told = f"{names[picture]} step {step}: {values[picture, step]:.3g}"
+    image, step = (int(index) for index in np.unravel_index(values.argmax(), values.shape))
+    told = f"{names[image]} step {step}: {values[image, step]:.3g}"
     return Row(check, float(values.mean()), limit, unit="nats", worst=told)

@@ -14,7 +14,7 @@ from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import write_part
 from tests.e2e.command import batchcap
-from tests.e2e.inputs import picture
+from tests.e2e.inputs import image
 from tests.store.records import caption_row
 
 # Clear the screen, set the title, a one-character CSI, turn the text around, forge a line, ring.
@@ -52,11 +52,11 @@ def test_words_of_all_languages_stay(text: str) -> None:
 
 
 def test_names_of_files(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
-    """As pictures, as files skipped by their extension, as folders that can't be looked into."""
+    """As images, as files skipped by their extension, as folders that can't be looked into."""
     for number, name in enumerate((*HOSTILE, FORMULA, MARKUP)):
         name = name.replace("/", "_")  # noqa: PLW2901 - no name has one
         (tmp_path / "in" / name).mkdir(parents=True)
-        (tmp_path / "in" / name / f"{name}.png").write_bytes(picture(number))
+        (tmp_path / "in" / name / f"{name}.png").write_bytes(image(number))
         (tmp_path / "in" / f"file.{name}").touch()
     (tmp_path / "in" / HOSTILE[0]).chmod(0)
     options = ("-m", tiny_bundle_int4.folder, "--vision-backend", "onnx", "--max-new-tokens", "4", "--show", "99")

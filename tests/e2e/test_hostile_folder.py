@@ -41,7 +41,7 @@ def test_every_file_of_a_hostile_folder_is_a_row(tmp_path: Path, tiny_bundle_int
     for name, row in rows.items():
         assert row["status"] == ("ok" if kinds[name] is None else "failed"), name
         assert (row["caption"] is None) == (row["error_message"] is not None) == (row["status"] == "failed"), name
-    # REFUSED is for what a Parquet file has for a picture.
+    # REFUSED is for what a Parquet file has for an image.
     assert set(ErrorKind) - set(kinds.values()) == {ErrorKind.CRASHED, ErrorKind.INTERNAL, ErrorKind.REFUSED}
 
     assert "a new one is started" not in process.stderr

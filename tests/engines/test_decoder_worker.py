@@ -47,15 +47,15 @@ class Hand:
         return self._messages.pop(0)
 
 
-def picture(bundle: Bundle, index: int) -> Features:
+def image(bundle: Bundle, index: int) -> Features:
     hidden, levels = bundle.geometry.text.hidden_size, len(bundle.geometry.vision.deepstack_levels)
     random = np.random.default_rng(index)
     embeds = random.standard_normal((6, hidden), np.float32)
     return Features(index, embeds, random.standard_normal((levels, 6, hidden), np.float32), (2, 3), 0, 0, "", 0.0, 0.0)
 
 
-def pictures(bundle: Bundle, count: int) -> list[DecodeWork]:
-    return [DecodeWork(f"row-{index}", picture(bundle, index)) for index in range(count)]
+def images(bundle: Bundle, count: int) -> list[DecodeWork]:
+    return [DecodeWork(f"row-{index}", image(bundle, index)) for index in range(count)]
 
 
 def outcomes(ours: Connection, rows: int) -> dict[int, tuple[Caption, ...] | Failure]:
@@ -89,10 +89,10 @@ def serve(
 
 def test_a_row_that_can_not_be_admitted_fails_alone(tiny_bundle_fp32: Bundle) -> None:
     bundle = tiny_bundle_fp32
-    good, other = picture(bundle, 0), picture(bundle, 4)
-    narrow = dataclasses.replace(picture(bundle, 1), embeds=good.embeds[:, :-1])
-    larger = dataclasses.replace(picture(bundle, 2), embeds=np.repeat(good.embeds, 4, 0), grid=(4, 6))
-    levelless = dataclasses.replace(picture(bundle, 3), deepstack=good.deepstack[:0])
+    good, other = image(bundle, 0), image(bundle, 4)
+    narrow = dataclasses.replace(image(bundle, 1), embeds=good.embeds[:, :-1])
+    larger = dataclasses.replace(image(bundle, 2), embeds=np.repeat(good.embeds, 4, 0), grid=(4, 6))
+    levelless = dataclasses.replace(image(bundle, 3), deepstack=good.deepstack[:0])
     work = [DecodeWork(f"row-{one.index}", one) for one in (narrow, good, larger, levelless, other)]
     ours, theirs = Pipe()
     spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(max_new_tokens=3), 2, 1, 16)
@@ -118,7 +118,7 @@ def make_asking(bundle: Bundle, slots: int) -> tuple[DecoderWorker, Connection]:
 @pytest.mark.parametrize("slots", [1, 2, 7])
 def test_a_row_comes_out_with_an_answer_to_each_prompt(tiny_bundle_fp32: Bundle, slots: int) -> None:
     worker, ours = make_asking(tiny_bundle_fp32, slots)
-    found = serve(worker, ours, pictures(tiny_bundle_fp32, 4))
+    found = serve(worker, ours, images(tiny_bundle_fp32, 4))
     for captions in found.values():
         assert isinstance(captions, tuple)
         assert [caption.prompt for caption in captions] == [0, 1, 2]
@@ -137,7 +137,7 @@ def test_a_prompt_that_can_not_be_prefilled_fails_its_row_alone(
         return prefilled(decoder, given, prompt, slot)
 
     monkeypatch.setattr(ContinuousBatcher, "_prefilled", fail)
-    found = serve(worker, ours, pictures(tiny_bundle_fp32, 3))
+    found = serve(worker, ours, images(tiny_bundle_fp32, 3))
     failure = found[1]
     assert isinstance(failure, Failure)
     assert "RuntimeError: odd" in failure.message
@@ -159,7 +159,7 @@ def test_lack_of_memory_is_no_rows_fault(
     worker = DecoderWorker(spec, theirs)
     monkeypatch.setattr(worker.lanes[0]._decoder, "add_request", fail)
     with pytest.raises(type(error)):
-        worker.run(Hand(*pictures(bundle, 1)))  # type: ignore[arg-type]
+        worker.run(Hand(*images(bundle, 1)))  # type: ignore[arg-type]
 
 
 def make_lanes(
@@ -186,7 +186,7 @@ def written(outcome: tuple[Caption, ...] | Failure) -> list[tuple[int, ...]]:
 
 def test_two_lanes_write_what_one_writes(tiny_bundle_fp32: Bundle) -> None:
     bundle = tiny_bundle_fp32
-    work = pictures(bundle, 23)
+    work = images(bundle, 23)
     texts = []
     for slots in (3, 5):
         worker, ours = make_lanes(bundle, slots)
@@ -215,7 +215,7 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(
     while not seat.is_hung():
         assert time.monotonic() < ends_s
         while seat.rows < 6:  # there is always a next row, so that the lane that is well is never silent
-            seat.give(DecodeWork(f"row-{index}", picture(bundle, index)))
+            seat.give(DecodeWork(f"row-{index}", image(bundle, index)))
             index += 1
         while ours.poll(0.01):
             message = ours.recv()
@@ -231,7 +231,7 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(
 
 def test_lanes_that_have_nothing_to_do_say_so(tiny_bundle_fp32: Bundle) -> None:
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
-    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 3))
+    inbox: Any = EndlessInbox(*images(tiny_bundle_fp32, 3))
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     last: dict[int, StageTime] = {}
     rows = 0
@@ -244,9 +244,9 @@ def test_lanes_that_have_nothing_to_do_say_so(tiny_bundle_fp32: Bundle) -> None:
             rows += 1
 
 
-def test_each_lane_asks_all_prompts_of_its_pictures(tiny_bundle_fp32: Bundle) -> None:
+def test_each_lane_asks_all_prompts_of_its_images(tiny_bundle_fp32: Bundle) -> None:
     worker, ours = make_lanes(tiny_bundle_fp32, 4, prompt=ASKED)
-    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 9))
+    inbox: Any = EndlessInbox(*images(tiny_bundle_fp32, 9))
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     for captions in outcomes(ours, 9).values():
         assert isinstance(captions, tuple)
@@ -259,7 +259,7 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle, mon
 
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
     monkeypatch.setattr(worker.lanes[1]._decoder, "step", fail)
-    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 40))
+    inbox: Any = EndlessInbox(*images(tiny_bundle_fp32, 40))
     with pytest.raises(MemoryError, match="no room"):
         worker.run(inbox)
     while ours.poll():
@@ -277,7 +277,7 @@ HOLDS_SIGN = (
 def test_no_step_of_few_rows_while_the_encoder_is_at_work(tiny_bundle_fp32: Bundle) -> None:
     bundle, sign_file = tiny_bundle_fp32, make_sign_file()
     worker, ours = make_lanes(bundle, 4, sign_file)
-    inbox: Any = EndlessInbox(*pictures(bundle, 1))
+    inbox: Any = EndlessInbox(*images(bundle, 1))
     command = [sys.executable, "-c", HOLDS_SIGN, str(sign_file)]
     encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[sign_file])
     assert encoder.stdout is not None
@@ -298,7 +298,7 @@ def test_a_lane_loses_patience(tiny_bundle_fp32: Bundle, monkeypatch: pytest.Mon
     monkeypatch.setattr(decoder_lane, "PATIENCE_S", 0.2)
     monkeypatch.setattr(BusyFlag, "is_set", lambda _sign: True)
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
-    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 1))
+    inbox: Any = EndlessInbox(*images(tiny_bundle_fp32, 1))
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     assert outcomes(ours, 1).keys() == {0}
 

@@ -44,7 +44,7 @@ def engine(
 
     monkeypatch.setattr(process, "_popen", popen)
     monkeypatch.setattr(local, "_sharing", lambda _: True)
-    limits = LimitConfig(picture_timeout_s=timeout_s)
+    limits = LimitConfig(image_timeout_s=timeout_s)
     config = JobConfig(
         InputConfig(("p",)), "o", generation=generation, placement=PlacementConfig(**placement), limits=limits
     )
@@ -118,7 +118,7 @@ def test_every_row_has_one_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
             assert [caption.text for caption in outcome.result] == [f"of good-{index}"]
             assert outcome.facts is not None
             assert (outcome.facts.width, outcome.facts.height, outcome.facts.vision_ms) == (64, 48, 2.0)
-        assert outcome.row.data is None, "pictures must not pile up here"
+        assert outcome.row.data is None, "images must not pile up here"
     assert load.busy_s == {"read": 0.0, "vision": 13 * 0.5, "prefill": 0.0, "decode": 13 * 0.25}
     assert (load.reading_rows, load.queue_rows, load.queue_mib, load.decoding_rows) == (0, 0, 0.0, 0)
 
@@ -196,9 +196,7 @@ def test_a_decoder_holds_no_more_rows_than_its_slots_answer(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("temperature", "find_twins"), [(0.0, True), (0.7, False)])
-def test_draws_make_equal_pictures_differ(
-    monkeypatch: pytest.MonkeyPatch, temperature: float, find_twins: bool
-) -> None:
+def test_draws_make_equal_images_differ(monkeypatch: pytest.MonkeyPatch, temperature: float, find_twins: bool) -> None:
     specs = remembered_specs(monkeypatch)
     with engine(monkeypatch, generation=GenerationConfig(temperature=temperature)) as made:
         made._start_workers()
@@ -224,7 +222,7 @@ def test_room_is_bounded_by_what_features_may_take(monkeypatch: pytest.MonkeyPat
     assert given == 2
 
 
-def test_a_picture_larger_than_the_queue_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_larger_than_the_queue_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with engine(monkeypatch, vision="never ready", queue_mib=1) as waiting:
         waiting._start_workers()
         waiting._largest_bytes = 5 * 1024 * 1024

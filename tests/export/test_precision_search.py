@@ -14,7 +14,7 @@ from batchcap.core.errors import UsageError
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.checkpoint.scaling import SCALES_FILE
 from batchcap.export.export import export_bundle
-from batchcap.export.quality.pictures import PictureChoice
+from batchcap.export.quality.images import ImageChoice
 from batchcap.export.search import precision_search
 from batchcap.export.search.precision_search import Search, ladder
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
@@ -23,7 +23,7 @@ from tests.export.drawings import drawn_once
 
 SHAPE = Shape(layers=2, levels=(0,), vision_depth=1)
 OPTIONS = ExportOptions(context=256)
-CHOICE = PictureChoice(count=2, max_visual_tokens=16)
+CHOICE = ImageChoice(count=2, max_visual_tokens=16)
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_scales_of_the_chosen_one_are_kept(checkpoint: Path, tmp_path: Path, mon
         ("--auto --calibrate /nowhere/at/all", "/nowhere/at/all does not exist"),
         ("--calibrate /nowhere/at/all", "/nowhere/at/all does not exist"),
         ("--max-kl 0.1", "only --auto keeps to --max-kl, and it is not given: give both, or leave it out"),
-        ("--prompt Why?", "--prompt is asked about the pictures of --calibrate or --auto, and neither is given"),
+        ("--prompt Why?", "--prompt is asked about the images of --calibrate or --auto, and neither is given"),
         ("--precision w8a8 --block-size 64", "w8a8 has one scale for each output, so --block-size says nothing"),
         ("--precision fp32 --algorithm rtn", "fp32 rounds nothing, so --algorithm says nothing: leave one"),
         ("--precision int8 --int8-matrices head", "int8 gives every matrix 8 bits, so --int8-matrices says nothing"),

@@ -22,7 +22,7 @@ CELLS = st.lists(st.none() | st.binary(min_size=1, max_size=40), max_size=40)
 
 @dataclass(frozen=True)
 class File:
-    """A Parquet file to be: its pictures, how they are held, and how the file is cut and packed."""
+    """A Parquet file to be: its images, how they are held, and how the file is cut and packed."""
 
     cells: list[bytes | None]
     kind: pa.DataType
@@ -33,14 +33,14 @@ class File:
 
     def write(self, path: Path) -> None:
         if self.kind == IMAGE_STRUCT:
-            pictures = pa.array([cell and {"bytes": cell, "path": "x"} for cell in self.cells], IMAGE_STRUCT)
+            images = pa.array([cell and {"bytes": cell, "path": "x"} for cell in self.cells], IMAGE_STRUCT)
         elif pa.types.is_dictionary(self.kind):
-            pictures = pa.array(self.cells, pa.binary()).dictionary_encode()
+            images = pa.array(self.cells, pa.binary()).dictionary_encode()
         else:
-            pictures = pa.array(self.cells, self.kind)
+            images = pa.array(self.cells, self.kind)
         keys = [f"{path.stem}/{row}" for row in range(len(self.cells))]
         pq.write_table(
-            pa.table({"image": pictures, "key": keys, "number": pa.array(range(len(self.cells)), pa.int64())}),
+            pa.table({"image": images, "key": keys, "number": pa.array(range(len(self.cells)), pa.int64())}),
             path,
             row_group_size=self.group_rows,
             compression=self.compression,

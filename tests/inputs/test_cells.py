@@ -11,7 +11,7 @@ from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import ImageRow
 from batchcap.inputs.encoded import read_encoded
 from batchcap.inputs.parquet import read_layout
-from tests.images.pictures import encode, noise
+from tests.images.samples import encode, noise
 from tests.inputs.parquets import IMAGE_STRUCT, write_table
 from tests.inputs.test_parquet import planned, rows_of
 
@@ -88,7 +88,7 @@ def test_a_folder_or_a_file_without_permission_gets_no_hint(tmp_path: Path) -> N
     (tmp_path / "~folder").mkdir()
     write_table(tmp_path / "a.parquet", {"path": ["~folder"]})
     with planned(tmp_path) as plan:
-        assert [failure(row)[1] for row in rows_of(plan)] == [f"{tmp_path}/~folder: is a folder, not a picture file"]
+        assert [failure(row)[1] for row in rows_of(plan)] == [f"{tmp_path}/~folder: is a folder, not an image file"]
 
 
 LISTS = {
@@ -108,7 +108,7 @@ def test_lists_of_images_are_refused_with_what_to_do(tmp_path: Path, name: str) 
     with pytest.raises(UsageError) as named:
         read_layout(path, InputConfig(("x",), image_column="images"))
     assert f"column 'images' of {path} is" in str(named.value)
-    with pytest.raises(UsageError, match="has no column with pictures") as found:
+    with pytest.raises(UsageError, match="has no column with images") as found:
         read_layout(path, InputConfig(("x",)))
     assert text in str(named.value)
     assert f"'images': {text}" in str(found.value)

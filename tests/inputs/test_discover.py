@@ -16,7 +16,7 @@ from batchcap.core.errors import UsageError
 from batchcap.inputs.discover import discover
 from batchcap.inputs.skipped import Skipped
 from batchcap.inputs.source import Source, SourceKind
-from tests.images.pictures import encode, scene
+from tests.images.samples import encode, scene
 
 
 def touch(root: Path, *names: str) -> None:
@@ -80,7 +80,7 @@ def test_no_more_is_held_than_one_folder(tmp_path: Path) -> None:
         touch(
             root,
             *(
-                f"{folder:02d}/a long name of a picture {number:03d}.png"
+                f"{folder:02d}/a long name of an image {number:03d}.png"
                 for folder in range(folders)
                 for number in range(100)
             ),
@@ -106,7 +106,7 @@ def test_the_jobs_own_output_is_no_input(tmp_path: Path) -> None:
     assert ids(tmp_path, tmp_path / "*") == ["a.png"]
 
 
-def test_mixed_folder_gives_pictures_and_parquet(tmp_path: Path) -> None:
+def test_mixed_folder_gives_images_and_parquet(tmp_path: Path) -> None:
     touch(tmp_path / "in", "a.png")
     write_parquet(tmp_path / "in/b.parquet", 5)
     kinds = [(source.id, source.kind, source.rows) for source in found(tmp_path, tmp_path / "in")]
@@ -125,7 +125,7 @@ def test_a_named_image_is_taken_whatever_its_extension_is(tmp_path: Path) -> Non
         ("notes.txt", b"milk, bread", r"text \('milk, bread'\): give the image itself"),
         ("page", b"<!doctype html>", "an HTML page, probably what a server sent in place of the image"),
         ("film.mp4", b"\0\0\0\x20ftypisom", "a video: take single frames out of it"),
-        ("noise.dat", bytes(range(200)), r"no picture in a known format \(JPEG"),
+        ("noise.dat", bytes(range(200)), r"no image in a known format \(JPEG"),
         ("nothing", b"", "empty"),
     ],
 )
@@ -209,7 +209,7 @@ def test_images_of_types_that_cannot_be_read_are_told_apart(tmp_path: Path, capl
     assert "more/**: 1 image skipped of types that can't be read (.heic 1): convert to JPEG or PNG" in caplog.text
 
 
-def test_a_folder_without_a_picture_names_the_extensions(tmp_path: Path) -> None:
+def test_a_folder_without_an_image_names_the_extensions(tmp_path: Path) -> None:
     touch(tmp_path / "in", "a.heic", "b.heic", "c.txt")
     with pytest.raises(
         UsageError, match=r"2 images skipped .*\(\.heic 2\): convert .*; 1 other file skipped \(\.txt 1\)"
@@ -329,7 +329,7 @@ def test_a_table_with_old_files_is_warned_of(
 @pytest.mark.parametrize("name", ["nothing", "nothing/*.png", "empty", "empty/**"])
 def test_nothing_to_caption_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"does not exist|no picture"):
+    with pytest.raises(UsageError, match=r"does not exist|no image"):
         ids(tmp_path, tmp_path / name)
 
 
@@ -355,7 +355,7 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
         ("job.toml", "is a job file: give it to `batchcap run`"),
     ],
 )
-def test_what_holds_pictures_and_is_none_is_refused(tmp_path: Path, name: str, advice: str) -> None:
+def test_what_holds_images_and_is_none_is_refused(tmp_path: Path, name: str, advice: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     suffix = Path(name).suffix
     for given in (name, f"*{suffix}", "."):
@@ -364,7 +364,7 @@ def test_what_holds_pictures_and_is_none_is_refused(tmp_path: Path, name: str, a
         assert "\n" not in str(caught.value)
 
 
-def test_archives_beside_pictures_are_passed_over(tmp_path: Path) -> None:
+def test_archives_beside_images_are_passed_over(tmp_path: Path) -> None:
     for name in ("a.png", "b.tar"):
         (tmp_path / name).write_bytes(b"x")
     assert [source.id for source in discover(InputConfig((str(tmp_path),)), tmp_path / "out")] == ["a.png"]

@@ -23,8 +23,8 @@ from tests.inputs.test_parquet import carried, planned, rows_of
 from tests.store.records import caption_row
 
 ROWS, GROUP_ROWS = 301, 100  # a number of rows that nothing else in a footer has
-PICTURES = [str(row).encode() * 9 for row in range(ROWS)]
-COLUMNS = {"image": PICTURES, "label": [f"label {row}" for row in range(ROWS)], "size": list(range(ROWS))}
+IMAGES = [str(row).encode() * 9 for row in range(ROWS)]
+COLUMNS = {"image": IMAGES, "label": [f"label {row}" for row in range(ROWS)], "size": list(range(ROWS))}
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_file_that_lies_about_its_rows(tmp_path: Path, claimed: int, places: s
         found = rows_of(plan)
     there = min(claimed, ROWS)
     assert len(found) == claimed
-    assert [row.data for row in found[:there]] == PICTURES[:there]
+    assert [row.data for row in found[:there]] == IMAGES[:there]
     assert kinds(found[there:]) == [ErrorKind.UNREADABLE] * (claimed - there)
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_page_costs_the_rows_of_its_row_group_only(file: Path) -> None
         rows = rows_of(plan)
         assert rows_of(plan) == rows, "the next run finds the same"
     damaged = slice(GROUP_ROWS, 2 * GROUP_ROWS)
-    expected = [*PICTURES, *[b"x"] * 5]
+    expected = [*IMAGES, *[b"x"] * 5]
     expected[damaged] = [None] * GROUP_ROWS
     assert [row.data for row in rows] == expected
     assert kinds(rows)[damaged] == [ErrorKind.UNREADABLE] * GROUP_ROWS
@@ -104,13 +104,13 @@ def test_a_damaged_page_costs_the_rows_of_its_row_group_only(file: Path) -> None
     assert kinds(rows).count(None) == ROWS + 5 - GROUP_ROWS
 
 
-def test_a_changed_picture_is_noticed_where_the_file_has_checksums(tmp_path: Path) -> None:
+def test_a_changed_image_is_noticed_where_the_file_has_checksums(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    table = pa.table({"image": PICTURES})
+    table = pa.table({"image": IMAGES})
     pq.write_table(table, path, row_group_size=100, compression="none", use_dictionary=False, write_page_checksum=True)
     content = path.read_bytes()
-    assert content.count(PICTURES[250]) == 1
-    path.write_bytes(content.replace(PICTURES[250], PICTURES[250][:-1] + b"?"))
+    assert content.count(IMAGES[250]) == 1
+    path.write_bytes(content.replace(IMAGES[250], IMAGES[250][:-1] + b"?"))
     with planned(tmp_path) as plan:
         rows = rows_of(plan)
     assert kinds(rows) == [None] * 200 + [ErrorKind.UNREADABLE] * 100 + [None]
@@ -169,7 +169,7 @@ DOUBLE_BYTES = pa.StructArray.from_arrays([odd(pa.binary(), b"x"), odd(pa.binary
     ],
     ids=lambda value: str(value.type)[:40] if isinstance(value, pa.Array) else "",
 )
-def test_picture_columns_of_odd_types(tmp_path: Path, column: pa.Array, fits: bool) -> None:
+def test_image_columns_of_odd_types(tmp_path: Path, column: pa.Array, fits: bool) -> None:
     write_table(tmp_path / "a.parquet", {"image": column})
     if fits:
         with planned(tmp_path) as plan:
@@ -296,14 +296,14 @@ def test_fewer_rows_of_a_large_group_are_decoded_at_once(group_bytes: int, expec
     assert rows_at_once(group_bytes, 1024) == expected
 
 
-def test_a_file_of_kilobytes_with_gigabytes_in_it_takes_the_memory_of_one_picture(tmp_path: Path) -> None:
+def test_a_file_of_kilobytes_with_gigabytes_in_it_takes_the_memory_of_one_image(tmp_path: Path) -> None:
     """All rows share one entry of a dictionary: decoded sixteen at once, they would take a gigabyte."""
-    picture_bytes = 64 << 20
-    cells = pa.DictionaryArray.from_arrays(odd(pa.int32(), *[0] * 100), odd(pa.binary(), bytes(picture_bytes)))
+    image_bytes = 64 << 20
+    cells = pa.DictionaryArray.from_arrays(odd(pa.int32(), *[0] * 100), odd(pa.binary(), bytes(image_bytes)))
     pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
     assert (tmp_path / "a.parquet").stat().st_size < 10_000
     before = pa.total_allocated_bytes()
     with planned(tmp_path) as plan:
         for row in islice(plan.shard_rows(plan.shards()[0]), 5):
-            assert len(row.data) == picture_bytes
-            assert pa.total_allocated_bytes() - before < 6 * picture_bytes
+            assert len(row.data) == image_bytes
+            assert pa.total_allocated_bytes() - before < 6 * image_bytes

@@ -33,7 +33,7 @@ def outcome(row: ImageRow) -> bytes | ErrorKind:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with a picture and links, beside a secret."""
+    """A folder with an image and links, beside a secret."""
     folder = tmp_path / "root"
     (folder / "below").mkdir(parents=True)
     (folder / "a.png").write_bytes(b"inside")

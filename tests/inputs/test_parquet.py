@@ -1,4 +1,4 @@
-"""Parquet inputs: which column holds the picture, what a row gives, what is carried."""
+"""Parquet inputs: which column holds the image, what a row gives, what is carried."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from batchcap.job.plan import Plan
 from batchcap.store.journal import Journal
 from tests.inputs.parquets import IMAGE_STRUCT, write_table
 
-ROWS = 25  # more than one row group of ten, and more than one batch of pictures
+ROWS = 25  # more than one row group of ten, and more than one batch of images
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def carried(plan: Plan) -> list[pa.Table]:
         ({"meta": pa.array([{"path": 1}]), "file": pa.array(["x"], pa.large_string())}, "file"),
     ],
 )
-def test_the_picture_column_is_found(tmp_path: Path, columns: dict[str, Any], image: str) -> None:
+def test_the_image_column_is_found(tmp_path: Path, columns: dict[str, Any], image: str) -> None:
     path = write_table(tmp_path / "a.parquet", columns)
     assert read_layout(path, InputConfig(("x",))).image == image
 
@@ -60,7 +60,7 @@ def test_the_picture_column_is_found(tmp_path: Path, columns: dict[str, Any], im
 @pytest.mark.parametrize(
     ("columns", "settings", "message"),
     [
-        ({"text": ["x"], "n": [1]}, {}, r"no column with pictures; it has text, n.*--image-column"),
+        ({"text": ["x"], "n": [1]}, {}, r"no column with images; it has text, n.*--image-column"),
         ({"a": [b""], "b": [b""]}, {}, r"several columns .*\(a, b\).*--image-column"),
         ({"a": [b""]}, {"image_column": "pixels"}, r"no column 'pixels' \(--image-column\): name one of a"),
         ({"a": [1]}, {"image_column": "a"}, r"column 'a' .* is int64"),
@@ -179,7 +179,7 @@ def test_carried_columns_of_two_types_are_told_before_any_work(tmp_path: Path) -
         pass
 
 
-def test_nothing_is_carried_for_pictures_alone(tmp_path: Path) -> None:
+def test_nothing_is_carried_for_images_alone(tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(b"x")
     with planned(tmp_path, keep_columns=("*",)) as plan:
         assert [plan.shard_columns(shard) for shard in plan.shards()] == [None]

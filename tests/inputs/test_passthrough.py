@@ -16,8 +16,8 @@ import pytest
 
 from batchcap.config import InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import UsageError
-from batchcap.core.records import Caption, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
-from batchcap.inputs import carried, parquet
+from batchcap.core.records import Caption, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
+from batchcap.inputs import parquet, passthrough
 from batchcap.job import run as job
 from batchcap.job.run import run_job
 from batchcap.store.folder import JobFolder
@@ -31,7 +31,7 @@ TENSOR = pa.fixed_shape_tensor(pa.int32(), [2, 3], permutation=[1, 0])
 
 def end(row: ImageRow) -> Outcome:
     caption = Caption(row.index, (1,), f"of {row.id}", FinishReason.STOP, Verdict.OK, 9, 4, 3.0, 5.0)
-    return Outcome(row, (caption,), PictureFacts(64, 48, hashlib.sha256(row.id.encode()).hexdigest(), 1.0, 2.0))
+    return Outcome(row, (caption,), ImageFacts(64, 48, hashlib.sha256(row.id.encode()).hexdigest(), 1.0, 2.0))
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_columns_that_came_later_are_left_out_and_told(
     write("c.parquet", newer=["x"], n=[3])
     run(config)
     assert carried_of(config).to_pydict() == {"n": [1, 2, 3]}
-    (told,) = [record.getMessage() for record in caplog.records if record.name == carried.__name__]
+    (told,) = [record.getMessage() for record in caplog.records if record.name == passthrough.__name__]
     assert "no column new, newer, as" in told
     assert "b.parquet" in told
 
@@ -262,7 +262,7 @@ def test_a_job_begun_with_dates_in_nanoseconds_goes_on(
     assert found.schema.types == [pa.timestamp("ns")]
     days[3] = None
     assert found["day"].cast(pa.timestamp("us")).to_pylist() == days
-    warnings = [record.getMessage() for record in caplog.records if record.name == carried.__name__]
+    warnings = [record.getMessage() for record in caplog.records if record.name == passthrough.__name__]
     assert len(warnings) == 1
     assert "column 'day' of" in warnings[0]
     assert "timestamp[ns]" in warnings[0]
@@ -305,7 +305,7 @@ def test_a_type_that_can_not_be_written_with_values_is_carried_plainly(
         write(name, c=pa.array([[{"a": name}]], kind))
     run(config)
     assert carried_of(config)["c"].to_pylist() == [[{"a": "a.parquet"}], [{"a": "b.parquet"}]]
-    monkeypatch.setattr(carried, "writable", lambda _kind: None)
+    monkeypatch.setattr(passthrough, "writable", lambda _kind: None)
     refused(replace(config, output=f"{config.output}2"), r"'c' of .*a\.parquet is .*can't be written.*--keep-columns")
 
 

@@ -1,7 +1,7 @@
 """Random jobs, ended at any durable step, resumed, retried, changed under way: at the end every row is right.
 
-The engine has no model: a caption tells the picture's content and the setting that made it, so that a caption of
-another picture, or one made with settings that its part does not tell, shows.
+The engine has no model: a caption tells the image's content and the setting that made it, so that a caption of
+another image, or one made with settings that its part does not tell, shows.
 """
 
 import json
@@ -20,7 +20,7 @@ import pytest
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged, PlacementConfig, ResumeConfig
 from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, RowError
-from batchcap.core.records import Caption, Duplicate, Failure, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
+from batchcap.core.records import Caption, Duplicate, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
 from batchcap.inputs.encoded import digest, read_encoded
 from batchcap.job import recorder
 from batchcap.job import run as job
@@ -35,15 +35,15 @@ KILLED, BROKEN = 77, 99
 
 
 class TellingEngine(FakeEngine):
-    """Captions equal pictures once, and tells in each caption what it is of and how it was made."""
+    """Captions equal images once, and tells in each caption what it is of and how it was made."""
 
     def __init__(self, config: JobConfig) -> None:
         super().__init__(room=4, end=self._end_of)
         self._words = config.generation
         self._known: dict[str, int] = {}
 
-    def seed_dedup(self, pictures: list[tuple[str, int]]) -> None:
-        self._known |= dict(pictures)
+    def seed_dedup(self, images: list[tuple[str, int]]) -> None:
+        self._known |= dict(images)
 
     def _end_of(self, row: ImageRow) -> Outcome:
         try:
@@ -70,7 +70,7 @@ class TellingEngine(FakeEngine):
             )
             for name in self._words.prompt_names
         )
-        return Outcome(row, captions, PictureFacts(64, 48, digest(content), 1.0, 2.0))
+        return Outcome(row, captions, ImageFacts(64, 48, digest(content), 1.0, 2.0))
 
 
 def run(config: JobConfig, killed_at: int) -> int:
@@ -125,7 +125,7 @@ class Story:
         self.inputs = folder / "in"
         self.inputs.mkdir()
         self.contents: dict[str, str] = {}
-        for _picture in range(self.chance.randint(3, 9)):
+        for _image in range(self.chance.randint(3, 9)):
             self.put(f"p{len(self.contents)}.png")
         self.cells = [self.chance.choice(CONTENTS) for _row in range(self.chance.choice((0, 0, 1, 4)))]
         if self.cells:
@@ -162,7 +162,7 @@ class Story:
         return replace(self.config, resume=resume, generation=words, limits=limits, placement=placement)
 
     def happen(self) -> None:
-        """Pictures change or are added; sometimes the journal is one of an earlier batchcap."""
+        """Images change or are added; sometimes the journal is one of an earlier batchcap."""
         for _change in range(self.chance.randint(0, 2)):
             is_new = self.chance.random() < 0.5
             self.put(f"p{len(self.contents) if is_new else self.chance.randrange(len(self.contents))}.png")
@@ -205,7 +205,7 @@ def _assert_right(story: Story) -> None:
         table, metadata = pq.read_table(path), pq.read_metadata(path).metadata
         schemas.add(tuple(table.schema.names))
         rows = table.to_pylist()
-        counts = json.loads(metadata[b"batchcap.counts"])
+        counts = json.loads(metadata[b"batchcap.tally"])
         assert (counts["rows"], counts["ok"]) == (len(rows), sum(row["status"] == "ok" for row in rows))
         told = {FEW, *(one["max-new-tokens"] for one in json.loads(metadata.get(b"batchcap.retries", b"[]")))}
         for row in rows:

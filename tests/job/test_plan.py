@@ -24,7 +24,7 @@ from tests.inputs.parquets import write_table
 Place = tuple[str, int]
 
 
-def picture(name: str, mtime_ns: int = 0) -> Source:
+def image(name: str, mtime_ns: int = 0) -> Source:
     return Source(name, Path("/in") / name, SourceKind.IMAGE, 1, 10, mtime_ns)
 
 
@@ -48,7 +48,7 @@ def places(plan: Plan) -> list[Place]:
     return [(row.source, row.row) for row in all_rows(plan)]
 
 
-# A source is a name and its rows: 0 stands for a picture, more for a Parquet file of so many rows and one.
+# A source is a name and its rows: 0 stands for an image, more for a Parquet file of so many rows and one.
 NAMED = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9)), max_size=10, unique_by=lambda pair: pair[0])
 RUN = st.tuples(NAMED, st.integers(1, 5), st.integers(0, 40))
 
@@ -67,9 +67,7 @@ def test_rows_keep_their_place_whatever_is_added_or_vanishes(
             sources = []
             for number, size in named:
                 rows = sizes.setdefault(number, size)
-                sources.append(
-                    table_source(folder / f"{number}.parquet", rows - 1) if rows else picture(f"{number}.png")
-                )
+                sources.append(table_source(folder / f"{number}.parquet", rows - 1) if rows else image(f"{number}.png"))
             with opened(folder) as plan:
                 added = plan.extend(sources, rows_per_part, limit)
                 now = places(plan)
@@ -88,9 +86,9 @@ def test_rows_keep_their_place_whatever_is_added_or_vanishes(
 
 def test_new_sources_come_after_the_old_ones(tmp_path: Path) -> None:
     with opened(tmp_path) as plan:
-        assert plan.extend([picture("b.png"), picture("d.png"), picture("e.png")], 2, 0) == 3
+        assert plan.extend([image("b.png"), image("d.png"), image("e.png")], 2, 0) == 3
         names = ("a.png", "b.png", "c.png", "d.png", "e.png")
-        assert plan.extend([picture(name) for name in names], 2, 0) == 2
+        assert plan.extend([image(name) for name in names], 2, 0) == 2
         assert [row.id for row in all_rows(plan)] == ["b.png", "d.png", "e.png", "a.png", "c.png"]
         assert plan.shards() == [Shard(0, 0, 2), Shard(1, 2, 1), Shard(2, 3, 2)]
 
@@ -98,7 +96,7 @@ def test_new_sources_come_after_the_old_ones(tmp_path: Path) -> None:
 def test_a_file_that_comes_twice_counts_once(tmp_path: Path) -> None:
     table = table_source(tmp_path / "t.parquet", 3)
     with opened(tmp_path) as plan:
-        assert plan.extend([picture("b.png"), table, picture("a.png"), picture("b.png"), table], 4, 0) == 5
+        assert plan.extend([image("b.png"), table, image("a.png"), image("b.png"), table], 4, 0) == 5
         assert [row.id for row in all_rows(plan)] == ["b.png", *(f"t.parquet:{row}" for row in range(3)), "a.png"]
 
 
@@ -112,7 +110,7 @@ def test_a_clash_of_names_falls_back_to_the_whole_path(tmp_path: Path) -> None:
 def test_the_rows_of_a_late_shard_cost_no_more_than_those_of_an_early_one(tmp_path: Path) -> None:
     """Or a job of a million files would look at each of them a thousand times."""
     with opened(tmp_path) as plan:
-        plan.extend([picture(f"{number:05d}.png") for number in range(4000)], 10, 0)
+        plan.extend([image(f"{number:05d}.png") for number in range(4000)], 10, 0)
         steps = 0
 
         def count() -> None:
@@ -134,16 +132,16 @@ def test_a_larger_limit_goes_on_inside_a_source(tmp_path: Path) -> None:
     with opened(tmp_path) as plan:
         assert plan.extend([source], 4, 5) == 5
         assert plan.extend([source], 4, 3) == 0
-        assert plan.extend([source, picture("b.png")], 4, 8) == 3
-        assert plan.extend([source, picture("b.png")], 4, 0) == 3
+        assert plan.extend([source, image("b.png")], 4, 8) == 3
+        assert plan.extend([source, image("b.png")], 4, 0) == 3
         assert [row.id for row in all_rows(plan)] == [*(f"a.parquet:{row}" for row in range(10)), "b.png"]
 
 
 def test_what_looks_otherwise_keeps_its_rows_and_is_told_until_it_is_accepted(tmp_path: Path) -> None:
     table = table_source(tmp_path / "a.parquet", 3)
-    now = [picture("a.png", mtime_ns=9), replace(table, mtime_ns=7), picture("b.png", mtime_ns=2), picture("new.png")]
+    now = [image("a.png", mtime_ns=9), replace(table, mtime_ns=7), image("b.png", mtime_ns=2), image("new.png")]
     with opened(tmp_path) as plan:
-        plan.extend([picture("a.png"), table, picture("b.png", mtime_ns=2)], 2, 2)
+        plan.extend([image("a.png"), table, image("b.png", mtime_ns=2)], 2, 2)
         assert plan.extend(now[:3], 2, 0) == 3
         changed = list(plan.changed())
         assert [(one.path, one.kind, one.spans) for one in changed] == [
@@ -158,8 +156,8 @@ def test_what_looks_otherwise_keeps_its_rows_and_is_told_until_it_is_accepted(tm
 
 def test_what_can_not_be_looked_at_is_not_said_to_have_changed(tmp_path: Path) -> None:
     with opened(tmp_path) as plan:
-        plan.extend([picture("a.png", mtime_ns=5)], 4, 0)
-        plan.extend([replace(picture("a.png"), size_bytes=0)], 4, 0)
+        plan.extend([image("a.png", mtime_ns=5)], 4, 0)
+        plan.extend([replace(image("a.png"), size_bytes=0)], 4, 0)
         assert list(plan.changed()) == []
 
 
@@ -169,7 +167,7 @@ def test_a_parquet_file_with_other_rows_stops_the_job_and_plans_nothing(tmp_path
         plan.extend([table_source(path, 3)], 4, 0)
         path.unlink()
         with pytest.raises(ChangedInputError, match=r"a\.parquet had 3 rows when this job began and has 4 now"):
-            plan.extend([picture("new.png"), table_source(path, 4)], 4, 0)
+            plan.extend([image("new.png"), table_source(path, 4)], 4, 0)
         assert plan.total_rows == 3
 
 
@@ -179,17 +177,17 @@ def test_a_parquet_file_that_vanished_is_named_when_its_rows_are_needed(tmp_path
         plan.extend([table_source(path, 3)], 4, 0)
     path.unlink()
     with opened(tmp_path) as plan:
-        assert plan.extend([picture("b.png")], 4, 0) == 1
+        assert plan.extend([image("b.png")], 4, 0) == 1
         with pytest.raises(UsageError, match=r"a\.parquet is missing"):
             all_rows(plan)
 
 
 def test_ids_of_later_runs_do_not_clash(tmp_path: Path) -> None:
     with opened(tmp_path) as plan:
-        plan.extend([picture("a.png")], 4, 0)
+        plan.extend([image("a.png")], 4, 0)
         other = Source("a.png", Path("/other/a.png"), SourceKind.IMAGE, 1, 1, 1)
         third = Source("a.png", Path("/third/a.png"), SourceKind.IMAGE, 1, 1, 1)
-        plan.extend([picture("a.png"), other, third], 4, 0)
+        plan.extend([image("a.png"), other, third], 4, 0)
         assert [row.id for row in all_rows(plan)] == ["a.png", "/other/a.png", "/third/a.png"]
 
 

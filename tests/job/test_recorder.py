@@ -11,7 +11,7 @@ import pytest
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import StorageError
-from batchcap.core.records import CaptionRow, Duplicate, ImageRow, Outcome, PictureFacts, Shard, Status, Verdict
+from batchcap.core.records import CaptionRow, Duplicate, ImageFacts, ImageRow, Outcome, Shard, Status, Verdict
 from batchcap.inputs.discover import discover
 from batchcap.job import recorder as recorder_module
 from batchcap.job.output_rows import caption_row
@@ -190,14 +190,14 @@ def test_a_twin_of_a_failure_fails(folder: JobFolder, journal: Journal) -> None:
     assert recorder.counts.failed == 2
 
 
-def test_pictures_of_earlier_runs(folder: JobFolder, journal: Journal) -> None:
+def test_images_of_earlier_runs(folder: JobFolder, journal: Journal) -> None:
     recorder = make(folder, journal)
     rows = list(recorder.rows_to_do())
-    assert recorder.captioned_pictures(9) == []
+    assert recorder.captioned_images(9) == []
 
     def outcome(index: int) -> Outcome:
         given = outcome_of(rows[index] if index not in (2, 5) else replace(rows[index], id="bad"))
-        facts = PictureFacts(64, 48, f"{index:064x}", 1.0, 2.0)
+        facts = ImageFacts(64, 48, f"{index:064x}", 1.0, 2.0)
         return Outcome(rows[index], given.result, facts)
 
     recorder.record([outcome(index) for index in (0, 1, 2, 3, 5, 6, 9)])
@@ -206,7 +206,7 @@ def test_pictures_of_earlier_runs(folder: JobFolder, journal: Journal) -> None:
     done = [0, 1, 3, 6, 9]  # in the first part, in the journal of two shards; a copy of a failure is tried anew
     for most in range(len(done) + 2):
         expected = done[len(done) - min(most, len(done)) :]
-        assert again.captioned_pictures(most) == [(f"{index:064x}", index) for index in expected]
+        assert again.captioned_images(most) == [(f"{index:064x}", index) for index in expected]
 
 
 def test_a_part_that_has_gone_while_the_job_ran(folder: JobFolder, journal: Journal) -> None:

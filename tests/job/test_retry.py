@@ -1,4 +1,4 @@
-"""Rows that have ended and are captioned again: by a retry, or because their picture is another one now."""
+"""Rows that have ended and are captioned again: by a retry, or because their image is another one now."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from batchcap.core.errors import (
     StorageError,
     UsageError,
 )
-from batchcap.core.records import Caption, Duplicate, Failure, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
+from batchcap.core.records import Caption, Duplicate, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
 from batchcap.job import run as job
 from batchcap.job.recorder import Recorder
 from batchcap.job.run import run_job
@@ -35,8 +35,8 @@ from batchcap.store.journal import Journal
 from batchcap.store.parts import write_part
 from tests.fake_engine import FakeEngine, SilentProgress
 
-# What is in the pictures: how they end. Parts of three rows.
-PICTURES = {
+# What is in the images: how they end. Parts of three rows.
+IMAGES = {
     "a.png": "cat",
     "b.png": "bad",
     "c.png": "long story",
@@ -55,7 +55,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
     monkeypatch.setattr(job, "load_model", lambda _model: bundle)
     monkeypatch.setattr("batchcap.job.recorder.FLUSH_ROWS", 1)
     (tmp_path / "in").mkdir()
-    for name, content in PICTURES.items():
+    for name, content in IMAGES.items():
         (tmp_path / "in" / name).write_text(content)
     return JobConfig(
         InputConfig((str(tmp_path / "in"),)),
@@ -80,7 +80,7 @@ def engine_of(config: JobConfig, dies_after: int | None = None) -> FakeEngine:
         if content.startswith(b"again") and words.repetition_penalty == 1:
             verdict = Verdict.REPEATED
         caption = Caption(row.index, (1,), f"of {content.decode()}", FinishReason.STOP, verdict, 9, 4, 3.0, 5.0)
-        return Outcome(row, (caption,), PictureFacts(64, 48, hashlib.sha256(content).hexdigest(), 1.0, 2.0))
+        return Outcome(row, (caption,), ImageFacts(64, 48, hashlib.sha256(content).hexdigest(), 1.0, 2.0))
 
     return FakeEngine(end=end, dies_after=dies_after)
 
@@ -176,7 +176,7 @@ def test_an_interrupted_retry_goes_on(config: JobConfig, dies_after: int) -> Non
         run(retry, engine_of(retry, dies_after=dies_after))
     status = read_status(Path(config.output))
     assert (status.total_rows, status.remaining) == (8, 3 - dies_after)
-    assert [row["id"] for row in rows_of(config)] == list(PICTURES), "the parts are whole all the time"
+    assert [row["id"] for row in rows_of(config)] == list(IMAGES), "the parts are whole all the time"
     assert len(run(retry)[1]) == 3 - dies_after
     rows = rows_of(config)
     assert [row["caption"] for row in rows] == [
@@ -235,7 +235,7 @@ def test_an_interrupted_retry_tries_nothing_twice(config: JobConfig) -> None:
     assert len(run(resuming(config, "failed"))[1]) == 5
 
 
-def test_a_caption_is_not_lost_to_a_picture_that_vanished(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_caption_is_not_lost_to_an_image_that_vanished(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
     def end(row: ImageRow) -> Outcome:
         return Outcome(row, Failure(row.index, ErrorKind.MISSING, "no such file"))
 
@@ -250,7 +250,7 @@ def test_a_caption_is_not_lost_to_a_picture_that_vanished(config: JobConfig, cap
     assert "c.png keeps its caption: tried again, it failed as missing" in caplog.text
 
 
-def test_a_twin_does_not_get_the_caption_that_stays_for_another_picture(config: JobConfig) -> None:
+def test_a_twin_does_not_get_the_caption_that_stays_for_another_image(config: JobConfig) -> None:
     run(config)
     for name in ("d.png", "i.png"):
         write(config, name, "new")
@@ -261,11 +261,11 @@ def test_a_twin_does_not_get_the_caption_that_stays_for_another_picture(config: 
 
     run(resuming(config, on_changed=OnChanged.RECAPTION), FakeEngine(room=1, end=end))
     rows = rows_of(config)
-    assert (rows[3]["status"], rows[3]["caption"]) == ("ok", "of dog"), "a crash says nothing of the picture"
+    assert (rows[3]["status"], rows[3]["caption"]) == ("ok", "of dog"), "a crash says nothing of the image"
     assert (rows[8]["status"], rows[8]["error_kind"], rows[8]["caption"]) == ("failed", "crashed", None)
 
 
-def test_a_changed_picture_that_is_broken_has_no_caption(config: JobConfig) -> None:
+def test_a_changed_image_that_is_broken_has_no_caption(config: JobConfig) -> None:
     run(config)
     write(config, "d.png", "bad now")
     run(resuming(config, on_changed=OnChanged.RECAPTION))
@@ -321,7 +321,7 @@ def test_carried_columns_outlive_their_input(config: JobConfig, tmp_path: Path) 
 def test_rows_of_a_parquet_file_that_is_gone_are_not_reopened(
     config: JobConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    paths = [str(tmp_path / "in" / name) for name in PICTURES]
+    paths = [str(tmp_path / "in" / name) for name in IMAGES]
     pq.write_table(pa.table({"path": paths}), tmp_path / "rows.parquet")
     config = replace(config, input=InputConfig((str(tmp_path / "in"), str(tmp_path / "rows.*"))))
     run(config)
@@ -376,10 +376,10 @@ def test_a_retry_before_the_parts_are_there(config: JobConfig) -> None:
     assert [row["status"] for row in rows].count("failed") == 2
 
 
-def test_a_changed_picture_stops_the_job_by_default(config: JobConfig) -> None:
+def test_a_changed_image_stops_the_job_by_default(config: JobConfig) -> None:
     run(config)
     write(config, "d.png", "fox")
-    write(config, "e.png", "cow")  # other time, same picture
+    write(config, "e.png", "cow")  # other time, same image
     with pytest.raises(ChangedInputError, match=r"in/d\.png has changed since.*--on-changed recaption") as caught:
         run(config)
     assert caught.value.exit_code == ExitCode.NOT_SAME_JOB
@@ -389,7 +389,7 @@ def test_a_changed_picture_stops_the_job_by_default(config: JobConfig) -> None:
         run(config)
 
 
-def test_a_changed_picture_keeps_its_caption(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_image_keeps_its_caption(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
     run(config)
     write(config, "d.png", "fox")
     assert run(resuming(config, on_changed=OnChanged.KEEP))[1] == []
@@ -399,7 +399,7 @@ def test_a_changed_picture_keeps_its_caption(config: JobConfig, caplog: pytest.L
         run(config)
 
 
-def test_a_changed_picture_is_captioned_again(config: JobConfig) -> None:
+def test_a_changed_image_is_captioned_again(config: JobConfig) -> None:
     run(config)
     write(config, "d.png", "fox")
     write(config, "h.png", "hat")  # it had failed, and was mended
@@ -450,14 +450,14 @@ def test_an_image_that_can_not_be_read_is_looked_at_by_the_next_run(
         run(config)
 
 
-def test_a_failed_row_whose_picture_was_mended_waits_for_a_retry(config: JobConfig) -> None:
+def test_a_failed_row_whose_image_was_mended_waits_for_a_retry(config: JobConfig) -> None:
     run(config)
     write(config, "b.png", "bat")
     assert run(config)[1] == []
     assert run(resuming(config, "failed"))[1] == [1, 7]
 
 
-def test_changed_pictures_get_the_jobs_settings(config: JobConfig) -> None:
+def test_changed_images_get_the_jobs_settings(config: JobConfig) -> None:
     run(config)
     write(config, "d.png", "fox")
     both = resuming(config, "truncated", on_changed=OnChanged.RECAPTION, max_new_tokens=ENOUGH)
@@ -467,7 +467,7 @@ def test_changed_pictures_get_the_jobs_settings(config: JobConfig) -> None:
     assert run(both)[1] == [2]
 
 
-def test_pictures_changed_before_they_were_captioned_are_just_read(config: JobConfig) -> None:
+def test_images_changed_before_they_were_captioned_are_just_read(config: JobConfig) -> None:
     with pytest.raises(Exception, match="was killed by signal 9"):
         run(config, engine_of(config, dies_after=2))
     write(config, "h.png", "hat")
@@ -477,7 +477,7 @@ def test_pictures_changed_before_they_were_captioned_are_just_read(config: JobCo
 
 def test_a_changed_parquet_file(config: JobConfig, tmp_path: Path) -> None:
     def write_table(label: str) -> None:
-        paths = [str(tmp_path / "in" / name) for name in PICTURES]
+        paths = [str(tmp_path / "in" / name) for name in IMAGES]
         pq.write_table(pa.table({"path": paths, "label": [label] * len(paths)}), tmp_path / "rows.parquet")
 
     config = replace(config, input=InputConfig((str(tmp_path / "rows.parquet"),), keep_columns=("label",)))

@@ -138,7 +138,7 @@ def test_rows_come_out_in_order_and_are_counted(config: JobConfig) -> None:
 
 
 @pytest.mark.parametrize(("temperature", "remembered"), [(0.0, True), (0.7, False)])
-def test_a_resume_tells_the_engine_which_pictures_are_captioned(
+def test_a_resume_tells_the_engine_which_images_are_captioned(
     config: JobConfig, temperature: float, remembered: bool
 ) -> None:
     config = replace(config, generation=GenerationConfig(temperature=temperature))

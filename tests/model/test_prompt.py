@@ -160,7 +160,7 @@ def test_text_leaves_special_tokens_and_white_space_out(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("no picture here", "0 places"),
+        ("no image here", "0 places"),
         ("<|image_pad|><|image_pad|>", "2 places"),
         ("{% if %}", "can't be used"),
         ("{{ 'text' + 1 }}", "can't be used"),

@@ -41,11 +41,11 @@ def test_every_precision_keeps_it(name: str, request: pytest.FixtureRequest) -> 
 def test_every_encoder_keeps_it(tiny_bundle_int4: Bundle, backend: VisionBackend, dtype: VisionDtype) -> None:
     found = check_determinism(tiny_bundle_int4, job(backend, dtype))
     assert found.problems == []
-    assert "equal for pictures alone and together" in found.facts["vision"]
+    assert "equal for images alone and together" in found.facts["vision"]
 
 
 class SeesNeighbours:
-    """An encoder whose features know how many pictures were in the pass."""
+    """An encoder whose features know how many images were in the pass."""
 
     def __init__(self, bundle: Bundle, config: VisionConfig, threads: int, lanes: int) -> None:
         self._real = backend.load_encoder(bundle, config, threads, lanes)
@@ -70,4 +70,4 @@ def test_what_breaks_it_is_named(tiny_bundle_int4: Bundle, monkeypatch: pytest.M
         patched.setattr(determinism, "load_encoder", SeesNeighbours)
         split, beside = check_determinism(tiny_bundle_int4, job()).problems
         assert "prompts differ when they are taken in in parts" in split
-        assert "pictures differ when they are encoded beside others" in beside
+        assert "images differ when they are encoded beside others" in beside

@@ -43,8 +43,8 @@ def why(output: Path, rows: list[CaptionRow], given: InputConfig | None = None) 
         ),
         (failed(ErrorKind.MISSING, "/mnt/1.jpg: No such file or directory"), {}, "mount or copy what is not there"),
         (failed(ErrorKind.MISSING, "/p/1.jpg: No such file", "/p/1.jpg"), {}, "mount or copy what is not there"),
-        (failed(ErrorKind.MISSING, "the picture's cell is null"), {}, "--image-column"),
-        (failed(ErrorKind.NOT_AN_IMAGE, "a Git LFS pointer, not the picture"), {}, "git lfs pull"),
+        (failed(ErrorKind.MISSING, "the image's cell is null"), {}, "--image-column"),
+        (failed(ErrorKind.NOT_AN_IMAGE, "a Git LFS pointer, not the image"), {}, "git lfs pull"),
         (failed(ErrorKind.TOO_LARGE, "more than 5 pixels"), {}, "--max-image-pixels"),
     ],
 )

@@ -57,7 +57,9 @@ def test_rows_and_carried_columns_come_back(part: Path) -> None:
 
 SHORT = PromptColumns("a cat", None, Verdict.TRUNCATED, FinishReason.LENGTH, 31, 2, 7.5, 8.5)
 LONG = PromptColumns("a cat, a dog", "hm", Verdict.OK, FinishReason.STOP, 40, 9, 1.5, None)
-ANSWERED = [dataclasses.replace(row, extra_prompts=() if row.status is Status.FAILED else (SHORT, LONG)) for row in ROWS]
+ANSWERED = [
+    dataclasses.replace(row, extra_prompts=() if row.status is Status.FAILED else (SHORT, LONG)) for row in ROWS
+]
 NAMES = ("plain", "short", "long")
 
 
@@ -180,7 +182,7 @@ READERS = {
     "read_part": parts.read_part,
     "read_row": lambda path: read_row(path, 0),
     "read_carried": parts.read_passthrough,
-    "captioned_pictures": parts.captioned_pictures,
+    "captioned_images": parts.captioned_images,
     "well_rows": parts.well_rows,
     "first_failure": lambda path: parts.first_failure(path, "corrupt"),
     "part_metadata": part_metadata,

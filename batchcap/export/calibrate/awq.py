@@ -22,7 +22,7 @@ from batchcap.export.checkpoint.matrix_names import matrix_name
 from batchcap.export.checkpoint.options import WHOLE_ROW, ExportOptions, Rounding
 from batchcap.export.checkpoint.quantize import MatrixInMemory, Rows, quantize_matrix
 from batchcap.export.checkpoint.scaling import Group, Scales, expanded, head_group, layer_groups
-from batchcap.export.quality.rollout import PicturePrompt
+from batchcap.export.quality.rollout import ImagePrompt
 from batchcap.model.geometry import TextGeometry
 
 ALPHAS = tuple(step / 20 for step in range(1, 21))  # 0 is no scaling
@@ -42,12 +42,12 @@ class Reader:
     rounding: Rounding
 
 
-def find_scales(checkpoint: Checkpoint, prompts: Sequence[PicturePrompt], options: ExportOptions) -> Scales:
+def find_scales(checkpoint: Checkpoint, prompts: Sequence[ImagePrompt], options: ExportOptions) -> Scales:
     """The scales of every group that rounding gets closer with; the others are left out.
 
     Args:
         checkpoint: the model.
-        prompts: what it reads for the user's pictures, answers included.
+        prompts: what it reads for the user's images, answers included.
         options: how its matrices will be rounded.
 
     Returns:
@@ -78,16 +78,16 @@ def find_scales(checkpoint: Checkpoint, prompts: Sequence[PicturePrompt], option
     return scales | _best(group, [head], torch.cat(answers), text)
 
 
-def _kept_tokens(prompt: PicturePrompt, count: int, *, first: bool) -> Int64Array:
-    """Up to `count` places of a prompt, in order: text after the picture, then as many of the picture as fit.
+def _kept_tokens(prompt: ImagePrompt, count: int, *, first: bool) -> Int64Array:
+    """Up to `count` places of a prompt, in order: text after the image, then as many of the image as fit.
 
-    The text before the picture is the same in every prompt, and so is what becomes of it: the first prompt tells it.
+    The text before the image is the same in every prompt, and so is what becomes of it: the first prompt tells it.
     """
     after = np.arange(prompt.prefix + prompt.visual, len(prompt.embeds))[-max(1, count // 2) :]
     room = min(prompt.visual, max(1, count - len(after)))
-    picture = prompt.prefix + np.arange(room) * prompt.visual // room
+    image = prompt.prefix + np.arange(room) * prompt.visual // room
     before = np.arange(prompt.prefix if first else 0)
-    return np.concatenate([before, picture, after])
+    return np.concatenate([before, image, after])
 
 
 def _record(stream: LayerStream, layer: nn.Module, kept: Sequence[Int64Array]) -> list[Tensor]:

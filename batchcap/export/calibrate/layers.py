@@ -17,7 +17,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 from batchcap.export.checkpoint.checkpoint import Checkpoint
-from batchcap.export.quality.rollout import PicturePrompt
+from batchcap.export.quality.rollout import ImagePrompt
 
 # Takes the name of a submodule and what it reads for one prompt, [S, K].
 Listener = Callable[[str, Tensor], None]
@@ -33,7 +33,7 @@ class LayerStream:
         prompts: what goes through.
     """
 
-    def __init__(self, checkpoint: Checkpoint, prompts: Sequence[PicturePrompt]) -> None:
+    def __init__(self, checkpoint: Checkpoint, prompts: Sequence[ImagePrompt]) -> None:
         self._tensors = checkpoint.tensors
         # Any: transformers' own annotations don't describe what its models take.
         self._config: Any = Qwen3VLConfig.from_dict(checkpoint.config).text_config

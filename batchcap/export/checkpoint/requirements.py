@@ -15,8 +15,8 @@ VISION_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "gelu_new", "relu")
 HEAD_MULTIPLE = 8  # of a decoder head's width: GroupQueryAttention, ONNX Runtime 1.32, CPU
 VISION_HEAD_MULTIPLE = 4  # of a vision head's width: a rotation of rows and one of columns, of pairs each
 CHANNELS = 3
-# How the image processor prepares pictures; batchcap.images does the same and nothing else. 3 is bicubic.
-PICTURE_STEPS = {
+# How the image processor prepares images; batchcap.images does the same and nothing else. 3 is bicubic.
+IMAGE_STEPS = {
     "do_resize": True,
     "do_rescale": True,
     "do_normalize": True,
@@ -41,7 +41,7 @@ def require_sound(geometry: Geometry, config: dict[str, Any], images: dict[str, 
         ("config.json contradicts itself", _text_rules(text, geometry.tokens, config)),
         ("config.json contradicts itself", _vision_rules(vision, text, config)),
         ("this checkpoint can't be exported", _limits(geometry, config)),
-        ("the settings of the image processor do not fit", _picture_rules(vision, geometry.image, images)),
+        ("the settings of the image processor do not fit", _image_rules(vision, geometry.image, images)),
     ):
         for rule, kept in rules.items():
             if not kept:
@@ -58,7 +58,7 @@ def _text_rules(text: TextGeometry, tokens: TokenIds, config: dict[str, Any]) ->
         "mrope_section must be three numbers that add up to half of head_dim": len(sections) == 3
         and min(sections) >= 0
         and 2 * sum(sections) == text.head_dim,
-        "the ids of the picture's tokens must be below vocab_size": all(
+        "the ids of the image's tokens must be below vocab_size": all(
             0 <= id_ < text.vocab_size for id_ in of_pictures
         ),
         "eos_token_id must name at least one token, and only ids below vocab_size": bool(tokens.stop)
@@ -94,7 +94,7 @@ def _limits(geometry: Geometry, config: dict[str, Any]) -> dict[str, bool]:
             vision.head_dim % VISION_HEAD_MULTIPLE == 0
         ),
         f"rope_theta of the vision tower must be {ROPE_THETA:g}, not {theta}": theta == ROPE_THETA,
-        f"pictures have {CHANNELS} channels, not {vision.in_channels}": vision.in_channels == CHANNELS,
+        f"images have {CHANNELS} channels, not {vision.in_channels}": vision.in_channels == CHANNELS,
         f"hidden_act of the language model is {acts[0]!r}, not one of {', '.join(TEXT_ACTIVATIONS)}": (
             acts[0] in TEXT_ACTIVATIONS
         ),
@@ -104,7 +104,7 @@ def _limits(geometry: Geometry, config: dict[str, Any]) -> dict[str, bool]:
     }
 
 
-def _picture_rules(vision: VisionGeometry, settings: ImageSettings, images: dict[str, Any]) -> dict[str, bool]:
+def _image_rules(vision: VisionGeometry, settings: ImageSettings, images: dict[str, Any]) -> dict[str, bool]:
     """Values that are left out are the image processor's own, which are these."""
     sizes = {
         "patch_size": vision.patch_size,
@@ -117,8 +117,8 @@ def _picture_rules(vision: VisionGeometry, settings: ImageSettings, images: dict
         if images.get(name) is not None
     }
     steps = {
-        f"batchcap prepares pictures with {name} {wanted}, and not with {images[name]}": images[name] == wanted
-        for name, wanted in PICTURE_STEPS.items()
+        f"batchcap prepares images with {name} {wanted}, and not with {images[name]}": images[name] == wanted
+        for name, wanted in IMAGE_STEPS.items()
         if images.get(name) is not None
     }
     return {
@@ -129,7 +129,7 @@ def _picture_rules(vision: VisionGeometry, settings: ImageSettings, images: dict
         ),
         "image_mean and image_std must be finite, and no deviation 0": all(map(math.isfinite, settings.mean))
         and all(math.isfinite(value) and value != 0 for value in settings.std),
-        "a picture's smallest area must be at most the largest, which has room for one visual token": (
+        "an image's smallest area must be at most the largest, which has room for one visual token": (
             0 <= settings.min_area_px <= settings.max_area_px and settings.max_area_px >= vision.token_side_px**2
         ),
     }

@@ -25,7 +25,7 @@ from batchcap.model.geometry import Geometry
 from batchcap.vision.backend import load_encoder
 
 PROMPT_TOKENS = 12
-PICTURE_TOKENS = (2, 3)  # down and across
+IMAGE_TOKENS = (2, 3)  # down and across
 TOKENS_A_LOOK = 1024
 SEED = 0
 # Largest difference of a logit between one prefill and a prefill with a decode step, as a part of the largest logit.
@@ -190,12 +190,12 @@ def check_encoder(unfinished: Bundle, dtype: VisionDtype) -> None:
         CheckpointError: it gives numbers that are not finite.
     """
     vision = unfinished.geometry.vision
-    grid = (PICTURE_TOKENS[0] * vision.merge_size, PICTURE_TOKENS[1] * vision.merge_size)
+    grid = (IMAGE_TOKENS[0] * vision.merge_size, IMAGE_TOKENS[1] * vision.merge_size)
     values = np.random.default_rng(SEED).standard_normal((grid[0] * grid[1], vision.patch_values), np.float32)
-    picture = Patches(0, values, grid, width=0, height=0, sha256="", read_ms=0.0)
+    image = Patches(0, values, grid, width=0, height=0, sha256="", read_ms=0.0)
     encoder = load_encoder(unfinished, VisionConfig(dtype=dtype, backend=VisionBackend.ONNX), available_cores())
     try:
-        encoder.encode([picture])
+        encoder.encode([image])
     except FloatingPointError as error:
         raise CheckpointError(f"{error}: the weights may be damaged") from None
 

@@ -23,16 +23,16 @@ _TIMED_PROMPT_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class PicturePrompt:
-    """A prompt with a picture as the decoder reads it.
+class ImagePrompt:
+    """A prompt with an image as the decoder reads it.
 
     Attributes:
         embeds: [S, H] float32.
         deepstack: [D, S, H] float32, the DeepStack features, zero at text tokens.
         positions: [3, S] int64.
         next_position: that of the first new token.
-        prefix: tokens before the picture.
-        visual: tokens of the picture.
+        prefix: tokens before the image.
+        visual: tokens of the image.
     """
 
     embeds: Float32Array
@@ -43,8 +43,8 @@ class PicturePrompt:
     visual: int
 
     @classmethod
-    def of(cls, features: Features, prompt: PromptTemplate, table: EmbeddingTable) -> "PicturePrompt":
-        """The prompt about one picture."""
+    def of(cls, features: Features, prompt: PromptTemplate, table: EmbeddingTable) -> "ImagePrompt":
+        """The prompt about one image."""
         prefix, suffix = (table.lookup(np.array(ids, np.int64)) for ids in (prompt.prefix_ids, prompt.suffix_ids))
         visual = len(features.embeds)
         positions, next_position = prompt_positions(len(prefix), features.grid, len(suffix))
@@ -53,21 +53,21 @@ class PicturePrompt:
         deepstack[:, len(prefix) : len(prefix) + visual] = features.deepstack
         return cls(embeds, deepstack, positions, next_position, len(prefix), visual)
 
-    def continued(self, token_ids: Sequence[int], table: EmbeddingTable) -> "PicturePrompt":
+    def continued(self, token_ids: Sequence[int], table: EmbeddingTable) -> "ImagePrompt":
         """The prompt and an answer to it; `next_position` is the one after the answer."""
         count = len(token_ids)
         embeds = np.concatenate([self.embeds, table.lookup(np.array(token_ids, np.int64))])
         deepstack = np.pad(self.deepstack, ((0, 0), (0, count), (0, 0)))
         new = np.broadcast_to(np.arange(self.next_position, self.next_position + count), (3, count))
         positions: Int64Array = np.concatenate([self.positions, new], axis=1)
-        return PicturePrompt(embeds, deepstack, positions, self.next_position + count, self.prefix, self.visual)
+        return ImagePrompt(embeds, deepstack, positions, self.next_position + count, self.prefix, self.visual)
 
 
 @dataclass(slots=True)
 class _Row:
     """A prompt at work: what it has to say, or None where it says what is likeliest, and what it has said."""
 
-    prompt: PicturePrompt
+    prompt: ImagePrompt
     given: tuple[int, ...] | None
     done: list[int] = field(default_factory=list)
     logits: list[Float32Array] = field(default_factory=list)
@@ -89,14 +89,14 @@ class Rollout:
         self._geometry = geometry
         self._table = table
 
-    def greedy(self, prompts: Sequence[PicturePrompt], steps: int) -> list[tuple[int, ...]]:
+    def greedy(self, prompts: Sequence[ImagePrompt], steps: int) -> list[tuple[int, ...]]:
         """The likeliest tokens after each prompt, up to `steps` or to a stop token, which is left out."""
         rows = [_Row(prompt, None) for prompt in prompts]
         for start in range(0, len(rows), ROWS):
             self._roll(rows[start : start + ROWS], steps)
         return [tuple(row.done) for row in rows]
 
-    def forced(self, prompts: Sequence[PicturePrompt], token_ids: Sequence[tuple[int, ...]]) -> Iterator[Float32Array]:
+    def forced(self, prompts: Sequence[ImagePrompt], token_ids: Sequence[tuple[int, ...]]) -> Iterator[Float32Array]:
         """For each prompt the logits [n, V] before each of its n given tokens; n is at least 1."""
         for start in range(0, len(prompts), ROWS):
             group = slice(start, start + ROWS)

@@ -12,14 +12,14 @@ from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.export.checkpoint.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 from batchcap.export.checkpoint.scaling import write_scales
 from batchcap.export.graph.decoder import Drawing
-from batchcap.export.quality.pictures import PictureChoice, fitted, load_pictures
+from batchcap.export.quality.images import ImageChoice, fitted, load_images
 from batchcap.export.quality.quality import STEPS, Quality, ask_reference, table_of
 from batchcap.export.search.trials import Candidate, Material, Trials
 from batchcap.model.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-# Below so many pictures all of them calibrate and all of them measure.
+# Below so many images all of them calibrate and all of them measure.
 MIN_TO_SHARE_OUT = 8
 
 
@@ -28,12 +28,12 @@ class Search:
     """What a decoder is chosen by.
 
     Attributes:
-        pictures: half of them calibrate, the other half measure.
+        images: half of them calibrate, the other half measure.
         max_divergence: Kullback-Leibler divergence from the checkpoint that is allowed, in nats, the mean over tokens.
         show: takes the table of what was tried.
     """
 
-    pictures: PictureChoice
+    images: ImageChoice
     max_divergence: float
     show: Callable[[str], None]
 
@@ -67,14 +67,14 @@ def choose_decoder(
         unfinished: a bundle that lacks its decoder; gets it.
         checkpoint: the model.
         drawing: its decoder's graph.
-        search: pictures and bound.
+        search: images and bound.
         scratch: an empty folder on the same file system as the bundle.
 
     Returns:
         The options of the decoder, and what `bundle.json` says of its precision.
 
     Raises:
-        UsageError: none stays within the bound, no picture can be read, or memory is short.
+        UsageError: none stays within the bound, no image can be read, or memory is short.
     """
     material = _material(unfinished, checkpoint, drawing, search)
     trials = Trials(material, scratch)
@@ -109,14 +109,14 @@ def choose_decoder(
 
 
 def _material(unfinished: Bundle, checkpoint: Checkpoint, drawing: Drawing, search: Search) -> Material:
-    """Ask the checkpoint about the pictures; its answers calibrate and measure."""
-    choice = fitted(replace(search.pictures, count=2 * search.pictures.count), unfinished, STEPS)
+    """Ask the checkpoint about the images; its answers calibrate and measure."""
+    choice = fitted(replace(search.images, count=2 * search.images.count), unfinished, STEPS)
     if not choice.inputs:
-        log.warning("no pictures were named: those that come with batchcap stand for yours; better name some of yours")
-    pictures = load_pictures(choice, checkpoint.geometry, unfinished.folder)
-    shared = len(pictures) < MIN_TO_SHARE_OUT
-    calibrating, measuring = (pictures, pictures) if shared else (pictures[::2], pictures[1::2])
-    log.info("asking the checkpoint about %d pictures", len(pictures))
+        log.warning("no images were named: those that come with batchcap stand for yours; better name some of yours")
+    images = load_images(choice, checkpoint.geometry, unfinished.folder)
+    shared = len(images) < MIN_TO_SHARE_OUT
+    calibrating, measuring = (images, images) if shared else (images[::2], images[1::2])
+    log.info("asking the checkpoint about %d images", len(images))
     learned = ask_reference(unfinished, checkpoint.folder, choice, calibrating)
     yardstick = learned if shared else ask_reference(unfinished, checkpoint.folder, choice, measuring)
     return Material(

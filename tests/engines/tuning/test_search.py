@@ -139,14 +139,14 @@ def test_candidates_suit_the_machine() -> None:
     assert all(one.decoders * one.decoder_threads <= 16 for one in _all(Machine(16, 8, True)))
 
 
-def test_slots_that_the_pictures_cannot_fill_are_not_tried() -> None:
+def test_slots_that_the_images_cannot_fill_are_not_tried() -> None:
     assert {one.slots for one in _all(TWO_CORES, rows=16)} == {START.slots, 16}
     assert {one.slots for one in _all(TWO_CORES, rows=32)} == {START.slots, 16, 32}
     w8a8 = _all(TWO_CORES, rows=48, w8a8=True)
     assert w8a8[0].slots == W8A8_SLOTS, "the most promising comes first"
 
 
-def test_decoders_that_would_have_too_few_pictures_are_not_tried() -> None:
+def test_decoders_that_would_have_too_few_images_are_not_tried() -> None:
     many = Machine(32, 32, True)
     assert [{one.decoders for one in _all(many, rows)} for rows in (4, 15, 16, 31, 32)] == [
         {1}, {1}, {1, 2}, {1, 2}, {1, 2, 4}

@@ -1,4 +1,4 @@
-"""A tuning takes no more memory than is free, and times the same pictures, none of them twice."""
+"""A tuning takes no more memory than is free, and times the same images, none of them twice."""
 
 import os
 import time
@@ -46,7 +46,7 @@ def test_a_candidate_whose_worker_ends_is_passed_over(course: tune._Course, monk
     assert (trial.row_s, trial.note) == ([], "failed")
 
 
-def test_pictures_are_the_same_ones_and_never_equal(course: tune._Course) -> None:
+def test_images_are_the_same_ones_and_never_equal(course: tune._Course) -> None:
     first, again = (list(islice(course.track._rows(6), 6)) for _time in range(2))
     assert len({digest(row.data) for row in (*first, *again)}) == 12
     assert [row.index for row in (*first, *again)] == list(range(12))
@@ -60,14 +60,14 @@ def test_pictures_are_the_same_ones_and_never_equal(course: tune._Course) -> Non
     ("affordable", "rows"),
     [(0.0, MIN_ROWS), (5.9, 5), (7.9, 7), (8, 16), (20, 16), (25, 32), (50, 48), (1e9, MAX_ROWS)],
 )
-def test_how_many_pictures_are_timed(affordable: float, rows: int) -> None:
+def test_how_many_images_are_timed(affordable: float, rows: int) -> None:
     assert rows_for(affordable) == rows
 
 
 def test_time_is_left_for_what_a_candidate_and_one_more_can_take_at_most(course: tune._Course) -> None:
     course.ends_s = time.perf_counter() + 200
     course.overhead_s = 20  # loading, and putting away
-    assert course.has_time(15)  # for each of four pictures, twice
+    assert course.has_time(15)  # for each of four images, twice
     assert not course.has_time(25)
 
 
@@ -81,8 +81,8 @@ def test_what_makes_a_result_uncertain_is_told() -> None:
     assert tune._Processor(busy_s=None, own_s=9.0, wall_s=10.0).others_share_since(before) == 0
     trial = Trial(Settings(), [1.0])
     texts = [tune.TuneResult([trial], trial, 0, Path("x.json"), 4, share).to_text() for share in (0.0, 0.3)]
-    assert "so few pictures" in texts[0]
-    assert "so few pictures" not in tune.TuneResult([trial], trial, 0, Path("x.json"), 16, 0.0).to_text()
+    assert "so few images" in texts[0]
+    assert "so few images" not in tune.TuneResult([trial], trial, 0, Path("x.json"), 16, 0.0).to_text()
     assert "other programs" not in texts[0]
     assert "other programs took 30% of the processor meanwhile" in texts[1]
 

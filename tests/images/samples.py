@@ -1,4 +1,4 @@
-"""Pictures the image tests share: a scene whose corners tell every orientation apart, and ways to store it."""
+"""Images the image tests share: a scene whose corners tell every orientation apart, and ways to store it."""
 
 import io
 from typing import Any
@@ -8,7 +8,7 @@ from PIL import Image
 
 from batchcap.config import VisionConfig
 from batchcap.core.records import Float32Array, ImageRow, Patches
-from batchcap.export.quality.pictures import load_patches
+from batchcap.export.quality.images import load_patches
 from batchcap.model.geometry import ImageSettings, VisionGeometry
 
 GEOMETRY = VisionGeometry(
@@ -45,7 +45,7 @@ def scene(width: int = 96, height: int = 64) -> Image.Image:
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """A picture file's bytes."""
+    """An image file's bytes."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -57,7 +57,7 @@ def row(data: bytes | None = None, path: str | None = None) -> ImageRow:
 
 
 def load(data: bytes | None = None, path: str | None = None, **vision: Any) -> Patches:
-    """Patches of a picture at the tests' geometry."""
+    """Patches of an image at the tests' geometry."""
     return load_patches(row(data, path), GEOMETRY, SETTINGS, VisionConfig(**vision))
 
 

@@ -1,4 +1,4 @@
-"""Owns the pictures that a bundle is verified with: the user's, or generated ones of all shapes a picture can have."""
+"""Owns the images that a bundle is verified with: the user's, or generated ones of all shapes an image can have."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from PIL import Image
 
 from batchcap.core.records import ImageRow
 from batchcap.demo.scenes import compose, draw
-from batchcap.export.quality.pictures import PictureChoice, input_rows
+from batchcap.export.quality.images import ImageChoice, input_rows
 
 # Pixels across and down: a thumbnail that grows, everyday sizes, large ones that shrink, both directions of extreme
 # aspects, and sides that are no multiples of anything. The first kind shows drawn things, as the demo model knows them.
@@ -21,18 +21,18 @@ _NOISE = 12
 
 
 def chosen_rows(images: tuple[str, ...], limit: int) -> list[ImageRow]:
-    """The pictures of the inputs, at most `limit` of them and evenly spread; without inputs, the generated ones.
+    """The images of the inputs, at most `limit` of them and evenly spread; without inputs, the generated ones.
 
     Raises:
-        UsageError: an input does not exist or has no picture.
+        UsageError: an input does not exist or has no image.
     """
     if not images:
         return generated_rows()
-    return list(input_rows(PictureChoice(images, limit), Path(os.devnull)))
+    return list(input_rows(ImageChoice(images, limit), Path(os.devnull)))
 
 
 def generated_rows() -> list[ImageRow]:
-    """Pictures without loss, the same ones each time."""
+    """Images without loss, the same ones each time."""
     images = {f"scene {width} x {height}": _scene(width, height) for width, height in SCENES}
     images |= {f"colours {width} x {height}": _colours(width, height) for width, height in SHAPES}
     return [

@@ -1,4 +1,4 @@
-"""Owns the pictures that an export looks at: some of the user's own, or a few that come with batchcap."""
+"""Owns the images that an export looks at: some of the user's own, or a few that come with batchcap."""
 
 import dataclasses
 import hashlib
@@ -17,9 +17,9 @@ from batchcap.core.records import ImageRow, Patches
 from batchcap.core.text import shown_name
 from batchcap.images.preprocess import patches_of
 from batchcap.inputs.discover import discover
-from batchcap.inputs.encoded import read_picture
+from batchcap.inputs.encoded import read_image
 from batchcap.inputs.parquet import read_layout
-from batchcap.inputs.parquet_rows import image_row, picture_reader, read_rows
+from batchcap.inputs.parquet_rows import image_reader, image_row, read_rows
 from batchcap.inputs.source import Source, SourceKind
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import Geometry, ImageSettings, VisionGeometry
@@ -27,7 +27,7 @@ from batchcap.model.prompt import PromptTemplate
 
 log = logging.getLogger(__name__)
 
-MAX_PICTURES = 24
+MAX_IMAGES = 24
 MIN_VISUAL_TOKENS = 4
 _PHOTOGRAPHS = ("astronaut", "cat-chelsea", "coffee", "hubble", "rocket")
 _DRAWN_SIDES_PX = (256, 448)
@@ -35,18 +35,18 @@ _DRAWN_SEED_SPACE = 1 << 37  # no scene that the demo model was trained or is ev
 
 
 @dataclass(frozen=True, slots=True)
-class PictureChoice:
-    """Which pictures to look at, and what to ask about them.
+class ImageChoice:
+    """Which images to look at, and what to ask about them.
 
     Attributes:
-        inputs: picture files, folders, Parquet files or patterns; none: the pictures that come with batchcap.
-        count: most pictures that are taken, evenly spread over all there are.
-        prompt: what to ask about each picture.
-        max_visual_tokens: budget a picture.
+        inputs: image files, folders, Parquet files or patterns; none: the images that come with batchcap.
+        count: most images that are taken, evenly spread over all there are.
+        prompt: what to ask about each image.
+        max_visual_tokens: budget an image.
     """
 
     inputs: tuple[str, ...] = ()
-    count: int = MAX_PICTURES
+    count: int = MAX_IMAGES
     prompt: str = DEFAULT_PROMPT
     max_visual_tokens: int = 256
 
@@ -55,18 +55,18 @@ class PictureChoice:
             raise UsageError(f"--limit must be at least 1, not {self.count}")
 
 
-def require_inputs(choice: PictureChoice) -> None:
-    """Look whether there are pictures at all, before the work that they are for.
+def require_inputs(choice: ImageChoice) -> None:
+    """Look whether there are images at all, before the work that they are for.
 
     Raises:
-        UsageError: an input does not exist or has no picture.
+        UsageError: an input does not exist or has no image.
     """
     if choice.inputs:
         for _source in discover(InputConfig(choice.inputs), Path(os.devnull)):
             pass
 
 
-def fitted(choice: PictureChoice, bundle: Bundle, new_tokens: int) -> PictureChoice:
+def fitted(choice: ImageChoice, bundle: Bundle, new_tokens: int) -> ImageChoice:
     """The choice with no more visual tokens than the bundle's context has room for.
 
     Args:
@@ -80,14 +80,14 @@ def fitted(choice: PictureChoice, bundle: Bundle, new_tokens: int) -> PictureCho
     room = bundle.context - PromptTemplate.from_bundle(bundle, choice.prompt).text_tokens - new_tokens
     if room < MIN_VISUAL_TOKENS:
         raise UsageError(
-            f"a context of {bundle.context} tokens has no room for a picture and {new_tokens} new tokens beside this "
+            f"a context of {bundle.context} tokens has no room for an image and {new_tokens} new tokens beside this "
             "prompt: choose a larger --context"
         )
     return dataclasses.replace(choice, max_visual_tokens=min(choice.max_visual_tokens, room))
 
 
-def load_pictures(choice: PictureChoice, geometry: Geometry, exclude: Path) -> list[Patches]:
-    """Read the chosen pictures; `index` counts them. Those that can't be read are left out with a warning.
+def load_images(choice: ImageChoice, geometry: Geometry, exclude: Path) -> list[Patches]:
+    """Read the chosen images; `index` counts them. Those that can't be read are left out with a warning.
 
     Args:
         choice: which ones.
@@ -95,27 +95,27 @@ def load_pictures(choice: PictureChoice, geometry: Geometry, exclude: Path) -> l
         exclude: a folder that is passed over.
 
     Raises:
-        UsageError: an input does not exist, or none of its pictures can be read.
+        UsageError: an input does not exist, or none of its images can be read.
     """
     config = VisionConfig(choice.max_visual_tokens, VisionDtype.FP32)
-    pictures: list[Patches] = []
+    images: list[Patches] = []
     for row in input_rows(choice, exclude) if choice.inputs else _own_rows(choice.count):
         try:
-            pictures.append(load_patches(row, geometry.vision, geometry.image, config))
+            images.append(load_patches(row, geometry.vision, geometry.image, config))
         except RowError as error:
             log.warning("%s is left out: %s", row.id, error.message)
-    if not pictures:
-        raise UsageError(f"no picture in {', '.join(map(shown_name, choice.inputs))} can be read: name others")
-    return pictures
+    if not images:
+        raise UsageError(f"no image in {', '.join(map(shown_name, choice.inputs))} can be read: name others")
+    return images
 
 
-def pictures_sha256(choice: PictureChoice, pictures: list[Patches]) -> str:
-    """Digest of all that pictures give to a measurement: their bytes in their order, prompt and budget."""
-    content = [choice.prompt, str(choice.max_visual_tokens), *(picture.sha256 for picture in pictures)]
+def images_sha256(choice: ImageChoice, images: list[Patches]) -> str:
+    """Digest of all that images give to a measurement: their bytes in their order, prompt and budget."""
+    content = [choice.prompt, str(choice.max_visual_tokens), *(image.sha256 for image in images)]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
-def input_rows(choice: PictureChoice, exclude: Path) -> Iterator[ImageRow]:
+def input_rows(choice: ImageChoice, exclude: Path) -> Iterator[ImageRow]:
     """Rows of the inputs, evenly spread."""
     config = InputConfig(choice.inputs)
     sources = list({source.path: source for source in discover(config, exclude)}.values())
@@ -134,7 +134,7 @@ def _row(source: Source, row: int, index: int, config: InputConfig) -> ImageRow:
     if source.kind is SourceKind.IMAGE:
         return ImageRow(index, source.id, str(source.path), 0, path=str(source.path))
     layout = read_layout(source.path, config)
-    values = next(read_rows(picture_reader(source.path, layout), row, 1))
+    values = next(read_rows(image_reader(source.path, layout), row, 1))
     return image_row(values, layout, (index, source.id, source.path, row))
 
 
@@ -154,5 +154,5 @@ def _own_rows(count: int) -> Iterator[ImageRow]:
 
 
 def load_patches(row: ImageRow, geometry: VisionGeometry, settings: ImageSettings, config: VisionConfig) -> Patches:
-    """Read one picture and make patches of it; see `read_picture` and `patches_of`."""
-    return patches_of(read_picture(row), geometry, settings, config)
+    """Read one image and make patches of it; see `read_image` and `patches_of`."""
+    return patches_of(read_image(row), geometry, settings, config)
