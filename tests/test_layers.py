@@ -35,13 +35,8 @@ OWED = frozenset(
         ("demo.evaluate", "job.run"),
         ("demo.train", "vision.linear"),
         ("engines.tuning.tune", "export.demo"),
-        ("inputs.discover", "images.decode"),
-        ("inputs.discover", "store.folder"),
-        ("inputs.parquet", "store.parts"),
-        ("inputs.walk", "store.folder"),
         ("model.bundle", "export.advice"),
         ("model.tensors", "export.checkpoint.configuration"),
-        ("store.plan_tables", "inputs.source"),
     }
 )
 

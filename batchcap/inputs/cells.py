@@ -2,8 +2,6 @@
 
 import re
 
-import pyarrow as pa
-
 from batchcap.core.text import is_address, one_line
 from batchcap.inputs.content import base64_image
 
@@ -70,24 +68,3 @@ def _oddities(cell: str, bare: str) -> list[tuple[bool, str]]:
         ("\\" in bare and not is_of_windows, "has back-slashes: paths use / on this system"),
         (_PERCENT.search(bare) is not None, "has characters written as %20, as in an address: decode them"),
     ]
-
-
-def list_value(kind: pa.DataType) -> pa.DataType | None:
-    """The type of a list's values; None where it is no list."""
-    is_list = (
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-        or pa.types.is_list_view(kind)
-        or pa.types.is_large_list_view(kind)
-    )
-    return kind.value_type if is_list else None
-
-
-def list_advice(value: pa.DataType) -> str:
-    """What to do with a column whose lists have values of a type."""
-    while (inner := list_value(value)) is not None:
-        value = inner
-    if pa.types.is_integer(value) or pa.types.is_floating(value):
-        return "lists of numbers are not read as an image: store the bytes of a JPEG or PNG"
-    return "a list of images is not supported: give each image a row of its own (explode in pandas, unnest in DuckDB)"

@@ -14,6 +14,7 @@ from batchcap.config import DEMO_MODEL, JobConfig, Profile
 from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
 from batchcap.core.records import RowCounts
+from batchcap.core.sources import Source
 from batchcap.core.text import format_duration, one_line
 from batchcap.engines.base import Engine
 from batchcap.engines.dedup import REMEMBERED_IMAGES
@@ -23,7 +24,6 @@ from batchcap.engines.tuned import read_tuned
 from batchcap.export.demo import load_model
 from batchcap.inputs.discover import discover
 from batchcap.inputs.skipped import Skipped
-from batchcap.inputs.source import Source
 from batchcap.job.bottleneck import find_bottleneck
 from batchcap.job.failures import why_alike
 from batchcap.job.loop import caption_rows

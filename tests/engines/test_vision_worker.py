@@ -24,6 +24,7 @@ from PIL import Image
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import Duplicate, EncodedImage, Failure, Features, ImageRow, Patches
+from batchcap.core.sources import Bytes, FileAt
 from batchcap.engines import vision_worker
 from batchcap.engines.busy_flag import make_sign_file
 from batchcap.engines.dedup import SeenImages
@@ -90,7 +91,7 @@ def serve(worker: VisionWorker, encoder: FakeEncoder, inbox: EndlessInbox) -> No
 
 def row(index: int) -> ImageRow:
     """A row whose image no other has."""
-    return ImageRow(index, f"row-{index}", "s", index, data=encoded((index % 250, index // 250, 7)))
+    return ImageRow(index, f"row-{index}", "s", index, Bytes(encoded((index % 250, index // 250, 7))))
 
 
 def received(ours: Connection, rows: int) -> list[object]:
@@ -219,7 +220,7 @@ def test_an_image_alone_gets_all_threads(tiny_bundle_fp32: Bundle) -> None:
     assert answers(ours, 1) == [2]
     over.set()
     assert answers(ours, 1) == [1]
-    inbox.put(ImageRow(3, "nothing", "s", 3, data=b""))
+    inbox.put(ImageRow(3, "nothing", "s", 3, Bytes(b"")))
     assert answers(ours, 1) == [3]
     inbox.put(row(4))
     assert answers(ours, 1) == [4]
@@ -359,7 +360,7 @@ def test_the_process_ends_quietly_while_lanes_are_at_work(tiny_bundle_fp32: Bund
     ours.send(VisionSpec(str(bundle.folder), bundle.id, VisionConfig(dtype=VisionDtype.FP32), 2, 4096, find_twins=True))
     assert isinstance(ours.recv(), Ready)
     for index in range(60):
-        ours.send(ImageRow(index, f"row-{index}", "s", index, data=encoded((index, 0, 7), (640, 480))))
+        ours.send(ImageRow(index, f"row-{index}", "s", index, Bytes(encoded((index, 0, 7), (640, 480)))))
     for _image in range(3):
         answers(ours, 1)
     ours.send_bytes(b"no message")
@@ -383,7 +384,7 @@ def test_failures_and_twins_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> None:
         threading.Event().wait(0.01)
     inbox.put(dataclasses.replace(first, index=1))
     assert [type(message) for message in received(ours, 1)] == [Duplicate]
-    inbox.put(ImageRow(2, "nothing", "s", 2, data=b"no image"))
+    inbox.put(ImageRow(2, "nothing", "s", 2, Bytes(b"no image")))
     assert [type(message) for message in received(ours, 1)] == [Failure]
     over.set()
     assert answers(ours, 1) == [0]
@@ -393,11 +394,11 @@ def test_equal_images_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path)
     data = {name: encoded(colour) for name, colour in (("red", (200, 9, 9)), ("blue", (9, 9, 200)))}
     (tmp_path / "red.png").write_bytes(data["red"])
     rows = [
-        ImageRow(3, "a", "s", 0, data=data["red"]),
-        ImageRow(4, "b", "s", 0, data=data["blue"]),
-        ImageRow(5, "c", "s", 0, path=str(tmp_path / "red.png")),
-        ImageRow(6, "d", "s", 0, data=data["red"][:50]),
-        ImageRow(7, "e", "s", 0, data=data["red"][:50]),
+        ImageRow(3, "a", "s", 0, Bytes(data["red"])),
+        ImageRow(4, "b", "s", 0, Bytes(data["blue"])),
+        ImageRow(5, "c", "s", 0, FileAt(str(tmp_path / "red.png"))),
+        ImageRow(6, "d", "s", 0, Bytes(data["red"][:50])),
+        ImageRow(7, "e", "s", 0, Bytes(data["red"][:50])),
         ImageRow(8, "f", "s", 0),
         ImageRow(9, "g", "s", 0),
     ]
@@ -417,7 +418,7 @@ def test_equal_images_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path)
 def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
     red, blue = encoded((200, 9, 9)), encoded((9, 9, 200))
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
-    rows = [ImageRow(7, "a", "s", 0, data=red), ImageRow(8, "b", "s", 0, data=blue)]
+    rows = [ImageRow(7, "a", "s", 0, Bytes(red)), ImageRow(8, "b", "s", 0, Bytes(blue))]
     messages: list[object] = [Captioned([(hashlib.sha256(red).hexdigest(), 2)]), *rows]
 
     class Hand:
@@ -438,7 +439,7 @@ def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
 def test_nothing_is_a_twin_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
     worker, _ours = make_worker(tiny_bundle_fp32, 10_000, find_twins=False)
     for index in range(3):
-        worker._read(ImageRow(index, "a", "s", 0, data=encoded((200, 9, 9))))
+        worker._read(ImageRow(index, "a", "s", 0, Bytes(encoded((200, 9, 9)))))
     assert [one.index for one in worker._next_batch()] == [0, 1, 2]
 
 
