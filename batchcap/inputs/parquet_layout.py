@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.text import one_line
+from batchcap.inputs.cells import image_root_at
 from batchcap.inputs.columns import ALL_COLUMNS, column_options, cut, listed, output_names, quoted, shown
 
 # A plan of more would take days to make. Only a footer that lies has them.
@@ -146,7 +147,7 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
         raise UsageError(f"column {quoted(image)} of {shown(path)} is {cut(str(kind.type))}: {advice}")
     kept = [name for name in names if name != image] if ALL_COLUMNS in config.keep_columns else config.keep_columns
     kept = list(dict.fromkeys(kept))
-    root = _image_root(config.image_root) if config.image_root else None
+    root = image_root_at(config.image_root) if config.image_root else None
     return ParquetLayout(
         image=image,
         id=config.id_column,
@@ -156,13 +157,6 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
         image_root=root or path.parent,
         allowed_root=None if root is None else str(root.resolve()),
     )
-
-
-def _image_root(name: str) -> Path:
-    root = Path(name).expanduser().absolute()
-    if not root.is_dir():
-        raise UsageError(f"--image-root {shown(root)} is no folder: name the one that the paths start from")
-    return root
 
 
 def rank_of(field: pa.Field) -> int:

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import ImageRow
-from batchcap.core.sources import Address, Bytes, FileAt
-from batchcap.core.text import is_address, printable_name
-from batchcap.inputs.cells import hint_at, shown_cell, why_no_path
+from batchcap.core.sources import Bytes
+from batchcap.core.text import printable_name
+from batchcap.inputs.cells import image_of_text
 from batchcap.inputs.columns import listed, shown
 from batchcap.inputs.parquet_layout import (
     PATH,
@@ -300,22 +300,7 @@ def image_row(
         return ImageRow(index, name, source, row, Bytes(cell))
     if cell is None:
         return ImageRow(index, name, source, row)
-    if is_address(cell):
-        return ImageRow(index, name, source, row, Address(cell))
-    failure = _refusal(cell, layout)
-    if failure is not None:
-        return ImageRow(index, name, source, row, failure=failure)
-    file = os.path.join(layout.image_root, cell)  # noqa: PTH118 - pathlib interns each name
-    return ImageRow(index, name, source, row, FileAt(file, if_missing=hint_at(cell)))
-
-
-def _refusal(cell: str, layout: ParquetLayout) -> tuple[ErrorKind, str] | None:
-    """Why a path in a manifest is not opened, if so."""
-    if (reason := why_no_path(cell)) is not None:
-        return ErrorKind.MISSING, reason
-    if layout.allowed_root is not None and "\0" not in cell:  # with a NUL it is no path at all, as the image stage says
-        real = os.path.realpath(os.path.join(layout.image_root, cell))  # noqa: PTH118
-        if os.path.commonpath([real, layout.allowed_root]) != layout.allowed_root:
-            hint = f"; {hint_at(cell)}" if hint_at(cell) else ""
-            return ErrorKind.REFUSED, f"{shown_cell(cell)}: leads out of --image-root {shown(layout.image_root)}{hint}"
-    return None
+    found = image_of_text(cell, layout.image_root, layout.allowed_root)
+    if isinstance(found, tuple):
+        return ImageRow(index, name, source, row, failure=found)
+    return ImageRow(index, name, source, row, found)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchcap.config import VisionBackend, VisionConfig, VisionDtype
+from batchcap.config import InputConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import Duplicate, EncodedImage, Failure, Features, ImageRow, Patches
 from batchcap.core.sources import Bytes, FileAt
@@ -31,10 +31,15 @@ from batchcap.engines.dedup import SeenImages
 from batchcap.engines.messages import Captioned, Fatal, Ready, StageTime, VisionSpec
 from batchcap.engines.supervisor import WorkerSupervisor
 from batchcap.engines.vision_worker import VisionWorker, lane_count
+from batchcap.inputs.discover import discover
 from batchcap.inputs.encoded import read_image
+from batchcap.inputs.registry import READERS
+from batchcap.job.plan import Plan
 from batchcap.model.bundle import Bundle
+from batchcap.store.journal import Journal
 from batchcap.vision.torch_encoder import VisionEncoder
 from tests.engines.doubles import EndlessInbox, seen_elsewhere
+from tests.inputs.blobs import BlobLists, write_blobs
 from tests.vision.towers import image
 
 SIDES = [(4, 4), (4, 4), (8, 8), (2, 2), (30, 30), (2, 2)]
@@ -413,6 +418,28 @@ def test_equal_images_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path)
     ]  # fmt: skip
     assert (passed[0].of, passed[2].of) == (3, 6)
     assert passed[0].read_ms >= 0
+
+
+def test_images_inside_of_a_file_are_read(
+    tiny_bundle_fp32: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kind of input says that the worker does not know: found, planned, read and cut into patches."""
+    monkeypatch.setitem(READERS, BlobLists.kind, BlobLists)
+    red, blue = encoded((200, 9, 9)), encoded((9, 9, 200))
+    write_blobs(tmp_path / "a.offsets", [red, blue, b"no image", red])
+    config = InputConfig((str(tmp_path / "a.offsets"),))
+    with closing(Journal.open(tmp_path / "journal.sqlite")) as journal:
+        plan = Plan(journal, config)
+        assert plan.extend(discover(config, tmp_path / "out"), 3, 0) == 4
+        rows = [row for shard in plan.shards() for row in plan.shard_rows(shard)]
+    worker, ours = make_worker(tiny_bundle_fp32, 10_000)
+    for row in rows:
+        worker._read(row)
+    digests = [hashlib.sha256(data).hexdigest() for data in (red, blue)]
+    assert [(one.index, one.sha256) for one in worker._next_batch()] == list(enumerate(digests))
+    failed, twin = ours.recv(), ours.recv()
+    assert (failed.index, failed.kind) == (2, ErrorKind.NOT_AN_IMAGE)
+    assert (twin.index, twin.of) == (3, 0)
 
 
 def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
