@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +20,15 @@ from batchcap.core.errors import ChangedInputError, RowError, UsageError
 from batchcap.core.records import Caption, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
 from batchcap.export.quality.images import ImageChoice, input_rows
 from batchcap.images.decode import decode
+from batchcap.inputs.discover import discover
 from batchcap.inputs.encoded import read_encoded, read_image
 from batchcap.inputs.registry import READERS
 from batchcap.job import run as job
+from batchcap.job.plan import Plan
 from batchcap.job.run import run_job
 from batchcap.job.summary import Summary
 from batchcap.store.folder import JobFolder
+from batchcap.store.journal import Journal
 from tests.fake_engine import FakeEngine, SilentProgress
 from tests.images.samples import encode, noise
 from tests.inputs.blobs import BlobLists, write_blobs
@@ -122,6 +126,19 @@ def test_a_new_kind_changes_and_is_missed_as_a_whole(config: JobConfig, caplog: 
     again = JobConfig(config.input, config.output, placement=config.placement, resume=ResumeConfig(retry=("failed",)))
     assert run(again)[1] == []
     assert "1 rows can't be tried again: their blob lists are gone" in caplog.text
+
+
+def test_a_plan_with_a_kind_of_a_later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_blobs(tmp_path / "b.offsets", [b"x", b"y"])
+    config = InputConfig((str(path),))
+    with closing(Journal.open(tmp_path / "journal.sqlite")) as journal:
+        with monkeypatch.context() as later:
+            later.setitem(READERS, BlobLists.kind, BlobLists)
+            Plan(journal, config).extend(discover(config, tmp_path / "out"), 9, 0)
+        plan = Plan(journal, config)
+        (shard,) = plan.shards()
+        with pytest.raises(UsageError, match="inputs of the kind 'blob', which this version of batchcap does not read"):
+            list(plan.shard_rows(shard))
 
 
 def test_a_new_kind_gives_images_to_an_export(config: JobConfig) -> None:
