@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +28,7 @@ from batchcap.job.run import run_job
 from batchcap.job.summary import Summary
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
-from tests.fake_engine import FakeEngine, SilentProgress
+from tests.fake_engine import FakeEngine, SilentProgress, fake_bundle
 from tests.images.samples import encode, noise
 from tests.inputs.blobs import BlobLists, write_blobs
 from tests.inputs.parquets import write_table
@@ -53,7 +52,7 @@ def blobs(monkeypatch: pytest.MonkeyPatch) -> type[BlobLists]:
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blobs: type[BlobLists]) -> JobConfig:
     """A job of an image, five images in a blob, the fourth of them cut off, and a row of a Parquet file."""
-    monkeypatch.setattr(job, "load_model", lambda _model: SimpleNamespace(id="b" * 64, source="none", precision="int4"))
+    monkeypatch.setattr(job, "load_bundle", lambda _model: fake_bundle())
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(encode(noise(20, 20)))
     images = [encode(noise(width, 20)) for width in WIDTHS]
@@ -78,7 +77,7 @@ def seen(row: ImageRow) -> Outcome:
 def run(config: JobConfig) -> tuple[Summary, list[int]]:
     """What a run gives, and the rows that it captions."""
     engine = FakeEngine(end=seen)
-    summary = run_job(config, SilentProgress(), lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type]
+    summary = run_job(config, SilentProgress(), lambda *_: engine)  # type: ignore[arg-type, return-value]
     return summary, engine.submitted
 
 

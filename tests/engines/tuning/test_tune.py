@@ -14,6 +14,7 @@ from batchcap.engines.tuning.measure import MAX_ROWS, MIN_ROWS, Timing, Track, r
 from batchcap.engines.tuning.search import Trial
 from batchcap.inputs.encoded import digest
 from batchcap.model.bundle import Bundle
+from tests.inputs.parquets import data_of
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_the_memory_must_be_enough(tiny_bundle_int4: Bundle, tmp_path: Path, mon
     monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
     monkeypatch.setattr(tune, "available_memory_bytes", lambda: 1 << 20)
     with pytest.raises(UsageError, match=r"not enough memory to measure: .* 1 MiB are free: end other programs"):
-        tune.tune(str(tiny_bundle_int4.folder), 1.0, rounded_vision=False)
+        tune.tune(tiny_bundle_int4, 1.0, rounded_vision=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -48,12 +49,13 @@ def test_a_candidate_whose_worker_ends_is_passed_over(course: tune._Course, monk
 
 def test_images_are_the_same_ones_and_never_equal(course: tune._Course) -> None:
     first, again = (list(islice(course.track._rows(6), 6)) for _time in range(2))
-    assert len({digest(row.data) for row in (*first, *again)}) == 12
+    assert len({digest(data_of(row) or b"") for row in (*first, *again)}) == 12
     assert [row.index for row in (*first, *again)] == list(range(12))
     for one, other in zip(first, again, strict=True):
-        assert one.data
-        assert other.data
-        assert one.data[:-1] == other.data[: len(one.data) - 1]
+        data, others = data_of(one), data_of(other)
+        assert data
+        assert others
+        assert data[:-1] == others[: len(data) - 1]
 
 
 @pytest.mark.parametrize(
