@@ -17,10 +17,12 @@ import batchcap
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, ResumeConfig
 from batchcap.core.errors import ChangedInputError, RowError, UsageError
 from batchcap.core.records import Caption, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
+from batchcap.core.sources import Piece
 from batchcap.export.quality.images import ImageChoice, input_rows
 from batchcap.images.decode import decode
 from batchcap.inputs.discover import discover
 from batchcap.inputs.encoded import read_encoded, read_image
+from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.registry import READERS
 from batchcap.job import run as job
 from batchcap.job.plan import Plan
@@ -138,6 +140,16 @@ def test_a_plan_with_a_kind_of_a_later_version(tmp_path: Path, monkeypatch: pyte
         (shard,) = plan.shards()
         with pytest.raises(UsageError, match="inputs of the kind 'blob', which this version of batchcap does not read"):
             list(plan.shard_rows(shard))
+
+
+def test_rows_that_are_not_wanted_are_not_given(tmp_path: Path) -> None:
+    """Of all kinds: a piece that begins inside of its source, as the second part of a file does."""
+    images = [encode(noise(width, 20)) for width in WIDTHS]
+    table = write_table(tmp_path / "a.parquet", {"image": images}, row_group_size=2)
+    for reader, path in ((ParquetFiles, table), (BlobLists, write_blobs(tmp_path / "b.offsets", images))):
+        piece = Piece(100, "id", str(path), reader.kind, 1, 4)
+        rows = list(reader(InputConfig((str(path),))).rows(piece, [101, 103]))
+        assert [(row.index, row.row, read_encoded(row)) for row in rows] == [(101, 2, images[2]), (103, 4, images[4])]
 
 
 def test_a_new_kind_gives_images_to_an_export(config: JobConfig) -> None:
