@@ -1,7 +1,7 @@
 """Owns how a setting's value is written where it is no plain value: on the command line, and in a job file."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class Surroundings:
     """
 
     base: Path = Path()
-    begun: BegunJob = BegunJob(None)
+    begun: BegunJob = field(default_factory=lambda: BegunJob(None))
 
 
 def _as_it_is(value: Any, _around: Surroundings) -> Any:  # noqa: ANN401 - any setting's
