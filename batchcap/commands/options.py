@@ -93,8 +93,9 @@ class OptionsOf:
         """A parameter for each setting, by key: those of no panel first, each panel's in its order."""
         found = [self._adapted(one) for kind in self.kinds for one in all_settings(kind)]
         found = [one for one in found if not self.only or one.setting.key in self.only]
-        panels = list(dict.fromkeys(one.setting.panel for one in found))
-        found.sort(key=lambda one: (bool(one.setting.panel), panels.index(one.setting.panel), one.setting.order))
+        tables = [one.setting.panel for kind in self.kinds for one in fields_of(kind) if one.is_table]
+        panels = list(dict.fromkeys(["", *tables, *(one.setting.panel for one in found)]))
+        found.sort(key=lambda one: (panels.index(one.setting.panel), one.setting.order))
         return {one.setting.key: parameter_of(one) for one in found}
 
     def _adapted(self, field: SettingField) -> SettingField:
