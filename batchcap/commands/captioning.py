@@ -12,6 +12,7 @@ from batchcap.commands.begun import BegunJob
 from batchcap.commands.forms import Surroundings
 from batchcap.commands.options import Given, is_given, options_of
 from batchcap.commands.results import MAX_SHOWN, print_result
+from batchcap.commands.signals import stop_on_signals
 from batchcap.config import DEMO_MODEL, MODEL_VARIABLE, JobConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.setting import require_sense_in_new_job
@@ -105,11 +106,12 @@ def given_settings(context: typer.Context) -> frozenset[str]:
 
 
 def _run(config: JobConfig, show: int) -> None:
+    from batchcap.export.demo import load_model
     from batchcap.job.progress import progress_for_terminal
     from batchcap.job.run import run_job
     from batchcap.report.status import first_captions
 
-    summary: Summary = run_job(config, progress_for_terminal())
+    summary: Summary = run_job(config, progress_for_terminal(), load_model=load_model, stopping=stop_on_signals())
     if show:
         print_result(first_captions(Path(config.output), show))
     print_result(summary.message)

@@ -19,7 +19,7 @@ class VisionSpec:
     """What the vision worker is built from.
 
     Attributes:
-        find_twins: equal images are encoded and captioned once.
+        find_duplicates: equal images are encoded and captioned once.
         divisor: readers, lanes and patches of a pass are so many times fewer than usual; never changes a feature.
     """
 
@@ -28,7 +28,7 @@ class VisionSpec:
     vision: VisionConfig
     threads: int
     patch_budget: int
-    find_twins: bool
+    find_duplicates: bool
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
     sign_file: int | None = None  # of a `BusyFlag`
     divisor: int = 1

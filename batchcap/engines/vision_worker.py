@@ -56,7 +56,7 @@ class VisionWorker:
         # An encoder that can't work on this machine ends the job here, before it fails row after row.
         self._encoder.encode([_blank(self._bundle.geometry.vision)])
         self._lane_patches = min(PASS_PATCHES, spec.patch_budget // self._lanes) // spec.divisor
-        self._known = SeenImages() if spec.find_twins else None
+        self._known = SeenImages() if spec.find_duplicates else None
         self._rows: queue.SimpleQueue[ImageRow] = queue.SimpleQueue()
         self._loaded: deque[Patches] = deque()
         self._has_loaded = threading.Condition()
