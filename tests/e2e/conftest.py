@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from batchcap.export.checkpoint.options import ExportOptions
-from batchcap.export.export import export_bundle
 from batchcap.model.bundle import Bundle
 from tests.e2e.inputs import write_parquet, write_pictures
 from tests.e2e.process import STARTED, captions, run
+from tests.shared import shared_bundle
 
 PICTURES, PARQUET_ROWS = 180, 80
 ROWS = PICTURES + 1 + PARQUET_ROWS
@@ -63,8 +63,7 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
     Its kernel rounds the last row of an odd batch differently (that of smaller blocks does not): a decoder that did
     not pad its batches would be found out.
     """
-    folder = tmp_path_factory.mktemp("bundle") / "default"
-    return export_bundle(str(tiny_checkpoint), folder, ExportOptions(context=1024))
+    return shared_bundle(tmp_path_factory, "default", tiny_checkpoint, ExportOptions(context=1024))
 
 
 @pytest.fixture(scope="session")
