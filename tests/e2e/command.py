@@ -12,6 +12,8 @@ from batchcap.store.folder import JobFolder
 from tests.e2e.warm import Warm, is_cold, obeying
 
 TIMEOUT_S = 120
+# ONNX Runtime starts in a fraction of the time that PyTorch takes, which `auto` may mean.
+ONNX = ("--vision-backend", "onnx")
 
 
 def batchcap(*arguments: object, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -65,6 +65,8 @@ def test_the_same_checkpoint_gives_the_same_bytes(checkpoint: Path, bundle: Bund
     with drawn_anew():
         again = export_bundle(str(elsewhere), tmp_path / "again", OPTIONS)
     assert contents(again.folder) == contents(bundle.folder)
+    once_for_all_tests = export_bundle(str(elsewhere), tmp_path / "once", OPTIONS)
+    assert contents(once_for_all_tests.folder) == contents(bundle.folder)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
