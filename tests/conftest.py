@@ -44,6 +44,19 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(shared_folder(tmp_path_factory) / "checkpoint" / "tiny", make_checkpoint)
 
 
+@pytest.fixture(scope="session")
+def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder (BATCHCAP_CACHE) with the demo model's bundle; take a `linked_copy`, commands write into it."""
+    from batchcap.export.demo import demo_bundle  # noqa: PLC0415
+
+    def export(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("BATCHCAP_CACHE", str(folder))
+            demo_bundle()
+
+    return made_once(shared_folder(tmp_path_factory) / "demo-cache", export)
+
+
 def _tiny(checkpoint: Path, factory: pytest.TempPathFactory, precision: Precision) -> "Bundle":
     options = ExportOptions(precision=precision, block_size=32, context=1024)
     return shared_bundle(factory, str(precision), checkpoint, options)
