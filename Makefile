@@ -3,8 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= demo-output
+# A file's tests share what they make, so they stay together; tests/conftest.py puts the long files first.
+TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos fuzz mutants load clean
+.PHONY: help install demo test test-quick check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos fuzz mutants load clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,7 +26,10 @@ demo: install  ## Caption sample_data with the embedded demo model and show the 
 	$(BIN)/batchcap caption sample_data --model demo --output $(DEMO_OUTPUT) --show 12
 
 test: install  ## Run the tests, two at once
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(TEST) --durations 10
+
+test-quick: install  ## Run the tests but the slow ones: two minutes
+	$(TEST) -m 'not slow'
 
 check: install  ## Lint, format and types
 	$(BIN)/ruff check .
@@ -49,7 +54,7 @@ quality-demo: install  ## What rounding costs the demo model, by algorithm, bloc
 quality-profiles: install  ## What each profile costs the demo model: exact captions on 1,000 unseen scenes; takes ten minutes
 	$(BIN)/python benchmarks/profiles.py
 
-bench: install  ## The same 64 pictures through batchcap, OpenVINO, llama.cpp and transformers; 25 GiB in benchmarks/work
+bench: install  ## The same 64 images through batchcap, OpenVINO, llama.cpp and transformers; 25 GiB in benchmarks/work
 	$(BIN)/python benchmarks/bench.py $(BENCH_OPTIONS)
 
 bench-2b: install  ## Caption 64 photographs with a random model of 2B size; makes 6 GiB in benchmarks/work
@@ -61,7 +66,7 @@ bench-export: install  ## Time and memory of exports of 4B and 8B with random we
 bench-rotary: install  ## The rotary table beside computing it anew
 	$(BIN)/python benchmarks/rotary.py
 
-load: install  ## 10,000 pictures with 4 decoders, two worker kills a minute: all rows right, memory flat; takes half an hour
+load: install  ## 10,000 images with 4 decoders, two worker kills a minute: all rows right, memory flat; takes half an hour
 	$(BIN)/python benchmarks/load.py
 
 bench-growth: install  ## Rows a second, memory and resume of jobs of up to 1,000,000 rows without a model; takes half an hour
@@ -70,7 +75,7 @@ bench-growth: install  ## Rows a second, memory and resume of jobs of up to 1,00
 chaos: install  ## 300 jobs that a fault happens to at a random moment: nothing may be lost; takes half an hour and more
 	$(BIN)/python -m tests.chaos
 
-fuzz: install  ## Pictures, Parquet and job files damaged by chance: none may crash; takes six minutes
+fuzz: install  ## Images, Parquet and job files damaged by chance: none may crash; takes six minutes
 	$(BIN)/python -m tests.fuzz
 
 mutants: install  ## Bugs put in on purpose: the tests must find each; takes ten minutes and more

@@ -1,4 +1,4 @@
-"""batchcap captions pictures in bulk on ordinary CPUs, with no network and nothing lost."""
+"""batchcap captions images in bulk on ordinary CPUs, with no network and nothing lost."""
 
 from batchcap.core import offline
 

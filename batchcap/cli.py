@@ -58,7 +58,7 @@ def _set_log_level(_context: Any, option: Any, value: bool) -> bool:  # noqa: AN
 app = typer.Typer(
     cls=_Group,
     name="batchcap",
-    help="Caption pictures in bulk on ordinary CPUs with Qwen3-VL: no network, nothing lost.",
+    help="Caption images in bulk on ordinary CPUs with Qwen3-VL: no network, nothing lost.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

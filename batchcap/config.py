@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from batchcap.core.setting import LARGEST_NUMBER, did_you_mean, require_sense, setting
+from batchcap.core.setting import MAX_NUMBER, did_you_mean, require_sense, setting
 
 # `--model` of the embedded demo model; a folder of this name is `./demo`.
 DEMO_MODEL = "demo"
 MODEL_VARIABLE = "BATCHCAP_MODEL"
 DEFAULT_PROMPT = "Describe this image in one sentence."
 # Far above any machine and any caption: what is larger is a slip, and would end in want of memory, not in captions.
-MOST_THREADS = 1024
-MOST_DECODERS = 256
-MOST_SLOTS = 4096
-MOST_QUEUE_MIB = 1 << 20
-MOST_PATCHES = 1 << 20
-MOST_ROWS_PER_PART = 10_000_000
-MOST_NEW_TOKENS = 1 << 20
-MOST_VISUAL_TOKENS = 1 << 16
-MOST_IMAGE_PIXELS = 1 << 34
-MOST_TOP_K = 1 << 20
+MAX_THREADS = 1024
+MAX_DECODERS = 256
+MAX_SLOTS = 4096
+MAX_QUEUE_MIB = 1 << 20
+MAX_PATCHES = 1 << 20
+MAX_ROWS_PER_PART = 10_000_000
+MAX_NEW_TOKENS = 1 << 20
+MAX_VISUAL_TOKENS = 1 << 16
+MAX_IMAGE_PIXELS = 1 << 34
+MAX_TOP_K = 1 << 20
 PROMPT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -52,7 +52,7 @@ class Profile(StrEnum):
 
 
 def _inputs_fault(inputs: tuple[str, ...]) -> str:
-    needed = "give a folder, picture files or Parquet files"
+    needed = "give a folder, image files or Parquet files"
     if not inputs:
         return f"must not be empty: {needed}"
     return "" if all(inputs) else f"must not be an empty text: {needed}"
@@ -102,12 +102,12 @@ class InputConfig:
     """What is to be captioned.
 
     Attributes:
-        inputs: picture files, folders, Parquet files, folders of Parquet files, or glob patterns.
-        image_column: Parquet column with the picture (bytes, Hugging Face `Image` struct, path); None: found by itself.
+        inputs: image files, folders, Parquet files, folders of Parquet files, or glob patterns.
+        image_column: Parquet column with the image (bytes, Hugging Face `Image` struct, path); None: found by itself.
         id_column: Parquet column to use as `id`; None: file name and row number.
         image_root: folder that relative paths of a path column start from and no path may lead out of; None: they
             start from the Parquet file's folder and may lead anywhere.
-        keep_columns: input columns carried into the output; ("*",) carries all but the picture.
+        keep_columns: input columns carried into the output; ("*",) carries all but the image.
     """
 
     inputs: tuple[str, ...] = field(metadata=setting(argument="INPUT", check=_inputs_fault))
@@ -122,7 +122,7 @@ class InputConfig:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked about each picture. Its columns in the output end with its name; "" leaves theirs as they are."""
+    """What is asked about each image. Its columns in the output end with its name; "" leaves theirs as they are."""
 
     text: str
     name: str = ""
@@ -132,18 +132,16 @@ class Prompt:
 class GenerationConfig:
     """What decides the words of a caption. Temperature 0 is greedy.
 
-    `prompt` is the text asked about each picture, or several of them by name.
+    `prompt` is the text asked about each image, or several of them by name.
     """
 
     prompt: str | dict[str, str] = field(default=DEFAULT_PROMPT, metadata=setting(check=_prompt_names_fault))
-    max_new_tokens: int = field(
-        default=128, metadata=setting(at_least=1, at_most=MOST_NEW_TOKENS, decides_caption=True)
-    )
+    max_new_tokens: int = field(default=128, metadata=setting(at_least=1, at_most=MAX_NEW_TOKENS, decides_caption=True))
     temperature: float = field(
         default=0.0, metadata=setting(at_least=0, zero="greedy", at_most=2, decides_caption=True)
     )
     top_p: float = field(default=1.0, metadata=setting(above=0, at_most=1))
-    top_k: int = field(default=0, metadata=setting(at_least=0, zero="off", at_most=MOST_TOP_K, decides_caption=True))
+    top_k: int = field(default=0, metadata=setting(at_least=0, zero="off", at_most=MAX_TOP_K, decides_caption=True))
     repetition_penalty: float = field(default=1.0, metadata=setting(above=0, at_most=10, decides_caption=True))
     seed: int = 0
     loop_stop: bool = True
@@ -153,7 +151,7 @@ class GenerationConfig:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """What is asked about each picture, in the order of the output columns."""
+        """What is asked about each image, in the order of the output columns."""
         if isinstance(self.prompt, str):
             return (Prompt(self.prompt),)
         return tuple(Prompt(text, name) for name, text in self.prompt.items())
@@ -170,27 +168,27 @@ class GenerationConfig:
 
     @property
     def depends_on_row(self) -> bool:
-        """Whether equal pictures get other captions in other rows."""
+        """Whether equal images get other captions in other rows."""
         return self.temperature > 0
 
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """What decides a picture's features.
+    """What decides an image's features.
 
     Attributes:
-        max_visual_tokens: budget a picture; a token covers 32 × 32 pixels (merge² patches) after the resize.
+        max_visual_tokens: budget an image; a token covers 32 × 32 pixels (merge² patches) after the resize.
         dtype: arithmetic of the encoder.
-        max_image_pixels: pictures with more pixels are refused before they are decoded.
+        max_image_pixels: images with more pixels are refused before they are decoded.
         backend: what runs the encoder.
     """
 
     max_visual_tokens: int = field(
-        default=256, metadata=setting(at_least=4, at_most=MOST_VISUAL_TOKENS, decides_caption=True)
+        default=256, metadata=setting(at_least=4, at_most=MAX_VISUAL_TOKENS, decides_caption=True)
     )
     dtype: VisionDtype = field(default=VisionDtype.AUTO, metadata=setting(key="vision_dtype", old_keys=("dtype",)))
     max_image_pixels: int = field(
-        default=256_000_000, metadata=setting(at_least=1024, at_most=MOST_IMAGE_PIXELS, decides_caption=True)
+        default=256_000_000, metadata=setting(at_least=1024, at_most=MAX_IMAGE_PIXELS, decides_caption=True)
     )
     backend: VisionBackend = field(
         default=VisionBackend.AUTO, metadata=setting(key="vision_backend", old_keys=("backend",))
@@ -215,13 +213,13 @@ class PlacementConfig:
         own_cores: keep decoders on cores of their own where the machine has enough of them; see `cores`.
     """
 
-    decoders: int = field(default=1, metadata=setting(at_least=1, at_most=MOST_DECODERS))
-    slots: int = field(default=24, metadata=setting(at_least=1, at_most=MOST_SLOTS))
-    decoder_threads: int = field(default=0, metadata=setting(at_least=0, zero="automatic", at_most=MOST_THREADS))
-    vision_threads: int = field(default=0, metadata=setting(at_least=0, zero="automatic", at_most=MOST_THREADS))
-    patch_budget: int = field(default=4096, metadata=setting(at_least=1, at_most=MOST_PATCHES))
-    queue_mib: int = field(default=128, metadata=setting(at_least=1, at_most=MOST_QUEUE_MIB))
-    rows_per_part: int = field(default=1000, metadata=setting(at_least=1, at_most=MOST_ROWS_PER_PART))
+    decoders: int = field(default=1, metadata=setting(at_least=1, at_most=MAX_DECODERS))
+    slots: int = field(default=24, metadata=setting(at_least=1, at_most=MAX_SLOTS))
+    decoder_threads: int = field(default=0, metadata=setting(at_least=0, zero="automatic", at_most=MAX_THREADS))
+    vision_threads: int = field(default=0, metadata=setting(at_least=0, zero="automatic", at_most=MAX_THREADS))
+    patch_budget: int = field(default=4096, metadata=setting(at_least=1, at_most=MAX_PATCHES))
+    queue_mib: int = field(default=128, metadata=setting(at_least=1, at_most=MAX_QUEUE_MIB))
+    rows_per_part: int = field(default=1000, metadata=setting(at_least=1, at_most=MAX_ROWS_PER_PART))
     own_cores: bool = True
 
     def __post_init__(self) -> None:
@@ -236,15 +234,15 @@ class LimitConfig:
         limit: caption only the first rows of the inputs; 0: all.
         max_runtime_s: stop in good order after this time; 0: never.
         max_error_rate: largest share of failed rows for exit code 0.
-        picture_timeout_s: a worker that does not come to an end with a picture for so long is ended itself.
+        picture_timeout_s: a worker that does not come to an end with an image for so long is ended itself.
     """
 
-    limit: int = field(default=0, metadata=setting(at_least=0, zero="all", at_most=LARGEST_NUMBER))
+    limit: int = field(default=0, metadata=setting(at_least=0, zero="all", at_most=MAX_NUMBER))
     max_runtime_s: float = field(
         default=0.0, metadata=setting(key="max_runtime", old_keys=("max_runtime_s",), at_least=0, zero="no limit")
     )
     max_error_rate: float = field(default=1.0, metadata=setting(at_least=0, at_most=1))
-    picture_timeout_s: float = field(
+    image_timeout_s: float = field(
         default=600.0,
         metadata=setting(key="image_timeout", old_keys=("picture_timeout", "picture_timeout_s"), above=0),
     )
@@ -296,7 +294,7 @@ class JobConfig:
         output: job folder.
         model: bundle folder, or `DEMO_MODEL`; None: nobody named one, and the job is refused.
         profile: where the settings of speed and vision come from that nobody gave.
-        given: names of those that somebody gave (`profiles.Settings`); None: all are as they stand here, and the
+        explicit: names of those that somebody gave (`profiles.Settings`); None: all are as they stand here, and the
             profile decides nothing.
     """
 
@@ -311,7 +309,7 @@ class JobConfig:
     )
     limits: LimitConfig = field(default_factory=LimitConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
-    given: frozenset[str] | None = None
+    explicit: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         require_sense(self)
@@ -319,5 +317,5 @@ class JobConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types; who gave a setting is not part of it."""
         content = dataclasses.asdict(self)
-        del content["given"]
+        del content["explicit"]
         return content

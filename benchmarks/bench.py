@@ -1,4 +1,4 @@
-"""Runs the same pictures through batchcap and other programs, in turn, and prints who was how fast at which precision.
+"""Runs the same images through batchcap and other programs, in turn, and prints who was how fast at which precision.
 
 usage: python benchmarks/bench.py [--images 64] [--rounds 3] [--only NAME] … [--prepare]
 """
@@ -12,7 +12,7 @@ from peers.contestants import checkpoint, contestants
 from peers.protocol import TOKEN_SIDE_PX, Task
 from peers.report import tables
 from peers.rounds import Benchmark
-from real_size import WORK, make_pictures
+from real_size import WORK, make_images
 
 from batchcap.config import DEFAULT_PROMPT, VisionConfig
 from batchcap.core.machine import available_cores
@@ -36,9 +36,9 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = [each for each in contestants() if not arguments.only or each.name in arguments.only]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
-    pictures = make_pictures(WORK / f"pictures-{arguments.images}", arguments.images)
+    images = make_images(WORK / f"images-{arguments.images}", arguments.images)
     task = Task(
-        pictures=[str(path) for path in sorted(pictures.iterdir())],
+        images=[str(path) for path in sorted(images.iterdir())],
         prompt=DEFAULT_PROMPT,
         min_pixels=MIN_VISUAL_TOKENS * TOKEN_SIDE_PX**2,
         max_pixels=VisionConfig().max_visual_tokens * TOKEN_SIDE_PX**2,

@@ -18,8 +18,8 @@ import onnxruntime
 from batchcap import __version__
 from batchcap.core.cache import cache_folder
 from batchcap.core.machine import MIB, available_cores, cpu_name
-from batchcap.decoder.invariance import find_row_tile
-from batchcap.decoder.packed_weights import FOLDER, KeptDecoder
+from batchcap.decoder.invariance import find_batch_multiple
+from batchcap.decoder.packed_weights import FOLDER, PackedWeightsCache
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots, kv_bytes_per_slot
 from batchcap.model.bundle import Bundle
@@ -41,12 +41,12 @@ def main() -> None:
     bundle = Bundle.load(arguments.bundle, verify=False)
     started_s = time.perf_counter()
     if arguments.shared:
-        session = KeptDecoder(bundle, cache_folder() / FOLDER).shared_session(arguments.threads)
+        session = PackedWeightsCache(bundle, cache_folder() / FOLDER).shared_session(arguments.threads)
         assert session is not None, "a warning says why"
     else:
         session = DecoderSession(bundle.decoder_path, bundle.geometry, arguments.threads)
     loaded_s = time.perf_counter()
-    tile = find_row_tile(session, bundle.geometry)
+    tile = find_batch_multiple(session, bundle.geometry)
     positions = arguments.prompt_tokens + 1 + STEPS
     print(f"batchcap {__version__}, onnxruntime {onnxruntime.__version__}, Python {platform.python_version()}")
     print(f"{cpu_name()}, {available_cores()} cores, {arguments.threads} threads")

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
 from batchcap.core.machine import available_cores, cpu_name
-from batchcap.core.records import Caption, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
+from batchcap.core.records import Caption, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
 from batchcap.engines.base import Engine, EngineLoad
 from batchcap.engines.local import LocalEngine
 from batchcap.job.progress import LogProgress
@@ -46,7 +46,7 @@ IN_FLIGHT_ROWS = 50  # what a vision window of 32 and 16 slots hold
 FILES_PER_FOLDER = 1000
 TENTHS = 10
 TEXT = "A red bicycle leans on a brick wall in the rain; behind it a cat looks out of a half-open window, {name}."
-FACTS = PictureFacts(width=1024, height=768, sha256="0" * 64, read_ms=8.25, vision_ms=410.5)
+FACTS = ImageFacts(width=1024, height=768, sha256="0" * 64, read_ms=8.25, vision_ms=410.5)
 GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
 BUNDLE: Any = SimpleNamespace(id="0" * 64, source="none", precision="none", folder=Path("/none"), geometry=GEOMETRY)
 
@@ -67,8 +67,8 @@ class EchoEngine:
         """Rows taken in and not answered."""
         return len(self._rows)
 
-    def remember(self, pictures: list[tuple[str, int]]) -> None:
-        """Nothing is read here, so no picture is met again."""
+    def seed_dedup(self, images: list[tuple[str, int]]) -> None:
+        """Nothing is read here, so no image is met again."""
 
     def submit(self, row: ImageRow) -> None:
         """Take a row in."""
@@ -192,7 +192,7 @@ def make_inputs(kind: str, rows: int) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     WORK.mkdir(parents=True, exist_ok=True)
     if kind == "parquet":
-        paths = pa.array([f"pictures/{row // FILES_PER_FOLDER:04d}/{row:07d}.jpg" for row in range(rows)])
+        paths = pa.array([f"images/{row // FILES_PER_FOLDER:04d}/{row:07d}.jpg" for row in range(rows)])
         table = pa.table({"path": paths, "label": pa.array(np.arange(rows) % 1000)})
         pq.write_table(table, partial, row_group_size=rows)
     else:

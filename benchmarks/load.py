@@ -1,9 +1,9 @@
-"""One job of 10,000 small pictures with 4 decoders, of which a worker is killed at random moments, twice a minute.
+"""One job of 10,000 small images with 4 decoders, of which a worker is killed at random moments, twice a minute.
 
 The demo model captions drawn scenes. First without a kill and with one decoder, then with four and kills: every row
 must be there once, with the same caption, and the memory must be as high at the first tenth of the rows as at the last.
 
-usage: python benchmarks/load.py [--pictures 10000] [--decoders 4] [--kills-per-minute 2] [--seed 0]
+usage: python benchmarks/load.py [--images 10000] [--decoders 4] [--kills-per-minute 2] [--seed 0]
 """
 
 import argparse
@@ -63,15 +63,15 @@ class Run:
 def main() -> None:
     """Both jobs, and the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--decoders", type=int, default=4)
     parser.add_argument("--kills-per-minute", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
-    folder = write_pictures(WORK / f"pictures-{arguments.pictures}", arguments.pictures)
+    folder = write_images(WORK / f"images-{arguments.images}", arguments.images)
     whole, killed = WORK / "whole", WORK / "killed"
-    print(f"{cpu_name()}, {available_cores()} cores; {arguments.pictures} pictures, demo model", flush=True)
+    print(f"{cpu_name()}, {available_cores()} cores; {arguments.images} images, demo model", flush=True)
     calm = watch(folder, whole, ("--decoders", "1"), 0, chance)
     print(f"1 decoder, no kill: exit code {calm.exit_code}, {calm.elapsed_s:.0f} s", flush=True)
     options = ("--decoders", str(arguments.decoders))
@@ -83,18 +83,18 @@ def main() -> None:
     expected, found = decided(whole), decided(killed)
     differing = sum(one != other for one, other in zip(expected, found, strict=False))
     print(f"rows {len(found)} of {len(expected)}, {differing} differ, {run.given_up} given up as crashed")
-    thousand = max(1, arguments.pictures // 10)
-    ends = {"first": between(run, 0, thousand), "last": between(run, arguments.pictures - thousand, arguments.pictures)}
+    thousand = max(1, arguments.images // 10)
+    ends = {"first": between(run, 0, thousand), "last": between(run, arguments.images - thousand, arguments.images)}
     for name, (coordinator, everything) in ends.items():
         print(
             f"memory, median of the {name} {thousand} rows: coordinator {coordinator:.0f} MiB, all {everything:.0f} MiB"
         )
-    is_right = (run.exit_code, calm.exit_code, differing, len(found)) == (0, 0, 0, arguments.pictures)
+    is_right = (run.exit_code, calm.exit_code, differing, len(found)) == (0, 0, 0, arguments.images)
     write_results(arguments, calm, run, {"differing": differing, "memory_mib": ends, "is_right": is_right})
     sys.exit(not is_right)
 
 
-def write_pictures(folder: Path, count: int) -> Path:
+def write_images(folder: Path, count: int) -> Path:
     """Drawn scenes, each of its own."""
     if folder.exists() and len(list(folder.iterdir())) == count:
         return folder

@@ -80,7 +80,7 @@ def model_of(case: Products) -> ModelProto:
 
 
 def _add_integers(graph: GraphProto, case: Products, random: np.random.Generator) -> None:
-    """As `batchcap.export.graph.integer_products` draws them: what is read is rounded once for all of them."""
+    """As `batchcap.export.graph.int8_matmul` draws them: what is read is rounded once for all of them."""
     constants = {"axis": [-1], "step": np.float32(1 / 127), "one": np.float32(1), "middle": np.uint8(128)}
     for name, value in constants.items():
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))

@@ -26,12 +26,12 @@ from batchcap.job.progress import LogProgress
 from batchcap.job.run import run_job
 from batchcap.store.folder import JobFolder
 
-MOST_LOST = 0.01
+MAX_LOST = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """Pictures in a folder, with their true captions by file name; of some of them those of transformers, too."""
+    """Images in a folder, with their true captions by file name; of some of them those of transformers, too."""
 
     folder: Path
     truth: dict[str, str]
@@ -80,7 +80,7 @@ class Row:
 def measure(scenes: Scenes, bundle: Path, profile: Profile, output: Path) -> Row:
     """Run a job with a profile, nothing else given."""
     inputs = InputConfig((str(scenes.folder),))
-    run_job(JobConfig(inputs, str(output), str(bundle), profile=profile, given=frozenset()), LogProgress())
+    run_job(JobConfig(inputs, str(output), str(bundle), profile=profile, explicit=frozenset()), LogProgress())
     found = pq.read_table(output, columns=["id", "caption"]).to_pylist()
     captions = {row["id"]: row["caption"] for row in found}
     run = json.loads(JobFolder(output).summary_path.read_text())["run"]
@@ -112,7 +112,7 @@ def main() -> None:
             for profile in Profile:
                 rows.append(measure(scenes, bundle, profile, Path(folder) / f"{precision}-{profile}"))
                 print(f"| {' | '.join(rows[-1].cells())} |", flush=True)
-    lost = [row for row in rows if rows[0].exact - row.exact > MOST_LOST]
+    lost = [row for row in rows if rows[0].exact - row.exact > MAX_LOST]
     for row in lost:
         print(f"{row.decoder} {row.profile} loses {rows[0].exact - row.exact:.1%} of the captions")
     raise SystemExit(1 if lost else 0)

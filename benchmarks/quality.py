@@ -30,7 +30,7 @@ from batchcap.core.machine import available_cores
 from batchcap.core.records import ImageRow, Patches
 from batchcap.demo.evaluate import examples
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
-from batchcap.export.checkpoint.matrices import HEAD, in_sensitive_place
+from batchcap.export.checkpoint.matrix_names import HEAD, in_sensitive_place
 from batchcap.export.checkpoint.options import (
     ACCURACY_LEVEL,
     BLOCK_SIZES,
@@ -42,7 +42,7 @@ from batchcap.export.checkpoint.options import (
 from batchcap.export.demo import demo_checkpoint
 from batchcap.export.export import write_parts
 from batchcap.export.graph.decoder import draw_decoder
-from batchcap.export.quality.pictures import PictureChoice, load_patches, load_pictures
+from batchcap.export.quality.images import ImageChoice, load_images, load_patches
 from batchcap.export.quality.quality import Quality, ask_reference
 from batchcap.export.quality.rollout import ROWS
 from batchcap.export.search.trials import Candidate, Material, Trials
@@ -106,8 +106,8 @@ def qualities(scenes: int) -> Iterator[tuple[Candidate, Quality]]:
             (folder / name).mkdir()
         write_parts(checkpoint, folder / "bundle")
         unfinished = Bundle(folder / "bundle", "", checkpoint.geometry, CONTEXT, "", checkpoint.name)
-        choice = PictureChoice()
-        own = load_pictures(choice, checkpoint.geometry, folder)
+        choice = ImageChoice()
+        own = load_images(choice, checkpoint.geometry, folder)
         answered = ask_reference(unfinished, checkpoint.folder, choice, own)
         unseen = list(scene_patches(checkpoint.geometry, scenes))
         material = Material(

@@ -39,7 +39,7 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"
 LIBRARIES = ("torch", "onnxruntime", "onnxruntime-genai", "transformers")
 NEW_TOKENS = 64
 # Longest side in pixels from a thumbnail to a telephone's camera, and width to height from tall to wide.
-LONGEST_SIDE_PX = (192, 3072)
+MAX_SIDE_PX = (192, 3072)
 ASPECTS = (0.4, 2.5)
 STAGES = ("read", "vision", "prefill", "decode", "store")
 
@@ -63,19 +63,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--geometry", choices=("tiny", "2b", "4b", "8b"), default="2b")
-    parser.add_argument("--work", type=Path, default=WORK, help="folder for checkpoint, bundle, pictures and jobs")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for checkpoint, bundle, images and jobs")
     parser.add_argument("--variant", action="append", default=[], help="one more run with these options; repeatable")
     arguments = parser.parse_args()
     bundle = make_bundle(arguments.work, arguments.geometry)
-    pictures = make_pictures(arguments.work / f"pictures-{arguments.images}", arguments.images)
+    images = make_images(arguments.work / f"images-{arguments.images}", arguments.images)
     print_machine(bundle)
     job = arguments.work / "job"
-    run = caption(pictures, bundle, job, [])
+    run = caption(images, bundle, job, [])
     print_run(run)
     if arguments.variant:
         print_variants([("default", run)])
     for variant in arguments.variant:
-        print_variants([(variant, caption(pictures, bundle, job, shlex.split(variant)))], header=False)
+        print_variants([(variant, caption(images, bundle, job, shlex.split(variant)))], header=False)
 
 
 def make_bundle(work: Path, geometry: str, name: str = "", options: Sequence[str] = ()) -> Path:
@@ -105,7 +105,7 @@ def batchcap() -> list[str]:
     return [str(Path(sys.executable).with_name("batchcap"))]
 
 
-def make_pictures(folder: Path, count: int) -> Path:
+def make_images(folder: Path, count: int) -> Path:
     """Seeded crops of the photographs, scaled to all sizes."""
     if folder.exists() and len(list(folder.iterdir())) == count:
         return folder
@@ -118,11 +118,11 @@ def make_pictures(folder: Path, count: int) -> Path:
         width = min(source.width, source.height * aspect) * chance.uniform(0.6, 1.0)
         height = width / aspect
         left, top = chance.uniform(0, source.width - width), chance.uniform(0, source.height - height)
-        scale = log_uniform(chance, *LONGEST_SIDE_PX) / max(width, height)
+        scale = log_uniform(chance, *MAX_SIDE_PX) / max(width, height)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         box = (left, top, left + width, top + height)
-        picture = source.resize(size, Image.Resampling.BICUBIC, box)
-        picture.save(folder / f"photograph-{number:02}.jpg", quality=90)
+        image = source.resize(size, Image.Resampling.BICUBIC, box)
+        image.save(folder / f"photograph-{number:02}.jpg", quality=90)
     return folder
 
 
@@ -130,10 +130,10 @@ def log_uniform(chance: random.Random, low: float, high: float) -> float:
     return float(np.exp(chance.uniform(np.log(low), np.log(high))))
 
 
-def caption(pictures: Path, bundle: Path, job: Path, options: list[str]) -> Run:
+def caption(images: Path, bundle: Path, job: Path, options: list[str]) -> Run:
     """One job from nothing."""
     shutil.rmtree(job, ignore_errors=True)
-    words = ["caption", str(pictures), "--output", str(job), "--model", str(bundle)]
+    words = ["caption", str(images), "--output", str(job), "--model", str(bundle)]
     words += ["--max-new-tokens", str(NEW_TOKENS), "--no-loop-stop"]
     usage = run_watched([*batchcap(), *words, *options], stdout=subprocess.DEVNULL)
     if usage.exit_code:

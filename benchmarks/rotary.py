@@ -1,4 +1,4 @@
-"""The precomputed rotary table beside computing it anew for every picture, as transformers does: equality, time, bytes.
+"""The precomputed rotary table beside computing it anew for every image, as transformers does: equality, time, bytes.
 
 usage: python benchmarks/rotary.py
 """

@@ -1,4 +1,4 @@
-"""Owns `docs/model.svg`: the way of one picture through Qwen3-VL-2B with its shapes. Run it with `make docs`."""
+"""Owns `docs/model.svg`: the way of one image through Qwen3-VL-2B with its shapes. Run it with `make docs`."""
 
 import json
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from typing import Any
 HERE = Path(__file__).parent
 FIGURE = HERE / "model.svg"
 CONFIG = HERE.parent / "tests" / "data" / "qwen3-vl" / "config-2B.json"
-PICTURE_PX = (384, 288)  # across, down
-TEXT_TOKENS = (4, 13)  # of the prompt, before and after the picture
+IMAGE_PX = (384, 288)  # across, down
+TEXT_TOKENS = (4, 13)  # of the prompt, before and after the image
 SIZE = (1000, 560)
 STYLE = """
   text { font: 14px system-ui, sans-serif; fill: #1c2733; }
@@ -58,12 +58,12 @@ def figure() -> str:
     text, vision = config["text_config"], config["vision_config"]
     boxes = _boxes(text, vision)
     content = [box.draw() for box in boxes.values()]
-    for start, end in (("picture", "patches"), ("patches", "tower"), ("tower", "merger")):
+    for start, end in (("image", "patches"), ("patches", "tower"), ("tower", "merger")):
         content.append(_arrow(boxes[start], boxes[end]))
     content += _tables(boxes) + _decoder_arrows(boxes) + _deepstack(boxes, vision["deepstack_visual_indexes"])
     width, height = SIZE
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">'
-    title = "<title>The way of one picture through Qwen3-VL-2B, from pixels to words</title>"
+    title = "<title>The way of one image through Qwen3-VL-2B, from pixels to words</title>"
     marker = '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
     marker += 'orient="auto-start-reverse">'
     marker += '<path d="M0 0 8 4 0 8z" fill="#44586c"/></marker></defs>'
@@ -73,7 +73,7 @@ def figure() -> str:
 
 def _boxes(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Box]:
     patch, merge = vision["patch_size"], vision["spatial_merge_size"]
-    across, down = (side // patch for side in PICTURE_PX)
+    across, down = (side // patch for side in IMAGE_PX)
     patches, tokens = across * down, across * down // merge**2
     values = vision["in_channels"] * vision["temporal_patch_size"] * patch**2
     hidden, width = vision["hidden_size"], text["hidden_size"]
@@ -82,13 +82,13 @@ def _boxes(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Box]:
     length = sum(TEXT_TOKENS) + tokens
     layers = text["num_hidden_layers"]
     return {
-        "picture": Box(
+        "image": Box(
             20,
             40,
             150,
             84,
             "host",
-            ("picture", f"{PICTURE_PX[0]} × {PICTURE_PX[1]} pixels", "turned upright,", "resized to the budget"),
+            ("image", f"{IMAGE_PX[0]} × {IMAGE_PX[1]} pixels", "turned upright,", "resized to the budget"),
         ),
         "patches": Box(
             220,
@@ -108,7 +108,7 @@ def _boxes(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Box]:
                 f"tower: {vision['depth']} blocks",
                 f"[{patches}, {hidden}]",
                 "attention over the whole",
-                "picture, both ways",
+                "image, both ways",
             ),
         ),
         "merger": Box(
@@ -163,7 +163,7 @@ def _boxes(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Box]:
             190,
             84,
             "host",
-            ("sequence", "text, picture, text", f"[{length}, {width}]", f"mRoPE positions [3, {length}]"),
+            ("sequence", "text, image, text", f"[{length}, {width}]", f"mRoPE positions [3, {length}]"),
         ),
         "first": Box(
             480,
@@ -174,7 +174,7 @@ def _boxes(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Box]:
             (
                 f"decoder layers 0 to {levels - 1}",
                 "after each: add its level",
-                "to the picture's places",
+                "to the image's places",
                 f"[{length}, {width}]",
             ),
         ),
@@ -200,7 +200,7 @@ def _boxes(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Box]:
             ("head, last token only", f"[1, {width}] → [1, {text['vocab_size']:,}]", "arg-max inside the graph"),
         ),
         "next": Box(480, 440, 180, 66, "host", ("next token", "its row of the table", "goes in again")),
-        "cache": Box(240, 440, 190, 66, "state", ("KV slot of this picture", "written in place,", "one token a step")),
+        "cache": Box(240, 440, 190, 66, "state", ("KV slot of this image", "written in place,", "one token a step")),
     }
 
 

@@ -13,7 +13,7 @@ PAGE = Path(__file__).with_name("job.schema.json")
 _IN_A_FILE = {
     "prompt": "What to ask about each image; @FILE reads it from a file, @@ begins a text with @. A table NAME = TEXT "
     "asks several, with columns of their own: caption_NAME and so on.",
-    "keep_columns": 'Input columns to carry into the output; ["*"]: all but the picture.',
+    "keep_columns": 'Input columns to carry into the output; ["*"]: all but the image.',
     "retry": "Rows of earlier runs to caption again: failed; truncated, repeated, degenerate, empty (verdicts), "
     "which need another setting of [generation] than the job has.",
 }

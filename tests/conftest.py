@@ -5,6 +5,7 @@ The heavy imports are inside of the fixtures: pytest-xdist's controller reads th
 
 import os
 import signal
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ from tests.shared import made_once, shared_bundle, shared_folder
 if TYPE_CHECKING:
     from batchcap.model.bundle import Bundle
 
+# Seconds of processor time that files of tests take; those that take few are not listed.
+DURATIONS = Path(__file__).parent / "durations.toml"
+
 # The same examples in each run: a test must not fail by chance. HYPOTHESIS_PROFILE=default draws new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -25,6 +29,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # Under `nohup` SIGHUP is ignored here and in every process that the tests start, as batchcap respects.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that several processes are through at about the same time."""
+    files = tomllib.loads(DURATIONS.read_text(encoding="utf-8"))
+    items.sort(key=lambda item: -files.get(item.path.relative_to(DURATIONS.parent).as_posix(), 0))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from batchcap.core.errors import ErrorKind, WorkerError
-from batchcap.core.records import Caption, Failure, FinishReason, ImageRow, Outcome, PictureFacts, Verdict
+from batchcap.core.records import Caption, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
 from batchcap.engines.base import EngineLoad
 
 
@@ -41,8 +41,8 @@ class FakeEngine:
     def in_flight(self) -> int:
         return len(self._rows)
 
-    def remember(self, pictures: list[tuple[str, int]]) -> None:
-        self.remembered += pictures
+    def seed_dedup(self, images: list[tuple[str, int]]) -> None:
+        self.remembered += images
 
     def submit(self, row: ImageRow) -> None:
         assert self.has_room, "a row was submitted without room"
@@ -69,6 +69,6 @@ def outcome_of(row: ImageRow) -> Outcome:
     """A caption made of the row's id; a failure where the id says `bad`."""
     if "bad" in row.id:
         return Outcome(row, Failure(row.index, ErrorKind.CORRUPT, "cut"))
-    facts = PictureFacts(width=64, height=48, sha256="0" * 64, read_ms=1.0, vision_ms=2.0)
+    facts = ImageFacts(width=64, height=48, sha256="0" * 64, read_ms=1.0, vision_ms=2.0)
     caption = Caption(row.index, (1, 2, 3), f"of {row.id}", FinishReason.STOP, Verdict.OK, 9, 4, 3.0, 5.0)
     return Outcome(row, (caption,), facts)

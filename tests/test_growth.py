@@ -151,7 +151,7 @@ def test_a_resume_looks_at_no_row_that_is_in_a_part(
 ) -> None:
     config = config_of(tmp_path / "job", make_input, MANY)
     measured(config, Bulk(last=MANY // 2), counts)
-    done = read_status(Path(config.output)).tally.rows
+    done = read_status(Path(config.output)).counts.rows
     assert MANY // 2 - 100 < done < MANY // 2 + 100
     first_row = Bulk(last=0)
     resumed = measured(config, first_row, counts)

@@ -19,7 +19,7 @@ from batchcap.export.export import export_bundle
 from batchcap.model.bundle import BUNDLE_FILE, Bundle, bundle_id, sha256_of
 from batchcap.vision.backend import load_encoder
 from tests.e2e.command import assert_refused, batchcap
-from tests.e2e.inputs import picture
+from tests.e2e.inputs import image
 
 Content = dict[str, Any]
 
@@ -86,7 +86,7 @@ def test_a_geometry_that_is_not_the_graphs(copy: Path, name: str) -> None:
 
 
 def test_the_command_says_it(copy: Path, tmp_path: Path) -> None:
-    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / "0.png").write_bytes(image(0))
     seal(copy, lambda content: content["geometry"]["text"].update(layers=1))
     command = ("caption", tmp_path / "0.png", "-o", tmp_path / "out", "--vision-backend", "onnx", "-m", copy)
     done = batchcap(*command)
@@ -181,7 +181,7 @@ def test_a_description_nested_without_end(copy: Path) -> None:
 def test_a_chat_template_that_reaches_out(copy: Path, tmp_path: Path, template: str) -> None:
     (copy / "chat_template.jinja").write_text(template)
     seal(copy)
-    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / "0.png").write_bytes(image(0))
     command = ("caption", tmp_path / "0.png", "-o", tmp_path / "out", "--vision-backend", "onnx", "-m", copy)
     assert_refused(batchcap(*command, cwd=tmp_path), "chat template")
     assert not (tmp_path / "harm").exists()
@@ -202,7 +202,7 @@ def test_code_and_pickles_beside_a_checkpoint_are_left_alone(tiny_checkpoint: Pa
     (checkpoint / "conftest.py").write_text(f"open({str(harm)!r}, 'w')\n")
     bundle = export_bundle(str(checkpoint), tmp_path / "bundle", ExportOptions(context=512))
     assert not list(bundle.folder.rglob("evil.py"))
-    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / "0.png").write_bytes(image(0))
     done = batchcap("verify", bundle.folder, "--checkpoint", checkpoint, "--images", tmp_path / "0.png")
     assert "Traceback" not in done.stderr
     assert done.returncode in (0, 3), done.stderr

@@ -1,6 +1,6 @@
 """With the real Qwen3-VL-2B-Instruct, batchcap gives the published run's prompt, logits and first 30 tokens.
 
-The prompt needs no weights: its test runs always. The others run where the checkpoint and the picture are at hand;
+The prompt needs no weights: its test runs always. The others run where the checkpoint and the image are at hand;
 they need about 10 GB of memory, 10 GB in the temporary folder, and some minutes.
 """
 
@@ -18,7 +18,7 @@ from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, Float32Array, ImageRow, Patches
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
-from batchcap.export.quality.pictures import load_patches
+from batchcap.export.quality.images import load_patches
 from batchcap.export.quality.reference import Reference
 from batchcap.images.patchify import target_size
 from batchcap.model.bundle import Bundle
@@ -26,20 +26,20 @@ from batchcap.model.prompt import Detokenizer, PromptTemplate, load_tokenizer
 from batchcap.verify.decoding import DecodingPlan, ForcedDecoder, greedy_ids
 from batchcap.vision.backend import load_encoder
 from tests.checkpoints import DATA
-from tests.test_prompt import GOLDEN, IMAGE_PAD
+from tests.model.test_prompt import GOLDEN, IMAGE_PAD
 
-CHECKPOINT_VARIABLE, PICTURE_VARIABLE = "BATCHCAP_REAL_CHECKPOINT", "BATCHCAP_REAL_PICTURE"
-CHECKPOINT, PICTURE = os.environ.get(CHECKPOINT_VARIABLE, ""), os.environ.get(PICTURE_VARIABLE, "")
+CHECKPOINT_VARIABLE, IMAGE_VARIABLE = "BATCHCAP_REAL_CHECKPOINT", "BATCHCAP_REAL_PICTURE"
+CHECKPOINT, IMAGE = os.environ.get(CHECKPOINT_VARIABLE, ""), os.environ.get(IMAGE_VARIABLE, "")
 MAX_VISUAL_TOKENS, CONTEXT = 1024, 2048
 NEW_TOKENS = len(GOLDEN["generated_ids"])
-# Of a logit, where the largest is 36.8. The published run may have resized its picture with another library, whose
+# Of a logit, where the largest is 36.8. The published run may have resized its image with another library, whose
 # pixels differ by a step here and there; not measured yet, since no real weights were at hand.
 LOGIT_TOLERANCE = 0.5
 
 with_real_weights = [
     pytest.mark.skipif(
-        not (CHECKPOINT and PICTURE),
-        reason=f"set {CHECKPOINT_VARIABLE} to the folder of Qwen3-VL-2B-Instruct and {PICTURE_VARIABLE} to the picture "
+        not (CHECKPOINT and IMAGE),
+        reason=f"set {CHECKPOINT_VARIABLE} to the folder of Qwen3-VL-2B-Instruct and {IMAGE_VARIABLE} to the image "
         f"of the published run ({GOLDEN['picture']['width']} x {GOLDEN['picture']['height']} pixels, SHA-256 "
         f"{GOLDEN['picture']['sha256'][:16]}…) to run this",
     ),
@@ -63,7 +63,7 @@ def assert_logits_of_run(logits: Float32Array) -> None:
 
 
 def test_the_prompt_of_the_run(tiny_bundle_fp32: Bundle) -> None:
-    """Every id of it, from the size of the picture, the real tokenizer and the real chat template."""
+    """Every id of it, from the size of the image, the real tokenizer and the real chat template."""
     images = json.loads((DATA / "preprocessor_config.json").read_text(encoding="utf-8"))
     geometry = tiny_bundle_fp32.geometry
     assert geometry.vision.token_side_px == images["patch_size"] * images["merge_size"]
@@ -103,9 +103,9 @@ def plan(bundle: Bundle) -> DecodingPlan:
 @pytest.fixture(scope="module")
 def patches(bundle: Bundle) -> Patches:
     config = VisionConfig(max_visual_tokens=MAX_VISUAL_TOKENS)
-    row = ImageRow(0, "golden", "golden", 0, path=PICTURE)
+    row = ImageRow(0, "golden", "golden", 0, path=IMAGE)
     found = load_patches(row, bundle.geometry.vision, bundle.geometry.image, config)
-    assert found.sha256 == GOLDEN["picture"]["sha256"], f"{PICTURE} is not the picture of the published run"
+    assert found.sha256 == GOLDEN["picture"]["sha256"], f"{IMAGE} is not the image of the published run"
     return found
 
 
@@ -130,7 +130,7 @@ class TestRealWeights:
         assert Detokenizer(load_tokenizer(bundle)).text(list(found)) == GOLDEN["generated_text"]
 
     def test_the_reference_agrees(self, plan: DecodingPlan, patches: Patches) -> None:
-        """If this fails too, the run's picture was read in another way, and batchcap's decoder is not to blame."""
+        """If this fails too, the run's image was read in another way, and batchcap's decoder is not to blame."""
         found = Reference(Path(CHECKPOINT)).greedy(patches, plan.prompt, NEW_TOKENS)
         assert_logits_of_run(found.logits[0])
         assert list(found.token_ids) == GOLDEN["generated_ids"]

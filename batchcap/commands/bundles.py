@@ -58,8 +58,8 @@ def export(
     calibrate: Annotated[
         list[str] | None,
         typer.Option(
-            help="Pictures to calibrate by (folder, files, Parquet; repeat the option for more): weights are scaled so "
-            "that those which matter for such pictures are rounded in finer steps (AWQ). Takes minutes.",
+            help="Images to calibrate by (folder, files, Parquet; repeat the option for more): weights are scaled so "
+            "that those which matter for such images are rounded in finer steps (AWQ). Takes minutes.",
         ),
     ] = None,
     auto: Annotated[
@@ -67,7 +67,7 @@ def export(
         typer.Option(
             "--auto",
             help="Choose precision, block size, rounding and scaling by measurement: the fastest decoder that stays "
-            "within --max-kl of the checkpoint on the pictures of --calibrate, or on some that come with batchcap.",
+            "within --max-kl of the checkpoint on the images of --calibrate, or on some that come with batchcap.",
         ),
     ] = False,
     max_kl: Annotated[
@@ -78,7 +78,7 @@ def export(
         ),
     ] = DEFAULT_MAX_KL,
     prompt: Annotated[
-        str, typer.Option(help="What will be asked about each picture; for --calibrate and --auto.")
+        str, typer.Option(help="What will be asked about each image; for --calibrate and --auto.")
     ] = DEFAULT_PROMPT,
     context: Annotated[int, typer.Option(help="Longest prompt and caption together, in tokens.")] = 4096,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is already there.")] = False,
@@ -88,12 +88,12 @@ def export(
     if missing:
         raise UsageError(f"an export needs {missing}: install them, or export on a machine that has them")
     from batchcap.export.export import export_bundle
-    from batchcap.export.quality.pictures import PictureChoice
+    from batchcap.export.quality.images import ImageChoice
 
     options = ExportOptions(
         precision=precision, block_size=block_size, algorithm=algorithm, int8_matrices=int8_matrices, context=context
     )
-    choice = PictureChoice(tuple(calibrate or ()), prompt=prompt)
+    choice = ImageChoice(tuple(calibrate or ()), prompt=prompt)
     if auto:
         _refuse(context_of_call, ("precision", *_BLOCK_CHOICES), "--auto chooses what {} says")
     else:
@@ -101,10 +101,10 @@ def export(
         _refuse(context_of_call, names, reason + ", so {} says nothing")
         _refuse(context_of_call, ("max_kl",), "only --auto keeps to {}, and it is not given", "give both")
     if not (auto or calibrate):
-        reason = "{} is asked about the pictures of --calibrate or --auto, and neither is given"
+        reason = "{} is asked about the images of --calibrate or --auto, and neither is given"
         _refuse(context_of_call, ("prompt",), reason, "give both")
     if auto:
-        from batchcap.export.search.auto import Search
+        from batchcap.export.search.precision_search import Search
 
         search = Search(choice, max_kl, print_result)
         bundle = export_bundle(checkpoint, output, options, search=search, overwrite=overwrite)
@@ -135,12 +135,12 @@ def verify(
     images: Annotated[
         list[str] | None,
         typer.Option(
-            help="Pictures to compare with (folder, files, Parquet; repeat the option for more). Default: generated "
+            help="Images to compare with (folder, files, Parquet; repeat the option for more). Default: generated "
             "ones of many sizes."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Most pictures to take of --images, evenly spread.")] = 24,
-    prompt: Annotated[str, typer.Option(help="What to ask about each picture.")] = DEFAULT_PROMPT,
+    limit: Annotated[int, typer.Option(help="Most images to take of --images, evenly spread.")] = 24,
+    prompt: Annotated[str, typer.Option(help="What to ask about each image.")] = DEFAULT_PROMPT,
     quality: Annotated[
         bool,
         typer.Option(
@@ -158,14 +158,14 @@ def verify(
     missing = missing_packages()
     if missing:
         raise UsageError(f"the comparison needs {missing}: install them, or verify on a machine that has them")
-    from batchcap.export.quality.pictures import PictureChoice
+    from batchcap.export.quality.images import ImageChoice
     from batchcap.export.quality.quality import compare_bundles
     from batchcap.verify.verify import VerifyOptions, verify_bundle, write_json
 
     if json is not None and (json.is_dir() or not json.parent.is_dir()):
         raise UsageError(f"there can be no file {json}: name one in a folder that is there with --json")
     if quality:
-        table = compare_bundles(bundles, checkpoint, PictureChoice(tuple(images or ()), limit, prompt))
+        table = compare_bundles(bundles, checkpoint, ImageChoice(tuple(images or ()), limit, prompt))
         print_result(table.to_text())
         if json is not None:
             write_json(table, json)

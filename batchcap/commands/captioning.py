@@ -44,7 +44,7 @@ _NAME_BY_ITS_LOOKS = re.compile(r"[\w.-]+")
 # Panels of the help text; the ten options that most people need stand before them.
 _INPUT = "Input"
 _WORDS = "Prompt and decoding"
-_PICTURES = "Image and vision"
+_IMAGES = "Image and vision"
 _PLACE = "Speed and memory"
 _LIMITS = "Limits"
 _RESUME = "Resume"
@@ -55,7 +55,7 @@ def caption(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...", help="Picture files, folders, Parquet files, folders of Parquet files, globs in quotes."
+            metavar="INPUT...", help="Image files, folders, Parquet files, folders of Parquet files, globs in quotes."
         ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="Job folder: captions, statistics, state.")],
@@ -81,14 +81,14 @@ def caption(
     max_visual_tokens: Annotated[
         int,
         typer.Option(
-            help="Most visual tokens of a picture. One covers 32 x 32 pixels after the resize, so 256 see about "
+            help="Most visual tokens of an image. One covers 32 x 32 pixels after the resize, so 256 see about "
             "512 x 512; more show more detail and take longer.",
         ),
     ] = 256,
     keep_columns: Annotated[
         str,
         typer.Option(
-            help="Input columns to carry into the output, separated by commas; * for all but the picture.",
+            help="Input columns to carry into the output, separated by commas; * for all but the image.",
         ),
     ] = "",
     limit: Annotated[int, typer.Option(help="Caption only the first N rows; 0: all.")] = 0,
@@ -112,7 +112,7 @@ def caption(
     image_column: Annotated[
         str | None,
         typer.Option(
-            help="Parquet column with the picture: bytes, Hugging Face Image, or path. Default: found by itself.",
+            help="Parquet column with the image: bytes, Hugging Face Image, or path. Default: found by itself.",
             rich_help_panel=_INPUT,
         ),
     ] = None,
@@ -150,7 +150,7 @@ def caption(
         typer.Option(
             help="Arithmetic of the vision encoder: bf16 (torch), fp32, int8 (onnx); auto: bf16 in torch where the CPU "
             "has it, else fp32.",
-            rich_help_panel=_PICTURES,
+            rich_help_panel=_IMAGES,
         ),
     ] = VisionDtype.AUTO,
     vision_backend: Annotated[
@@ -158,11 +158,11 @@ def caption(
         typer.Option(
             help="What runs the vision encoder: torch (PyTorch) or onnx (ONNX Runtime, PyTorch need not be installed); "
             "auto: torch where it is installed.",
-            rich_help_panel=_PICTURES,
+            rich_help_panel=_IMAGES,
         ),
     ] = VisionBackend.AUTO,
     max_image_pixels: Annotated[
-        int, typer.Option(help="Refuse pictures with more pixels than this.", rich_help_panel=_PICTURES)
+        int, typer.Option(help="Refuse images with more pixels than this.", rich_help_panel=_IMAGES)
     ] = 256_000_000,
     decoders: Annotated[
         int, typer.Option(help="Decoder processes; they share the weights of a large model.", rich_help_panel=_PLACE)
@@ -179,11 +179,11 @@ def caption(
     patch_budget: Annotated[
         int,
         typer.Option(
-            help="Patches (16 x 16 pixels) encoded at once; a larger picture goes alone.", rich_help_panel=_PLACE
+            help="Patches (16 x 16 pixels) encoded at once; a larger image goes alone.", rich_help_panel=_PLACE
         ),
     ] = _PLACEMENT.patch_budget,
     queue_mib: Annotated[
-        int, typer.Option(help="Memory for encoded pictures that wait for a decoder.", rich_help_panel=_PLACE)
+        int, typer.Option(help="Memory for encoded images that wait for a decoder.", rich_help_panel=_PLACE)
     ] = _PLACEMENT.queue_mib,
     rows_per_part: Annotated[
         int, typer.Option(help="Rows of one part-*.parquet.", rich_help_panel=_PLACE)
@@ -220,13 +220,13 @@ def caption(
     on_changed: Annotated[
         OnChanged,
         typer.Option(
-            help="If a picture is not the one that an earlier run has captioned under its name, or a Parquet file was "
+            help="If an image is not the one that an earlier run has captioned under its name, or a Parquet file was "
             "changed: stop (exit code 5), keep the captions there are, or recaption.",
             rich_help_panel=_RESUME,
         ),
     ] = OnChanged.STOP,
 ) -> None:
-    """Caption every picture of the inputs.
+    """Caption every image of the inputs.
 
     Run the same command again to resume; what is finished is never done twice.
     """
@@ -260,7 +260,7 @@ def caption(
         ),
         limits=LimitConfig(limit, max_runtime, max_error_rate, image_timeout),
         resume=ResumeConfig(_names(retry), on_changed),
-        given=given_settings(context_of_call),
+        explicit=given_settings(context_of_call),
     )
     require_sense_in_new_job(config.generation, config.vision, begun=begun.value)
     if config.resume.retry:

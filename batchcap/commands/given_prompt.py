@@ -10,7 +10,7 @@ _NAME = r"[^\W\d]\w*"
 # A column to be filled in, as other programs write it: {title}, {{ title }}. JSON such as {"a": 1} is none.
 _PLACEHOLDER = re.compile(rf"(\\?)(\{{\{{\s*{_NAME}\s*\}}\}}|\{{{_NAME}\}})")
 # A prompt fills some pages at most; what is larger is another file by mistake.
-_LARGEST_BYTES = 1024 * 1024
+_MAX_BYTES = 1024 * 1024
 
 
 def read_prompt(given: str | dict[str, str], base: Path, begun: BegunJob) -> str | dict[str, str]:
@@ -79,8 +79,8 @@ def _read(name: str, base: Path) -> str:
         path = base / Path(name).expanduser()
         if path.exists() and not path.is_file():  # a pipe would be waited for without end
             raise _PromptError(f"names {path}, which is not a file: {how_else}")
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise _PromptError(f"names {path}, which is larger than {_LARGEST_BYTES >> 20} MiB and no prompt")
+        if path.stat().st_size > _MAX_BYTES:
+            raise _PromptError(f"names {path}, which is larger than {_MAX_BYTES >> 20} MiB and no prompt")
         text = path.read_text(encoding="utf-8-sig").rstrip("\r\n")  # some editors begin a file with the mark
     except FileNotFoundError:
         raise _PromptError(f"names the file {path}, which does not exist; {how_else}") from None

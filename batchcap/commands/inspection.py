@@ -29,19 +29,19 @@ def report(
     to: Annotated[
         Path | None, typer.Option(help="Where to write the page; default: __batchcap/report.html in the job folder.")
     ] = None,
-    pictures: Annotated[
+    images: Annotated[
         int,
         typer.Option(
             min=0,
             max=MAX_SHOWN,
-            help="Pictures on the page; half of them such as failed or look odd, as far as there are such.",
+            help="Images on the page; half of them such as failed or look odd, as far as there are such.",
         ),
     ] = 200,
 ) -> None:
-    """Write a page with pictures and their captions: one file, no scripts, nothing loaded. Works while a job runs."""
+    """Write a page with images and their captions: one file, no scripts, nothing loaded. Works while a job runs."""
     from batchcap.report.page import write_page
 
-    print_result(str(write_page(output, to, pictures)))
+    print_result(str(write_page(output, to, images)))
 
 
 def doctor(
@@ -97,7 +97,7 @@ def tune(
 ) -> None:
     """Measure which settings caption fastest on this machine, and keep them for later jobs with this bundle.
 
-    Captions generated pictures with several numbers of decoders, threads and slots and with the vision backends. Best
+    Captions generated images with several numbers of decoders, threads and slots and with the vision backends. Best
     done when nothing else runs. `batchcap doctor` shows what was found; `--profile auto` uses it.
     """
     from batchcap.engines.tuning.tune import tune as find_fastest

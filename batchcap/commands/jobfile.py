@@ -15,7 +15,7 @@ from batchcap.core.text import is_address
 from batchcap.engines.profiles import names_in_tables
 
 # A job with a thousand long prompts fits many times; what is larger is something else by mistake.
-_LARGEST_BYTES = 4 * 1024 * 1024
+_MAX_BYTES = 4 * 1024 * 1024
 
 
 def load_job_file(path: Path) -> JobConfig:
@@ -43,7 +43,7 @@ def load_job_file(path: Path) -> JobConfig:
         raise _mistaken(path, text.doubles)
     config: JobConfig = build(JobConfig, model)
     given = names_in_tables(given_names(PlacementConfig, model.speed), given_names(VisionConfig, model.vision))
-    return _anchored(dataclasses.replace(config, given=given), base)
+    return _anchored(dataclasses.replace(config, explicit=given), base)
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def _text_of(path: Path) -> str:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for without end
             raise UsageError(f"can't read the job file {path}: it is a folder, pipe or device, not a file")
-        if status.st_size > _LARGEST_BYTES:
-            raise UsageError(f"{path} is not a job file: it is larger than {_LARGEST_BYTES >> 20} MiB")
+        if status.st_size > _MAX_BYTES:
+            raise UsageError(f"{path} is not a job file: it is larger than {_MAX_BYTES >> 20} MiB")
         return path.read_text(encoding="utf-8-sig")  # some editors begin a file with the mark
     except FileNotFoundError:
         raise UsageError(f"no job file at {path}") from None

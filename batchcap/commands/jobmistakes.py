@@ -29,7 +29,7 @@ _TOP = ""
 def _fields(kind: Any) -> dict[str, tuple[Setting, Any]]:  # noqa: ANN401 - a dataclass
     """Setting and type of each key of a dataclass."""
     hints = typing.get_type_hints(kind)
-    return {one.key: (one, hints[name]) for name, one in settings_of(kind).items() if name != "given"}
+    return {one.key: (one, hints[name]) for name, one in settings_of(kind).items() if name != "explicit"}
 
 
 # The keys of each table; those outside of the tables under _TOP.

@@ -18,10 +18,10 @@ from pydantic_core import PydanticCustomError
 from batchcap.commands.begun import BegunJob
 from batchcap.commands.given_prompt import read_prompt
 from batchcap.config import JobConfig
-from batchcap.core.setting import LARGEST_NUMBER, Setting, SettingsError, settings_of
+from batchcap.core.setting import MAX_NUMBER, Setting, SettingsError, settings_of
 
 # What the loader fills in itself.
-NOT_KEYS = frozenset({"given"})
+NOT_KEYS = frozenset({"explicit"})
 # Type of the errors whose message is ours, in words that follow the key.
 OUR_FAULT = "batchcap"
 
@@ -134,7 +134,7 @@ def _toml_type(hint: Any) -> Any:  # noqa: ANN401 - a type
 def _validator(setting: Setting) -> Any:  # noqa: ANN401 - a function for pydantic
     def check(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - any setting's
         around = typing.cast("Surroundings", info.context)
-        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+        if isinstance(value, int) and abs(value) > MAX_NUMBER:
             raise _fault("is too large a number")
         if said := setting.fault(value) or setting.fault_in_new_job(value, around.begun.value):
             raise _fault(said)
@@ -154,4 +154,4 @@ def _fault(text: str) -> PydanticCustomError:
 
 def _range_schema(setting: Setting) -> dict[str, Any]:
     bounds = {"minimum": setting.at_least, "exclusiveMinimum": setting.above, "maximum": setting.at_most}
-    return {name: bound for name, bound in bounds.items() if bound is not None and bound < LARGEST_NUMBER}
+    return {name: bound for name, bound in bounds.items() if bound is not None and bound < MAX_NUMBER}

@@ -74,7 +74,7 @@ class ChangedInputError(BatchcapError):
 
 
 class WorkerError(BatchcapError):
-    """A worker process ended or reported an error that is not about one picture."""
+    """A worker process ended or reported an error that is not about one image."""
 
 
 class ErrorKind(StrEnum):
@@ -83,7 +83,7 @@ class ErrorKind(StrEnum):
     MISSING = "missing"  # no file at that path, or a null cell
     UNREADABLE = "unreadable"  # the file exists but can't be opened or read
     REFUSED = "refused"  # a manifest's path that is not opened: an address of the web, or outside --image-root
-    NOT_AN_IMAGE = "not_an_image"  # no known picture format, whatever the name says
+    NOT_AN_IMAGE = "not_an_image"  # no known image format, whatever the name says
     CORRUPT = "corrupt"  # a known format that does not decode (truncated, damaged)
     TOO_LARGE = "too_large"  # more pixels, parts or bytes than the limits (decompression bomb)
     BAD_SHAPE = "bad_shape"  # an aspect ratio the model can't take

@@ -1,6 +1,6 @@
 """Owns the records that travel between the stages: row, patches, features, caption, output row.
 
-Letters used for shapes: P patches of a picture, T visual tokens (P / merge²), H hidden size of the decoder,
+Letters used for shapes: P patches of an image, T visual tokens (P / merge²), H hidden size of the decoder,
 D DeepStack levels, C·t·p·p values of a patch (channels × frames × patch height × patch width).
 """
 
@@ -45,16 +45,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One row of the manifest: a picture to caption.
+    """One row of the manifest: an image to caption.
 
     Attributes:
         index: place in the whole job, from 0; the order of the output.
         id: the name of the row in the output.
-        source: absolute path of the picture file or of the Parquet file.
-        row: row inside the source; 0 for a picture file.
-        path: file that holds the encoded picture, or None where `data` holds it.
-        data: encoded picture bytes from the manifest, or None. Both None: the manifest's cell is null.
-        failure: why the manifest has no picture for the row, if it is more than a null cell.
+        source: absolute path of the image file or of the Parquet file.
+        row: row inside the source; 0 for an image file.
+        path: file that holds the encoded image, or None where `data` holds it.
+        data: encoded image bytes from the manifest, or None. Both None: the manifest's cell is null.
+        failure: why the manifest has no image for the row, if it is more than a null cell.
         if_missing: what the error message says besides, if there is no file at `path`.
     """
 
@@ -70,13 +70,13 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """A decoded, resized picture cut into patches.
+    """A decoded, resized image cut into patches.
 
     Attributes:
         index: the row's `ImageRow.index`.
         values: [P, C·t·p·p] float32, normalised, in the order of the merge blocks.
         grid: patches down and across (P = grid[0] · grid[1]), both multiples of the merge size.
-        width: pixels of the picture as a person sees it (orientation applied), before the resize.
+        width: pixels of the image as a person sees it (orientation applied), before the resize.
         height: the same, down.
         sha256: hex digest of the encoded bytes.
         read_ms: time to read, decode, resize and cut.
@@ -93,18 +93,18 @@ class Patches:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the vision encoder saw in one picture.
+    """What the vision encoder saw in one image.
 
     Attributes:
         index: the row's `ImageRow.index`.
-        embeds: [T, H] float32, takes the place of the picture's token embeddings.
+        embeds: [T, H] float32, takes the place of the image's token embeddings.
         deepstack: [D, T, H] float32, added to the decoder's hidden state after its first D layers.
         grid: visual tokens down and across (T = grid[0] · grid[1]).
         width: as in `Patches`.
         height: as in `Patches`.
         sha256: as in `Patches`.
         read_ms: as in `Patches`.
-        vision_ms: the picture's share of the encoder's time.
+        vision_ms: the image's share of the encoder's time.
     """
 
     index: int
@@ -125,7 +125,7 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What the decoder wrote for one picture and one prompt.
+    """What the decoder wrote for one image and one prompt.
 
     Attributes:
         index: the row's `ImageRow.index`.
@@ -134,7 +134,7 @@ class Caption:
         finish_reason: why decoding ended.
         verdict: what the text looks like.
         prompt_tokens: tokens of the prompt, visual tokens included.
-        visual_tokens: tokens of the picture.
+        visual_tokens: tokens of the image.
         prefill_ms: time of this row's prefill.
         decode_ms: from the end of the prefill to the last token.
         thinking: what the model thought before the caption; None where it did not.
@@ -164,12 +164,12 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Twin:
-    """The picture of a row is, byte for byte, that of another row, whose outcome is this row's too.
+class Duplicate:
+    """The image of a row is, byte for byte, that of another row, whose outcome is this row's too.
 
     Attributes:
         index: the row's `ImageRow.index`.
-        of: index of the row that had the picture first.
+        of: index of the row that had the image first.
         read_ms: time to read this row's bytes.
     """
 
@@ -196,8 +196,8 @@ class PromptColumns:
 class CaptionRow:
     """One output row; the field names are the column names of a part file, in this order.
 
-    Fields that are also those of `PromptColumns` are the first prompt's; `further` holds those of the others, and is
-    empty in a failed row.
+    Fields that are also those of `PromptColumns` are the first prompt's; `extra_prompts` holds those of the others;
+    it is empty in a failed row.
     """
 
     id: str
@@ -221,15 +221,15 @@ class CaptionRow:
     vision_ms: float | None = None
     prefill_ms: float | None = None
     decode_ms: float | None = None
-    further: tuple[PromptColumns, ...] = ()
+    extra_prompts: tuple[PromptColumns, ...] = ()
 
     @property
     def answers(self) -> "tuple[CaptionRow | PromptColumns, ...]":
         """What holds the columns of each prompt, in their order."""
-        return (self, *self.further)
+        return (self, *self.extra_prompts)
 
     @property
-    def is_well(self) -> bool:
+    def is_ok(self) -> bool:
         """Whether there are captions, and all of them are as captions should be."""
         return self.status is Status.OK and all(answer.verdict is Verdict.OK for answer in self.answers)
 
@@ -256,7 +256,7 @@ def with_enums(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class Tally:
+class RowCounts:
     """Counts of output rows; tallies of parts add up to the tally of the job."""
 
     rows: int = 0
@@ -277,7 +277,7 @@ class Tally:
             self.failed += 1
             self.error_kinds[str(row.error_kind)] += 1
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "RowCounts") -> None:
         """Count all rows of another tally."""
         self.rows += other.rows
         self.ok += other.ok
@@ -303,7 +303,7 @@ class Tally:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Tally":
+    def from_dict(cls, data: dict[str, Any]) -> "RowCounts":
         """The tally that `to_dict` gave."""
         return cls(
             rows=data["rows"],
@@ -316,8 +316,8 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureFacts:
-    """What the picture and vision stages learned about one picture; times in milliseconds."""
+class ImageFacts:
+    """What the image and vision stages learned about one image; times in milliseconds."""
 
     width: int
     height: int
@@ -330,17 +330,17 @@ class PictureFacts:
 class Outcome:
     """The end of one row: a caption for each prompt in order, a failure, or the word that it ends as another row did.
 
-    `facts` is None where the picture was not read, or not read to its end. A twin comes after the row it is one of.
+    `facts` is None where the image was not read, or not read to its end. A twin comes after the row it is one of.
     """
 
     row: ImageRow
-    result: tuple[Caption, ...] | Failure | Twin
-    facts: PictureFacts | None = None
+    result: tuple[Caption, ...] | Failure | Duplicate
+    facts: ImageFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedPicture:
-    """The bytes of one picture.
+class EncodedImage:
+    """The bytes of one image.
 
     Attributes:
         index: the row's `ImageRow.index`.

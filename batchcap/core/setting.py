@@ -9,7 +9,7 @@ from typing import Any
 
 from batchcap.core.errors import UsageError
 
-LARGEST_NUMBER = 2**63 - 1  # journal and plan count in 64 bits
+MAX_NUMBER = 2**63 - 1  # journal and plan count in 64 bits
 _METADATA_KEY = "setting"
 
 # The value that a job was begun with, by the setting's key; None where there is no such job.
@@ -55,7 +55,7 @@ class Setting:
             return f"must be {said}{_instead_of(value)}"
         if self.above is not None and not value > self.above:
             return f"must be above {self.above:g}{_instead_of(value)}"
-        if not value <= (LARGEST_NUMBER if self.decides_caption else self.at_most):
+        if not value <= (MAX_NUMBER if self.decides_caption else self.at_most):
             return self._too_large(value)
         return ""
 
@@ -165,5 +165,5 @@ def shown_number(value: float) -> str:
 
 def _instead_of(value: float) -> str:
     # A number of thousands of digits says nothing, and Python refuses to print it.
-    is_too_long = isinstance(value, int) and abs(value) > LARGEST_NUMBER
+    is_too_long = isinstance(value, int) and abs(value) > MAX_NUMBER
     return "" if is_too_long else f", not {shown_number(value)}"

@@ -57,7 +57,7 @@ def printable_name(name: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether a name leads to a web or store picture (`https://`, `s3://`, `hf://`, `data:`) and not to a file."""
+    """Whether a name leads to a web or store image (`https://`, `s3://`, `hf://`, `data:`) and not to a file."""
     return _ADDRESS.match(name) is not None
 
 

@@ -4,8 +4,8 @@ import ctypes
 from dataclasses import dataclass
 
 from batchcap.core.errors import load_error
-from batchcap.decoder.invariance import find_row_tile
-from batchcap.decoder.packed_weights import KeptDecoder
+from batchcap.decoder.invariance import find_batch_multiple
+from batchcap.decoder.packed_weights import PackedWeightsCache
 from batchcap.decoder.session import DecoderSession
 from batchcap.model.bundle import Bundle
 
@@ -15,11 +15,11 @@ class OpenedDecoder:
     """A decoder's session, and the row tile that its batches are padded to."""
 
     session: DecoderSession
-    row_tile: int
+    batch_multiple: int
 
 
 def open_decoder(
-    bundle: Bundle, threads: int, kept: KeptDecoder | None = None, *, share_weights: bool = False
+    bundle: Bundle, threads: int, kept: PackedWeightsCache | None = None, *, share_weights: bool = False
 ) -> OpenedDecoder:
     """Load a bundle's decoder.
 
@@ -37,7 +37,7 @@ def open_decoder(
         session = DecoderSession(bundle.decoder_path, bundle.geometry, threads)
     _give_back_memory()
     try:
-        tile = find_row_tile(session, bundle.geometry) if kept is None else kept.row_tile(session)
+        tile = find_batch_multiple(session, bundle.geometry) if kept is None else kept.batch_multiple(session)
     except RuntimeError as error:  # the first runs of a graph that nobody has run here
         raise load_error(f"the decoder {bundle.decoder_path} does not run", error) from None
     return OpenedDecoder(session, tile)

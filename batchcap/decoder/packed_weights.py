@@ -22,7 +22,7 @@ from batchcap.core.atomic import sync, write_atomic
 from batchcap.core.cache import cache_folder
 from batchcap.core.errors import BatchcapError, UsageError
 from batchcap.core.machine import MIB, cpu_flags, cpu_name, file_system
-from batchcap.decoder.invariance import LARGEST_BATCH, SEED, TILES, find_row_tile
+from batchcap.decoder.invariance import MAX_BATCH, SEED, TILES, find_batch_multiple
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.model.bundle import Bundle, sha256_of
@@ -34,7 +34,7 @@ FOLDER = "decoders"
 GRAPH_FILE = "model.onnx"
 ENTRY_FILE = "entry.json"
 # A smaller decoder starts in no time, and its copies take no room worth a file.
-LEAST_BYTES = 100 * MIB
+MIN_BYTES = 100 * MIB
 # The saved graph holds the weights as they were and packed: measured 2.1 times the bundle's with INT4 and with W8A8.
 DISK_COPIES = 2.5
 # A file there is in memory already.
@@ -65,7 +65,7 @@ class MadeFor:
         return f"{self.bundle_id[:16]}-{hashlib.sha256(machine.encode()).hexdigest()[:16]}"
 
 
-class KeptDecoder:
+class PackedWeightsCache:
     """What is kept of one bundle's decoder on this machine.
 
     Args:
@@ -84,30 +84,30 @@ class KeptDecoder:
         self._folder = folder
 
     @classmethod
-    def of(cls, bundle: Bundle) -> "KeptDecoder | None":
+    def of(cls, bundle: Bundle) -> "PackedWeightsCache | None":
         """None where nothing is kept: the decoder is small, or nothing says where the cache folder is."""
-        if decoder_bytes(bundle) < LEAST_BYTES:
+        if decoder_bytes(bundle) < MIN_BYTES:
             return None
         try:
             return cls(bundle, cache_folder() / FOLDER)
         except UsageError:
             return None
 
-    def row_tile(self, session: DecoderSession) -> int:
+    def batch_multiple(self, session: DecoderSession) -> int:
         """The decoder's row tile: measured at its first start (seconds with a large model), read at later ones.
 
         Measured at every start where the kernel does not say which CPU it is: a cache folder may serve several.
         """
         if not self.made_for.cpu_flags:
-            return find_row_tile(session, self._bundle.geometry)
+            return find_batch_multiple(session, self._bundle.geometry)
         try:
             tile = json.loads(self._tile_path.read_bytes())["row_tile"]
             if tile in TILES:
                 return int(tile)
         except (OSError, ValueError, KeyError, TypeError):  # not there, or broken: measured anew
             pass
-        tile = find_row_tile(session, self._bundle.geometry)
-        if tile < LARGEST_BATCH:  # the largest may mean that none works, which every start is to warn of
+        tile = find_batch_multiple(session, self._bundle.geometry)
+        if tile < MAX_BATCH:  # the largest may mean that none works, which every start is to warn of
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 write_atomic(self._tile_path, json.dumps({"row_tile": tile}).encode())
@@ -115,7 +115,7 @@ class KeptDecoder:
                 log.debug("the row tile is not kept: %s", error)
         return tile
 
-    def obstacle(self) -> str | None:
+    def reason_unavailable(self) -> str | None:
         """Why packed weights can be neither found nor made, for a person; None where they can."""
         if self.is_whole():
             return None
@@ -234,8 +234,8 @@ def decoder_bytes(bundle: Bundle) -> int:
 
 def shares_weights(bundle: Bundle, decoders: int) -> bool:
     """Whether so many decoders will share one copy of the weights, as far as can be told beforehand."""
-    kept = KeptDecoder.of(bundle) if decoders > 1 else None
-    return kept is not None and kept.obstacle() is None
+    kept = PackedWeightsCache.of(bundle) if decoders > 1 else None
+    return kept is not None and kept.reason_unavailable() is None
 
 
 def prepare_sharing(bundle: Bundle) -> bool:
@@ -243,31 +243,31 @@ def prepare_sharing(bundle: Bundle) -> bool:
 
     What was packed before is compared with its sums, which takes a second or two with a large model.
     """
-    kept = KeptDecoder.of(bundle)
+    kept = PackedWeightsCache.of(bundle)
     if kept is None:
         return False
     try:
         kept.check()
-        obstacle = kept.obstacle()
+        reason_unavailable = kept.reason_unavailable()
     except OSError as error:
-        obstacle = str(error)
-    if obstacle is not None:
-        log.info("each decoder keeps its own copy of the weights: %s", obstacle)
+        reason_unavailable = str(error)
+    if reason_unavailable is not None:
+        log.info("each decoder keeps its own copy of the weights: %s", reason_unavailable)
     elif not kept.is_whole():
         log.info("packing the decoder's weights for this CPU, once, into %s", kept.packed_folder)
-    return obstacle is None
+    return reason_unavailable is None
 
 
 def probe(session: DecoderSession, geometry: Geometry) -> bytes:
     """The bits of the logits of a prompt and of a step after it, of random numbers."""
     random = np.random.default_rng(SEED)
-    hidden, levels = geometry.text.hidden_size, len(geometry.vision.deepstack_levels)
+    hidden, level_count = geometry.text.hidden_size, len(geometry.vision.deepstack_levels)
     slots = Slots(session, geometry, STEP_ROWS, PROMPT_TOKENS + 1, with_logits=True)
     positions = np.broadcast_to(np.arange(PROMPT_TOKENS), (3, PROMPT_TOKENS)).astype(np.int64)
     bits = b""
     for slot in range(STEP_ROWS):
         embeds = random.standard_normal((PROMPT_TOKENS, hidden), np.float32)
-        features = random.standard_normal((levels, PROMPT_TOKENS, hidden), np.float32)
+        features = random.standard_normal((level_count, PROMPT_TOKENS, hidden), np.float32)
         prefilled = slots.prefill(slot, embeds, positions, features).logits
         bits += b"" if prefilled is None else prefilled.tobytes()
     lengths = np.full(STEP_ROWS, PROMPT_TOKENS, np.int64)

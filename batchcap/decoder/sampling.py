@@ -30,21 +30,21 @@ class Sampler:
         if self._generation.temperature == 0:
             token = int(self._penalised(logits).argmax())
         else:
-            token = self._draw(self.shares(logits), step)
+            token = self._draw(self.probabilities(logits), step)
         self._seen.add(token)
         return token
 
-    def shares(self, logits: Float32Array) -> NDArray[np.float64]:
+    def probabilities(self, logits: Float32Array) -> NDArray[np.float64]:
         """The probability of each token [V], from logits [V]: penalty, temperature, top-k, softmax, top-p."""
         scores = self._penalised(logits) / self._generation.temperature
         top_k, top_p = self._generation.top_k, self._generation.top_p
         if 0 < top_k < len(scores):
             scores[scores < np.partition(scores, -top_k)[-top_k]] = -np.inf
-        shares: NDArray[np.float64] = np.exp(scores - scores.max())
-        shares /= shares.sum()
+        probabilities: NDArray[np.float64] = np.exp(scores - scores.max())
+        probabilities /= probabilities.sum()
         if top_p < 1:
-            _keep_top_p(shares, top_p)
-        return shares
+            _keep_top_p(probabilities, top_p)
+        return probabilities
 
     def _penalised(self, logits: Float32Array) -> NDArray[np.float64]:
         """Tokens seen get less likely (the rule of transformers' RepetitionPenaltyLogitsProcessor)."""
@@ -56,21 +56,21 @@ class Sampler:
             scores[seen] = np.where(values < 0, values * penalty, values / penalty)
         return scores
 
-    def _draw(self, shares: NDArray[np.float64], step: int) -> int:
+    def _draw(self, probabilities: NDArray[np.float64], step: int) -> int:
         generator = np.random.Generator(np.random.Philox(key=self._key, counter=step))
-        cumulative = np.cumsum(shares)
+        cumulative = np.cumsum(probabilities)
         drawn = generator.random() * cumulative[-1]
         return int(np.searchsorted(cumulative, drawn, side="right"))
 
 
-def _keep_top_p(shares: NDArray[np.float64], top_p: float) -> None:
-    """Of shares [V], keep in place the smallest set of the largest that holds `top_p`, scaled to 1."""
+def _keep_top_p(probabilities: NDArray[np.float64], top_p: float) -> None:
+    """Of probabilities [V], keep in place the smallest set of the largest that holds `top_p`, scaled to 1."""
     # Sorting the whole vocabulary would cost more than the decode step: no token below this bound can be in the set,
     # since all below it together hold less than what the set may leave out.
-    candidates = np.flatnonzero(shares >= (1 - top_p) / len(shares))
-    order = candidates[np.argsort(-shares[candidates], kind="stable")]
-    before = np.cumsum(shares[order]) - shares[order]
+    candidates = np.flatnonzero(probabilities >= (1 - top_p) / len(probabilities))
+    order = candidates[np.argsort(-probabilities[candidates], kind="stable")]
+    before = np.cumsum(probabilities[order]) - probabilities[order]
     kept = order[before < top_p]
-    values = shares[kept]
-    shares[:] = 0
-    shares[kept] = values / values.sum()
+    values = probabilities[kept]
+    probabilities[:] = 0
+    probabilities[kept] = values / values.sum()

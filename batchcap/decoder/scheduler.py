@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason, Float32Array, Int64Array
-from batchcap.decoder.invariance import LEAST_PREFILL
+from batchcap.decoder.invariance import MIN_PREFILL
 from batchcap.decoder.load import OpenedDecoder, open_decoder
 from batchcap.decoder.positions import prompt_positions
 from batchcap.decoder.sampling import Sampler
 from batchcap.decoder.session import DecoderOutputs
 from batchcap.decoder.slots import Slots
-from batchcap.decoder.thinking import AnswerReader
+from batchcap.decoder.thinking import ThinkingParser
 from batchcap.decoder.verdict import LoopDetector, judge
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate, load_tokenizer
@@ -33,25 +33,25 @@ class DecoderPlacement:
 
 
 @dataclass(frozen=True, slots=True)
-class _Whole:
-    """A prompt with a picture in it, S tokens.
+class _PromptInputs:
+    """A prompt with an image in it, S tokens.
 
     Attributes:
         embeds: [S, H] float32.
         positions: [3, S] int64.
-        levels: [D, S, H] float32.
+        deepstack: [D, S, H] float32.
         next_position: position of the first new token.
     """
 
     embeds: Float32Array
     positions: Int64Array
-    levels: Float32Array
+    deepstack: Float32Array
     next_position: int
 
 
 @dataclass(slots=True)
-class _Picture:
-    """The last picture taken in, whose prompts get slots one after the other.
+class _Image:
+    """The last image taken in, whose prompts get slots one after the other.
 
     Attributes:
         features: what the encoder saw.
@@ -69,7 +69,7 @@ class _Picture:
 
 
 @dataclass(slots=True)
-class _Row:
+class _Sequence:
     """A caption at work."""
 
     index: int
@@ -90,22 +90,22 @@ class _Row:
         return self.prompt_tokens + len(self.token_ids) - 1
 
 
-class Decoder:
+class ContinuousBatcher:
     """Writes captions for features, as many at a time as there are slots.
 
-    With several prompts, what they begin with, the picture above all, is prefilled once into a slot of its own; each
+    With several prompts, what they begin with, the image above all, is prefilled once into a slot of its own; each
     prompt gets a copy of it and prefills the rest.
 
     Args:
         bundle: the model.
-        prompts: what to ask about each picture.
+        prompts: what to ask about each image.
         generation: how to choose tokens.
         placement: slots and threads.
         opened: the bundle's decoder; None: it is loaded here.
         tokenizer: the bundle's; None: it is loaded here.
 
     Raises:
-        UsageError: prompt, picture and caption together need more positions than the bundle has.
+        UsageError: prompt, image and caption together need more positions than the bundle has.
         BundleError: the bundle can't be used.
     """
 
@@ -121,16 +121,16 @@ class Decoder:
         positions = max(slot_positions(bundle, one, generation, placement.max_visual_tokens) for one in prompts)
         geometry = bundle.geometry
         opened = opened or open_decoder(bundle, placement.threads)
-        session, self._tile = opened.session, opened.row_tile
+        session, self._tile = opened.session, opened.batch_multiple
         count = _rounded_up(placement.slots, self._tile)
-        self._common = _common_suffix(prompts)
+        self._prefix_len = _common_suffix(prompts)
         self._slots = Slots(
             session,
             geometry,
             count,
             positions,
             with_logits=generation.needs_logits,
-            with_shared=self._common is not None,
+            with_prefix_slot=self._prefix_len is not None,
         )
         self._max_visual_tokens = placement.max_visual_tokens
         self._prompts = tuple(prompts)
@@ -140,44 +140,44 @@ class Decoder:
         self._table = bundle.embeddings()
         self._prefixes = [self._table.lookup(np.array(one.prefix_ids, np.int64)) for one in prompts]
         self._suffixes = [self._table.lookup(np.array(one.suffix_ids, np.int64)) for one in prompts]
-        self._answers = AnswerReader(tokenizer or load_tokenizer(bundle), opened=prompts[0].opens_thinking)
+        self._answers = ThinkingParser(tokenizer or load_tokenizer(bundle), opened=prompts[0].opens_thinking)
         # Slots added by the rounding stay idle: they cost nothing but the rows of a step.
-        self._rows: list[_Row | None] = [None] * placement.slots
-        self._picture: _Picture | None = None
+        self._rows: list[_Sequence | None] = [None] * placement.slots
+        self._image: _Image | None = None
 
     @property
-    def splits_prompts(self) -> bool:
+    def uses_prefix_cache(self) -> bool:
         """Whether what several prompts begin with is prefilled apart from the rest."""
-        return self._common is not None
+        return self._prefix_len is not None
 
     @property
     def free_slots(self) -> int:
-        """Slots that can take a new picture: none while prompts of the last one wait."""
-        return 0 if self._picture else self._rows.count(None)
+        """Slots that can take a new image: none while prompts of the last one wait."""
+        return 0 if self._image else self._rows.count(None)
 
     @property
     def can_go_on(self) -> bool:
-        """Whether a prompt of the last picture waits and a slot is free for it."""
-        return self._picture is not None and None in self._rows
+        """Whether a prompt of the last image waits and a slot is free for it."""
+        return self._image is not None and None in self._rows
 
     @property
     def active(self) -> int:
         """Captions at work, and prompts that wait for a slot."""
-        return self._at_work + (len(self._picture.waiting) if self._picture else 0)
+        return self._at_work + (len(self._image.waiting) if self._image else 0)
 
     @property
     def _at_work(self) -> int:
         return len(self._rows) - self._rows.count(None)
 
-    def admit(self, features: Features, row_id: str) -> None:
-        """Take in a picture; its prompts are prefilled into the lowest free slots, and wait where there are too few.
+    def add_request(self, features: Features, row_id: str) -> None:
+        """Take in an image; its prompts are prefilled into the lowest free slots, and wait where there are too few.
 
         Args:
             features: what the encoder saw.
             row_id: the row's id, which its random draws depend on.
 
         Raises:
-            ValueError: no slot is free, or the picture has more visual tokens than the placement allows.
+            ValueError: no slot is free, or the image has more visual tokens than the placement allows.
         """
         visual = len(features.embeds)
         if visual > self._max_visual_tokens:
@@ -189,75 +189,75 @@ class Decoder:
         if shared:
             whole = self._compose(features, 0)
             self._slots.prefill(
-                self._slots.shared, whole.embeds[:shared], whole.positions[:, :shared], whole.levels[:, :shared]
+                self._slots.prefix_slot, whole.embeds[:shared], whole.positions[:, :shared], whole.deepstack[:, :shared]
             )
         shared_ms = (time.perf_counter() - started_s) * 1000
-        self._picture = _Picture(features, row_id, shared, shared_ms, deque(range(len(self._prompts))))
-        self.go_on()
+        self._image = _Image(features, row_id, shared, shared_ms, deque(range(len(self._prompts))))
+        self.prefill_pending()
 
-    def go_on(self) -> None:
+    def prefill_pending(self) -> None:
         """Give free slots to the prompts that wait; their first tokens come from the prefill."""
-        while self._picture is not None and None in self._rows:
-            picture, slot = self._picture, self._rows.index(None)
-            self._rows[slot] = self._prefilled(picture, picture.waiting[0], slot)
-            picture.waiting.popleft()
-            picture.shared_ms = 0.0
-            if not picture.waiting:
-                self._picture = None
+        while self._image is not None and None in self._rows:
+            image, slot = self._image, self._rows.index(None)
+            self._rows[slot] = self._prefilled(image, image.waiting[0], slot)
+            image.waiting.popleft()
+            image.shared_ms = 0.0
+            if not image.waiting:
+                self._image = None
 
-    def give_up(self, index: int) -> None:
+    def abort(self, index: int) -> None:
         """Forget a row whose prefill failed: its captions at work, and its prompts that wait."""
-        if self._picture is not None and self._picture.features.index == index:
-            self._picture = None
+        if self._image is not None and self._image.features.index == index:
+            self._image = None
         for slot, row in enumerate(self._rows):
             if row is not None and row.index == index:
                 self._rows[slot] = None
                 self._slots.release(slot)
 
-    def _prefilled(self, picture: _Picture, prompt: int, slot: int) -> _Row:
-        """Prefill one prompt of a picture into a slot, behind what the shared slot holds of it."""
+    def _prefilled(self, image: _Image, prompt: int, slot: int) -> _Sequence:
+        """Prefill one prompt of an image into a slot, behind what the shared slot holds of it."""
         started_s = time.perf_counter()
-        whole, shared = self._compose(picture.features, prompt), picture.shared
+        whole, shared = self._compose(image.features, prompt), image.shared
         if shared:
-            self._slots.copy(self._slots.shared, slot, shared)
+            self._slots.copy(self._slots.prefix_slot, slot, shared)
         outputs = self._slots.prefill(
-            slot, whole.embeds[shared:], whole.positions[:, shared:], whole.levels[:, shared:], past=shared
+            slot, whole.embeds[shared:], whole.positions[:, shared:], whole.deepstack[:, shared:], past=shared
         )
         now_s = time.perf_counter()
-        visual = len(picture.features.embeds)
-        row = _Row(
-            index=picture.features.index,
+        visual = len(image.features.embeds)
+        row = _Sequence(
+            index=image.features.index,
             prompt=prompt,
             prompt_tokens=len(whole.embeds),
             visual_tokens=visual,
             next_position=whole.next_position,
-            prefill_ms=picture.shared_ms + (now_s - started_s) * 1000,
+            prefill_ms=image.shared_ms + (now_s - started_s) * 1000,
             decoding_since_s=now_s,
-            sampler=self._sampler(picture.row_id, visual, self._prompts[prompt]),
+            sampler=self._sampler(image.row_id, visual, self._prompts[prompt]),
         )
         self._accept(row, outputs, 0)
         return row
 
     def _shared_tokens(self, visual: int) -> int:
-        """Tokens that a picture's prompts begin with alike, in whole row tiles: there a split changes no bit."""
-        if self._common is None:
+        """Tokens that an image's prompts begin with alike, in whole row tiles: there a split changes no bit."""
+        if self._prefix_len is None:
             return 0
-        shared = len(self._prompts[0].prefix_ids) + visual + self._common
-        return shared - shared % max(self._tile, LEAST_PREFILL)
+        shared = len(self._prompts[0].prefix_ids) + visual + self._prefix_len
+        return shared - shared % max(self._tile, MIN_PREFILL)
 
-    def _compose(self, features: Features, prompt: int) -> _Whole:
-        """What the decoder reads of one prompt with a picture in it."""
+    def _compose(self, features: Features, prompt: int) -> _PromptInputs:
+        """What the decoder reads of one prompt with an image in it."""
         prefix, suffix = self._prefixes[prompt], self._suffixes[prompt]
         positions, next_position = prompt_positions(len(prefix), features.grid, len(suffix))
         embeds = np.concatenate([prefix, features.embeds, suffix])
-        levels = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
-        levels[:, len(prefix) : len(prefix) + len(features.embeds)] = features.deepstack
-        return _Whole(embeds, positions, levels, next_position)
+        deepstack = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
+        deepstack[:, len(prefix) : len(prefix) + len(features.embeds)] = features.deepstack
+        return _PromptInputs(embeds, positions, deepstack, next_position)
 
     def step(self) -> list[Caption]:
         """One new token for every caption at work; gives those that are finished and frees their slots."""
-        self.go_on()
-        self._close_gaps()
+        self.prefill_pending()
+        self._compact_slots()
         for slot, held in enumerate(self._rows):
             if held is None:  # no row waits: a job that runs out of rows, or is kept short, needs less
                 self._slots.give_back(slot)
@@ -274,7 +274,7 @@ class Decoder:
                 self._slots.release(slot)
         return finished
 
-    def _close_gaps(self) -> None:
+    def _compact_slots(self) -> None:
         """Move the last rows into free slots where that makes the step smaller.
 
         Slots are free here only while no features wait (at the end of a job, or behind a slow encoder). Copying a row
@@ -288,7 +288,7 @@ class Decoder:
             self._slots.move(last, free)
             self._rows[free], self._rows[last] = self._rows[last], None
 
-    def _run_step(self, working: list[tuple[int, _Row]]) -> DecoderOutputs:
+    def _run_step(self, working: list[tuple[int, _Sequence]]) -> DecoderOutputs:
         """Run the slots up to the last one at work, and as many more as the tile asks for."""
         count = _rounded_up(working[-1][0] + 1, self._tile)
         tokens = np.zeros(count, np.int64)
@@ -309,12 +309,12 @@ class Decoder:
         prompt_ids: Int64Array = np.array(ids, np.int64)
         return Sampler(self._generation, row_id, prompt_ids, prompt.name)
 
-    def _accept(self, row: _Row, outputs: DecoderOutputs, place: int) -> None:
+    def _accept(self, row: _Sequence, outputs: DecoderOutputs, index: int) -> None:
         """Take a row's next token in, and see whether it was the last."""
         if row.sampler is not None and outputs.logits is not None:
-            token = row.sampler.choose(outputs.logits[place, 0], len(row.token_ids))
+            token = row.sampler.choose(outputs.logits[index, 0], len(row.token_ids))
         else:
-            token = int(outputs.next_token[place, 0])
+            token = int(outputs.next_token[index, 0])
         if token in self._stop:
             row.finish_reason = FinishReason.STOP
             return
@@ -325,7 +325,7 @@ class Decoder:
         elif len(row.token_ids) >= self._generation.max_new_tokens:
             row.finish_reason = FinishReason.LENGTH
 
-    def _caption(self, row: _Row, finish_reason: FinishReason) -> Caption:
+    def _caption(self, row: _Sequence, finish_reason: FinishReason) -> Caption:
         kept = row.loop.tokens_before_repeats
         told = row.token_ids[:kept] if finish_reason is FinishReason.LOOP else row.token_ids
         answer = self._answers.read(told, cut=finish_reason is not FinishReason.STOP)
@@ -362,20 +362,20 @@ def slot_positions(bundle: Bundle, prompt: PromptTemplate, generation: Generatio
 
 
 def needs_shared_slot(prompts: Sequence[PromptTemplate]) -> bool:
-    """Whether a decoder of these prompts has one more slot, for what the prompts of a picture begin with."""
+    """Whether a decoder of these prompts has one more slot, for what the prompts of an image begin with."""
     return _common_suffix(prompts) is not None
 
 
 def _common_suffix(prompts: Sequence[PromptTemplate]) -> int | None:
-    """How many tokens after the picture several prompts have in common; None where nothing is to be shared.
+    """How many tokens after the image several prompts have in common; None where nothing is to be shared.
 
     Something is left for each of them, since its first new token comes from its own prefill.
     """
     if len(prompts) == 1 or any(one.prefix_ids != prompts[0].prefix_ids for one in prompts):
         return None
     suffixes = [one.suffix_ids for one in prompts]
-    room = max(0, min(map(len, suffixes)) - LEAST_PREFILL)
-    differing = (place for place in range(room) if len({one[place] for one in suffixes}) > 1)
+    room = max(0, min(map(len, suffixes)) - MIN_PREFILL)
+    differing = (index for index in range(room) if len({one[index] for one in suffixes}) > 1)
     return next(differing, room)
 
 

@@ -22,13 +22,13 @@ class DecoderInputs:
         embeds: [B, S, H] float32.
         mask: [B, M] int64; the sum of a row is its length after this run.
         positions: [3, B, S] int64.
-        levels: one [B or 1, S or 1, H] float32 for each DeepStack level.
+        deepstack: one [B or 1, S or 1, H] float32 for each DeepStack level.
     """
 
     embeds: Float32Array
     mask: Int64Array
     positions: Int64Array
-    levels: tuple[Float32Array, ...]
+    deepstack: tuple[Float32Array, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +113,13 @@ class DecoderSession:
             "attention_mask": inputs.mask,
             "position_ids": inputs.positions,
         }
-        named |= {f"deepstack_embeds.{index}": level for index, level in enumerate(inputs.levels)}
+        named |= {f"deepstack_embeds.{index}": level for index, level in enumerate(inputs.deepstack)}
         for name, array in named.items():
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         for name, array in zip(self._cache_names, cache, strict=True):
-            place = ("cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            binding.bind_input(f"past_key_values.{name}", *place)
-            binding.bind_output(f"present.{name}", *place)
+            buffer = ("cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            binding.bind_input(f"past_key_values.{name}", *buffer)
+            binding.bind_output(f"present.{name}", *buffer)
         for name, target in (("next_token", outputs.next_token), ("logits", outputs.logits)):
             if target is not None:
                 binding.bind_output(name, "cpu", 0, target.dtype.type, target.shape, target.ctypes.data)
@@ -127,12 +127,12 @@ class DecoderSession:
 
 
 def _inputs(geometry: Geometry) -> dict[str, tuple[str, Shape]]:
-    hidden, levels = geometry.text.hidden_size, len(geometry.vision.deepstack_levels)
+    hidden, level_count = geometry.text.hidden_size, len(geometry.vision.deepstack_levels)
     return {
         "inputs_embeds": (FLOAT, (None, None, hidden)),
         "attention_mask": (INT64, (None, None)),
         "position_ids": (INT64, (3, None, None)),
-        **{f"deepstack_embeds.{level}": (FLOAT, (None, None, hidden)) for level in range(levels)},
+        **{f"deepstack_embeds.{level}": (FLOAT, (None, None, hidden)) for level in range(level_count)},
         **_cache_values(geometry, "past_key_values"),
     }
 

@@ -31,7 +31,7 @@ class Slots:
         count: slots.
         positions: positions of a slot.
         with_logits: whether runs give the logits beside the arg-max.
-        with_shared: whether there is one more slot, `shared`, for what several rows begin with; no step runs over it.
+        with_prefix_slot: whether there is one more slot, `prefix_slot`, for a prefix that rows share; no step uses it.
     """
 
     def __init__(
@@ -42,31 +42,33 @@ class Slots:
         positions: int,
         *,
         with_logits: bool,
-        with_shared: bool = False,
+        with_prefix_slot: bool = False,
     ) -> None:
         text = geometry.text
         self.count = count
         self.positions = positions
-        self.shared = count  # behind all others
+        self.prefix_slot = count  # behind all others
         self._session = session
-        self._levels = len(geometry.vision.deepstack_levels)
+        self._level_count = len(geometry.vision.deepstack_levels)
         self._vocab_size = text.vocab_size if with_logits else None
-        shape = (count + with_shared, text.kv_heads, positions, text.head_dim)
+        shape = (count + with_prefix_slot, text.kv_heads, positions, text.head_dim)
         self._memory = SlotMemory(shape, 2 * text.layers)
         self._cache = self._memory.arrays
         self._written = [False] * shape[0]
         self._embeds = np.zeros((count, 1, text.hidden_size), np.float32)
         # An idle slot keeps one position: its row is computed beside the others, and means nothing.
-        self._mask = np.zeros((count + with_shared, positions), np.int64)
+        self._mask = np.zeros((count + with_prefix_slot, positions), np.int64)
         self._mask[:, 0] = 1
         # DeepStack adds nothing to new tokens: one row of zeros is broadcast.
-        self._no_levels = tuple(np.zeros((1, 1, text.hidden_size), np.float32) for _level in range(self._levels))
+        self._no_deepstack = tuple(
+            np.zeros((1, 1, text.hidden_size), np.float32) for _level in range(self._level_count)
+        )
         # Batches of all sizes write to the same place: the logits of 16 rows of the real vocabulary take 10 MB.
         self._outputs = DecoderOutputs.allocate(count, self._vocab_size)
         self._steps: dict[int, BoundRun] = {}
 
     def prefill(
-        self, slot: int, embeds: Float32Array, positions: Int64Array, levels: Float32Array, past: int = 0
+        self, slot: int, embeds: Float32Array, positions: Int64Array, deepstack: Float32Array, past: int = 0
     ) -> DecoderOutputs:
         """Fill a slot with a prompt, or with the rest of one.
 
@@ -74,7 +76,7 @@ class Slots:
             slot: which one.
             embeds: [S, H] float32.
             positions: [3, S] int64.
-            levels: [D, S, H] float32, the DeepStack features, zero at text tokens.
+            deepstack: [D, S, H] float32, the DeepStack features, zero at text tokens.
             past: tokens of the prompt that the slot holds already, S follow.
 
         Returns:
@@ -90,7 +92,7 @@ class Slots:
             embeds=np.ascontiguousarray(embeds[None]),
             mask=np.ones((1, length), np.int64),
             positions=np.ascontiguousarray(positions[:, None]),
-            levels=tuple(np.ascontiguousarray(level[None]) for level in levels),
+            deepstack=tuple(np.ascontiguousarray(level[None]) for level in deepstack),
         )
         self._written[slot] = True
         cache = [array[slot : slot + 1] for array in self._cache]
@@ -147,6 +149,6 @@ class Slots:
             embeds=self._embeds[:rows],
             mask=self._mask[:rows],
             positions=np.zeros((3, rows, 1), np.int64),
-            levels=self._no_levels,
+            deepstack=self._no_deepstack,
         )
         return self._session.bind(inputs, self._outputs.first(rows), [array[:rows] for array in self._cache])

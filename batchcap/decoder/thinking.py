@@ -20,7 +20,7 @@ class Answer:
     caption: str
 
 
-class AnswerReader:
+class ThinkingParser:
     """Splits answers of one model.
 
     Where the tokenizer has the tags as tokens they are looked for among the tokens, since decoding may leave them out

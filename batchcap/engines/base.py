@@ -36,8 +36,8 @@ class Engine(Protocol):
     def in_flight(self) -> int:
         """Rows submitted whose outcome has not been returned yet."""
 
-    def remember(self, pictures: list[tuple[str, int]]) -> None:
-        """Pictures captioned by earlier runs, as digest and row index: rows with an equal picture are their twins."""
+    def seed_dedup(self, images: list[tuple[str, int]]) -> None:
+        """Images captioned by earlier runs, as digest and row index: rows with an equal image are their twins."""
 
     def submit(self, row: ImageRow) -> None:
         """Take one row in; never waits."""

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 
 def make_sign_file() -> int:
-    """The file of a `WorkSign`, to be inherited by vision worker and decoders; the caller closes it."""
+    """The file of a `BusyFlag`, to be inherited by vision worker and decoders; the caller closes it."""
     return os.memfd_create("batchcap-sign")
 
 
-class WorkSign:
-    """Up while any thread of a process is inside of `put_up`; comes down when that process ends, however it does.
+class BusyFlag:
+    """Up while any thread of a process is inside of `hold`; comes down when that process ends, however it does.
 
     Args:
         file: from `make_sign_file`; None: a sign that nobody sees and that is never up.
@@ -29,7 +29,7 @@ class WorkSign:
         self._counting = threading.Lock()
 
     @contextmanager
-    def put_up(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Put the sign up for as long as the context lasts; for several threads."""
         self._enter(1)
         try:
@@ -44,7 +44,7 @@ class WorkSign:
             if self._file is not None:
                 fcntl.lockf(self._file, fcntl.LOCK_EX if self._inside else fcntl.LOCK_UN)
 
-    def is_up(self) -> bool:
+    def is_set(self) -> bool:
         """Whether another process has put it up."""
         if self._file is None:
             return False

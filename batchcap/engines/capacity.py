@@ -37,8 +37,8 @@ class MemoryNeed:
         vision: weights of the encoder.
         decoders: weights of all decoders, which share one copy where they can.
         queue: features that wait.
-        slot: keys and values of one slot and the features of its picture, in all decoders together.
-        shared: keys and values of what a picture's prompts have in common, one slot a lane in all decoders together.
+        slot: keys and values of one slot and the features of its image, in all decoders together.
+        shared: keys and values of what an image's prompts have in common, one slot a lane in all decoders together.
     """
 
     runtime: int
@@ -62,7 +62,7 @@ def memory_need(bundle: Bundle, config: JobConfig) -> MemoryNeed:
     """What a job takes.
 
     Raises:
-        UsageError: prompt, picture and caption together need more positions than the bundle has.
+        UsageError: prompt, image and caption together need more positions than the bundle has.
     """
     generation, placement, vision = config.generation, config.placement, config.vision
     prompts = PromptTemplate.all_from_bundle(bundle, generation.prompts)

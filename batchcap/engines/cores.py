@@ -15,10 +15,10 @@ from batchcap.core.machine import available_cores
 
 SYSTEM = Path("/sys/devices/system")
 # With fewer the kernel does better: whoever waits gives its core to the others.
-FEWEST_CORES = 8
+MIN_CORES = 8
 # Of a worker that was not told how many: a step of a few rows can't be cut into more parts that are worth a thread, and
 # every thread takes a stack. Not measured; who has more cores takes more decoders, or names a number.
-MOST_THREADS = 64
+MAX_THREADS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Threads:
         """What a job uses on a machine that grants so many CPUs."""
         return cls(
             decoders=placement.decoders,
-            decoder=placement.decoder_threads or min(MOST_THREADS, max(1, granted // placement.decoders)),
-            vision=placement.vision_threads or min(MOST_THREADS, granted),
+            decoder=placement.decoder_threads or min(MAX_THREADS, max(1, granted // placement.decoders)),
+            vision=placement.vision_threads or min(MAX_THREADS, granted),
         )
 
     @property
@@ -134,8 +134,8 @@ def _reason_to_share(cores: Sequence[Core], cpus: int, granted: int, threads: Th
     """Why no worker is kept on some CPUs; nothing where they should be."""
     if granted < cpus:  # containers beside this one would choose the same cores
         return f"a quota of {granted} of {cpus} CPUs, not CPUs of its own"
-    if len(cores) < FEWEST_CORES:
-        return f"fewer than {FEWEST_CORES} cores"
+    if len(cores) < MIN_CORES:
+        return f"fewer than {MIN_CORES} cores"
     if threads.decoding > cpus:
         return f"{threads.decoding} decoder threads for {cpus} CPUs"
     if threads.decoders == 1 and threads.decoding in (len(cores), cpus):

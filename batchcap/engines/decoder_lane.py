@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 from batchcap.core.errors import ErrorKind, lacks_memory
 from batchcap.core.records import Caption, Failure
-from batchcap.decoder.scheduler import Decoder
-from batchcap.engines.busy_flag import WorkSign
-from batchcap.engines.messages import Busy, DecodeWork, Inbox
+from batchcap.decoder.scheduler import ContinuousBatcher
+from batchcap.engines.busy_flag import BusyFlag
+from batchcap.engines.messages import DecodeWork, Inbox, StageTime
 
-# So long after the last picture a lane with free slots waits for the next one while the encoder is at work.
+# So long after the last image a lane with free slots waits for the next one while the encoder is at work.
 PATIENCE_S = 60.0
 # How often it looks whether the encoder still is.
 LOOK_S = 0.05
@@ -27,7 +27,12 @@ class DecoderLane:
     """
 
     def __init__(
-        self, decoder: Decoder, prompts: int, send: Callable[[object], None], sign: WorkSign, lane: tuple[int, int]
+        self,
+        decoder: ContinuousBatcher,
+        prompts: int,
+        send: Callable[[object], None],
+        sign: BusyFlag,
+        lane: tuple[int, int],
     ) -> None:
         self._decoder = decoder
         self._prompts = prompts
@@ -51,7 +56,7 @@ class DecoderLane:
     def _tell(self, stage: str, since_s: float | None = None, *, is_idle: bool = False) -> None:
         """Say what was done since then; None: nothing, the lane only shows that it is alive."""
         seconds = 0.0 if since_s is None else time.perf_counter() - since_s
-        self._send(Busy(stage, seconds / self._lanes, self._number, is_idle=is_idle))
+        self._send(StageTime(stage, seconds / self._lanes, self._number, is_idle=is_idle))
 
     def _gather(self, caption: Caption) -> None:
         """Send the captions of a row when the last of them is there."""
@@ -77,7 +82,7 @@ class DecoderLane:
     def _next(self, inbox: Inbox) -> DecodeWork | None:
         """A row that waits or is about to come."""
         work: DecodeWork | None = inbox.get_within(0)
-        while work is None and self._sign.is_up() and time.monotonic() < self._patient_until_s:
+        while work is None and self._sign.is_set() and time.monotonic() < self._patient_until_s:
             work = inbox.get_within(LOOK_S)
             self._tell("decode")  # who waits is not silent
         return work
@@ -95,16 +100,16 @@ class DecoderLane:
         """Take in a row; with None, go on with the prompts of the last one."""
         try:
             if work is None:
-                self._decoder.go_on()
+                self._decoder.prefill_pending()
             else:
                 self._last_index = work.features.index
-                self._decoder.admit(work.features, work.row_id)
+                self._decoder.add_request(work.features, work.row_id)
         except Exception as error:  # a worker's edge: one row must not end the job at every start anew
             # That the decoder itself works has been seen when its row tile was measured. Lack of memory is not the
             # row's fault.
             if lacks_memory(error):
                 raise
             message = f"{type(error).__name__}: {error}"
-            self._decoder.give_up(self._last_index)
+            self._decoder.abort(self._last_index)
             self._answers.pop(self._last_index, None)
             self._send(Failure(self._last_index, ErrorKind.INTERNAL, message))

@@ -14,20 +14,20 @@ from multiprocessing.connection import Connection
 from batchcap.core.machine import session_threads
 from batchcap.decoder.invariance import warn_if_a_split_shows
 from batchcap.decoder.load import open_decoder
-from batchcap.decoder.packed_weights import KeptDecoder
-from batchcap.decoder.scheduler import Decoder, DecoderPlacement
-from batchcap.engines.busy_flag import WorkSign
+from batchcap.decoder.packed_weights import PackedWeightsCache
+from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
+from batchcap.engines.busy_flag import BusyFlag
 from batchcap.engines.decoder_lane import DecoderLane
 from batchcap.engines.messages import DecoderSpec, Inbox
-from batchcap.engines.threads import run_side_by_side
+from batchcap.engines.threads import run_until_first_failure
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate, load_tokenizer
 
 LANES = 2
 # With more threads a step waits for memory rather than for products, and each lane would read all weights.
-MOST_THREADS_IN_LANES = 4
+MAX_THREADS_IN_LANES = 4
 # With fewer slots a lane's steps are of too few rows.
-LEAST_SLOTS_IN_LANES = 4
+MIN_SLOTS_IN_LANES = 4
 
 
 class DecoderWorker:
@@ -41,19 +41,19 @@ class DecoderWorker:
         threads = session_threads(spec.threads, count)
         with ThreadPoolExecutor(1) as beside:  # the tokenizer takes half a second, and so do the weights
             opening = beside.submit(
-                open_decoder, bundle, threads, KeptDecoder.of(bundle), share_weights=spec.share_weights
+                open_decoder, bundle, threads, PackedWeightsCache.of(bundle), share_weights=spec.share_weights
             )
             tokenizer = load_tokenizer(bundle)
             prompts = PromptTemplate.all_from_bundle(bundle, spec.generation.prompts, tokenizer)
-        opened, sign = opening.result(), WorkSign(spec.sign_file)
+        opened, sign = opening.result(), BusyFlag(spec.sign_file)
         self.lanes: list[DecoderLane] = []
         for number in range(count):
             slots = (spec.slots + number) // count
             placement = DecoderPlacement(slots, threads, spec.max_visual_tokens)
-            decoder = Decoder(bundle, prompts, spec.generation, placement, opened, tokenizer)
+            decoder = ContinuousBatcher(bundle, prompts, spec.generation, placement, opened, tokenizer)
             self.lanes.append(DecoderLane(decoder, len(prompts), self._send, sign, (number, count)))
-        if decoder.splits_prompts:
-            warn_if_a_split_shows(opened.session, bundle.geometry, opened.row_tile)
+        if decoder.uses_prefix_cache:
+            warn_if_a_split_shows(opened.session, bundle.geometry, opened.batch_multiple)
 
     def _send(self, message: object) -> None:
         with self._sending:
@@ -61,9 +61,9 @@ class DecoderWorker:
 
     def run(self, inbox: Inbox) -> None:
         """Work until the coordinator goes away (the inbox ends the process then)."""
-        run_side_by_side([partial(lane.run, inbox) for lane in self.lanes], self._sending)
+        run_until_first_failure([partial(lane.run, inbox) for lane in self.lanes], self._sending)
 
 
 def lane_count(threads: int, slots: int) -> int:
     """How many lanes a decoder with so many threads and slots has."""
-    return LANES if LANES <= threads <= MOST_THREADS_IN_LANES and slots >= LEAST_SLOTS_IN_LANES else 1
+    return LANES if LANES <= threads <= MAX_THREADS_IN_LANES and slots >= MIN_SLOTS_IN_LANES else 1

@@ -1,25 +1,25 @@
-"""Owns which pictures the vision worker has met: equal bytes are one picture."""
+"""Owns which images the vision worker has met: equal bytes are one image."""
 
 import threading
 from collections import OrderedDict
 
-# Pictures remembered, those met longest ago forgotten first; 34 MB when there are so many.
-REMEMBERED_PICTURES = 131_072
+# Images remembered, those met longest ago forgotten first; 34 MB when there are so many.
+REMEMBERED_IMAGES = 131_072
 
 
-class KnownPictures:
-    """The row that had each picture first. Safe to call from several threads."""
+class SeenImages:
+    """The row that had each image first. Safe to call from several threads."""
 
-    def __init__(self, capacity: int = REMEMBERED_PICTURES) -> None:
+    def __init__(self, capacity: int = REMEMBERED_IMAGES) -> None:
         self._capacity = capacity
         self._rows: OrderedDict[bytes, int] = OrderedDict()
         self._lock = threading.Lock()
 
     def first_row(self, sha256: str, index: int) -> int:
-        """The row that had the picture first, which is `index` if nobody remembers one.
+        """The row that had the image first, which is `index` if nobody remembers one.
 
         Args:
-            sha256: hex digest of the picture's encoded bytes.
+            sha256: hex digest of the image's encoded bytes.
             index: the row's `ImageRow.index`.
         """
         key = bytes.fromhex(sha256)

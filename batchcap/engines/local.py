@@ -14,22 +14,22 @@ from multiprocessing.connection import wait
 from batchcap.config import JobConfig
 from batchcap.core.errors import BatchcapError, WorkerError
 from batchcap.core.machine import MIB, available_cores
-from batchcap.core.records import Caption, Failure, Features, ImageRow, Outcome, PictureFacts, Twin
+from batchcap.core.records import Caption, Duplicate, Failure, Features, ImageFacts, ImageRow, Outcome
 from batchcap.engines.base import EngineLoad
 from batchcap.engines.busy_flag import make_sign_file
 from batchcap.engines.cores import Threads, plan_for
 from batchcap.engines.memory_guard import MemoryGuard
-from batchcap.engines.messages import Busy, Captioned, DecoderSpec, DecodeWork, Ready, VisionSpec
+from batchcap.engines.messages import Captioned, DecoderSpec, DecodeWork, Ready, StageTime, VisionSpec
 from batchcap.engines.process import WorkerEndError
-from batchcap.engines.supervisor import START_TIMEOUT_S, Seat, SeenTime
+from batchcap.engines.supervisor import START_TIMEOUT_S, SeenTime, WorkerSupervisor
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import feature_bytes
 
 log = logging.getLogger(__name__)
 
-# Rows the vision worker may hold: enough to fill its patch budget with small pictures while others are being read.
+# Rows the vision worker may hold: enough to fill its patch budget with small images while others are being read.
 VISION_WINDOW_ROWS = 32
-# Rows that may wait for a row with the same picture: so many copies of one blank picture pile up, no more.
+# Rows that may wait for a row with the same image: so many copies of one blank image pile up, no more.
 TWIN_WINDOW_ROWS = 1000
 # Rows a decoder holds beyond its slots, so that a slot that gets free is filled without asking the coordinator.
 DECODER_AHEAD_ROWS = 2
@@ -48,11 +48,13 @@ class _Ledger:
     """Rows in flight, and what is known of each."""
 
     rows: dict[int, ImageRow] = field(default_factory=dict)
-    facts: dict[int, PictureFacts] = field(default_factory=dict)
+    facts: dict[int, ImageFacts] = field(default_factory=dict)
     waiting: deque[Features] = field(default_factory=deque)
     waiting_bytes: int = 0
-    twins: dict[int, list[Twin]] = field(default_factory=dict)  # by the row they are twins of, which is in flight
-    twins_waiting: int = 0
+    duplicates: dict[int, list[Duplicate]] = field(
+        default_factory=dict
+    )  # by the row they are duplicates of, which is in flight
+    duplicates_waiting: int = 0
 
 
 class LocalEngine:
@@ -82,9 +84,9 @@ class LocalEngine:
             find_twins=not config.generation.depends_on_row,
             cpus=cores.vision,
         )
-        timeout_s = config.limits.picture_timeout_s
+        timeout_s = config.limits.image_timeout_s
         self._bundle = bundle
-        self._vision = Seat("vision", vision_spec, timeout_s)
+        self._vision = WorkerSupervisor("vision", vision_spec, timeout_s)
         decoder_spec = DecoderSpec(
             bundle_folder=folder,
             bundle_id=bundle.id,
@@ -94,7 +96,7 @@ class LocalEngine:
             max_visual_tokens=config.vision.max_visual_tokens,
         )
         self._decoders = [
-            Seat(f"decoder {number}", replace(decoder_spec, cpus=cpus), timeout_s)
+            WorkerSupervisor(f"decoder {number}", replace(decoder_spec, cpus=cpus), timeout_s)
             for number, cpus in enumerate(cores.decoders)
         ]
 
@@ -138,19 +140,19 @@ class LocalEngine:
                 )
 
     @property
-    def _seats(self) -> list[Seat]:
+    def _seats(self) -> list[WorkerSupervisor]:
         return [self._vision, *self._decoders]
 
     @property
     def has_room(self) -> bool:
         """Whether one more row fits: the features it may become are counted before it is read."""
         ledger, reading = self._ledger, self._vision.rows
-        if self._vision.is_careful or (self._guard.is_short and ledger.rows):
+        if self._vision.is_isolating or (self._guard.is_short and ledger.rows):
             return False
-        if reading >= self._vision.window(VISION_WINDOW_ROWS) or ledger.twins_waiting >= TWIN_WINDOW_ROWS:
+        if reading >= self._vision.window(VISION_WINDOW_ROWS) or ledger.duplicates_waiting >= TWIN_WINDOW_ROWS:
             return False
         if not reading and not ledger.waiting:
-            return True  # a picture larger than the whole queue must still pass
+            return True  # an image larger than the whole queue must still pass
         return ledger.waiting_bytes + (reading + 1) * self._largest_bytes <= self._queue_bytes
 
     @property
@@ -158,14 +160,14 @@ class LocalEngine:
         """Rows submitted whose outcome has not been returned yet."""
         return len(self._ledger.rows)
 
-    def remember(self, pictures: list[tuple[str, int]]) -> None:
-        """Tell the vision worker of pictures captioned before; a successor is not told and captions them anew."""
-        if pictures:
-            self._vision.worker.send(Captioned(pictures))
+    def seed_dedup(self, images: list[tuple[str, int]]) -> None:
+        """Tell the vision worker of images captioned before; a successor is not told and captions them anew."""
+        if images:
+            self._vision.worker.send(Captioned(images))
 
     def submit(self, row: ImageRow) -> None:
         """Send one row to the vision worker; never waits."""
-        # The encoded picture is kept until the worker has answered; what stays here must not hold it in memory.
+        # The encoded image is kept until the worker has answered; what stays here must not hold it in memory.
         self._ledger.rows[row.index] = ImageRow(row.index, row.id, row.source, row.row, row.path)
         self._vision.give(row)
 
@@ -179,7 +181,7 @@ class LocalEngine:
             seat = by_connection[connection]  # type: ignore[index]
             self._attempt(seat, self._take_all, outcomes)
         for seat in self._seats:
-            if seat.hangs():
+            if seat.is_hung():
                 self._attempt(seat, self._end_hanging, outcomes)
         if not outcomes:
             self._raise_failure()
@@ -190,7 +192,9 @@ class LocalEngine:
         if self._failure is not None:
             raise self._failure
 
-    def _attempt(self, seat: Seat, work: Callable[[Seat, list[Outcome]], None], outcomes: list[Outcome]) -> None:
+    def _attempt(
+        self, seat: WorkerSupervisor, work: Callable[[WorkerSupervisor, list[Outcome]], None], outcomes: list[Outcome]
+    ) -> None:
         """Do what may find that a worker has ended, and put another in its place.
 
         An error of the whole engine is kept: what came before it is whole and goes out first, and from the other
@@ -200,40 +204,40 @@ class LocalEngine:
             try:
                 work(seat, outcomes)
             except WorkerEndError as end:
-                for failure in seat.succeed(end):
+                for failure in seat.restart_after(end):
                     outcomes += self._ended(failure.index, failure)
         except BatchcapError as error:
             self._failure = self._failure or error
 
-    def _end_hanging(self, seat: Seat, _outcomes: list[Outcome]) -> None:
-        raise seat.hang()
+    def _end_hanging(self, seat: WorkerSupervisor, _outcomes: list[Outcome]) -> None:
+        raise seat.hang_error()
 
-    def _take_all(self, seat: Seat, outcomes: list[Outcome]) -> None:
+    def _take_all(self, seat: WorkerSupervisor, outcomes: list[Outcome]) -> None:
         """Take in everything a worker has sent by now."""
         while seat.worker.connection.poll():
             message = seat.worker.receive()
             seat.heard(message)
             outcomes += self._take(seat, message)
 
-    def _take(self, seat: Seat, message: object) -> list[Outcome]:
+    def _take(self, seat: WorkerSupervisor, message: object) -> list[Outcome]:
         ledger = self._ledger
-        if isinstance(message, Busy):
+        if isinstance(message, StageTime):
             self._busy_s[message.stage] += message.seconds
         elif isinstance(message, Ready):
             seat.ready()
         elif isinstance(message, Features):
             seat.answered(message.index)
-            ledger.facts[message.index] = PictureFacts(
+            ledger.facts[message.index] = ImageFacts(
                 message.width, message.height, message.sha256, message.read_ms, message.vision_ms
             )
             ledger.waiting.append(message)
             ledger.waiting_bytes += message.nbytes
-        elif isinstance(message, Twin):
+        elif isinstance(message, Duplicate):
             seat.answered(message.index)
             if message.of not in ledger.rows:
                 return self._ended(message.index, message)
-            ledger.twins.setdefault(message.of, []).append(message)
-            ledger.twins_waiting += 1
+            ledger.duplicates.setdefault(message.of, []).append(message)
+            ledger.duplicates_waiting += 1
         elif isinstance(message, tuple | Failure):
             index = message.index if isinstance(message, Failure) else message[0].index
             seat.answered(index)
@@ -242,19 +246,21 @@ class LocalEngine:
             raise WorkerError(f"the {seat.name} process sent {type(message).__name__}, which nobody expects")
         return []
 
-    def _ended(self, index: int, result: tuple[Caption, ...] | Failure | Twin) -> list[Outcome]:
+    def _ended(self, index: int, result: tuple[Caption, ...] | Failure | Duplicate) -> list[Outcome]:
         """The outcome of a row, and of those that have waited for it."""
         ledger = self._ledger
-        twins = ledger.twins.pop(index, [])
-        ledger.twins_waiting -= len(twins)
+        duplicates = ledger.duplicates.pop(index, [])
+        ledger.duplicates_waiting -= len(duplicates)
         outcomes = [Outcome(ledger.rows.pop(index), result, ledger.facts.pop(index, None))]
-        for twin in twins:  # others may wait for a twin: a new vision worker has met the pictures in another order
-            outcomes += self._ended(twin.index, twin)
+        for (
+            duplicate
+        ) in duplicates:  # others may wait for a duplicate: a new vision worker has met the images in another order
+            outcomes += self._ended(duplicate.index, duplicate)
         return outcomes
 
-    def _decoder_rows(self, seat: Seat) -> int:
-        """Rows that a decoder may hold; none but suspects where one has ended."""
-        if seat.is_careful:
+    def _decoder_rows(self, seat: WorkerSupervisor) -> int:
+        """Rows that a decoder may hold; none but quarantine where one has ended."""
+        if seat.is_isolating:
             return 0
         slots = min(self._guard.slots, seat.slots or 1)
         ahead = DECODER_AHEAD_ROWS if slots == self._slots else 0

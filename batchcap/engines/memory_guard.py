@@ -9,8 +9,8 @@ from batchcap.core.machine import MIB, available_memory_bytes, total_memory_byte
 log = logging.getLogger(__name__)
 
 # Short is less than this; what the kernel needs to go on without swapping is of this size.
-LEAST_FREE_SHARE = 0.04
-LEAST_FREE_BYTES = 256 * MIB
+MIN_FREE_SHARE = 0.04
+MIN_FREE_BYTES = 256 * MIB
 # So much above it the slots come back.
 ENOUGH = 2.0
 CHECK_INTERVAL_S = 1.0
@@ -39,7 +39,7 @@ class MemoryGuard:
         self._most = slots
         self._free_bytes = free_bytes
         self._clock = clock
-        self._short_bytes = max(LEAST_FREE_BYTES, int(LEAST_FREE_SHARE * total_memory_bytes()))
+        self._short_bytes = max(MIN_FREE_BYTES, int(MIN_FREE_SHARE * total_memory_bytes()))
         self._next_check_s = self._next_change_s = clock()
         self.is_short = False
 

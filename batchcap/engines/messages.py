@@ -10,8 +10,8 @@ from typing import Any
 from batchcap.config import GenerationConfig, VisionConfig
 from batchcap.core.records import Features
 
-# One picture at a time is the least there is; from here on nothing gets less.
-MOST_DIVISOR = 64
+# One image at a time is the least there is; from here on nothing gets less.
+MAX_DIVISOR = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class VisionSpec:
     """What the vision worker is built from.
 
     Attributes:
-        find_twins: equal pictures are encoded and captioned once.
+        find_twins: equal images are encoded and captioned once.
         divisor: readers, lanes and patches of a pass are so many times fewer than usual; never changes a feature.
     """
 
@@ -30,12 +30,12 @@ class VisionSpec:
     patch_budget: int
     find_twins: bool
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
-    sign_file: int | None = None  # of a `WorkSign`
+    sign_file: int | None = None  # of a `BusyFlag`
     divisor: int = 1
 
     def with_less(self) -> "VisionSpec":
         """The same with half as much in memory at once."""
-        return replace(self, divisor=min(2 * self.divisor, MOST_DIVISOR))
+        return replace(self, divisor=min(2 * self.divisor, MAX_DIVISOR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class DecoderSpec:
     max_visual_tokens: int
     share_weights: bool = False
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
-    sign_file: int | None = None  # of a `WorkSign`
+    sign_file: int | None = None  # of a `BusyFlag`
 
     def with_less(self) -> "DecoderSpec":
         """The same with half as much in memory at once."""
@@ -65,7 +65,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
+class StageTime:
     """Seconds of work done in a stage since the last such message of the lane; also a sign of life.
 
     Attributes:
@@ -98,9 +98,9 @@ class DecodeWork:
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """Pictures that the job has captions of: hex digest and row index."""
+    """Images that the job has captions of: hex digest and row index."""
 
-    pictures: list[tuple[str, int]]
+    images: list[tuple[str, int]]
 
 
 class Inbox:

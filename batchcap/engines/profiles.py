@@ -126,12 +126,12 @@ def resolve(
         begun_with: backend and arithmetic of the encoder that wrote the job's first rows; they decide captions, so they
             are kept whatever the profile says now.
     """
-    if config.given is None:
+    if config.explicit is None:
         return Resolution(config, "as given")
     wanted, why, notes = _of_profile(config.profile, bundle, tuned)
     kept = _known_encoder(begun_with)
     if kept is not None and _usable(kept):
-        if config.given.isdisjoint(_VISION_NAMES.values()) and _resolved(wanted.encoder) != kept:
+        if config.explicit.isdisjoint(_VISION_NAMES.values()) and _resolved(wanted.encoder) != kept:
             now = " ".join(_resolved(wanted.encoder))
             keeps = (
                 f"this job keeps the vision encoder it was begun with, {' '.join(kept)}: what would be chosen now, "
@@ -139,19 +139,19 @@ def resolve(
             )
             notes = (*notes, keeps)
         wanted = wanted.with_encoder(kept)
-    chosen = _with_given(Settings.of(config), config.given, wanted)
+    chosen = _with_given(Settings.of(config), config.explicit, wanted)
     if chosen.vision_backend is VisionBackend.AUTO and (only := ONLY_BACKEND.get(chosen.vision_dtype)):
         notes = (*notes, f"--vision-dtype {chosen.vision_dtype} implies --vision-backend {only}, which alone has it")
-    given = ", ".join(f"--{name.replace('_', '-')}" for name in NAMES if name in config.given)
-    why += f"; given: {given}" if given else ""
-    return Resolution(replace(chosen.applied_to(config), given=None), why, notes)
+    explicit = ", ".join(f"--{name.replace('_', '-')}" for name in NAMES if name in config.explicit)
+    why += f"; given: {explicit}" if explicit else ""
+    return Resolution(replace(chosen.applied_to(config), explicit=None), why, notes)
 
 
-def _with_given(asked: Settings, given: Iterable[str], wanted: Settings) -> Settings:
+def _with_given(asked: Settings, explicit: Iterable[str], wanted: Settings) -> Settings:
     """What was given, and beside it what is wanted where the two go together, else the default."""
     chosen: dict[str, Any] = {}
     for group in _GROUPS:
-        fixed = {name: getattr(asked, name) for name in group if name in given}
+        fixed = {name: getattr(asked, name) for name in group if name in explicit}
         agree = all(getattr(wanted, name) == value for name, value in fixed.items())
         source = wanted if agree else Settings()
         chosen |= {name: fixed.get(name, getattr(source, name)) for name in group}

@@ -1,7 +1,7 @@
-"""Owns the place of a worker in the line: what it was given, when it hangs, who takes its place when it has ended.
+"""Owns one worker process: what it was assigned, when it hangs, and its restart after it ended.
 
-When a worker ends, everything that it had is suspect. Its successor gets the suspects one at a time, so that a second
-end is the doing of one row: that row fails, and the others go on as before.
+When a worker ends, everything that it had is quarantined. Its successor gets these rows one at a time, so that
+a second crash is the doing of one row: that row fails, and the others go on as before.
 """
 
 import logging
@@ -12,15 +12,15 @@ from dataclasses import replace
 
 from batchcap.core.errors import ErrorKind, WorkerError
 from batchcap.core.records import Failure, ImageRow
-from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork, VisionSpec
+from batchcap.engines.messages import DecoderSpec, DecodeWork, StageTime, VisionSpec
 from batchcap.engines.process import Worker, WorkerEndError
 
 log = logging.getLogger(__name__)
 
 # A row over which so many workers have ended is given up.
-MOST_ENDS_OF_A_ROW = 2
+MAX_CRASHES_PER_ROW = 2
 # So many ends with nothing finished between them are not the rows' doing.
-MOST_ENDS_IN_A_ROW = 20
+MAX_CONSECUTIVE_CRASHES = 20
 # A first load reads the whole bundle from a cold disk.
 START_TIMEOUT_S = 600.0
 MEMORY_HINT = " The system may have run out of memory: lower --slots, --decoders or --queue-mib"
@@ -50,7 +50,7 @@ class SeenTime:
         return self._seen_s
 
 
-class Seat:
+class WorkerSupervisor:
     """A worker and, when it has ended, its successor; every row given to it is answered or comes back as a failure.
 
     Args:
@@ -72,8 +72,8 @@ class Seat:
     ) -> None:
         self.name = name
         self.is_ready = False
-        self.given: dict[int, Work] = {}
-        self._suspects: deque[Work] = deque()
+        self.assigned: dict[int, Work] = {}
+        self._quarantine: deque[Work] = deque()
         self._ends: dict[int, int] = {}
         self._ends_in_a_row = 0
         self._spec = spec
@@ -89,7 +89,7 @@ class Seat:
         """Start the first worker.
 
         Args:
-            sign_file: of the `WorkSign` that all workers share.
+            sign_file: of the `BusyFlag` that all workers share.
             share_weights: of a decoder, see `DecoderSpec`.
 
         Raises:
@@ -135,27 +135,27 @@ class Seat:
     @property
     def rows(self) -> int:
         """Rows that are here and not answered yet."""
-        return len(self.given) + len(self._suspects)
+        return len(self.assigned) + len(self._quarantine)
 
     @property
-    def is_careful(self) -> bool:
-        """Whether suspects are given out one at a time, and nothing else may be given."""
+    def is_isolating(self) -> bool:
+        """Whether quarantined rows are given out one at a time, and nothing else may be given."""
         return bool(self._ends)
 
     def give(self, work: Work) -> None:
         """Send work to the worker; never waits."""
-        if not self.given:  # no lane has work
+        if not self.assigned:  # no lane has work
             self._heard_s = self._clock()
             self._lanes_heard_s.clear()
-        self.given[_index(work)] = work
+        self.assigned[_index(work)] = work
         self.worker.send(work)
 
     def heard(self, message: object = None) -> None:
         """The worker has said something."""
         self._heard_s = self._clock()
-        if isinstance(message, Busy) and message.is_idle:
+        if isinstance(message, StageTime) and message.is_idle:
             self._lanes_heard_s.pop(message.lane, None)
-        elif isinstance(message, Busy):
+        elif isinstance(message, StageTime):
             self._lanes_heard_s[message.lane] = self._heard_s
 
     def ready(self) -> None:
@@ -167,16 +167,16 @@ class Seat:
 
     def answered(self, index: int) -> None:
         """A row is done with here."""
-        self.given.pop(index, None)
+        self.assigned.pop(index, None)
         self._ends.pop(index, None)
         self._ends_in_a_row = 0
         self._give_suspect()
 
     def _give_suspect(self) -> None:
-        if self._suspects and not self.given:
-            self.give(self._suspects.popleft())
+        if self._quarantine and not self.assigned:
+            self.give(self._quarantine.popleft())
 
-    def hangs(self) -> bool:
+    def is_hung(self) -> bool:
         """Whether the worker has been silent for too long, or has not come to the end of its oldest row.
 
         A decoder's oldest row may wait for many others; each of its lanes tells of its steps instead, and that it has
@@ -185,7 +185,7 @@ class Seat:
         now_s = self._clock()
         if not self.is_ready:
             return now_s - self._heard_s > START_TIMEOUT_S
-        oldest = next(iter(self.given), None)
+        oldest = next(iter(self.assigned), None)
         if oldest != self._oldest:
             self._oldest, self._oldest_since_s = oldest, now_s
         if oldest is None:
@@ -195,13 +195,13 @@ class Seat:
             since_s = min(self._lanes_heard_s.values(), default=self._heard_s)
         return now_s - since_s > self._timeout_s
 
-    def hang(self) -> WorkerEndError:
+    def hang_error(self) -> WorkerEndError:
         """What to say of a worker that hangs."""
         if not self.is_ready:
             return WorkerEndError(f"has not loaded its model in {START_TIMEOUT_S:.0f} s")
         return WorkerEndError(f"has not come to an end with a row in {self._timeout_s:g} s")
 
-    def succeed(self, end: WorkerEndError) -> list[Failure]:
+    def restart_after(self, end: WorkerEndError) -> list[Failure]:
         """Put a new worker in the place of one that has ended; rows that ended too many are given up.
 
         Raises:
@@ -209,12 +209,12 @@ class Seat:
         """
         self.worker.kill()
         self._ends_in_a_row += 1
-        if not self.is_ready or self._ends_in_a_row >= MOST_ENDS_IN_A_ROW:
+        if not self.is_ready or self._ends_in_a_row >= MAX_CONSECUTIVE_CRASHES:
             raise self.worker_error(end)
         self.worker.close()
         kept, given_up = self._judge(end)
-        self._suspects.extendleft(reversed(kept))
-        self.given.clear()
+        self._quarantine.extendleft(reversed(kept))
+        self.assigned.clear()
         if end.lacked_memory:
             self._spec = self._spec.with_less()
         log.warning(
@@ -222,7 +222,7 @@ class Seat:
             self.name,
             end,
             self._less() if end.lacked_memory else "",
-            len(self._suspects),
+            len(self._quarantine),
             len(given_up),
         )
         self._worker, self.is_ready = self._started(), False
@@ -231,18 +231,18 @@ class Seat:
         return given_up
 
     def _less(self) -> str:
-        return f" with {self.slots} slots" if self.slots else " with fewer pictures at once"
+        return f" with {self.slots} slots" if self.slots else " with fewer images at once"
 
     def _judge(self, end: WorkerEndError) -> tuple[list[Work], list[Failure]]:
         """The rows that are given out again, and those that are given up."""
         kept, given_up = list[Work](), list[Failure]()
-        for index, work in self.given.items():
+        for index, work in self.assigned.items():
             self._ends[index] = self._ends.get(index, 0) + 1
-            if self._ends[index] < MOST_ENDS_OF_A_ROW:
+            if self._ends[index] < MAX_CRASHES_PER_ROW:
                 kept.append(work)
             else:
                 del self._ends[index]
-                message = f"the {self.name} process {end}, as one had ended over this picture before"
+                message = f"the {self.name} process {end}, as one had ended over this image before"
                 if end.lacked_memory:
                     message += f".{MEMORY_HINT}, then run again with --retry failed."
                 given_up.append(Failure(index, ErrorKind.CRASHED, message))

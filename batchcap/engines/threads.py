@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
-def run_side_by_side(parts: Sequence[Callable[[], None]], sending: threading.Lock) -> NoReturn:
+def run_until_first_failure(parts: Sequence[Callable[[], None]], sending: threading.Lock) -> NoReturn:
     """Run parts of a worker, each in a thread of its own, until the first of them fails.
 
     Args:

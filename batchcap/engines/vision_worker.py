@@ -1,9 +1,9 @@
-"""Owns the vision worker: one encoder, threads that read pictures for it, and the lanes that encode them side by side.
+"""Owns the vision worker: one encoder, threads that read images for it, and the lanes that encode them side by side.
 
-Threads that share one pass wait for one another at the end of every product and copy; pictures have nothing to wait
-for. Measured at 2B on two cores, four pictures, two lanes of one thread each instead of two threads a pass: bf16
+Threads that share one pass wait for one another at the end of every product and copy; images have nothing to wait
+for. Measured at 2B on two cores, four images, two lanes of one thread each instead of two threads a pass: bf16
 (PyTorch) 1.27 times as fast with 900 patches each and 1.31 with 256, int8 (ONNX Runtime) 1.12 and 1.09. Each lane takes
-pictures when it has time: when a batch was shared out among lanes, one core was idle for 2.5 of 54 s at batches' ends.
+images when it has time: when a batch was shared out among lanes, one core was idle for 2.5 of 54 s at batches' ends.
 """
 
 import queue
@@ -16,26 +16,26 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from batchcap.core.errors import ErrorKind, RowError, lacks_memory
-from batchcap.core.records import Failure, Features, ImageRow, Patches, Twin
-from batchcap.engines.busy_flag import WorkSign
-from batchcap.engines.dedup import KnownPictures
-from batchcap.engines.messages import Busy, Captioned, Inbox, VisionSpec
-from batchcap.engines.threads import run_side_by_side
+from batchcap.core.records import Duplicate, Failure, Features, ImageRow, Patches
+from batchcap.engines.busy_flag import BusyFlag
+from batchcap.engines.dedup import SeenImages
+from batchcap.engines.messages import Captioned, Inbox, StageTime, VisionSpec
+from batchcap.engines.threads import run_until_first_failure
 from batchcap.images.preprocess import patches_of
-from batchcap.inputs.encoded import read_picture
+from batchcap.inputs.encoded import read_image
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import VisionGeometry
 from batchcap.vision.backend import load_encoder
 
 READ_THREADS = 2
-# A lane needs a picture of its own; with more cores each gets more threads instead.
-MOST_LANES = 4
+# A lane needs an image of its own; with more cores each gets more threads instead.
+MAX_LANES = 4
 # A pass gets no faster with more and takes more memory: at 2B two lanes took 53 MiB more with 1800 each.
 PASS_PATCHES = 1024
 
 
 def _blank(geometry: VisionGeometry) -> Patches:
-    """The smallest picture: one visual token."""
+    """The smallest image: one visual token."""
     side = geometry.merge_size
     values = np.zeros((side**2, geometry.patch_values), np.float32)
     return Patches(index=-1, values=values, grid=(side, side), width=1, height=1, sha256="", read_ms=0.0)
@@ -50,13 +50,13 @@ class VisionWorker:
         self._config = spec.vision
         self._lanes = max(1, lane_count(spec.threads) // spec.divisor)
         self._readers = max(1, READ_THREADS // spec.divisor)
-        self._sign = WorkSign(spec.sign_file)
+        self._sign = BusyFlag(spec.sign_file)
         self._bundle = Bundle.load_again(spec.bundle_folder, spec.bundle_id)
         self._encoder = load_encoder(self._bundle, spec.vision, spec.threads, self._lanes)
         # An encoder that can't work on this machine ends the job here, before it fails row after row.
         self._encoder.encode([_blank(self._bundle.geometry.vision)])
         self._lane_patches = min(PASS_PATCHES, spec.patch_budget // self._lanes) // spec.divisor
-        self._known = KnownPictures() if spec.find_twins else None
+        self._known = SeenImages() if spec.find_twins else None
         self._rows: queue.SimpleQueue[ImageRow] = queue.SimpleQueue()
         self._loaded: deque[Patches] = deque()
         self._has_loaded = threading.Condition()
@@ -64,8 +64,8 @@ class VisionWorker:
 
     def run(self, inbox: Inbox) -> None:
         """Work until the coordinator goes away (the inbox ends the process then)."""
-        readers, lanes = [self._read_rows] * self._readers, [self._encode_pictures] * self._lanes
-        run_side_by_side([partial(self._dispatch, inbox), *readers, *lanes], self._sending)
+        readers, lanes = [self._read_rows] * self._readers, [self._encode_images] * self._lanes
+        run_until_first_failure([partial(self._dispatch, inbox), *readers, *lanes], self._sending)
 
     def _dispatch(self, inbox: Inbox) -> None:
         while True:
@@ -74,7 +74,7 @@ class VisionWorker:
                 self._given += 1
                 self._rows.put(message)
             elif self._known is not None:
-                for sha256, index in message.pictures:
+                for sha256, index in message.images:
                     self._known.first_row(sha256, index)
 
     def _read_rows(self) -> None:
@@ -82,12 +82,12 @@ class VisionWorker:
             self._read(self._rows.get())
 
     def _read(self, row: ImageRow) -> None:
-        result: Patches | Failure | Twin
+        result: Patches | Failure | Duplicate
         try:
             result = self._load(row)
         except RowError as error:
             result = Failure(row.index, error.kind, error.message)
-        except Exception as error:  # a worker's edge: one picture must not end the job
+        except Exception as error:  # a worker's edge: one image must not end the job
             if lacks_memory(error):  # not the row's fault, or not its alone: who comes after this worker finds out
                 raise
             result = Failure(row.index, ErrorKind.INTERNAL, f"{type(error).__name__}: {error}")
@@ -98,25 +98,25 @@ class VisionWorker:
             self._loaded.append(result)
             self._has_loaded.notify()
 
-    def _load(self, row: ImageRow) -> Patches | Twin:
+    def _load(self, row: ImageRow) -> Patches | Duplicate:
         geometry = self._bundle.geometry
-        picture = read_picture(row)
+        image = read_image(row)
         if self._known is not None:
-            first = self._known.first_row(picture.sha256, row.index)
+            first = self._known.first_row(image.sha256, row.index)
             if first != row.index:
-                return Twin(row.index, first, picture.read_ms)
-        return patches_of(picture, geometry.vision, geometry.image, self._config)
+                return Duplicate(row.index, first, image.read_ms)
+        return patches_of(image, geometry.vision, geometry.image, self._config)
 
-    def _encode_pictures(self) -> None:
+    def _encode_images(self) -> None:
         """One lane."""
         while True:
             batch = self._next_batch()
             is_alone = self._given - self._answered == 1  # nothing to share the threads with: it gets all of them
-            with self._sign.put_up():
+            with self._sign.hold():
                 self._encode(batch, 1 if is_alone else self._lanes)
 
     def _next_batch(self) -> list[Patches]:
-        """Pictures for one pass: this lane's share of those that are ready, in order; waits for the first."""
+        """Images for one pass: this lane's share of those that are ready, in order; waits for the first."""
         with self._has_loaded:
             self._has_loaded.wait_for(lambda: self._loaded)
             most = -(-len(self._loaded) // self._lanes)
@@ -135,16 +135,16 @@ class VisionWorker:
         except Exception as error:  # a worker's edge
             if lacks_memory(error):
                 raise
-            if len(batch) > 1:  # find the picture that is to blame
+            if len(batch) > 1:  # find the image that is to blame
                 for patches in batch:
                     self._encode([patches], lanes)
                 return
             results.append(Failure(batch[0].index, ErrorKind.INTERNAL, f"{type(error).__name__}: {error}"))
         vision_s = (time.perf_counter() - started_s) / lanes
         read_s = sum(patches.read_ms for patches in batch) / 1000
-        self._answer(*results, busy=(Busy("read", read_s), Busy("vision", vision_s)))
+        self._answer(*results, busy=(StageTime("read", read_s), StageTime("vision", vision_s)))
 
-    def _answer(self, *results: Features | Failure | Twin, busy: tuple[Busy, ...] = ()) -> None:
+    def _answer(self, *results: Features | Failure | Duplicate, busy: tuple[StageTime, ...] = ()) -> None:
         with self._sending:
             self._answered += len(results)
             for message in (*busy, *results):
@@ -153,4 +153,4 @@ class VisionWorker:
 
 def lane_count(threads: int) -> int:
     """How many lanes an encoder with so many threads has."""
-    return min(threads, MOST_LANES)
+    return min(threads, MAX_LANES)

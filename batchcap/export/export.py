@@ -20,7 +20,7 @@ from batchcap.core.errors import BatchcapError, BundleError, CheckpointError, Us
 from batchcap.export.checkpoint.chat_template import chat_template
 from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint, weights_sha256
 from batchcap.export.checkpoint.configuration import CONFIG_FILE, LFS_POINTER, LFS_REMEDY, read_json
-from batchcap.export.checkpoint.matrices import matrix_name
+from batchcap.export.checkpoint.matrix_names import matrix_name
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.checkpoint.prequantized import require_unquantized, stored_facts
 from batchcap.export.checkpoint.quantize import Rows
@@ -28,7 +28,7 @@ from batchcap.export.checkpoint.scaling import scaled_tensors, write_scales
 from batchcap.export.graph.check import check_decoder, check_embeddings, check_encoder, decade_above
 from batchcap.export.graph.decoder import draw_decoder, fill_decoder
 from batchcap.export.graph.vision_graph import write_vision_graph, write_vision_graph_int8
-from batchcap.export.quality.pictures import PictureChoice, require_inputs
+from batchcap.export.quality.images import ImageChoice, require_inputs
 from batchcap.export.scratch import put_in_place, require_space, scratch_folder
 from batchcap.model.bundle import (
     BUNDLE_FILE,
@@ -51,7 +51,7 @@ from batchcap.model.prompt import PromptTemplate
 from batchcap.model.tensors import VISION, embedding_tensor, read_file, vision_tensors, write_npy, write_safetensors
 
 if TYPE_CHECKING:
-    from batchcap.export.search.auto import Search  # loads torch and transformers
+    from batchcap.export.search.precision_search import Search  # loads torch and transformers
 
 log = logging.getLogger(__name__)
 
@@ -75,26 +75,26 @@ def export_bundle(
     output: Path,
     options: ExportOptions,
     *,
-    calibrate: PictureChoice | None = None,
+    calibrate: ImageChoice | None = None,
     search: "Search | None" = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Make a bundle of a checkpoint.
 
-    The bundle appears at `output` when it is whole, or not at all. The same checkpoint with the same options, pictures
+    The bundle appears at `output` when it is whole, or not at all. The same checkpoint with the same options, images
     and library versions gives the same bytes.
 
     Args:
         checkpoint: folder in Hugging Face layout, or a name on the hub where there is a network.
         output: folder to make.
         options: precision, block size, rounding, context.
-        calibrate: pictures by which the matrices are scaled before they are rounded; None: they are not scaled.
+        calibrate: images by which the matrices are scaled before they are rounded; None: they are not scaled.
         search: choose the decoder by measurement; of the options only the context counts then.
         overwrite: replace a bundle that is there.
 
     Raises:
         CheckpointError: the checkpoint is missing, broken, or not a dense Qwen3-VL.
-        UsageError: `output` exists and may not be replaced, the context is longer than the checkpoint's, no picture
+        UsageError: `output` exists and may not be replaced, the context is longer than the checkpoint's, no image
             can be read, or no decoder of the search is near enough.
         LockedError: another export to `output` is at work.
         BatchcapError: the disk is full or can't be written.
@@ -104,10 +104,10 @@ def export_bundle(
     _require_free(output, overwrite=overwrite)
     opened = open_checkpoint(checkpoint)
     _require_context(opened, options.context)
-    pictures = calibrate if search is None else search.pictures
-    if pictures is not None:
+    images = calibrate if search is None else search.images
+    if images is not None:
         require_unquantized(opened.tensors, "--calibrate" if search is None else "--auto")
-        require_inputs(pictures)
+        require_inputs(images)
     try:
         with scratch_folder(output) as scratch:
             require_space(scratch, _working_bytes(opened, options, searching=search is not None))
@@ -169,7 +169,7 @@ def write_decoder(
     checkpoint: Checkpoint,
     options: ExportOptions,
     folder: Path,
-    calibrate: PictureChoice | None,
+    calibrate: ImageChoice | None,
     search: "Search | None",
 ) -> tuple[ExportOptions, dict[str, Any]]:
     """Make the decoder of a bundle whose other parts are there.
@@ -181,7 +181,7 @@ def write_decoder(
     with tempfile.TemporaryDirectory(prefix="drawing-", dir=folder.parent) as scratch:
         drawing = draw_decoder(checkpoint, options.context, Path(scratch))
         if search is not None:
-            from batchcap.export.search.auto import choose_decoder  # noqa: PLC0415 - loads torch and transformers
+            from batchcap.export.search.precision_search import choose_decoder  # noqa: PLC0415 - loads torch and transformers
 
             with tempfile.TemporaryDirectory(prefix="trials-", dir=folder.parent) as trials:
                 return choose_decoder(unfinished, checkpoint, drawing, search, Path(trials))
@@ -256,7 +256,7 @@ def _content(path: Path) -> bytes:
 
 
 def _require_prompt(checkpoint: Checkpoint, unfinished: Bundle) -> None:
-    """A tokenizer or a template of another model would show only when the first picture is captioned."""
+    """A tokenizer or a template of another model would show only when the first image is captioned."""
     try:
         prompt = PromptTemplate.from_bundle(unfinished, DEFAULT_PROMPT)
     except BundleError as error:

@@ -10,18 +10,18 @@ from PIL import Image, ImageCms
 
 WHITE = (255, 255, 255, 255)
 _DEEP_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
-# Pictures are converted a few rows at a time: what a conversion takes in between, up to 40 bytes a pixel, is then small
-# beside the picture itself.
+# Images are converted a few rows at a time: what a conversion takes in between, up to 40 bytes a pixel, is then small
+# beside the image itself.
 _BAND_PX = 1 << 16
 
 _ToRgb = Callable[[Image.Image], Image.Image]
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, bytes | None]:
-    """A loaded picture in mode RGB (the same one where it is already), and the ICC profile its values still are in.
+    """A loaded image in mode RGB (the same one where it is already), and the ICC profile its values still are in.
 
-    Transparency is laid over white, as transformers does. Profiles of RGB pictures are handed back, to be applied after
-    the resize, on a hundredth of the pixels; those of grey, CMYK and LAB pictures are applied here.
+    Transparency is laid over white, as transformers does. Profiles of RGB images are handed back, to be applied after
+    the resize, on a hundredth of the pixels; those of grey, CMYK and LAB images are applied here.
 
     Raises:
         ValueError: Pillow knows no way from this mode to RGB.
@@ -37,19 +37,19 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, bytes | None]:
 
 
 def apply_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """An RGB picture's values in sRGB; a profile that is broken or for other colours is ignored."""
+    """An RGB image's values in sRGB; a profile that is broken or for other colours is ignored."""
     return image if profile is None else _through_profile(profile, "RGB")(image)
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """The picture in strips of whole rows, each with the number of its first row."""
+    """The image in strips of whole rows, each with the number of its first row."""
     rows = max(1, _BAND_PX // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _conversion(image: Image.Image, profile: bytes | None) -> _ToRgb:
-    """What makes RGB of each band of the picture."""
+    """What makes RGB of each band of the image."""
     if image.mode == "LAB":
         return _through(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), "LAB")
     if image.mode == "CMYK":
@@ -97,7 +97,7 @@ def _through(profile: ImageCms.ImageCmsProfile, mode: str) -> _ToRgb:
 
 
 def _to_8_bit(image: Image.Image) -> _ToRgb:
-    """What makes 8-bit grey of each band of a deep grey picture.
+    """What makes 8-bit grey of each band of a deep grey image.
 
     Whole numbers within 0 … 65535 are 16-bit grey: divided by 257. Real numbers within 0 … 1 are
     multiplied by 255, within 0 … 255 kept. Any other range has no meaning of its own: it is stretched from the

@@ -14,8 +14,8 @@ from batchcap.images.colour import to_rgb
 from batchcap.images.silence import silence
 from batchcap.inputs import content
 
-# What people keep pictures in. Pillow knows more, among them formats without a signature, which would take any text
-# file for a picture, and ones that start other programs (EPS); none of them gets at untrusted bytes.
+# What people keep images in. Pillow knows more, among them formats without a signature, which would take any text
+# file for an image, and ones that start other programs (EPS); none of them gets at untrusted bytes.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
 _SIGNATURE_BYTES = 16
 _TIFF = (b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+")
@@ -61,8 +61,8 @@ silence()
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded picture as a person sees it.
+class DecodedImage:
+    """A decoded image as a person sees it.
 
     Attributes:
         pixels: mode RGB, orientation applied, transparency laid over white.
@@ -73,27 +73,27 @@ class Picture:
     profile: bytes | None
 
 
-def decode(encoded: bytes, max_pixels: int) -> Picture:
-    """Decode a picture; of an animation or a file of several pages the first one.
+def decode(encoded: bytes, max_pixels: int) -> DecodedImage:
+    """Decode an image; of an animation or a file of several pages the first one.
 
     Args:
         encoded: the file's bytes.
-        max_pixels: pictures with more pixels are refused from their header, before any memory is taken.
+        max_pixels: images with more pixels are refused from their header, before any memory is taken.
 
     Raises:
         RowError: NOT_AN_IMAGE, CORRUPT or TOO_LARGE.
     """
-    # Pillow's own check, which refuses from twice this on, covers pictures inside of pictures (ICO, GIF frames) too.
+    # Pillow's own check, which refuses from twice this on, covers images inside of images (ICO, GIF frames) too.
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     try:
         pixels, profile, turn = _load(encoded, max_pixels)
-        # The picture as it was stored is no longer in memory here.
-        return Picture(pixels if turn is None else pixels.transpose(turn), profile)
+        # The image as it was stored is no longer in memory here.
+        return DecodedImage(pixels if turn is None else pixels.transpose(turn), profile)
     except Image.DecompressionBombError as error:
-        message = f"the picture has more than {max_pixels:,} pixels (--max-image-pixels)"
+        message = f"the image has more than {max_pixels:,} pixels (--max-image-pixels)"
         raise RowError(ErrorKind.TOO_LARGE, message) from error
     except _PARSER_ERRORS as error:
-        raise RowError(ErrorKind.CORRUPT, f"the picture does not decode: {error or type(error).__name__}") from error
+        raise RowError(ErrorKind.CORRUPT, f"the image does not decode: {error or type(error).__name__}") from error
 
 
 def _load(encoded: bytes, max_pixels: int) -> tuple[Image.Image, bytes | None, Image.Transpose | None]:
@@ -113,7 +113,7 @@ def _open(encoded: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         what = not_an_image(encoded)
         if what is None:
-            raise RowError(ErrorKind.CORRUPT, "the picture's header is damaged or cut off") from error
+            raise RowError(ErrorKind.CORRUPT, "the image's header is damaged or cut off") from error
         raise RowError(ErrorKind.NOT_AN_IMAGE, f"the content is {what}") from error
 
 
@@ -125,7 +125,7 @@ def not_an_image(encoded: bytes) -> str | None:
     """
     what = content.other_format(encoded)
     if what is None and not _has_known_signature(encoded):
-        what = content.plain_content(encoded) or f"no picture in a known format ({', '.join(FORMATS)})"
+        what = content.plain_content(encoded) or f"no image in a known format ({', '.join(FORMATS)})"
     return what
 
 
@@ -139,27 +139,27 @@ def _has_known_signature(encoded: bytes) -> bool:
 def _require_size(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        message = f"the picture has {width} x {height} pixels, the limit is {max_pixels:,} (--max-image-pixels)"
+        message = f"the image has {width} x {height} pixels, the limit is {max_pixels:,} (--max-image-pixels)"
         raise RowError(ErrorKind.TOO_LARGE, message)
     if width < 1 or height < 1:
-        raise RowError(ErrorKind.BAD_SHAPE, f"the picture has {width} x {height} pixels")
+        raise RowError(ErrorKind.BAD_SHAPE, f"the image has {width} x {height} pixels")
 
 
 def _require_parts(encoded: bytes, max_pixels: int) -> None:
     """Refuse what makes the libraries take memory for other things than the pixels."""
     if encoded.startswith(_TIFF):
         if tiff.tile_px(encoded) > max_pixels:
-            message = f"a tile of the picture has more than {max_pixels:,} pixels (--max-image-pixels)"
+            message = f"a tile of the image has more than {max_pixels:,} pixels (--max-image-pixels)"
             raise RowError(ErrorKind.TOO_LARGE, message)
         has_too_many_parts = tiff.has_too_many_parts(encoded)
     else:
         has_too_many_parts = encoded.startswith(_JPEG2000) and jpeg2000.has_too_many_parts(encoded)
     if has_too_many_parts:
-        raise RowError(ErrorKind.TOO_LARGE, "the picture is cut into more parts than any sound one")
+        raise RowError(ErrorKind.TOO_LARGE, "the image is cut into more parts than any sound one")
 
 
 def _mend_transparent_colour(image: Image.Image) -> None:
-    """Give the transparent colour of a picture that is not loaded yet the range its pixels will have."""
+    """Give the transparent colour of an image that is not loaded yet the range its pixels will have."""
     tiles = getattr(image, "tile", None)
     to_8_bit = _TO_8_BIT.get(tiles[0].args) if image.format == "PNG" and tiles else None
     transparent = image.info.get("transparency")
@@ -172,7 +172,7 @@ def _mend_transparent_colour(image: Image.Image) -> None:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What the EXIF orientation asks for; broken EXIF asks for nothing.
 
-    `ImageOps.exif_transpose` would also write the EXIF block anew, which fails on odd ones, and copy every picture.
+    `ImageOps.exif_transpose` would also write the EXIF block anew, which fails on odd ones, and copy every image.
     """
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))

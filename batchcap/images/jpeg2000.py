@@ -1,7 +1,7 @@
 """Owns the one look into a JPEG 2000 file that Pillow does not take: into how many parts OpenJPEG would cut it.
 
 Each tile, precinct and code block has tables of its own, whether there is anything in it or not: cut into parts of one
-pixel, a picture takes some hundred times its size, from a file of 150 bytes.
+pixel, an image takes some hundred times its size, from a file of 150 bytes.
 """
 
 import struct
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import product
 
 # OpenJPEG keeps 6.6 KB for a tile, up to 600 bytes for a block and 2 for a packet, so these are 103, 57 and 32 MiB.
-# Sound pictures have tiles of 65,536 pixels and more, blocks of 4096, and a handful of packets for each tile.
+# Sound images have tiles of 65,536 pixels and more, blocks of 4096, and a handful of packets for each tile.
 MAX_TILES = 16_384
 MAX_BLOCKS = 100_000
-LEAST_BLOCK_PX = 1024  # of pictures that need more blocks than that
+MIN_BLOCK_PX = 1024  # of images that need more blocks than that
 MAX_PACKETS = 16 * 1024 * 1024
 
 _SIZE, _STYLE, _COMPONENT_STYLE = b"\xff\x51", b"\xff\x52", b"\xff\x53"
@@ -43,9 +43,9 @@ class _Style:
 
 
 def has_too_many_parts(encoded: bytes) -> bool:
-    """Whether headers in the file, were they the picture's, ask for more parts than a sound one has.
+    """Whether headers in the file, were they the image's, ask for more parts than a sound one has.
 
-    They are looked for everywhere: a tile's may change what the picture's own say.
+    They are looked for everywhere: a tile's may change what the image's own say.
     """
     sizes, styles = set(_sizes(encoded)), set(_styles(encoded))
     return (
@@ -65,7 +65,7 @@ def _is_too_fine(size: _Size, style: _Style) -> bool:
         blocks += bands * size.cells(level + block_across, level + block_down)
         precincts = max(precincts, size.cells(level + across, level + down))
     packets = style.layers * size.components * resolutions * precincts
-    most_blocks = MAX_BLOCKS + size.across * size.down * size.components // LEAST_BLOCK_PX
+    most_blocks = MAX_BLOCKS + size.across * size.down * size.components // MIN_BLOCK_PX
     return size.components * blocks > most_blocks or packets > MAX_PACKETS
 
 
@@ -98,8 +98,8 @@ def _style(layers: int, flags: int, body: bytes) -> Iterator[_Style]:
 
 def _segments(encoded: bytes, marker: bytes) -> Iterator[bytes]:
     """What follows each of the markers, by the length that it begins with."""
-    place = encoded.find(marker)
-    while place >= 0:
-        length = int.from_bytes(encoded[place + 2 : place + 4], "big")
-        yield encoded[place + 4 : place + 2 + length]
-        place = encoded.find(marker, place + 1)
+    offset = encoded.find(marker)
+    while offset >= 0:
+        length = int.from_bytes(encoded[offset + 2 : offset + 4], "big")
+        yield encoded[offset + 4 : offset + 2 + length]
+        offset = encoded.find(marker, offset + 1)

@@ -1,4 +1,4 @@
-"""Owns the way from an RGB picture to the patches the vision tower takes, equal to transformers' image processor."""
+"""Owns the way from an RGB image to the patches the vision tower takes, equal to transformers' image processor."""
 
 import math
 
@@ -16,10 +16,10 @@ RESCALE = 1 / 255
 def target_size(
     size: tuple[int, int], geometry: VisionGeometry, settings: ImageSettings, max_visual_tokens: int
 ) -> tuple[int, int]:
-    """Pixels across and down to resize a picture to.
+    """Pixels across and down to resize an image to.
 
     `smart_resize` of `Qwen2VLImageProcessorPil` in transformers, with the area bounds of the checkpoint and of the
-    budget. Where that would pass the budget (very long pictures, very small budgets) the longer side gives way.
+    budget. Where that would pass the budget (very long images, very small budgets) the longer side gives way.
 
     Args:
         size: pixels across and down.
@@ -65,7 +65,7 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def patchify(
     image: Image.Image, geometry: VisionGeometry, settings: ImageSettings
 ) -> tuple[Float32Array, tuple[int, int]]:
-    """Normalise an RGB picture and cut it into patches.
+    """Normalise an RGB image and cut it into patches.
 
     Args:
         image: sides are multiples of patch · merge.

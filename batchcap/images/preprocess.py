@@ -3,36 +3,34 @@
 import time
 
 from batchcap.config import VisionConfig
-from batchcap.core.records import EncodedPicture, Patches
+from batchcap.core.records import EncodedImage, Patches
 from batchcap.images.colour import apply_profile
 from batchcap.images.decode import decode
 from batchcap.images.patchify import patchify, resize, target_size
 from batchcap.model.geometry import ImageSettings, VisionGeometry
 
 
-def patches_of(
-    given: EncodedPicture, geometry: VisionGeometry, settings: ImageSettings, config: VisionConfig
-) -> Patches:
-    """Decode, turn upright, resize and cut one picture. Safe to call from several threads.
+def patches_of(given: EncodedImage, geometry: VisionGeometry, settings: ImageSettings, config: VisionConfig) -> Patches:
+    """Decode, turn upright, resize and cut one image. Safe to call from several threads.
 
     Args:
-        given: the picture.
+        given: the image.
         geometry: patch and merge size.
         settings: the checkpoint's area bounds, mean and deviation.
         config: budget of visual tokens and pixel limit.
 
     Returns:
-        The picture's patches, [P, C·t·p·p] float32, at most `config.max_visual_tokens` · merge² of them.
+        The image's patches, [P, C·t·p·p] float32, at most `config.max_visual_tokens` · merge² of them.
 
     Raises:
-        RowError: whatever is wrong with this picture; the message says what.
+        RowError: whatever is wrong with this image; the message says what.
     """
     started = time.perf_counter()
-    picture = decode(given.encoded, config.max_image_pixels)
-    size = target_size(picture.pixels.size, geometry, settings, config.max_visual_tokens)
-    pixels = apply_profile(resize(picture.pixels, size), picture.profile)
+    image = decode(given.encoded, config.max_image_pixels)
+    size = target_size(image.pixels.size, geometry, settings, config.max_visual_tokens)
+    pixels = apply_profile(resize(image.pixels, size), image.profile)
     values, grid = patchify(pixels, geometry, settings)
-    width, height = picture.pixels.size
+    width, height = image.pixels.size
     return Patches(
         index=given.index,
         values=values,

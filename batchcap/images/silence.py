@@ -1,4 +1,4 @@
-"""Owns the silence of Pillow and of what is below it: the row tells what is wrong with a picture, stderr does not."""
+"""Owns the silence of Pillow and of what is below it: the row tells what is wrong with an image, stderr does not."""
 
 import ctypes
 import logging
@@ -9,10 +9,10 @@ from PIL import Image, _imaging
 
 
 def silence() -> None:
-    """Odd metadata and damaged pixels are not worth a line for every picture; faults that matter become a RowError."""
+    """Odd metadata and damaged pixels are not worth a line for every image; faults that matter become a RowError."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    # libtiff writes its errors to stderr by itself, up to one for every line of a picture, and Pillow lets it.
+    # libtiff writes its errors to stderr by itself, up to one for every line of an image, and Pillow lets it.
     with suppress(OSError, AttributeError):  # a Pillow with another libtiff, or none
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)

@@ -8,7 +8,7 @@ from batchcap.core.text import is_address, one_line
 from batchcap.inputs.content import base64_image
 
 # No path is longer on Linux; what a column of something else holds may be.
-LONGEST_PATH = 4096
+MAX_PATH = 4096
 _SHOWN_LETTERS = 200
 _QUOTES = "\"'`“”\u2018\u2019«»"
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -23,7 +23,7 @@ def shown_cell(cell: str) -> str:
 
 def why_no_path(cell: str) -> str | None:
     """The error message for a cell that is longer than any path."""
-    if len(cell) <= LONGEST_PATH:
+    if len(cell) <= MAX_PATH:
         return None
     hint = hint_at(cell) or "name the column that holds images or paths with --image-column"
     return f"{shown_cell(cell)}: {len(cell)} characters are no path; {hint}"

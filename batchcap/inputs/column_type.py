@@ -18,7 +18,7 @@ _UNITS = ("s", "ms", "us", "ns")
 _TIME_TYPES = {"s": pa.time32("s"), "ms": pa.time32("ms"), "us": pa.time64("us"), "ns": pa.time64("ns")}
 _UNSIGNED = {8: pa.uint8(), 16: pa.uint16(), 32: pa.uint32(), 64: pa.uint64()}
 _SIGNED = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
-_MOST_DIGITS = 38, 76  # of a decimal128 and a decimal256
+_MAX_DIGITS = 38, 76  # of a decimal128 and a decimal256
 _LARGE_INDEX_BITS = 32
 _LISTS = (
     (types.is_list, pa.list_),
@@ -103,7 +103,7 @@ def fitted(column: pa.ChunkedArray, target: pa.DataType) -> tuple[pa.ChunkedArra
         pass
     cells: list[pa.Array] = []
     lost = []
-    slices = (chunk.slice(place, 1) for chunk in column.chunks for place in range(len(chunk)))
+    slices = (chunk.slice(index, 1) for chunk in column.chunks for index in range(len(chunk)))
     for row, cell in enumerate(slices):
         try:
             # A slice of lists has the values of all of them, and a cast looks at all; a copy has its own.
@@ -187,7 +187,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def _children(kind: pa.DataType) -> list[pa.Field]:
     if types.is_map(kind):
         return [kind.key_field, kind.item_field]
-    return [kind.field(place) for place in range(kind.num_fields)] if types.is_nested(kind) else []
+    return [kind.field(index) for index in range(kind.num_fields)] if types.is_nested(kind) else []
 
 
 def _free(field: pa.Field, kind: pa.DataType) -> pa.Field:
@@ -223,7 +223,7 @@ def _join_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if types.is_decimal(one) and types.is_decimal(other):
         scale = max(one.scale, other.scale)
         digits = scale + max(one.precision - one.scale, other.precision - other.scale)
-        makers = zip(_MOST_DIGITS, (pa.decimal128, pa.decimal256), strict=True)
+        makers = zip(_MAX_DIGITS, (pa.decimal128, pa.decimal256), strict=True)
         return next((make(digits, scale) for most, make in makers if digits <= most), None)
     if types.is_floating(one) and types.is_floating(other):
         return max(one, other, key=lambda kind: kind.bit_width)

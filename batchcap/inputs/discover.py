@@ -56,7 +56,7 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
 
     Raises:
         UsageError: an input does not exist, is an address, a job folder or a file of something else (told before the
-            first source), has no picture, or is an archive or another table; a Parquet file can't be read, or all of
+            first source), has no image, or is an archive or another table; a Parquet file can't be read, or all of
             them are empty.
     """
     for name in config.inputs:
@@ -97,8 +97,8 @@ def _require_input(name: str) -> None:
         raise UsageError(f"the input {shown_name(name)} does not exist: check how it is written")
     if folder and is_job_folder(Path(folder)):
         raise UsageError(
-            f"{shown_name(name)} is a job folder of batchcap, which holds captions and no pictures: leave it out. If "
-            "its part files carry a column of pictures, name these, in quotes: '…/part-*.parquet'"
+            f"{shown_name(name)} is a job folder of batchcap, which holds captions and no images: leave it out. If "
+            "its part files carry a column of images, name these, in quotes: '…/part-*.parquet'"
         )
     if suffix_of(path) not in _KNOWN_SUFFIXES and (beginning := read_beginning(path, PREFIX_BYTES)) is not None:
         what = not_an_image(beginning)

@@ -1,4 +1,4 @@
-"""Owns how a picture's encoded bytes are read: regular files only, never more than a bound, never a hang."""
+"""Owns how an image's encoded bytes are read: regular files only, never more than a bound, never a hang."""
 
 import errno
 import hashlib
@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from batchcap.core.errors import ErrorKind, RowError
-from batchcap.core.records import EncodedPicture, ImageRow
+from batchcap.core.records import EncodedImage, ImageRow
 
-# No picture within the pixel limit needs more; what is larger is no picture, and would not fit in memory.
+# No image within the pixel limit needs more; what is larger is no image, and would not fit in memory.
 MAX_ENCODED_MIB = 1024
 _MIB = 1024 * 1024
 _SHOWN_LETTERS = 200
@@ -18,12 +18,12 @@ _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
 def digest(encoded: bytes) -> str:
-    """Hex SHA-256 of a picture's encoded bytes."""
+    """Hex SHA-256 of an image's encoded bytes."""
     return hashlib.sha256(encoded).hexdigest()
 
 
 def read_encoded(row: ImageRow) -> bytes:
-    """The encoded bytes of a row's picture.
+    """The encoded bytes of a row's image.
 
     Raises:
         RowError: what the manifest says of the row, MISSING (null cell, no such file), UNREADABLE (folder, device, no
@@ -36,10 +36,10 @@ def read_encoded(row: ImageRow) -> bytes:
     elif row.path is not None:
         encoded = _read_file(row.path, row.if_missing)
     else:
-        raise RowError(ErrorKind.MISSING, "the picture's cell is null")
+        raise RowError(ErrorKind.MISSING, "the image's cell is null")
     if not encoded:
-        raise RowError(ErrorKind.NOT_AN_IMAGE, "the picture has no bytes at all")
-    _require_size("the encoded picture", len(encoded))
+        raise RowError(ErrorKind.NOT_AN_IMAGE, "the image has no bytes at all")
+    _require_size("the encoded image", len(encoded))
     return encoded
 
 
@@ -79,9 +79,9 @@ def _reason(path: str, reason: str, hint: str) -> str:
 
 def _require_regular(path: str, mode: int) -> None:
     if stat.S_ISDIR(mode):
-        raise RowError(ErrorKind.UNREADABLE, f"{path}: is a folder, not a picture file")
+        raise RowError(ErrorKind.UNREADABLE, f"{path}: is a folder, not an image file")
     if not stat.S_ISREG(mode):
-        raise RowError(ErrorKind.UNREADABLE, f"{path}: is a pipe, socket or device, not a picture file")
+        raise RowError(ErrorKind.UNREADABLE, f"{path}: is a pipe, socket or device, not an image file")
 
 
 def _require_size(name: str, size_bytes: int) -> None:
@@ -89,8 +89,8 @@ def _require_size(name: str, size_bytes: int) -> None:
         raise RowError(ErrorKind.TOO_LARGE, f"{name} is larger than {MAX_ENCODED_MIB} MiB")
 
 
-def read_picture(row: ImageRow) -> EncodedPicture:
-    """Read one picture's bytes: `row.data`, else the file at `row.path`. Safe to call from several threads.
+def read_image(row: ImageRow) -> EncodedImage:
+    """Read one image's bytes: `row.data`, else the file at `row.path`. Safe to call from several threads.
 
     Raises:
         RowError: there are none, or too many.
@@ -98,4 +98,4 @@ def read_picture(row: ImageRow) -> EncodedPicture:
     started = time.perf_counter()
     encoded = read_encoded(row)
     sha256 = digest(encoded)
-    return EncodedPicture(row.index, encoded, sha256, (time.perf_counter() - started) * 1000)
+    return EncodedImage(row.index, encoded, sha256, (time.perf_counter() - started) * 1000)

@@ -16,7 +16,7 @@ from batchcap.inputs.cells import list_advice, list_value
 from batchcap.store.parts import SCHEMA as OUTPUT_SCHEMA
 
 # A plan of more would take days to make. Only a footer that lies has them.
-_MOST_ROWS = 1_000_000_000
+_MAX_ROWS = 1_000_000_000
 # How much of other people's column names a message shows.
 _SHOWN_NAMES, _SHOWN_LETTERS = 8, 40
 PATH_NAMES = ("image", "image_path", "path", "file_name", "filename", "filepath", "file")
@@ -30,13 +30,13 @@ class ParquetLayout:
     """Which columns of a Parquet file mean what.
 
     Attributes:
-        image: column with the picture.
+        image: column with the image.
         id: column with the row's id, or None.
         kept: the columns to carry, with their types in the file; any may hold nulls.
         kept_as: their names in the output.
-        rank: what the picture column holds: `IMAGE_STRUCT`, `BYTES` or `PATH`.
+        rank: what the image column holds: `IMAGE_STRUCT`, `BYTES` or `PATH`.
         image_root: folder that relative paths start from.
-        fence: real path of the folder that paths must not lead out of; None: they may lead anywhere.
+        allowed_root: real path of the folder that paths must not lead out of; None: they may lead anywhere.
     """
 
     image: str
@@ -45,7 +45,7 @@ class ParquetLayout:
     kept_as: tuple[str, ...]
     rank: int
     image_root: Path
-    fence: str | None
+    allowed_root: str | None
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     Raises:
         pa.ArrowException, OSError, UnicodeDecodeError: it can't be read; see `readable`.
     """
-    # Checksums are verified where a file has them: a picture with a flipped bit would be another picture.
+    # Checksums are verified where a file has them: an image with a flipped bit would be another image.
     return pq.ParquetFile(
         path,
         memory_map=False,
@@ -119,8 +119,8 @@ def row_group_sizes(metadata: pq.FileMetaData) -> list[int]:
     sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     if metadata.num_rows != sum(sizes) or any(size < 0 for size in sizes):
         raise pa.ArrowInvalid(f"its footer says {metadata.num_rows} rows, its row groups have {sum(sizes)}")
-    if metadata.num_rows > _MOST_ROWS:
-        raise pa.ArrowInvalid(f"it says it has {metadata.num_rows} rows, and {_MOST_ROWS} are the most a file may have")
+    if metadata.num_rows > _MAX_ROWS:
+        raise pa.ArrowInvalid(f"it says it has {metadata.num_rows} rows, and {_MAX_ROWS} are the most a file may have")
     return sizes
 
 
@@ -135,7 +135,7 @@ def read_layout(
         own_columns: names in the output that carried columns can't have.
 
     Raises:
-        UsageError: no column or several may hold the picture, or a column that was named is missing.
+        UsageError: no column or several may hold the image, or a column that was named is missing.
     """
     with readable(path), open_parquet(path) as file:
         return _layout_of(path, file.schema_arrow, config, own_columns)
@@ -166,7 +166,7 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
         kept_as=_output_names(path, kept, own_columns),
         rank=rank,
         image_root=root or path.parent,
-        fence=None if root is None else str(root.resolve()),
+        allowed_root=None if root is None else str(root.resolve()),
     )
 
 
@@ -201,7 +201,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def rank_of(field: pa.Field) -> int:
-    """How surely a column holds pictures: an Image, bytes, a path, or 0 for not at all."""
+    """How surely a column holds images: an Image, bytes, a path, or 0 for not at all."""
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     if pa.types.is_struct(kind):
         parts = {part.name: part for part in kind}
@@ -227,12 +227,12 @@ def _find_image_column(path: Path, schema: pa.Schema) -> str:
             return str(names[0])
         if names:
             raise UsageError(
-                f"{shown(path)} has several columns that may hold the picture ({listed(names)}): "
+                f"{shown(path)} has several columns that may hold the image ({listed(names)}): "
                 "name one with --image-column"
             )
     lists = [f"; {quoted(field.name)}: {list_advice(field.type.value_type)}" for field in schema if _has_lists(field)]
     raise UsageError(
-        f"{shown(path)} has no column with pictures; it has {listed(schema.names)}. Name one with "
+        f"{shown(path)} has no column with images; it has {listed(schema.names)}. Name one with "
         f"--image-column: bytes, a Hugging Face Image, or a path{''.join(lists[:1])}"
     )
 

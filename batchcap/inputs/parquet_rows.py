@@ -1,4 +1,4 @@
-"""Owns the streaming of a Parquet file's rows: ranges of it, pictures and carried columns, and what can't be read."""
+"""Owns the streaming of a Parquet file's rows: ranges of it, images and carried columns, and what can't be read."""
 
 import logging
 import os
@@ -31,11 +31,11 @@ from batchcap.inputs.source import source_name
 
 log = logging.getLogger(__name__)
 
-# Rows decoded at once. Pictures come one by one: a file of some kilobytes may hold hundreds of megabytes in each cell,
+# Rows decoded at once. Images come one by one: a file of some kilobytes may hold hundreds of megabytes in each cell,
 # and to decode one alone takes a tenth of a millisecond more.
-_PICTURE_BATCH_ROWS = 1
+_IMAGE_BATCH_ROWS = 1
 SMALL_BATCH_ROWS = 1024
-_MOST_BATCH_BYTES = 1 << 30
+_MAX_BATCH_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Unreadable:
 
 def rows_at_once(group_bytes: int, most: int) -> int:
     """How many rows of a row group are decoded at once: each may have a cell as large as all that is in the group."""
-    return max(1, min(most, _MOST_BATCH_BYTES // max(1, group_bytes)))
+    return max(1, min(most, _MAX_BATCH_BYTES // max(1, group_bytes)))
 
 
 class RowReader:
@@ -181,18 +181,18 @@ def _within(batches: Iterator[pa.RecordBatch], skip: int, count: int) -> Iterato
         first += len(batch)
 
 
-def picture_reader(path: Path, layout: ParquetLayout) -> RowReader:
+def image_reader(path: Path, layout: ParquetLayout) -> RowReader:
     """The reader for `read_rows`.
 
     Raises:
         UsageError: the file can't be read.
     """
     columns = [layout.image] if layout.id is None else list(dict.fromkeys([layout.image, layout.id]))
-    return RowReader(path, columns, SMALL_BATCH_ROWS if layout.rank == PATH else _PICTURE_BATCH_ROWS)
+    return RowReader(path, columns, SMALL_BATCH_ROWS if layout.rank == PATH else _IMAGE_BATCH_ROWS)
 
 
 def read_rows(reader: RowReader, start: int, count: int) -> Iterator[dict[str, Any] | Unreadable]:
-    """Rows `start` to `start + count` of the picture and id columns, a few at a time; `Unreadable` comes for each row.
+    """Rows `start` to `start + count` of the image and id columns, a few at a time; `Unreadable` comes for each row.
 
     Raises:
         UsageError: the file can't be read.
@@ -290,16 +290,16 @@ def read_columns(reader: RowReader, layout: ParquetLayout, start: int, count: in
 
 
 def image_row(
-    values: dict[str, Any] | Unreadable, layout: ParquetLayout, place: tuple[int, str, Path, int]
+    values: dict[str, Any] | Unreadable, layout: ParquetLayout, position: tuple[int, str, Path, int]
 ) -> ImageRow:
     """The `ImageRow` of one row's values.
 
     Args:
-        values: picture and id as Python values, or why there are none.
+        values: image and id as Python values, or why there are none.
         layout: the file's columns.
-        place: row index in the job, id of the source, path of the source, row in the source.
+        position: row index in the job, id of the source, path of the source, row in the source.
     """
-    index, source_id, path, row = place
+    index, source_id, path, row = position
     source, name = source_name(str(path)), f"{source_id}:{row}"
     if isinstance(values, Unreadable):
         return ImageRow(index, name, source, row, failure=(ErrorKind.UNREADABLE, values.reason))
@@ -326,9 +326,9 @@ def _refusal(cell: str, layout: ParquetLayout) -> tuple[ErrorKind, str] | None:
         return ErrorKind.REFUSED, why_no_file(cell)
     if (reason := why_no_path(cell)) is not None:
         return ErrorKind.MISSING, reason
-    if layout.fence is not None and "\0" not in cell:  # with a NUL it is no path at all, as the picture stage says
+    if layout.allowed_root is not None and "\0" not in cell:  # with a NUL it is no path at all, as the image stage says
         real = os.path.realpath(os.path.join(layout.image_root, cell))  # noqa: PTH118
-        if os.path.commonpath([real, layout.fence]) != layout.fence:
+        if os.path.commonpath([real, layout.allowed_root]) != layout.allowed_root:
             hint = f"; {hint_at(cell)}" if hint_at(cell) else ""
             return ErrorKind.REFUSED, f"{shown_cell(cell)}: leads out of --image-root {shown(layout.image_root)}{hint}"
     return None

@@ -51,7 +51,7 @@ class Skipped:
 
     def nothing_found(self, name: str) -> str:
         """The error message for an input in which all was skipped."""
-        text = "; ".join([f"no picture and no Parquet file in {shown_name(name)}", *(line for _, line in self.lines())])
+        text = "; ".join([f"no image and no Parquet file in {shown_name(name)}", *(line for _, line in self.lines())])
         if self.others:
             ((suffix, _count),) = self.others.most_common(1)
             advice = NOT_READ.get(suffix)

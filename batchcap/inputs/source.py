@@ -21,7 +21,7 @@ class Source:
     Attributes:
         id: its name in the output; valid text whatever the file's name is.
         path: absolute path.
-        kind: a picture, or a Parquet file of pictures.
+        kind: an image, or a Parquet file of images.
         rows: 1, or the rows of the Parquet file.
         size_bytes: its size when it was found; 0 where it could not be looked at.
         mtime_ns: time of its last change then; 0 where it could not be looked at.

@@ -116,7 +116,7 @@ def asks_for_parts(pattern: str) -> bool:
 def fixed_part(pattern: str) -> str:
     """The folder above the first wildcard: ids are relative to it."""
     parts = pattern.split(os.sep)
-    fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     return os.sep.join(parts[:fixed]) or (os.sep if pattern.startswith(os.sep) else ".")
 
 

@@ -1,21 +1,21 @@
 """Owns the answer to: which stage held a run up, and what would help."""
 
 from batchcap.config import JobConfig, VisionBackend, VisionDtype
-from batchcap.job.summary import Bottleneck, RunFigures
+from batchcap.job.summary import Bottleneck, RunMetrics
 
 # Below this many seconds of work there is nothing to say: the last rows of a job never fill all stages.
-SHORTEST_S = 30.0
+MIN_S = 30.0
 # A stage at work for less than this share of the time did not hold the others up.
 BUSY_SHARE = 0.6
 
 
-def find_bottleneck(figures: RunFigures, config: JobConfig) -> Bottleneck | None:
+def find_bottleneck(figures: RunMetrics, config: JobConfig) -> Bottleneck | None:
     """The stage that held a run up; None after a run too short to tell.
 
     Stages of one process take turns: reading and vision in the vision worker, prefill and decode in each decoder. So
     the process is found first, then the longer of its stages.
     """
-    if figures.working_s < SHORTEST_S:
+    if figures.working_s < MIN_S:
         return None
     busy = figures.stage_busy_s
     decoders = config.placement.decoders
@@ -40,7 +40,7 @@ def find_bottleneck(figures: RunFigures, config: JobConfig) -> Bottleneck | None
 def _advice(stage: str, config: JobConfig) -> str:
     vision, placement = config.vision, config.placement
     if stage == "read":
-        return "put the pictures on a faster disk, or make them smaller before"
+        return "put the images on a faster disk, or make them smaller before"
     if stage == "vision":
         faster = "" if vision.dtype is VisionDtype.INT8 else "--vision-backend onnx --vision-dtype int8, or "
         if vision.backend is VisionBackend.ONNX and faster:

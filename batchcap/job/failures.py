@@ -5,14 +5,14 @@ from pathlib import Path
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, StorageError
-from batchcap.core.records import CaptionRow, Tally
+from batchcap.core.records import CaptionRow, RowCounts
 from batchcap.core.text import one_line
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import first_failure
 
 # From this share of all rows on, one cause stands behind them more likely than many.
 ALIKE_SHARE = 0.9
-_MOST_LETTERS = 300
+_MAX_LETTERS = 300
 
 _AGAIN = "then run the same command with --retry failed"
 _ADVICE = {
@@ -30,23 +30,23 @@ _NULL_CELLS = "the column has no images there: choose another with --image-colum
 _LFS = f"these are Git LFS pointers: run `git lfs pull` in their repository, {_AGAIN}"
 
 
-def why_alike(folder: JobFolder, tally: Tally, given: InputConfig) -> str | None:
+def why_alike(folder: JobFolder, counts: RowCounts, given: InputConfig) -> str | None:
     """One line on why nearly all rows of a finished job failed and which option helps; None where they did not.
 
     Args:
         folder: the job's; all its parts are written.
-        tally: of all rows.
+        counts: of all rows.
         given: what the job was given to read.
     """
-    for kind, count in tally.error_kinds.most_common(1):
-        if count >= ALIKE_SHARE * tally.rows:
+    for kind, count in counts.error_kinds.most_common(1):
+        if count >= ALIKE_SHARE * counts.rows:
             sample = _sample(folder, kind)
             if sample is None:
-                return f"{count} of {tally.rows} rows failed as {kind}"
+                return f"{count} of {counts.rows} rows failed as {kind}"
             said = one_line(sample.error_message or "")
-            said = said if len(said) <= _MOST_LETTERS else f"{said[:_MOST_LETTERS]}…"
+            said = said if len(said) <= _MAX_LETTERS else f"{said[:_MAX_LETTERS]}…"
             advice = _advice(ErrorKind(kind), sample, given)
-            return f"{count} of {tally.rows} rows failed as {kind}, such as {one_line(sample.id)} ({said}): {advice}"
+            return f"{count} of {counts.rows} rows failed as {kind}, such as {one_line(sample.id)} ({said}): {advice}"
     return None
 
 

@@ -20,7 +20,7 @@ STOP_GRACE_S = 1.5
 
 
 def _tell(progress: Progress, recorder: Recorder, load: EngineLoad) -> None:
-    progress.advance(recorder.tally.rows, recorder.tally.failed, recorder.run_images, load)
+    progress.advance(recorder.counts.rows, recorder.counts.failed, recorder.run_images, load)
 
 
 def caption_rows(

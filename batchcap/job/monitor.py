@@ -6,7 +6,7 @@ import time
 from batchcap.core.machine import memory_mib
 from batchcap.engines.base import Engine, EngineLoad
 from batchcap.job.recorder import Recorder
-from batchcap.job.summary import RunFigures
+from batchcap.job.summary import RunMetrics
 from batchcap.store.stats import StatsSample, StatsWriter
 
 SAMPLE_INTERVAL_S = 5.0
@@ -72,14 +72,14 @@ class Monitor:
             )
         )
 
-    def end(self) -> RunFigures:
+    def end(self) -> RunMetrics:
         """The last sample is taken and the figures are made."""
         now = time.perf_counter()
         self._sample(now)
         working_s = 0.0
         if self._working_since_s is not None and self._last_row_s is not None:
             working_s = self._last_row_s - self._working_since_s
-        return RunFigures(
+        return RunMetrics(
             rows=self._rows,
             new_tokens=self._new_tokens,
             elapsed_s=now - self._started_s,

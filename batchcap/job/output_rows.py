@@ -6,16 +6,16 @@ from typing import Any
 from batchcap.core.records import (
     Caption,
     CaptionRow,
+    Duplicate,
     Failure,
+    ImageFacts,
     ImageRow,
-    PictureFacts,
     PromptColumns,
     Status,
-    Twin,
 )
 
 
-def caption_row(row: ImageRow, result: tuple[Caption, ...] | Failure, facts: PictureFacts | None) -> CaptionRow:
+def caption_row(row: ImageRow, result: tuple[Caption, ...] | Failure, facts: ImageFacts | None) -> CaptionRow:
     """The output row of a row that has ended with captions, one for each prompt, or a failure."""
     values: dict[str, Any] = {"id": row.id, "source": row.source, "row": row.row}
     if facts is not None:
@@ -31,7 +31,7 @@ def caption_row(row: ImageRow, result: tuple[Caption, ...] | Failure, facts: Pic
     else:
         first, *others = result
         values |= {"visual_tokens": first.visual_tokens, **_of_a_prompt(first)}
-        values["further"] = tuple(PromptColumns(**_of_a_prompt(other)) for other in others)
+        values["extra_prompts"] = tuple(PromptColumns(**_of_a_prompt(other)) for other in others)
     return CaptionRow(**values)
 
 
@@ -49,17 +49,17 @@ def _of_a_prompt(caption: Caption) -> dict[str, Any]:
     }
 
 
-def twin_row(row: ImageRow, twin: Twin, of: CaptionRow) -> CaptionRow:
-    """The output row of a row whose picture has been captioned as another row; no time was spent on it but reading."""
+def duplicate_row(row: ImageRow, duplicate: Duplicate, of: CaptionRow) -> CaptionRow:
+    """The output row of a row whose image has been captioned as another row; no time was spent on it but reading."""
     return replace(
         of,
         id=row.id,
         source=row.source,
         row=row.row,
         attempts=1,
-        read_ms=twin.read_ms,
+        read_ms=duplicate.read_ms,
         vision_ms=None,
         prefill_ms=None,
         decode_ms=None,
-        further=tuple(replace(columns, prefill_ms=None, decode_ms=None) for columns in of.further),
+        extra_prompts=tuple(replace(columns, prefill_ms=None, decode_ms=None) for columns in of.extra_prompts),
     )

@@ -15,20 +15,20 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import ChangedInputError, UsageError
 from batchcap.core.records import ImageRow, Shard
 from batchcap.core.text import shown_name
-from batchcap.inputs.carried import carried_schema, fitted_columns, require_values_fit
 from batchcap.inputs.parquet import ParquetLayout, column_options, quoted, read_layout
 from batchcap.inputs.parquet_rows import (
     RowReader,
     carried_reader,
+    image_reader,
     image_row,
-    picture_reader,
     read_columns,
     read_rows,
 )
+from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
 from batchcap.inputs.source import Source, SourceKind, source_name
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
-from batchcap.store.plan_tables import KnownSource, PlanChange, PlanTables, TouchedSource
+from batchcap.store.plan_tables import ChangedSource, KnownSource, PlanChange, PlanTables
 
 # Sources looked up and kept with one statement.
 _SOURCES_AT_ONCE = 1000
@@ -58,9 +58,9 @@ class Plan:
         # Also the plain names: a carried `caption` beside `caption_short` would be taken for ours.
         self._own_columns = frozenset((*SCHEMA.names, *output_schema(prompts).names))
         self._layouts: dict[Path, ParquetLayout] = {}
-        self._carried: pa.Schema | None = None
+        self._passthrough: pa.Schema | None = None
         # One file open for each purpose: a job may have thousands.
-        self._pictures: RowReader | None = None
+        self._images: RowReader | None = None
         self._columns: RowReader | None = None
 
     @property
@@ -76,7 +76,7 @@ class Plan:
         """Take in what was found; gives the number of rows that are new.
 
         Known sources keep their rows; new ones come after all others, in new shards. A file that comes twice counts
-        once, and where an id is taken the whole path is used. What has changed or vanished keeps its rows; `touched`
+        once, and where an id is taken the whole path is used. What has changed or vanished keeps its rows; `changed`
         tells of it. Everything is planned together or not at all, and nothing is held for each source.
 
         Args:
@@ -117,13 +117,13 @@ class Plan:
         """Parquet files of the plan that are gone, as the rows' `source` has them."""
         return frozenset(source_name(str(file)) for file in self._tables.parquet_files() if not file.exists())
 
-    def touched(self) -> Iterator[TouchedSource]:
+    def changed(self) -> Iterator[ChangedSource]:
         """The sources that `extend` found to look otherwise than before, in the order of their rows."""
-        return self._tables.touched()
+        return self._tables.changed()
 
-    def accept(self, touched: Sequence[TouchedSource]) -> None:
+    def accept(self, changed: Sequence[ChangedSource]) -> None:
         """What these sources look like now is how they are to look at the next run."""
-        self._tables.accept(touched)
+        self._tables.accept(changed)
 
     def shard_rows(self, shard: Shard, wanted: Collection[int] | None = None) -> Iterator[ImageRow]:
         """The rows of a shard, in order.
@@ -146,25 +146,25 @@ class Plan:
                 continue
             file = Path(os.fsdecode(path))
             layout = self._layout(file)
-            if self._pictures is None or self._pictures.path != file:
-                self._pictures = picture_reader(file, layout)
+            if self._images is None or self._images.path != file:
+                self._images = image_reader(file, layout)
             skip = inside[0] - first_row
-            for offset, values in enumerate(read_rows(self._pictures, start + skip, 1 + inside[-1] - inside[0]), skip):
+            for offset, values in enumerate(read_rows(self._images, start + skip, 1 + inside[-1] - inside[0]), skip):
                 if first_row + offset in wanted:
                     yield image_row(values, layout, (first_row + offset, name, file, start + offset))
 
     def shard_columns(self, shard: Shard) -> pa.Table | None:
         """The carried columns of a shard, one row for each of its rows; None where none are carried.
 
-        Every shard has the same columns: null for a picture file, and where a Parquet file lacks a column that another
+        Every shard has the same columns: null for an image file, and where a Parquet file lacks a column that another
         one has.
 
         Raises:
             UsageError: a Parquet file can't be read, or the columns of two files don't fit together.
         """
-        if self._carried is None:
-            self._carried = self._carried_schema()
-        schema = self._carried
+        if self._passthrough is None:
+            self._passthrough = self._carried_schema()
+        schema = self._passthrough
         if not schema.names:
             return None
         tables = []
@@ -189,14 +189,16 @@ class Plan:
         """
         if not is_begun and not any(True for _file in self._tables.parquet_files()):
             self._require_no_columns()
-        self._carried = self._carried_schema()
-        for file, layout in self._parquet_layouts() if self._carried.names else ():
+        self._passthrough = self._carried_schema()
+        for file, layout in self._parquet_layouts() if self._passthrough.names else ():
             if self._written is None or file in new:
-                require_values_fit(file, layout, self._carried, is_written=self._written is not None)
+                require_values_fit(file, layout, self._passthrough, is_written=self._written is not None)
 
     def _carried_schema(self) -> pa.Schema:
         """The carried columns of all Parquet files of the job."""
-        return carried_schema(self._parquet_layouts(), self._written) if self._config.keep_columns else pa.schema([])
+        return (
+            passthrough_schema(self._parquet_layouts(), self._written) if self._config.keep_columns else pa.schema([])
+        )
 
     def _parquet_layouts(self) -> Iterator[tuple[Path, ParquetLayout]]:
         """The Parquet files of the job in the order they were planned, without those that are gone.
@@ -232,4 +234,4 @@ def _compare(change: PlanChange, known: KnownSource, source: Source) -> None:
         )
     looks_now = (source.size_bytes, source.mtime_ns)
     if (known.size_bytes, known.mtime_ns) != looks_now and any(looks_now):
-        change.note_touched(known.number, *looks_now)
+        change.note_changed(known.number, *looks_now)

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 30.0
 UNKNOWN_COLUMNS, UNKNOWN_ROWS = 80, 24
-# The time left follows the recent rate: the first minutes of a job, or the pictures of one folder, mislead.
+# The time left follows the recent rate: the first minutes of a job, or the images of one folder, mislead.
 RATE_WINDOW_S = 120.0
 
 

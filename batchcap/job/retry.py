@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from batchcap.config import OnChanged, Retry
 from batchcap.core.errors import ChangedInputError, ErrorKind, RowError, UsageError
-from batchcap.core.records import CaptionRow, ImageRow, Shard, Status, Tally
+from batchcap.core.records import CaptionRow, ImageRow, RowCounts, Shard, Status
 from batchcap.core.text import shown_name
 from batchcap.inputs.encoded import digest, read_encoded
 from batchcap.inputs.source import SourceKind
 from batchcap.job.plan import Plan
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
-from batchcap.store.plan_tables import TouchedSource
-from batchcap.store.shard_state import Standing, ended_rows, standing_of
+from batchcap.store.plan_tables import ChangedSource
+from batchcap.store.shard_state import ShardState, finished_rows, shard_state_of
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +25,16 @@ _SHOWN_NAMES = 5
 
 
 class _EndedRows:
-    """The rows that have ended, by shard; the last shard is kept, since one picture after the other asks for it."""
+    """The rows that have ended, by shard; the last shard is kept, since one image after the other asks for it."""
 
     def __init__(self, folder: JobFolder, journal: Journal) -> None:
         self._folder = folder
         self._journal = journal
-        self.has_unread = False  # whether a picture of the last source could not be read
+        self.has_unread = False  # whether an image of the last source could not be read
         self._shard: Shard | None = None
         self._rows: dict[int, CaptionRow] = {}
 
-    def stale(self, source: TouchedSource) -> Iterator[list[tuple[int, CaptionRow]]]:
+    def stale(self, source: ChangedSource) -> Iterator[list[tuple[int, CaptionRow]]]:
         """The rows that are not what their source gives now, those of a shard together."""
         self.has_unread = False
         for first_row, count in source.spans:
@@ -46,7 +46,7 @@ class _EndedRows:
                     yield rows
                 index = stop
 
-    def _is_stale(self, source: TouchedSource, row: CaptionRow) -> bool:
+    def _is_stale(self, source: ChangedSource, row: CaptionRow) -> bool:
         """Whether a row is not what its source gives now. Of one that can't be read its caption is all there is."""
         if source.kind is SourceKind.PARQUET or row.image_sha256 is None:
             return True
@@ -62,13 +62,13 @@ class _EndedRows:
         """Have the rows of a row's shard; the row after its last one."""
         if self._shard is None or not self._shard.first_row <= index < self._shard.span[1]:
             self._shard = self._journal.shard_of(index)
-            has_part = standing_of(self._folder, self._journal, self._shard).has_part
-            self._rows = dict(ended_rows(self._folder, self._journal, self._shard, has_part=has_part))
+            has_part = shard_state_of(self._folder, self._journal, self._shard).has_part
+            self._rows = dict(finished_rows(self._folder, self._journal, self._shard, has_part=has_part))
         return self._shard.span[1]
 
 
 @dataclass(frozen=True, slots=True)
-class Reopening:
+class RetryPlanner:
     """Reopens rows of a job whose folder is held and whose plan is up to date.
 
     Attributes:
@@ -83,13 +83,13 @@ class Reopening:
     plan: Plan
     settings: str
 
-    def go_on(self) -> bool:
+    def resume_pending(self) -> bool:
         """Look at what earlier runs have reopened and not ended; whether this run is to go on with it.
 
         Raises:
             UsageError: it is to have the job's settings, and this run has others.
         """
-        given_up = self.journal.close_again(but=self.settings)
+        given_up = self.journal.drop_pending(but=self.settings)
         if given_up:
             log.warning(
                 "%d captions that a retry with other settings had not come to stay as they were; its own command tries "
@@ -105,10 +105,10 @@ class Reopening:
             log.info("going on with the rows that an interrupted run was to caption again: %d", waiting)
         return self.journal.has_reopened()  # also where all have ended, and a part is still to be replaced
 
-    def settle_changes(self, on_changed: OnChanged) -> None:
+    def handle_changed_inputs(self, on_changed: OnChanged) -> None:
         """Do as the person wants with captions whose input is not what it was.
 
-        A picture has changed if its bytes are not those that were captioned; only pictures of another size or time
+        An image has changed if its bytes are not those that were captioned; only images of another size or time
         than before are read. A Parquet file has changed if its size or time has. Rows without a caption are not
         asked about: they are read as they are now.
 
@@ -116,9 +116,9 @@ class Reopening:
             ChangedInputError: inputs have changed, and that is to stop the job.
             UsageError: what changed is to be captioned again, but not with the job's settings.
         """
-        unchanged, changed = list[TouchedSource](), list[TouchedSource]()
+        unchanged, changed = list[ChangedSource](), list[ChangedSource]()
         count, shards = 0, _EndedRows(self.folder, self.journal)
-        for source in self.plan.touched():
+        for source in self.plan.changed():
             has_captions = False
             for rows in shards.stale(source):
                 has_captions = has_captions or any(row.status is Status.OK for _index, row in rows)
@@ -139,12 +139,12 @@ class Reopening:
         if on_changed is OnChanged.RECAPTION:
             unchanged += changed
             if count:
-                log.info("%s changed: %d rows are captioned again", names or "pictures that failed have", count)
+                log.info("%s changed: %d rows are captioned again", names or "images that failed have", count)
         elif changed:
             log.warning("%s changed; the captions are kept (--on-changed recaption writes them anew)", names)
         self.plan.accept(unchanged)
 
-    def _require_own_settings(self, source: TouchedSource) -> None:
+    def _require_own_settings(self, source: ChangedSource) -> None:
         if self.settings:
             raise UsageError(
                 f"{_names([source])} changed, and what changed is captioned with the job's own settings: run the job "
@@ -166,20 +166,20 @@ class Reopening:
         """
         if not wanted:
             return
-        standings = [standing_of(self.folder, self.journal, shard) for shard in self.plan.shards()]
+        states = [shard_state_of(self.folder, self.journal, shard) for shard in self.plan.shards()]
         if self.settings:
-            self._require_all_ended(standings)
+            self._require_all_ended(states)
         else:
-            _tell_what_stays(set(wanted) - {Retry.FAILED}, standings)
+            _tell_what_stays(set(wanted) - {Retry.FAILED}, states)
             wanted = [Retry.FAILED] if Retry.FAILED in wanted else []
         if is_interrupted:
             return
         found, without_input = Counter[str](), 0
         gone = self.plan.vanished()
-        for standing in standings:
-            if not any(_counts(standing.tally)[name] for name in wanted):
+        for state in states:
+            if not any(_counts(state.counts)[name] for name in wanted):
                 continue
-            ended = ended_rows(self.folder, self.journal, standing.shard, has_part=standing.has_part)
+            ended = finished_rows(self.folder, self.journal, state.shard, has_part=state.has_part)
             rows = [(index, row) for index, row in ended if _reasons(row) & set(wanted)]
             there = [(index, row) for index, row in rows if row.source not in gone]
             without_input += sum(row.source in gone for _index, row in rows)
@@ -190,11 +190,11 @@ class Reopening:
         if without_input:
             log.warning("%d rows can't be tried again: their Parquet files are gone", without_input)
 
-    def _require_all_ended(self, standings: Sequence[Standing]) -> None:
-        fresh = sum(standing.left for standing in standings) - self.journal.waiting(self.settings)
+    def _require_all_ended(self, states: Sequence[ShardState]) -> None:
+        fresh = sum(state.left for state in states) - self.journal.waiting(self.settings)
         if fresh:
             reason = f"{fresh} rows have never been captioned"
-        elif unwritten := sum(not standing.has_part for standing in standings):
+        elif unwritten := sum(not state.has_part for state in states):
             reason = f"{unwritten} part files are not written yet"
         else:
             return
@@ -205,7 +205,7 @@ class Reopening:
         )
 
 
-def _names(sources: Sequence[TouchedSource]) -> str:
+def _names(sources: Sequence[ChangedSource]) -> str:
     names = [shown_name(os.fsdecode(source.path)) for source in sources[:_SHOWN_NAMES]]
     more = f" and {len(sources) - len(names)} more" if len(sources) > len(names) else ""
     return f"{', '.join(names)}{more} {'has' if len(sources) == 1 else 'have'}" if names else ""
@@ -218,12 +218,12 @@ def _reasons(row: CaptionRow) -> set[str]:
     return {str(answer.verdict) for answer in row.answers}
 
 
-def _counts(tally: Tally) -> Counter[str]:
-    return tally.verdicts + Counter({Retry.FAILED: tally.failed})
+def _counts(counts: RowCounts) -> Counter[str]:
+    return counts.verdicts + Counter({Retry.FAILED: counts.failed})
 
 
-def _tell_what_stays(wanted: set[str], standings: Sequence[Standing]) -> None:
-    count = sum(_counts(standing.tally)[name] for standing in standings for name in wanted)
+def _tell_what_stays(wanted: set[str], states: Sequence[ShardState]) -> None:
+    count = sum(_counts(state.counts)[name] for state in states for name in wanted)
     if count:
         log.warning(
             "%d captions (%s) would come out as they are and are left alone: give another --max-new-tokens, "

@@ -13,10 +13,10 @@ from batchcap import __version__
 from batchcap.config import DEMO_MODEL, JobConfig, Profile
 from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
-from batchcap.core.records import Tally
+from batchcap.core.records import RowCounts
 from batchcap.core.text import format_duration, one_line
 from batchcap.engines.base import Engine
-from batchcap.engines.dedup import REMEMBERED_PICTURES
+from batchcap.engines.dedup import REMEMBERED_IMAGES
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.profiles import resolve
 from batchcap.engines.tuned import read_tuned
@@ -31,16 +31,16 @@ from batchcap.job.monitor import Monitor
 from batchcap.job.plan import Plan
 from batchcap.job.progress import Progress
 from batchcap.job.recorder import Recorder
-from batchcap.job.retry import Reopening
+from batchcap.job.retry import RetryPlanner
 from batchcap.job.stop import ShouldStop, StopRequest, stop_on_signals
-from batchcap.job.summary import Bottleneck, JobState, RunFigures, Summary
+from batchcap.job.summary import Bottleneck, JobState, RunMetrics, Summary
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import bundle_opens_thinking
 from batchcap.store.fingerprint import Fingerprint, begun_encoder, check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
-from batchcap.store.parts import SETTINGS_KEY, carried_schema
+from batchcap.store.parts import SETTINGS_KEY, passthrough_schema
 from batchcap.store.place import Place
 from batchcap.store.shard_state import require_known_parts
 from batchcap.store.stats import StatsWriter
@@ -117,7 +117,9 @@ def _record_early_failure(output: Path, config: JobConfig, error: BatchcapError)
         folder = JobFolder.open_existing(output)
         if is_known_job(folder, config):
             with job_lock(folder):
-                _write_summary(folder, Summary(JobState.FAILED, error.exit_code, str(error), None, Tally(), None, None))
+                _write_summary(
+                    folder, Summary(JobState.FAILED, error.exit_code, str(error), None, RowCounts(), None, None)
+                )
 
 
 def _write_summary(folder: JobFolder, summary: Summary) -> None:
@@ -149,8 +151,8 @@ class JobRun:
         self._skipped = skipped
         self._total_rows: int | None = None
         self._recorder: Recorder | None = None
-        self._tally = Tally()
-        self._figures: RunFigures | None = None
+        self._tally = RowCounts()
+        self._figures: RunMetrics | None = None
         self._limited_by: Bottleneck | None = None
         self._remarks: tuple[str, ...] = ()
         self._retry_settings = ""
@@ -163,7 +165,7 @@ class JobRun:
 
     def work(self, sources: Iterable[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
-        config, folder = self._settle(), self._folder
+        config, folder = self._resolve_settings(), self._folder
         names = config.generation.prompt_names
         fingerprint = fingerprint_of(config, self._bundle.id, resolve_encoder(config.vision))
         differing = check_same_job(folder, fingerprint, config)
@@ -172,26 +174,26 @@ class JobRun:
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:
             require_known_parts(folder, journal)
-            plan = Plan(journal, config.input, names, carried_schema(folder.part_paths()))
+            plan = Plan(journal, config.input, names, passthrough_schema(folder.part_paths()))
             try:
                 plan.extend(self._until_stopped(sources), config.placement.rows_per_part, config.limits.limit)
             except _StoppedError:
                 return  # nothing of the plan is kept: the next run must cut the same parts
             journal.checkpoint()
-            reopening = Reopening(folder, journal, plan, self._retry_settings)
-            is_interrupted = reopening.go_on()
-            reopening.settle_changes(config.resume.on_changed)
-            reopening.retry(config.resume.retry, is_interrupted=is_interrupted)
+            retry = RetryPlanner(folder, journal, plan, self._retry_settings)
+            is_interrupted = retry.resume_pending()
+            retry.handle_changed_inputs(config.resume.on_changed)
+            retry.retry(config.resume.retry, is_interrupted=is_interrupted)
             recorder = Recorder(folder, plan, journal, part_metadata_of(self._bundle, fingerprint), names)
             self._recorder = recorder
-            self._total_rows, self._tally = plan.total_rows, recorder.tally
+            self._total_rows, self._tally = plan.total_rows, recorder.counts
             recorder.close_whole_shards()
-            if recorder.tally.rows < plan.total_rows and not self._stop_in_time():
+            if recorder.counts.rows < plan.total_rows and not self._stop_in_time():
                 self._caption(recorder, progress, make_engine)
 
-    def _settle(self) -> JobConfig:
+    def _resolve_settings(self) -> JobConfig:
         """Decide what nobody gave, once the folder is held and nobody else can begin the job otherwise."""
-        if self._config.given is not None:
+        if self._config.explicit is not None:
             tuned = read_tuned(self._bundle.id)
             resolution = resolve(self._config, self._bundle, tuned, begun_encoder(self._folder))
             self._config = resolution.config
@@ -216,7 +218,7 @@ class JobRun:
                 FEW_TOKENS_FOR_THINKING,
             )
         if len(names := self._config.generation.prompt_names) > 1:
-            log.info("asking %d prompts of each picture: %s", len(names), ", ".join(names))
+            log.info("asking %d prompts of each image: %s", len(names), ", ".join(names))
         for remark in self._remarks:
             log.info("%s", remark)
         log.info("loading the model")
@@ -224,18 +226,18 @@ class JobRun:
         monitor = Monitor(stats, self._started_s)
         with closing(make_engine(self._bundle, self._config, self._stop_in_time)) as engine:
             if not self._config.generation.depends_on_row and not self._retry_settings:
-                engine.remember(recorder.captioned_pictures(REMEMBERED_PICTURES))
-            progress.start(self._total_rows or 0, recorder.tally.rows)
+                engine.seed_dedup(recorder.captioned_images(REMEMBERED_IMAGES))
+            progress.start(self._total_rows or 0, recorder.counts.rows)
             try:
                 caption_rows(recorder, engine, monitor, progress, self._stop_in_time)
             except BaseException:
                 # A full disk refuses these too; the error that ended the work is the one to tell.
                 with suppress(StorageError):
-                    self._put_away(monitor, stats, progress)
+                    self._finish_stats(monitor, stats, progress)
                 raise
-            self._put_away(monitor, stats, progress)
+            self._finish_stats(monitor, stats, progress)
 
-    def _put_away(self, monitor: Monitor, stats: StatsWriter, progress: Progress) -> None:
+    def _finish_stats(self, monitor: Monitor, stats: StatsWriter, progress: Progress) -> None:
         progress.close()
         self._figures = monitor.end()
         self._limited_by = find_bottleneck(self._figures, self._config)
@@ -252,29 +254,29 @@ class JobRun:
 
     def conclude(self) -> Summary:
         """The summary of a run that did not fail."""
-        tally, total = self._tally, self._total_rows
-        if total is None or tally.rows < total:
+        counts, total = self._tally, self._total_rows
+        if total is None or counts.rows < total:
             code = self._stop.exit_code or ExitCode.UNEXPECTED
             state = JobState.INTERRUPTED if code is ExitCode.INTERRUPTED else JobState.STOPPED
-            how_far = "the inputs are not all found" if total is None else f"{tally.rows} of {total} rows are done"
+            how_far = "the inputs are not all found" if total is None else f"{counts.rows} of {total} rows are done"
             how_far += self._of_this_run()
             return self.write_summary(state, code, f"{how_far}; run the same command again to go on")
         parts = self._folder.part_paths()
         where = str(parts[0]) if len(parts) == 1 else f"{parts[0].with_name('part-*.parquet')} ({len(parts)} files)"
         where = one_line(where)
         prompts = len(self._config.generation.prompts)
-        message = f"{tally.ok}{f' x {prompts}' if prompts > 1 else ''} captions"
+        message = f"{counts.ok}{f' x {prompts}' if prompts > 1 else ''} captions"
         message += " of the demo model" if self._bundle.source == DEMO_MODEL else ""
-        message += f", {tally.failed} failed"
+        message += f", {counts.failed} failed"
         message += f"{self._of_this_run()}: {where}"
         code = ExitCode.COMPLETE
-        if tally.failed and not tally.ok:
+        if counts.failed and not counts.ok:
             code = ExitCode.TOO_MANY_FAILURES
             message += "; nothing was captioned"
-        elif tally.error_rate > self._config.limits.max_error_rate:
+        elif counts.error_rate > self._config.limits.max_error_rate:
             code = ExitCode.TOO_MANY_FAILURES
             message += f"; more failures than --max-error-rate {self._config.limits.max_error_rate:g} allows"
-        if reason := why_alike(self._folder, tally, self._config.input):
+        if reason := why_alike(self._folder, counts, self._config.input):
             message += f"; {reason}"
         return self.write_summary(JobState.COMPLETE, code, message)
 

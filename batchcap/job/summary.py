@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from batchcap.core.errors import ExitCode
-from batchcap.core.records import Tally
+from batchcap.core.records import RowCounts
 
 NO_STAGE = "none"
 
@@ -20,11 +20,11 @@ class JobState(StrEnum):
     COMPLETE = "complete"
     STOPPED = "stopped"  # --max-runtime, SIGTERM or SIGHUP, with work left
     INTERRUPTED = "interrupted"  # Ctrl-C
-    FAILED = "failed"  # an error that is not about one picture
+    FAILED = "failed"  # an error that is not about one image
 
 
 @dataclass(frozen=True, slots=True)
-class RunFigures:
+class RunMetrics:
     """What this run did, from its first to its last row.
 
     Attributes:
@@ -34,7 +34,7 @@ class RunFigures:
         working_s: from the first row handed out to the last one finished: model loading is not in it.
         stage_busy_s: seconds of work by stage, summed over its workers.
         peak_memory_mib: most memory of all processes together, shared pages counted once.
-        twins: rows of this run whose picture had been captioned as another row.
+        twins: rows of this run whose image had been captioned as another row.
         images: images captioned in this run: its rows without twins, failures, and rows that kept an earlier caption.
     """
 
@@ -86,8 +86,8 @@ class Summary:
     exit_code: ExitCode
     message: str
     total_rows: int | None
-    tally: Tally
-    run: RunFigures | None
+    counts: RowCounts
+    run: RunMetrics | None
     bundle: dict[str, str] | None
     limited_by: "Bottleneck | None" = None
     skipped_inputs: dict[str, int] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Summary:
 
     def to_json(self) -> str:
         """The text of `summary.json`."""
-        counted = self.tally.to_dict() if self.total_rows is not None else dict.fromkeys(Tally().to_dict())
+        counted = self.counts.to_dict() if self.total_rows is not None else dict.fromkeys(RowCounts().to_dict())
         content = {
             "format_version": SUMMARY_FORMAT_VERSION,
             "state": self.state,
@@ -105,7 +105,7 @@ class Summary:
             "ended_at": self.ended_at,
             "rows": self.total_rows,
             "done": counted.pop("rows"),
-            "remaining": None if self.total_rows is None else self.total_rows - self.tally.rows,
+            "remaining": None if self.total_rows is None else self.total_rows - self.counts.rows,
             "parts_left": self.parts_left,
             **counted,
             "skipped_inputs": self.skipped_inputs,

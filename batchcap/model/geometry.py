@@ -56,7 +56,7 @@ class VisionGeometry:
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """How the checkpoint wants its pictures: areas in pixels, one mean and deviation a channel."""
+    """How the checkpoint wants its images: areas in pixels, one mean and deviation a channel."""
 
     min_area_px: int
     max_area_px: int
@@ -85,5 +85,5 @@ class Geometry:
 
 
 def feature_bytes(geometry: Geometry, visual_tokens: int) -> int:
-    """What the vision features of a picture take: float32 embeddings and DeepStack levels [1 + D, T, H]."""
+    """What the vision features of an image take: float32 embeddings and DeepStack levels [1 + D, T, H]."""
     return 4 * (1 + len(geometry.vision.deepstack_levels)) * visual_tokens * geometry.text.hidden_size

@@ -1,4 +1,4 @@
-"""Owns the prompt: the token ids before and after a picture's visual tokens, and the way back from ids to text."""
+"""Owns the prompt: the token ids before and after an image's visual tokens, and the way back from ids to text."""
 
 import json
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """One user turn with a picture and a text, rendered by the checkpoint's chat template.
+    """One user turn with an image and a text, rendered by the checkpoint's chat template.
 
     Attributes:
-        prefix_ids: tokens before the picture's visual tokens.
+        prefix_ids: tokens before the image's visual tokens.
         suffix_ids: tokens after them.
         opens_thinking: whether the template opens the model's thoughts, so that the answer begins inside them.
         name: the prompt's.
@@ -35,7 +35,7 @@ class PromptTemplate:
 
     @property
     def text_tokens(self) -> int:
-        """Tokens of the prompt that are not of the picture."""
+        """Tokens of the prompt that are not of the image."""
         return len(self.prefix_ids) + len(self.suffix_ids)
 
     @classmethod
@@ -74,11 +74,11 @@ class PromptTemplate:
         image_pad = bundle.geometry.tokens.image_pad
         if ids.count(image_pad) != 1:
             raise BundleError(
-                f"the chat template {bundle.chat_template_path} gives {ids.count(image_pad)} places for a picture, "
+                f"the chat template {bundle.chat_template_path} gives {ids.count(image_pad)} places for an image, "
                 "not one: it is not a Qwen3-VL template"
             )
-        place = ids.index(image_pad)
-        return cls(tuple(ids[:place]), tuple(ids[place + 1 :]), _opens_thinking(rendered), prompt.name)
+        index = ids.index(image_pad)
+        return cls(tuple(ids[:index]), tuple(ids[index + 1 :]), _opens_thinking(rendered), prompt.name)
 
 
 def bundle_opens_thinking(bundle: Bundle) -> bool:
@@ -94,7 +94,7 @@ def _opens_thinking(rendered: str) -> bool:
 
 
 def render_chat(source: str, text: str) -> str:
-    """The chat template's text for one picture and one prompt, up to where the answer begins.
+    """The chat template's text for one image and one prompt, up to where the answer begins.
 
     The environment is the one transformers renders chat templates in (utils/chat_template_utils.py).
     """

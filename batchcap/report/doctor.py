@@ -131,7 +131,7 @@ def _plan(bundle: Bundle, resolution: Resolution) -> tuple[dict[str, str], str |
     facts = {
         "profile": resolution.why,
         "vision": f"{backend} {dtype} on {threads.vision} threads ({_why_encoder(vision, dtype)})",
-        "visual tokens": f"at most {vision.max_visual_tokens} a picture, {bundle.geometry.vision.token_side_px} x "
+        "visual tokens": f"at most {vision.max_visual_tokens} an image, {bundle.geometry.vision.token_side_px} x "
         f"{bundle.geometry.vision.token_side_px} pixels each",
         "decoders": f"{placement.decoders} with {slots} slots{fewer} and {threads.decoder} threads",
         "cores": plan_for(placement).to_text(),
@@ -178,15 +178,15 @@ def examine(
         findings.problems.append(str(error))
         return findings
     findings.sections["model"] = _model(bundle)
-    config = JobConfig(InputConfig(("pictures",)), "captions", profile=profile, placement=placement, given=given)
+    config = JobConfig(InputConfig(("pictures",)), "captions", profile=profile, placement=placement, explicit=given)
     resolution = resolve(config, bundle, read_tuned(bundle.id))
     which = "these" if given or profile is not Profile.AUTO else "default"
     findings.sections[f"a job with {which} options"], problem = _plan(bundle, resolution)
     findings.problems += [problem] if problem else []
     if check and problem is None:
-        from batchcap.report.promise import check_promise  # noqa: PLC0415 - loads the model libraries
+        from batchcap.report.determinism import check_determinism  # noqa: PLC0415 - loads the model libraries
 
-        promise = check_promise(bundle, resolution.config)
-        findings.sections["the same caption everywhere"] = promise.facts
-        findings.problems += promise.problems
+        determinism = check_determinism(bundle, resolution.config)
+        findings.sections["the same caption everywhere"] = determinism.facts
+        findings.problems += determinism.problems
     return findings

@@ -1,4 +1,4 @@
-"""Owns `report.html`: pictures with their captions on one page without scripts, for people who would rather look."""
+"""Owns `report.html`: images with their captions on one page without scripts, for people who would rather look."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -25,11 +25,11 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import read_job_file
 from batchcap.store.journal import Journal
 from batchcap.store.parts import well_rows
-from batchcap.store.shard_state import ended_rows, standing_of
+from batchcap.store.shard_state import finished_rows, shard_state_of
 
 TEMPLATE = "page.html.jinja"
 PLOT_WIDTH, PLOT_HEIGHT = 640, 120
-MOST_POINTS = 300
+MAX_POINTS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +44,32 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A picture and what was said of it, or why nothing was; `is_well` where all of it looks as it should."""
+    """An image and what was said of it, or why nothing was; `is_ok` where all of it looks as it should."""
 
     id: str
-    picture: str | None
+    image: str | None
     answers: list[Answer]
     failure: str | None
     facts: str
-    is_well: bool
+    is_ok: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Pictures a minute over the time of all runs, as the points of an SVG polyline."""
+    """Images a minute over the time of all runs, as the points of an SVG polyline."""
 
     points: str
     most: float
     hours: float
 
 
-def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> Path:
-    """Write the page of a job; half of its pictures, at most, are those to be looked at first.
+def write_page(output: Path, to: Path | None = None, images: int = 200) -> Path:
+    """Write the page of a job; half of its images, at most, are those to be looked at first.
 
     Args:
         output: the job folder; a run may be at work on it.
-        place: the page; None: `report.html` in the folder of the job's state.
-        pictures: how many are shown.
+        to: the page; None: `report.html` in the folder of the job's state.
+        images: how many are shown.
 
     Returns:
         Where the page is.
@@ -80,13 +80,11 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
     """
     status = read_status(output)
     folder = JobFolder.open_existing(output)
-    target = place or folder.report_path
+    target = to or folder.report_path
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise UsageError(f"{target} can't be the page: name a file in a folder that is there with --to")
     configuration = _configuration(folder)
-    cards = Journal.look_into(
-        folder.journal_path, lambda journal: list(_cards(folder, journal, configuration, pictures))
-    )
+    cards = Journal.look_into(folder.journal_path, lambda journal: list(_cards(folder, journal, configuration, images)))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("batchcap.report", "."),
         autoescape=True,  # names and captions are anybody's
@@ -98,8 +96,8 @@ def write_page(output: Path, place: Path | None = None, pictures: int = 200) -> 
         status=status,
         version=__version__,
         facts=_facts(status, configuration),
-        to_look_at=[card for card in cards if not card.is_well],
-        well=[card for card in cards if card.is_well],
+        to_look_at=[card for card in cards if not card.is_ok],
+        well=[card for card in cards if card.is_ok],
         plot=_plot(folder.stats_path),
         plot_width=PLOT_WIDTH,
         plot_height=PLOT_HEIGHT,
@@ -134,28 +132,28 @@ def _cards(folder: JobFolder, journal: Journal, configuration: dict[str, Any], m
             wanted = {index for index in chosen if shard.first_row <= index < shard.first_row + shard.rows}
             if wanted:
                 rows = _rows(folder, journal, shard)
-                shown = {row.index: thumbnails.make(row) for row in _pictures(plan, shard, wanted)}
+                shown = {row.index: thumbnails.make(row) for row in _images(plan, shard, wanted)}
                 for index in sorted(wanted & rows.keys()):
                     yield _card(rows[index], names, shown.get(index))
 
 
 def _rows(folder: JobFolder, journal: Journal, shard: Shard) -> dict[int, CaptionRow]:
-    has_part = standing_of(folder, journal, shard).has_part
-    return dict(ended_rows(folder, journal, shard, has_part=has_part))
+    has_part = shard_state_of(folder, journal, shard).has_part
+    return dict(finished_rows(folder, journal, shard, has_part=has_part))
 
 
 def _choose(folder: JobFolder, journal: Journal, most: int) -> set[int]:
     """Row indexes: half failed or odd ones, or as there is room, and well ones from all over the job."""
     odd, well = list[int](), list[int]()
     for shard in journal.shards():
-        standing = standing_of(folder, journal, shard)
-        if standing.is_done:
+        state = shard_state_of(folder, journal, shard)
+        if state.is_done:
             found: Iterable[tuple[int, bool]] = enumerate(well_rows(folder.part_path(shard.seq)), shard.first_row)
         else:
-            ended = ended_rows(folder, journal, shard, has_part=standing.has_part)
-            found = ((index, row.is_well) for index, row in ended)
-        for index, is_well in found:
-            (well if is_well else odd).append(index)
+            ended = finished_rows(folder, journal, shard, has_part=state.has_part)
+            found = ((index, row.is_ok) for index, row in ended)
+        for index, is_ok in found:
+            (well if is_ok else odd).append(index)
     odd = odd[: max(most // 2, most - len(well))]
     return {*odd, *_spread(well, most - len(odd))}
 
@@ -164,16 +162,16 @@ def _spread(indexes: list[int], most: int) -> list[int]:
     """At most so many of them, evenly."""
     if len(indexes) <= most:
         return indexes
-    return [indexes[int(place)] for place in np.linspace(0, len(indexes) - 1, most)] if most else []
+    return [indexes[int(index)] for index in np.linspace(0, len(indexes) - 1, most)] if most else []
 
 
-def _pictures(plan: Plan, shard: Shard, wanted: set[int]) -> Iterator[ImageRow]:
-    """Where the pictures of some rows of a shard are, or themselves; what is left of them where an input is gone."""
+def _images(plan: Plan, shard: Shard, wanted: set[int]) -> Iterator[ImageRow]:
+    """Where the images of some rows of a shard are, or themselves; what is left of them where an input is gone."""
     with suppress(UsageError):
         yield from plan.shard_rows(shard, wanted)
 
 
-def _card(row: CaptionRow, names: list[str], picture: str | None) -> Card:
+def _card(row: CaptionRow, names: list[str], image: str | None) -> Card:
     failure = None
     answers = list[Answer]()
     if row.status is Status.FAILED:
@@ -188,18 +186,18 @@ def _card(row: CaptionRow, names: list[str], picture: str | None) -> Card:
         f"{row.visual_tokens} visual tokens" if row.visual_tokens else "",
         f"tried {row.attempts} times" if row.attempts > 1 else "",
     ]
-    return Card(row.id, picture, answers, failure, ", ".join(filter(None, facts)), row.is_well)
+    return Card(row.id, image, answers, failure, ", ".join(filter(None, facts)), row.is_ok)
 
 
 def _facts(status: JobStatus, configuration: dict[str, Any]) -> list[tuple[str, str]]:
     """Name and value of what stands at the page's head."""
-    last, tally, prompt = status.last_run or {}, status.tally, configuration["generation"]["prompt"]
+    last, counts, prompt = status.last_run or {}, status.counts, configuration["generation"]["prompt"]
     bundle, run = last.get("bundle") or {}, last.get("run") or {}
     asked = [("prompt", prompt)] if isinstance(prompt, str) else [(f"prompt {name}", prompt[name]) for name in prompt]
     facts = [
-        ("rows", f"{tally.rows:,} of {status.total_rows:,} done"),
-        ("captions", f"{tally.ok:,}" + _counts(tally.verdicts)),
-        ("failed", f"{tally.failed:,}" + _counts(tally.error_kinds)),
+        ("rows", f"{counts.rows:,} of {status.total_rows:,} done"),
+        ("captions", f"{counts.ok:,}" + _counts(counts.verdicts)),
+        ("failed", f"{counts.failed:,}" + _counts(counts.error_kinds)),
         ("model", f"{bundle.get('source', '')} {bundle.get('precision', '')}".strip()),
         *asked,
         ("last run", f"{run['images_per_min']:.1f} images/min, {run['tokens_per_s']:.0f} tokens/s" if run else ""),
@@ -227,7 +225,7 @@ def _plot(path: Path) -> Plot | None:
         return None
     ends = np.cumsum(seconds)
     # The same stretches of time for all points: a sample now and then must not look like a slow job.
-    edges = np.linspace(0, ends[-1], min(MOST_POINTS, len(ends)) + 1)
+    edges = np.linspace(0, ends[-1], min(MAX_POINTS, len(ends)) + 1)
     done = np.interp(edges, np.append(0, ends), np.append(0, np.cumsum(np.diff(rows)[inside])))
     rates = 60 * np.diff(done) / np.diff(edges)
     most = max(float(rates.max()), 1e-9)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from batchcap.core.errors import UsageError
-from batchcap.core.records import Tally
+from batchcap.core.records import RowCounts
 from batchcap.core.text import format_duration
 from batchcap.job.summary import JobState
 from batchcap.store.fingerprint import begun_model
@@ -32,7 +32,7 @@ class JobStatus:
     Attributes:
         output: the job folder.
         total_rows: of the plan.
-        tally: of the rows that have ended.
+        counts: of the rows that have ended.
         parts: part files that are there and stay as they are.
         parts_left: part files that are still to be written or, after a retry, replaced.
         holder: the process at work on the job.
@@ -45,7 +45,7 @@ class JobStatus:
 
     output: str
     total_rows: int
-    tally: Tally
+    counts: RowCounts
     parts: int
     parts_left: int
     holder: str | None
@@ -58,7 +58,7 @@ class JobStatus:
     @property
     def remaining(self) -> int:
         """Rows without an outcome."""
-        return self.total_rows - self.tally.rows
+        return self.total_rows - self.counts.rows
 
     @property
     def eta_s(self) -> float | None:
@@ -74,12 +74,12 @@ class JobStatus:
             "model": self.model,
             "state": self.state,
             "rows": self.total_rows,
-            "done": self.tally.rows,
+            "done": self.counts.rows,
             "remaining": self.remaining,
-            "ok": self.tally.ok,
-            "failed": self.tally.failed,
-            "verdicts": dict(self.tally.verdicts),
-            "error_kinds": dict(self.tally.error_kinds),
+            "ok": self.counts.ok,
+            "failed": self.counts.failed,
+            "verdicts": dict(self.counts.verdicts),
+            "error_kinds": dict(self.counts.error_kinds),
             "parts": self.parts,
             "parts_left": self.parts_left,
             "holder": self.holder,
@@ -104,12 +104,12 @@ class JobStatus:
 
     def to_text(self) -> str:
         """Lines for a person."""
-        share = 100 * self.tally.rows / self.total_rows if self.total_rows else 100.0
+        share = 100 * self.counts.rows / self.total_rows if self.total_rows else 100.0
         lines = [
             f"{self.output}: {self.state}",
-            f"  rows      {self.tally.rows:,} of {self.total_rows:,} done ({share:.1f} %), {self.remaining:,} left",
-            f"  captions  {self.tally.ok:,} ok{_by_kind(self.tally.verdicts)}",
-            f"  failed    {self.tally.failed:,}{_by_kind(self.tally.error_kinds)}",
+            f"  rows      {self.counts.rows:,} of {self.total_rows:,} done ({share:.1f} %), {self.remaining:,} left",
+            f"  captions  {self.counts.ok:,} ok{_by_kind(self.counts.verdicts)}",
+            f"  failed    {self.counts.failed:,}{_by_kind(self.counts.error_kinds)}",
             f"  parts     {self.parts:,} of {self.parts + self.parts_left:,} written",
         ]
         if self.model is not None:
@@ -143,21 +143,21 @@ def read_status(output: Path) -> JobStatus:
     folder = JobFolder.open_existing(output)
     require_known_format(folder)
     run = read_last_run(folder)
-    standings = look_at_shards(folder) if folder.journal_path.exists() else []
-    if not standings:
+    states = look_at_shards(folder) if folder.journal_path.exists() else []
+    if not states:
         if parts := folder.part_paths():
             raise unknown_part(folder, parts[0])
         raise UsageError(f"no run in {output} has come as far as its first row: start it again")
-    tally = Tally()
-    for standing in standings:
-        tally.add(standing.tally)
+    counts = RowCounts()
+    for state in states:
+        counts.add(state.counts)
     images, rows = (recent_rate_per_s(folder.stats_path, one) if run.holder else None for one in ("images", "rows"))
     return JobStatus(
         output=str(output),
-        total_rows=sum(standing.shard.rows for standing in standings),
-        tally=tally,
-        parts=sum(standing.is_done for standing in standings),
-        parts_left=sum(not standing.is_done for standing in standings),
+        total_rows=sum(state.shard.rows for state in states),
+        counts=counts,
+        parts=sum(state.is_done for state in states),
+        parts_left=sum(not state.is_done for state in states),
         holder=str(run.holder) if run.holder else None,
         killed=str(run.killed) if run.killed else None,
         images_per_min=None if images is None else 60 * images,
@@ -168,7 +168,7 @@ def read_status(output: Path) -> JobStatus:
 
 
 def first_captions(output: Path, count: int) -> str:
-    """The captions of a job's first pictures as a table of picture and caption; of several prompts a line for each."""
+    """The captions of a job's first images as a table of image and caption; of several prompts a line for each."""
     folder = JobFolder.open_existing(output)
     rows = [line for lines in islice(_captions(folder), count) for line in lines]
     if not rows:
@@ -178,7 +178,7 @@ def first_captions(output: Path, count: int) -> str:
 
 
 def _captions(folder: JobFolder) -> Iterator[list[tuple[str, str]]]:
-    """The lines of each row, as picture and caption."""
+    """The lines of each row, as image and caption."""
     for path in folder.part_paths():
         try:
             columns = {name: column_name("caption", name) for name in prompt_names(path)}
@@ -191,7 +191,7 @@ def _captions(folder: JobFolder) -> Iterator[list[tuple[str, str]]]:
             texts = [f"{name}: {row[column]}" if name else str(row[column]) for name, column in columns.items()]
             if row["error_kind"] is not None:
                 texts = [f"[failed: {row['error_kind']}]"]
-            yield [("" if place else printable(row["id"]), printable(text)) for place, text in enumerate(texts)]
+            yield [("" if index else printable(row["id"]), printable(text)) for index, text in enumerate(texts)]
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Owns the small pictures of the page: made from untrusted files in a process that can be lost."""
+"""Owns the small images of the page: made from untrusted files in a process that can be lost."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from batchcap.core.errors import RowError
 from batchcap.core.records import ImageRow
 from batchcap.images.colour import apply_profile
 from batchcap.images.decode import decode
-from batchcap.inputs.encoded import read_picture
+from batchcap.inputs.encoded import read_image
 
 SIDE_PX = 256
 QUALITY = 80
@@ -22,8 +22,8 @@ class ThumbnailMaker:
     """Makes small JPEGs, one after the other.
 
     Args:
-        max_image_pixels: larger pictures are not decoded.
-        timeout_s: a picture that takes longer has none.
+        max_image_pixels: larger images are not decoded.
+        timeout_s: an image that takes longer has none.
     """
 
     def __init__(self, max_image_pixels: int, timeout_s: float = TIMEOUT_S) -> None:
@@ -52,13 +52,13 @@ class ThumbnailMaker:
         self._connection.close()
 
     def make(self, row: ImageRow) -> str | None:
-        """A row's picture as a `data:` address; None where it can't be decoded, or not in time."""
+        """A row's image as a `data:` address; None where it can't be decoded, or not in time."""
         try:
             self._connection.send(row)
             if self._connection.poll(self._timeout_s):
                 encoded: bytes | None = self._connection.recv()
                 return None if encoded is None else f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
-        except (EOFError, OSError):  # the process has ended over this picture
+        except (EOFError, OSError):  # the process has ended over this image
             pass
         self._end()
         self._start()
@@ -75,10 +75,10 @@ def _serve(connection: Connection, max_image_pixels: int) -> None:
 
 def _thumbnail(row: ImageRow, max_image_pixels: int) -> bytes | None:
     try:
-        picture = decode(read_picture(row).encoded, max_image_pixels)
+        image = decode(read_image(row).encoded, max_image_pixels)
     except RowError:
         return None
-    picture.pixels.thumbnail((SIDE_PX, SIDE_PX))
+    image.pixels.thumbnail((SIDE_PX, SIDE_PX))
     file = io.BytesIO()
-    apply_profile(picture.pixels, picture.profile).save(file, "JPEG", quality=QUALITY)
+    apply_profile(image.pixels, image.profile).save(file, "JPEG", quality=QUALITY)
     return file.getvalue()

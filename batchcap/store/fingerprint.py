@@ -203,7 +203,7 @@ def _difference(old: object, new: object) -> str:
     """Both values; of long ones only the neighbourhood of the first difference."""
     was, now = (json.dumps(value, ensure_ascii=False) for value in (old, new))
     pairs = enumerate(zip(was, now, strict=False))
-    first = next((place for place, (one, other) in pairs if one != other), min(len(was), len(now)))
+    first = next((index for index, (one, other) in pairs if one != other), min(len(was), len(now)))
     start = max(0, first - SHOWN_BEFORE)
     return f"was {_cut(was, start)}, now {_cut(now, start)}"
 

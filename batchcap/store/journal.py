@@ -20,10 +20,10 @@ from batchcap.store.untouched import open_untouched, stamp
 
 # SQLite makes its index of the write-ahead log in pieces of this size.
 SPACE_NEEDED_BYTES = 32 * 1024
-MOST_LOOKS = 5
+MAX_LOOKS = 5
 T = TypeVar("T")
-_FURTHER = "further"
-_COLUMNS = tuple(field.name for field in fields(CaptionRow) if field.name != _FURTHER)
+_FURTHER = "further"  # the key of `extra_prompts` in the journal, as earlier versions wrote it
+_COLUMNS = tuple(field.name for field in fields(CaptionRow) if field.name != "extra_prompts")
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -33,7 +33,7 @@ class ReopenedRow:
 
     Attributes:
         before: how it has ended.
-        is_changed: whether its picture is another one now.
+        is_changed: whether its image is another one now.
         settings: what it is captioned with, where that is not what the job has.
     """
 
@@ -98,7 +98,7 @@ class Journal:
         Raises:
             StorageError: it is missing or damaged, or runs begin all the time while it is looked into.
         """
-        for _attempt in range(MOST_LOOKS):
+        for _attempt in range(MAX_LOOKS):
             before = stamp(path)
             is_guarded = False
             try:
@@ -203,7 +203,7 @@ class Journal:
         Args:
             rows: row index, and how the row has ended.
             settings: of the run, where they are not the job's.
-            is_changed: whether the reason is that their picture is another one now.
+            is_changed: whether the reason is that their image is another one now.
 
         Raises:
             StorageError: the journal can't be written.
@@ -215,7 +215,7 @@ class Journal:
             )
             connection.executemany("DELETE FROM rows WHERE row_index = ?", ((index,) for index, _row in rows))
 
-    def reopening(self, index: int) -> ReopenedRow | None:
+    def retry(self, index: int) -> ReopenedRow | None:
         """Why and as what a row was reopened, if it was."""
         found = next(self.query("SELECT before, is_changed, settings FROM reopened WHERE row_index = ?", index), None)
         return None if found is None else ReopenedRow(_row(found[0]), bool(found[1]), found[2])
@@ -245,7 +245,7 @@ class Journal:
         (count,) = next(self.query(statement, *([] if settings is None else [settings])))
         return int(count)
 
-    def close_again(self, but: str) -> int:
+    def drop_pending(self, but: str) -> int:
         """Give up rows that wait to be captioned with settings other than the job's and these.
 
         A run with settings of its own reopens rows of parts only, which hold them as they were.
@@ -279,8 +279,8 @@ class Journal:
 def _content(row: CaptionRow) -> bytes:
     r"""A row as JSON, nulls left out. What is not valid text (a file name in a message, say) is kept as `\udcNN`."""
     values = {name: value for name in _COLUMNS if (value := getattr(row, name)) is not None}
-    if row.further:
-        values[_FURTHER] = [asdict(columns) for columns in row.further]
+    if row.extra_prompts:
+        values[_FURTHER] = [asdict(columns) for columns in row.extra_prompts]
     try:
         return _to_json(values).encode()
     except UnicodeEncodeError:
@@ -292,8 +292,8 @@ def _content(row: CaptionRow) -> bytes:
 
 def _row(content: bytes) -> CaptionRow:
     values = with_enums(json.loads(content))
-    further = values.pop(_FURTHER, ())
-    return CaptionRow(**values, further=tuple(PromptColumns(**with_enums(columns)) for columns in further))
+    extra = values.pop(_FURTHER, ())
+    return CaptionRow(**values, extra_prompts=tuple(PromptColumns(**with_enums(columns)) for columns in extra))
 
 
 @contextmanager

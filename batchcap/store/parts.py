@@ -69,9 +69,9 @@ def output_schema(prompts: Sequence[str]) -> pa.Schema:
 def _layout(prompts: Sequence[str]) -> list[tuple[pa.Field, str, int]]:
     """Each output column, the field of a row it holds, and which prompt's that is."""
     return [
-        (field.with_name(column_name(field.name, name)), field.name, place)
+        (field.with_name(column_name(field.name, name)), field.name, index)
         for field in SCHEMA
-        for place, name in enumerate(prompts if field.name in _OF_A_PROMPT else UNNAMED)
+        for index, name in enumerate(prompts if field.name in _OF_A_PROMPT else UNNAMED)
     ]
 
 
@@ -102,7 +102,7 @@ def write_part(
             raise ValueError(f"part {shard.seq} wants {shard.rows} {what}, not {len(given)}")
     layout = _layout(prompts)
     fields = [field for field, _column, _place in layout]
-    arrays = [pa.array(_values(rows, column, place), field.type) for field, column, place in layout]
+    arrays = [pa.array(_values(rows, column, index), field.type) for field, column, index in layout]
     if columns is not None:
         fields += columns.schema
         arrays += columns.columns
@@ -116,11 +116,11 @@ def write_part(
             raise storage_error(path, cause) from error
 
 
-def _values(rows: list[CaptionRow], column: str, place: int) -> list[Any]:
+def _values(rows: list[CaptionRow], column: str, index: int) -> list[Any]:
     """A column's values; null for a further prompt of a failed row."""
-    if place == 0:
+    if index == 0:
         return [getattr(row, column) for row in rows]
-    return [getattr(row.further[place - 1], column) if row.further else None for row in rows]
+    return [getattr(row.extra_prompts[index - 1], column) if row.extra_prompts else None for row in rows]
 
 
 def read_part(path: Path) -> list[CaptionRow]:
@@ -135,19 +135,19 @@ def read_part(path: Path) -> list[CaptionRow]:
     return [_row_of(values, layout) for values in table.to_pylist()]
 
 
-def read_row(path: Path, place: int) -> CaptionRow:
+def read_row(path: Path, index: int) -> CaptionRow:
     """One row of a part file.
 
     Args:
         path: the part file.
-        place: the row in it, from 0.
+        index: the row in it, from 0.
 
     Raises:
         StorageError: as `read_part` does.
     """
     layout = _layout(prompt_names(path))
     with _readable(path):
-        table = pq.read_table(path, columns=[field.name for field, _column, _place in layout]).slice(place, 1)
+        table = pq.read_table(path, columns=[field.name for field, _column, _place in layout]).slice(index, 1)
     (values,) = table.to_pylist()
     return _row_of(values, layout)
 
@@ -157,19 +157,19 @@ def _row_of(values: dict[str, Any], layout: list[tuple[pa.Field, str, int]]) -> 
     for field, column, prompt in layout:
         own[prompt][column] = values[field.name]
     first, *others = map(with_enums, own)
-    further = tuple(PromptColumns(**one) for one in others) if first["status"] is Status.OK else ()
-    return CaptionRow(**first, further=further)
+    extra = tuple(PromptColumns(**one) for one in others) if first["status"] is Status.OK else ()
+    return CaptionRow(**first, extra_prompts=extra)
 
 
-def read_carried(path: Path) -> pa.Table | None:
+def read_passthrough(path: Path) -> pa.Table | None:
     """The input columns that a part file carries; None where there are none. Raises as `read_part` does."""
     own = set(output_schema(prompt_names(path)).names)
     with _readable(path):
-        carried = [name for name in pq.read_schema(path).names if name not in own]
-        return pq.read_table(path, columns=carried) if carried else None
+        passthrough = [name for name in pq.read_schema(path).names if name not in own]
+        return pq.read_table(path, columns=passthrough) if passthrough else None
 
 
-def carried_schema(paths: Sequence[Path]) -> pa.Schema | None:
+def passthrough_schema(paths: Sequence[Path]) -> pa.Schema | None:
     """The input columns that the parts of a job carry; None where there is no part.
 
     Taken from the first and the last one: once, a file that came later could bring a column of its own with it. Parts
@@ -226,15 +226,15 @@ def first_failure(path: Path, kind: str) -> CaptionRow | None:
         return read_row(path, kinds.index(kind)) if kind in kinds else None
 
 
-def captioned_pictures(path: Path) -> list[tuple[int, str]]:
-    """The rows of a part file that were captioned at the first try: place in it from 0, and the picture's hex digest.
+def captioned_images(path: Path) -> list[tuple[int, str]]:
+    """The rows of a part file that were captioned at the first try: place in it from 0, and the image's hex digest.
 
     Later tries may have had other settings.
     """
     with _readable(path):
         table = pq.read_table(path, columns=["status", "attempts", "image_sha256"])
     rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-    return [(place, sha256) for place, (status, attempts, sha256) in enumerate(rows) if (status, attempts) == ("ok", 1)]
+    return [(index, sha256) for index, (status, attempts, sha256) in enumerate(rows) if (status, attempts) == ("ok", 1)]
 
 
 def well_rows(path: Path) -> list[bool]:

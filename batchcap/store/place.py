@@ -22,7 +22,7 @@ _ADVICE = {
 _OTHER_ERRORS = (errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 # Runs that begin at one place at the same time see each other's trials come and go.
-MOST_LOOKS = 20
+MAX_LOOKS = 20
 LOOK_PAUSE_S = 0.02
 
 
@@ -50,7 +50,7 @@ class Place:
         """
         if Path(os.path.abspath(path)).name in (STATE, STATE_2):  # noqa: PTH100 - resolves `..`, and no link
             raise _refusal(path, f"{path.name} is the name of what lies inside of one")
-        for _attempt in range(MOST_LOOKS):
+        for _attempt in range(MAX_LOOKS):
             with suppress(FileNotFoundError):
                 return cls._look_and_try(path)
             time.sleep(LOOK_PAUSE_S)

@@ -27,7 +27,7 @@ ORDER BY spans.first_row
 """
 # What a known source looks like now, where that is not how it looked before. It lives as long as the connection.
 _TOUCHED = """
-CREATE TEMP TABLE IF NOT EXISTS touched (
+CREATE TEMP TABLE IF NOT EXISTS changed (
     source INTEGER PRIMARY KEY, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL)
 """
 # Sources get their rows in order: those before the last one that has any have all of theirs.
@@ -73,7 +73,7 @@ class KnownSource(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class TouchedSource:
+class ChangedSource:
     """A source of earlier runs whose size or time is another one now.
 
     Attributes:
@@ -100,9 +100,9 @@ class PlanChange:
         """Those of the sources that the plan has, by their paths."""
         return self._stored("path", paths)
 
-    def note_touched(self, number: int, size_bytes: int, mtime_ns: int) -> None:
+    def note_changed(self, number: int, size_bytes: int, mtime_ns: int) -> None:
         """A known source looks like this now."""
-        self._connection.execute("INSERT OR REPLACE INTO touched VALUES (?, ?, ?)", (number, size_bytes, mtime_ns))
+        self._connection.execute("INSERT OR REPLACE INTO changed VALUES (?, ?, ?)", (number, size_bytes, mtime_ns))
 
     def add(self, new: Mapping[bytes, Source]) -> None:
         """Keep sources by their paths; where an id is taken the whole path is used."""
@@ -193,19 +193,19 @@ class PlanTables:
             pieces.append(piece._replace(first_row=piece.first_row + skip, start=piece.start + skip, rows=rows))
         return pieces
 
-    def touched(self) -> Iterator[TouchedSource]:
+    def changed(self) -> Iterator[ChangedSource]:
         """The sources that were noted as touched in this connection, in the order of their rows."""
         found = self._journal.query(
             """
-            SELECT sources.seq, sources.path, sources.kind, spans.first_row, spans.rows FROM touched
-            JOIN sources ON sources.seq = touched.source JOIN spans ON spans.source = sources.seq
+            SELECT sources.seq, sources.path, sources.kind, spans.first_row, spans.rows FROM changed
+            JOIN sources ON sources.seq = changed.source JOIN spans ON spans.source = sources.seq
             ORDER BY sources.seq, spans.first_row
             """
         )
         for (number, path, kind), spans in groupby(found, key=lambda row: row[:3]):
-            yield TouchedSource(number, path, SourceKind(kind), tuple((first, rows) for *_, first, rows in spans))
+            yield ChangedSource(number, path, SourceKind(kind), tuple((first, rows) for *_, first, rows in spans))
 
-    def accept(self, touched: Sequence[TouchedSource]) -> None:
+    def accept(self, changed: Sequence[ChangedSource]) -> None:
         """What these sources look like now is how they are to look at the next run.
 
         Raises:
@@ -215,9 +215,9 @@ class PlanTables:
             connection.executemany(
                 """
                 UPDATE sources SET (size_bytes, mtime_ns) =
-                (SELECT size_bytes, mtime_ns FROM touched WHERE source = seq) WHERE seq = ?
+                (SELECT size_bytes, mtime_ns FROM changed WHERE source = seq) WHERE seq = ?
                 """,
-                ((one.number,) for one in touched),
+                ((one.number,) for one in changed),
             )
 
 

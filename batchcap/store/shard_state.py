@@ -10,7 +10,7 @@ reopened in the journal, added, the part is replaced, the journal forgets both. 
 * before the part appeared: its rows were in the journal. A part that has appeared since is whole and counts as such.
 * after the journal forgot: the part had appeared before, so it is there.
 * before rows were reopened: the part counts, be it the old one or the new one, with all its rows.
-* between reopening and forgetting: the rows of the part that were not reopened are the same in the old and the new one,
+* between retry and forgetting: the rows of the part that were not reopened are the same in the old and the new one,
   and reopened ones count as the journal had them. Such a shard is not done, however many of its rows have ended. (Had
   another retry begun and ended since, a row would show its newest words; the numbers of rows stay those of the moment.)
 
@@ -23,27 +23,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchcap.core.errors import UsageError
-from batchcap.core.records import CaptionRow, Shard, Tally
+from batchcap.core.records import CaptionRow, RowCounts, Shard
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import TALLY_KEY, part_is_complete, part_metadata, read_part
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ShardState:
     """How a shard stands.
 
     Attributes:
         shard: the shard.
         has_part: whether its part file is there and whole.
         reopened: indexes of the rows that are captioned again, ended or not; empty without a part.
-        tally: of the rows that have ended.
+        counts: of the rows that have ended.
     """
 
     shard: Shard
     has_part: bool
     reopened: frozenset[int]
-    tally: Tally
+    counts: RowCounts
 
     @property
     def is_done(self) -> bool:
@@ -53,7 +53,7 @@ class Standing:
     @property
     def left(self) -> int:
         """Rows without an outcome."""
-        return self.shard.rows - self.tally.rows
+        return self.shard.rows - self.counts.rows
 
 
 def require_known_parts(folder: JobFolder, journal: Journal) -> None:
@@ -76,20 +76,20 @@ def unknown_part(folder: JobFolder, path: Path) -> UsageError:
     )
 
 
-def look_at_shards(folder: JobFolder) -> list[Standing]:
+def look_at_shards(folder: JobFolder) -> list[ShardState]:
     """How the shards of a job stand, all at one moment, also while a run writes; no file is touched.
 
     Raises:
         StorageError: the journal is missing or damaged, or a part can't be read.
     """
 
-    def look(journal: Journal) -> list[Standing]:
-        return [standing_of(folder, journal, shard) for shard in journal.shards()]
+    def look(journal: Journal) -> list[ShardState]:
+        return [shard_state_of(folder, journal, shard) for shard in journal.shards()]
 
     return Journal.look_into(folder.journal_path, look)
 
 
-def standing_of(folder: JobFolder, journal: Journal, shard: Shard) -> Standing:
+def shard_state_of(folder: JobFolder, journal: Journal, shard: Shard) -> ShardState:
     """How a shard stands now.
 
     Raises:
@@ -99,14 +99,14 @@ def standing_of(folder: JobFolder, journal: Journal, shard: Shard) -> Standing:
     has_part = part_is_complete(path, shard)
     reopened = frozenset(journal.reopened(shard) if has_part else ())
     if has_part and not reopened:
-        return Standing(shard, has_part, reopened, Tally.from_dict(json.loads(part_metadata(path)[TALLY_KEY])))
-    tally = Tally()
-    for _index, row in ended_rows(folder, journal, shard, has_part=has_part):
-        tally.add_row(row)
-    return Standing(shard, has_part, reopened, tally)
+        return ShardState(shard, has_part, reopened, RowCounts.from_dict(json.loads(part_metadata(path)[TALLY_KEY])))
+    counts = RowCounts()
+    for _index, row in finished_rows(folder, journal, shard, has_part=has_part):
+        counts.add_row(row)
+    return ShardState(shard, has_part, reopened, counts)
 
 
-def ended_rows(
+def finished_rows(
     folder: JobFolder, journal: Journal, shard: Shard, *, has_part: bool
 ) -> Iterator[tuple[int, CaptionRow]]:
     """The rows of a shard that have an outcome, with their index, in order; a reopened one has that of its new end."""

@@ -156,7 +156,7 @@ def recent_rate_per_s(path: Path, column: str = "rows") -> float | None:
         return None
     last = table.filter(pc.equal(table["run"], pc.max(table["run"])))
     elapsed, rows = last["elapsed_s"].to_pylist(), last[column].to_pylist()
-    recent = [place for place, at_s in enumerate(elapsed) if at_s >= elapsed[-1] - RATE_WINDOW_S]
+    recent = [index for index, at_s in enumerate(elapsed) if at_s >= elapsed[-1] - RATE_WINDOW_S]
     first = recent[0]
     seconds = elapsed[-1] - elapsed[first]
     if seconds <= 0 or rows[first] is None or rows[-1] is None:  # an earlier batchcap counted no images

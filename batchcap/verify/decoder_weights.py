@@ -222,8 +222,8 @@ def _rounded_by_columns(node: ir.Node) -> RoundedMatrix:
     )
 
 
-def _input(node: ir.Node, place: int) -> ir.Value:
-    value = node.inputs[place]
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
     assert value is not None, "these inputs are not optional"  # noqa: S101 - for the type checker
     return value
 

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from batchcap.config import GenerationConfig
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Features, Float32Array
-from batchcap.decoder.invariance import find_row_tile
+from batchcap.decoder.invariance import find_batch_multiple
 from batchcap.decoder.positions import prompt_positions
-from batchcap.decoder.scheduler import Decoder, DecoderPlacement
+from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
 from batchcap.decoder.session import DecoderOutputs, DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.export.quality.metrics import Distance, distance
@@ -37,7 +37,7 @@ class DecodingLimits:
         error: largest difference of a prefill's logit, as a part of the largest logit.
         divergence: mean Kullback-Leibler divergence of the next token's distribution, in nats.
         same_top: share of steps with the same likeliest token.
-        same_captions: share of pictures with the same greedy token ids.
+        same_captions: share of images with the same greedy token ids.
     """
 
     error: float
@@ -47,8 +47,8 @@ class DecodingLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What is known of one picture when its decoding is compared.
+class Image:
+    """What is known of one image when its decoding is compared.
 
     Attributes:
         name: for a person.
@@ -63,7 +63,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class DecodingPlan:
-    """What is asked about each picture, and how much room that needs."""
+    """What is asked about each image, and how much room that needs."""
 
     prompt: PromptTemplate
     steps: int
@@ -75,18 +75,16 @@ class DecodingPlan:
         return self.prompt.text_tokens + self.max_visual_tokens + self.steps
 
 
-def check_logits(
-    bundle: Bundle, plan: DecodingPlan, pictures: Sequence[Picture], limits: DecodingLimits
-) -> Iterator[Row]:
+def check_logits(bundle: Bundle, plan: DecodingPlan, images: Sequence[Image], limits: DecodingLimits) -> Iterator[Row]:
     """Compare the logits after the prompt and after each of the reference's own tokens."""
     decoder = ForcedDecoder(bundle, plan)
     distances = []
-    for picture in tqdm(pictures, desc="logits", unit="picture", disable=None, leave=False):
-        found = decoder.logits(picture.features, picture.expected.token_ids)
-        distances.append([distance(*pair) for pair in zip(picture.expected.logits, found, strict=True)])
-    prefills = [of_picture[0] for of_picture in distances]
+    for image in tqdm(images, desc="logits", unit="image", disable=None, leave=False):
+        found = decoder.logits(image.features, image.expected.token_ids)
+        distances.append([distance(*pair) for pair in zip(image.expected.logits, found, strict=True)])
+    prefills = [of_image[0] for of_image in distances]
     worst = int(np.argmax([one.error for one in prefills]))
-    names = [picture.name for picture in pictures]
+    names = [image.name for image in images]
     yield Row("prefill, logits", prefills[worst].error, limits.error, unit="of the largest", worst=names[worst])
     yield _divergence("prefill, divergence", [[one] for one in prefills], names, limits.divergence)
     yield _divergence(f"{plan.steps} steps, divergence", distances, names, limits.divergence)
@@ -98,21 +96,19 @@ def check_logits(
 
 
 def check_captions(
-    bundle: Bundle, plan: DecodingPlan, pictures: Sequence[Picture], limits: DecodingLimits
+    bundle: Bundle, plan: DecodingPlan, images: Sequence[Image], limits: DecodingLimits
 ) -> Iterator[Row]:
     """Compare greedy token ids with the reference's, and those of a batch with those written one by one."""
-    features = [picture.features for picture in pictures]
+    features = [image.features for image in images]
     single = greedy_ids(bundle, plan, features, slots=1)
     batched = greedy_ids(bundle, plan, features, slots=min(BATCH, len(features)))
     stop = bundle.geometry.tokens.stop
     other = [
-        picture.name
-        for picture, found in zip(pictures, single, strict=True)
-        if found != picture.expected.caption_ids(stop)
+        image.name for image, found in zip(images, single, strict=True) if found != image.expected.caption_ids(stop)
     ]
-    share = 1 - len(other) / len(pictures)
+    share = 1 - len(other) / len(images)
     yield Row("greedy ids, same captions", share, limits.same_captions, Bound.AT_LEAST, worst=", ".join(other[:2]))
-    alone = [picture.name for picture, one, many in zip(pictures, single, batched, strict=True) if one != many]
+    alone = [image.name for image, one, many in zip(images, single, batched, strict=True) if one != many]
     yield Row("greedy ids, batched against single", len(alone), 0, unit="captions", worst=", ".join(alone[:2]))
 
 
@@ -121,7 +117,7 @@ class ForcedDecoder:
 
     def __init__(self, bundle: Bundle, plan: DecodingPlan) -> None:
         session = DecoderSession(bundle.decoder_path, bundle.geometry, available_cores())
-        self._count = find_row_tile(session, bundle.geometry)
+        self._count = find_batch_multiple(session, bundle.geometry)
         self._slots = Slots(session, bundle.geometry, self._count, plan.positions, with_logits=True)
         self._table = bundle.embeddings()
         self._prompt = plan.prompt
@@ -132,9 +128,9 @@ class ForcedDecoder:
         positions, following = prompt_positions(len(prefix), features.grid, len(suffix))
         text = self._table.lookup(np.array([*prefix, *suffix], np.int64))
         embeds = np.concatenate([text[: len(prefix)], features.embeds, text[len(prefix) :]])
-        levels = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
-        levels[:, len(prefix) : len(prefix) + len(features.embeds)] = features.deepstack
-        found = [_first_row(self._slots.prefill(0, embeds, positions, levels))]
+        deepstack = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
+        deepstack[:, len(prefix) : len(prefix) + len(features.embeds)] = features.deepstack
+        found = [_first_row(self._slots.prefill(0, embeds, positions, deepstack))]
         for step, token in enumerate(token_ids[:-1]):
             lengths, where = np.zeros(self._count, np.int64), np.zeros(self._count, np.int64)
             lengths[0], where[0] = len(embeds) + step, following + step
@@ -148,18 +144,18 @@ def greedy_ids(bundle: Bundle, plan: DecodingPlan, features: Sequence[Features],
     """The captions' token ids, in the order of the features, written as many at a time as there are slots."""
     generation = GenerationConfig(max_new_tokens=plan.steps, loop_stop=False)
     placement = DecoderPlacement(slots, available_cores(), plan.max_visual_tokens)
-    decoder = Decoder(bundle, [plan.prompt], generation, placement)
+    decoder = ContinuousBatcher(bundle, [plan.prompt], generation, placement)
     waiting, done = list(enumerate(features)), dict[int, TokenIds]()
-    places = {one.index: place for place, one in enumerate(features)}
+    places = {one.index: index for index, one in enumerate(features)}
     with tqdm(desc=f"captions, {slots} at a time", total=len(features), disable=None, leave=False) as progress:
         while waiting or decoder.active:
             while waiting and decoder.free_slots:
-                place, one = waiting.pop(0)
-                decoder.admit(one, str(place))
+                index, one = waiting.pop(0)
+                decoder.add_request(one, str(index))
             for caption in decoder.step():
                 done[places[caption.index]] = caption.token_ids
                 progress.update()
-    return [done[place] for place in range(len(features))]
+    return [done[index] for index in range(len(features))]
 
 
 def _first_row(outputs: DecoderOutputs) -> Float32Array:
@@ -169,8 +165,8 @@ def _first_row(outputs: DecoderOutputs) -> Float32Array:
 
 
 def _divergence(check: str, distances: Sequence[Sequence[Distance]], names: Sequence[str], limit: float) -> Row:
-    """The mean over all steps of all pictures; told is the worst of them."""
+    """The mean over all steps of all images; told is the worst of them."""
     values = np.array([[one.divergence for one in steps] for steps in distances])
-    picture, step = (int(place) for place in np.unravel_index(values.argmax(), values.shape))
-    told = f"{names[picture]} step {step}: {values[picture, step]:.3g}"
+    image, step = (int(index) for index in np.unravel_index(values.argmax(), values.shape))
+    told = f"{names[image]} step {step}: {values[image, step]:.3g}"
     return Row(check, float(values.mean()), limit, unit="nats", worst=told)

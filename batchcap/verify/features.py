@@ -1,4 +1,4 @@
-"""Owns the checks of the vision encoders: features beside the reference's, packed pictures beside single ones."""
+"""Owns the checks of the vision encoders: features beside the reference's, packed images beside single ones."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from batchcap.verify.table import Row
 from batchcap.vision.backend import load_encoder
 from batchcap.vision.dtype import cpu_has_bf16
 
-PACK = 4  # pictures a pass
+PACK = 4  # images a pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class EncoderCheck:
     Attributes:
         backend: what runs it.
         dtype: arithmetic.
-        tolerance: largest error of a feature, as a part of the level's largest feature of that picture.
+        tolerance: largest error of a feature, as a part of the level's largest feature of that image.
     """
 
     backend: VisionBackend
@@ -48,38 +48,38 @@ ENCODERS = (
 
 
 def runs_here(check: EncoderCheck) -> bool:
-    """Whether an encoder is worth a look: bf16 without hardware for it takes minutes a picture, and no job uses it."""
+    """Whether an encoder is worth a look: bf16 without hardware for it takes minutes an image, and no job uses it."""
     return check.dtype is not VisionDtype.BF16 or cpu_has_bf16()
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedPictures:
-    """What one encoder makes of the pictures, and how many differ when they are packed."""
+class EncodedImages:
+    """What one encoder makes of the images, and how many differ when they are packed."""
 
     features: list[Features]
     packed_differences: int
 
 
-def encode_pictures(bundle: Bundle, check: EncoderCheck, pictures: Sequence[Patches]) -> EncodedPictures:
-    """Encode pictures alone, then several in a pass.
+def encode_images(bundle: Bundle, check: EncoderCheck, images: Sequence[Patches]) -> EncodedImages:
+    """Encode images alone, then several in a pass.
 
     Raises:
         BundleError: the encoder's files are missing or broken.
     """
     encoder = load_encoder(bundle, VisionConfig(dtype=check.dtype, backend=check.backend), available_cores())
-    progress = tqdm(pictures, desc=f"vision, {check.name}", unit="picture", disable=None, leave=False)
-    alone = [encoder.encode([picture])[0] for picture in progress]
-    packs = [pictures[start : start + PACK] for start in range(0, len(pictures), PACK)]
+    progress = tqdm(images, desc=f"vision, {check.name}", unit="image", disable=None, leave=False)
+    alone = [encoder.encode([image])[0] for image in progress]
+    packs = [images[start : start + PACK] for start in range(0, len(images), PACK)]
     packed = [features for pack in packs for features in encoder.encode(pack)]
     different = sum(
         not (np.array_equal(one.embeds, many.embeds) and np.array_equal(one.deepstack, many.deepstack))
         for one, many in zip(alone, packed, strict=True)
     )
-    return EncodedPictures(alone, different)
+    return EncodedImages(alone, different)
 
 
 def check_features(
-    check: EncoderCheck, found: EncodedPictures, expected: Sequence[Features], names: Sequence[str]
+    check: EncoderCheck, found: EncodedImages, expected: Sequence[Features], names: Sequence[str]
 ) -> Iterator[Row]:
     """Compare features with the reference's: a row for the embeddings, one a DeepStack level, one for packing."""
     levels = len(expected[0].deepstack)
@@ -91,7 +91,7 @@ def check_features(
         worst = int(np.argmax(errors))
         check_name = f"vision {check.name}, {part}"
         yield Row(check_name, errors[worst], check.tolerance, unit="of the largest", worst=names[worst])
-    yield Row(f"vision {check.name}, packed against alone", found.packed_differences, 0, unit="pictures")
+    yield Row(f"vision {check.name}, packed against alone", found.packed_differences, 0, unit="images")
 
 
 def _part(features: Features, level: int) -> Float32Array:

@@ -39,7 +39,7 @@ class Probe:
     """What the language model reads: embeddings [S, H], DeepStack features [D, S, H], positions [3, S]."""
 
     embeds: Float32Array
-    levels: Float32Array
+    deepstack: Float32Array
     positions: Int64Array
 
 
@@ -49,16 +49,16 @@ class Answers:
 
     Attributes:
         text: [V] text alone.
-        pictures: [V] with the positions of a picture, for each of `GRIDS`.
+        images: [V] with the positions of an image, for each of `GRIDS`.
         flat: [V] the same with the positions of text.
-        levels: [V] text alone with features in one DeepStack level, for each level.
-        steps: [STEPS, V] after each of the tokens that follow a picture.
+        deepstack: [V] text alone with features in one DeepStack level, for each level.
+        steps: [STEPS, V] after each of the tokens that follow an image.
     """
 
     text: Float32Array
-    pictures: tuple[Float32Array, ...]
+    images: tuple[Float32Array, ...]
     flat: tuple[Float32Array, ...]
-    levels: tuple[Float32Array, ...]
+    deepstack: tuple[Float32Array, ...]
     steps: Float32Array
 
 
@@ -67,7 +67,7 @@ class Structure:
 
     Args:
         bundle: what is checked.
-        feature_scale: root mean square of the features of real pictures, of each DeepStack level.
+        feature_scale: root mean square of the features of real images, of each DeepStack level.
     """
 
     def __init__(self, bundle: Bundle, feature_scale: list[float]) -> None:
@@ -79,7 +79,7 @@ class Structure:
         shape = (len(feature_scale), TEXT_TOKENS, text.hidden_size)
         scale = np.array(feature_scale, np.float32)[:, None, None]
         self._features = random.standard_normal(shape, np.float32) * scale
-        # Only how many tokens stand before and after a picture matters: the embeddings are those above.
+        # Only how many tokens stand before and after an image matters: the embeddings are those above.
         words = tuple(token for token in range(PREFIX + SUFFIX + 1) if token != bundle.geometry.tokens.image_pad)
         start = (*words[: PREFIX - 1], bundle.geometry.tokens.vision_start)
         self._prompt = PromptTemplate(start, words[PREFIX - 1 : PREFIX - 1 + SUFFIX])
@@ -88,19 +88,19 @@ class Structure:
         """The reference's answers, with the weights it has now."""
 
         def last(probe: Probe) -> Float32Array:
-            logits: Float32Array = reference.language_model(probe.embeds, probe.levels, probe.positions)[0]
+            logits: Float32Array = reference.language_model(probe.embeds, probe.deepstack, probe.positions)[0]
             return logits
 
-        pictures = [self._picture(reference.positions(self._prompt, grid)) for grid in GRIDS]
+        images = [self._image(reference.positions(self._prompt, grid)) for grid in GRIDS]
         before = reference.positions(self._prompt, STEP_GRID)
         after = before.max() + 1 + np.arange(STEPS)
-        steps = self._picture(np.concatenate([before, np.broadcast_to(after, (3, STEPS))], axis=1))
+        steps = self._image(np.concatenate([before, np.broadcast_to(after, (3, STEPS))], axis=1))
         return Answers(
             text=last(self._text(None)),
-            pictures=tuple(map(last, pictures)),
-            flat=tuple(last(Probe(probe.embeds, probe.levels, _in_a_row(len(probe.embeds)))) for probe in pictures),
-            levels=tuple(last(self._text(level)) for level in range(len(self._features))),
-            steps=reference.language_model(steps.embeds, steps.levels, steps.positions, STEPS),
+            images=tuple(map(last, images)),
+            flat=tuple(last(Probe(probe.embeds, probe.deepstack, _in_a_row(len(probe.embeds)))) for probe in images),
+            deepstack=tuple(last(self._text(level)) for level in range(len(self._features))),
+            steps=reference.language_model(steps.embeds, steps.deepstack, steps.positions, STEPS),
         )
 
     def check(self, answers: Answers, dtype: ReferenceDtype) -> Iterator[Row]:
@@ -113,33 +113,33 @@ class Structure:
         limit = TOLERANCE[dtype]
 
         def last(probe: Probe) -> Float32Array:
-            logits, _token, _cache = run(probe.embeds, list(probe.levels), probe.positions)
+            logits, _token, _cache = run(probe.embeds, list(probe.deepstack), probe.positions)
             return logits
 
         text = last(self._text(None))
         yield Row("structure, text alone", relative_error(answers.text, text), limit, unit="of the logits")
         errors = [
-            _change_error((expected, flat), last(self._picture(prompt_positions(PREFIX, grid, SUFFIX)[0])))
-            for grid, expected, flat in zip(GRIDS, answers.pictures, answers.flat, strict=True)
+            _change_error((expected, flat), last(self._image(prompt_positions(PREFIX, grid, SUFFIX)[0])))
+            for grid, expected, flat in zip(GRIDS, answers.images, answers.flat, strict=True)
         ]
         down, across = GRIDS[int(np.argmax(errors))]
         place = f"{down} down, {across} across"
         yield Row("structure, mRoPE positions", max(errors), limit, unit="of their effect", worst=place)
-        for level, expected in enumerate(answers.levels):
+        for level, expected in enumerate(answers.deepstack):
             error = _change_error((expected, answers.text), last(self._text(level)))
             yield Row(f"structure, DeepStack level {level}", error, limit, unit="of its effect")
         error = relative_error(answers.steps, self._steps(run))
-        yield Row("structure, steps after a picture", error, limit, unit="of the logits")
+        yield Row("structure, steps after an image", error, limit, unit="of the logits")
 
     def _steps(self, run: DecoderRun) -> Float32Array:
-        """Logits [STEPS, V] of tokens one by one after a picture, as a decoder runs them."""
+        """Logits [STEPS, V] of tokens one by one after an image, as a decoder runs them."""
         positions, following = prompt_positions(PREFIX, STEP_GRID, SUFFIX)
-        prompt = self._picture(positions)
-        _logits, _token, cache = run(prompt.embeds, list(prompt.levels), prompt.positions)
+        prompt = self._image(positions)
+        _logits, _token, cache = run(prompt.embeds, list(prompt.deepstack), prompt.positions)
         found = []
         for step in range(STEPS):
             place = len(prompt.embeds) + step
-            no_levels = list(np.zeros((len(prompt.levels), 1, prompt.embeds.shape[1]), np.float32))
+            no_levels = list(np.zeros((len(prompt.deepstack), 1, prompt.embeds.shape[1]), np.float32))
             where = np.full((3, 1), following + step)
             logits, _token, cache = run(self._embeds[place : place + 1], no_levels, where, cache)
             found.append(logits)
@@ -147,16 +147,16 @@ class Structure:
 
     def _text(self, level: int | None) -> Probe:
         """Text alone, with features in one DeepStack level or in none."""
-        levels = np.zeros_like(self._features)
+        deepstack = np.zeros_like(self._features)
         if level is not None:
-            levels[level] = self._features[level]
-        return Probe(self._embeds[:TEXT_TOKENS], levels, _in_a_row(TEXT_TOKENS))
+            deepstack[level] = self._features[level]
+        return Probe(self._embeds[:TEXT_TOKENS], deepstack, _in_a_row(TEXT_TOKENS))
 
-    def _picture(self, positions: Int64Array) -> Probe:
-        """The positions of a prompt with a picture, without DeepStack."""
+    def _image(self, positions: Int64Array) -> Probe:
+        """The positions of a prompt with an image, without DeepStack."""
         embeds = self._embeds[: positions.shape[1]]
-        levels = np.zeros((len(self._features), *embeds.shape), np.float32)
-        return Probe(embeds, levels, positions)
+        deepstack = np.zeros((len(self._features), *embeds.shape), np.float32)
+        return Probe(embeds, deepstack, positions)
 
 
 def _in_a_row(count: int) -> Int64Array:

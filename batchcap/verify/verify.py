@@ -18,16 +18,16 @@ from batchcap.core.records import Features, Patches
 from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from batchcap.export.checkpoint.prequantized import require_unquantized
 from batchcap.export.checkpoint.scaling import read_scales
+from batchcap.export.quality.images import load_patches
 from batchcap.export.quality.metrics import relative_error
-from batchcap.export.quality.pictures import load_patches
 from batchcap.export.quality.quality import QualityTable
 from batchcap.export.quality.reference import Continuation, Reference, ReferenceDtype
 from batchcap.model.bundle import BUNDLE_FILE, Bundle, geometry_to_dict
 from batchcap.model.prompt import PromptTemplate
 from batchcap.verify.decoder_weights import pieces
-from batchcap.verify.decoding import DecodingLimits, DecodingPlan, Picture, check_captions, check_logits
-from batchcap.verify.features import ENCODERS, EXACT, check_features, encode_pictures, runs_here
-from batchcap.verify.pictures import chosen_rows
+from batchcap.verify.decoding import DecodingLimits, DecodingPlan, Image, check_captions, check_logits
+from batchcap.verify.features import ENCODERS, EXACT, check_features, encode_images, runs_here
+from batchcap.verify.images import chosen_rows
 from batchcap.verify.structure import Answers, Structure
 from batchcap.verify.table import Report, Row
 from batchcap.verify.weights import check_weights, decoder_tensors
@@ -38,9 +38,9 @@ MAX_VISUAL_TOKENS = 256
 # Of a prefill's logits, as a part of the largest, with the scales of activation-aware rounding folded in.
 SCALING_TOLERANCE = {ReferenceDtype.FP32: 1e-4, ReferenceDtype.BF16: 0.2}
 # By the bits of the decoder's weights. fp32 must be the reference's equal. What rounding costs depends on the
-# checkpoint, and random weights amplify it most. Measured on tiny ones, 12 pictures, all algorithms and blocks: the
+# checkpoint, and random weights amplify it most. Measured on tiny ones, 12 images, all algorithms and blocks: the
 # mean divergence is 0.035 to 0.075 nats at 4 bits and below 0.001 at 8, the share of same tokens 0.56 to 0.72 and
-# 0.94, of one picture at least 0.06 and 0.81. So these bounds only find gross damage; faults of an export are found by
+# 0.94, of one image at least 0.06 and 0.81. So these bounds only find gross damage; faults of an export are found by
 # the checks of weights and structure, which rounding does not blur. Captions part at the first near tie: how many are
 # the same is only told.
 _OF_8_BITS = DecodingLimits(error=0.2, divergence=0.01, same_top=0.5, same_captions=0.0)
@@ -57,10 +57,10 @@ class VerifyOptions:
     """What a bundle is verified with.
 
     Attributes:
-        images: picture files, folders, Parquet files or patterns; none: generated pictures of many sizes.
-        limit: most pictures of the images that are taken, evenly spread.
-        steps: tokens a picture, where the bundle's context has room for them.
-        prompt: what is asked about each picture.
+        images: image files, folders, Parquet files or patterns; none: generated images of many sizes.
+        limit: most images of the images that are taken, evenly spread.
+        steps: tokens an image, where the bundle's context has room for them.
+        prompt: what is asked about each image.
     """
 
     images: tuple[str, ...] = ()
@@ -91,10 +91,10 @@ def verify_bundle(folder: Path, checkpoint: str, options: VerifyOptions) -> Repo
     Args:
         folder: the bundle.
         checkpoint: folder in Hugging Face layout, or a name on the hub where there is a network.
-        options: pictures and prompt.
+        options: images and prompt.
 
     Raises:
-        UsageError: bundle and checkpoint don't belong together, a picture can't be read, or memory is short.
+        UsageError: bundle and checkpoint don't belong together, an image can't be read, or memory is short.
         BundleError: the bundle is missing or broken.
         CheckpointError: the checkpoint is missing or broken.
     """
@@ -106,15 +106,15 @@ def verify_bundle(folder: Path, checkpoint: str, options: VerifyOptions) -> Repo
     require_pair(bundle, description["source"], opened)
     prompt = PromptTemplate.from_bundle(bundle, options.prompt)
     plan = _plan(bundle, prompt, options.steps)
-    names, pictures = _load_pictures(bundle, plan, options)
-    asked = _ask(bundle, opened, plan, pictures, description["precision"])
-    rows = list(_check(bundle, plan, (names, pictures), asked, int(description["precision"]["bits"])))
+    names, images = _load_images(bundle, plan, options)
+    asked = _ask(bundle, opened, plan, images, description["precision"])
+    rows = list(_check(bundle, plan, (names, images), asked, int(description["precision"]["bits"])))
     facts = {
         "bundle": f"{folder}, {bundle.precision}",
         "bundle_id": bundle.id,
         "checkpoint": opened.name,
         "reference": f"transformers, {asked.dtype}",
-        "pictures": len(pictures),
+        "pictures": len(images),
         "steps": plan.steps,
         "batchcap": __version__,
         "elapsed_s": round(time.perf_counter() - started_s, 1),
@@ -164,43 +164,43 @@ def _plan(bundle: Bundle, prompt: PromptTemplate, steps: int) -> DecodingPlan:
     visual = min(MAX_VISUAL_TOKENS, room - steps)
     if visual < VisionConfig(max_visual_tokens=4).max_visual_tokens:
         raise UsageError(
-            f"a context of {bundle.context} tokens has no room for a picture beside this prompt: "
+            f"a context of {bundle.context} tokens has no room for an image beside this prompt: "
             "export with a larger --context"
         )
     return DecodingPlan(prompt, steps, visual)
 
 
-def _load_pictures(bundle: Bundle, plan: DecodingPlan, options: VerifyOptions) -> tuple[list[str], list[Patches]]:
-    """Names and patches; a picture that can't be read is left out with a warning."""
+def _load_images(bundle: Bundle, plan: DecodingPlan, options: VerifyOptions) -> tuple[list[str], list[Patches]]:
+    """Names and patches; an image that can't be read is left out with a warning."""
     config = VisionConfig(max_visual_tokens=plan.max_visual_tokens)
-    names, pictures = [], []
+    names, images = [], []
     for row in chosen_rows(options.images, options.limit):
         try:
-            pictures.append(load_patches(row, bundle.geometry.vision, bundle.geometry.image, config))
+            images.append(load_patches(row, bundle.geometry.vision, bundle.geometry.image, config))
             names.append(row.id)
         except RowError as error:
             log.warning("%s is left out: %s", row.id, error.message)
-    if not pictures:
-        raise UsageError("none of the pictures can be read: name others with --images")
-    return names, pictures
+    if not images:
+        raise UsageError("none of the images can be read: name others with --images")
+    return names, images
 
 
 def _ask(
     bundle: Bundle,
     checkpoint: Checkpoint,
     plan: DecodingPlan,
-    pictures: Sequence[Patches],
+    images: Sequence[Patches],
     precision: dict[str, Any],
 ) -> _Asked:
     """Everything that needs the reference; it is gone afterwards."""
     reference = Reference(checkpoint.folder)
-    log.info("asking transformers (%s) about %d pictures, %d tokens each", reference.dtype, len(pictures), plan.steps)
+    log.info("asking transformers (%s) about %d images, %d tokens each", reference.dtype, len(images), plan.steps)
     features, continuations = [], []
-    for picture in tqdm(pictures, desc="reference", unit="picture", disable=None, leave=False):
-        features.append(reference.features(picture))
-        continuations.append(reference.greedy(picture, plan.prompt, plan.steps))
+    for image in tqdm(images, desc="reference", unit="image", disable=None, leave=False):
+        features.append(reference.features(image))
+        continuations.append(reference.greedy(image, plan.prompt, plan.steps))
     log.info("comparing every weight with the checkpoint's")
-    scaling = list(_check_scaling(bundle, checkpoint, reference, (pictures[0], plan.prompt, continuations[0])))
+    scaling = list(_check_scaling(bundle, checkpoint, reference, (images[0], plan.prompt, continuations[0])))
     weights = scaling + list(check_weights(bundle, checkpoint, precision, reference.replace_rows))
     scale = [
         float(np.sqrt(np.mean([np.square(one.deepstack[level]).mean() for one in features])))
@@ -222,8 +222,8 @@ def _check_scaling(
     for name, tensor in decoder_tensors(bundle, checkpoint).items():
         for start, stop in pieces(tensor.shape):
             reference.replace_rows(name, start, tensor.rows(start, stop))
-    picture, prompt, continuation = known
-    error = relative_error(continuation.logits[0], reference.logits(picture, prompt)[0])
+    image, prompt, continuation = known
+    error = relative_error(continuation.logits[0], reference.logits(image, prompt)[0])
     yield Row("decoder, scales that cancel out", error, SCALING_TOLERANCE[reference.dtype], unit="of the logits")
 
 
@@ -231,17 +231,17 @@ def _check(
     bundle: Bundle, plan: DecodingPlan, named: tuple[list[str], list[Patches]], asked: _Asked, bits: int
 ) -> Iterator[Row]:
     """The rows of the table, in its order."""
-    names, pictures = named
+    names, images = named
     log.info("running the bundle's vision encoders")
     seen: list[Features] = []
     for encoder in filter(runs_here, ENCODERS):
-        encoded = encode_pictures(bundle, encoder, pictures)
+        encoded = encode_images(bundle, encoder, images)
         yield from check_features(encoder, encoded, asked.features, names)
         if encoder is EXACT:
             seen = encoded.features
     yield from asked.weights
     log.info("running the bundle's decoder")
     yield from asked.structure.check(asked.answers, asked.dtype)
-    compared = [Picture(*parts) for parts in zip(names, seen, asked.continuations, strict=True)]
+    compared = [Image(*parts) for parts in zip(names, seen, asked.continuations, strict=True)]
     yield from check_logits(bundle, plan, compared, LIMITS[bits])
     yield from check_captions(bundle, plan, compared, LIMITS[bits])

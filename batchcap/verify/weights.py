@@ -40,13 +40,13 @@ class _Worst:
     """The largest value seen, and where."""
 
     value: float = 0.0
-    place: str = ""
+    where: str = ""
 
-    def see(self, value: float, place: str) -> None:
+    def see(self, value: float, where: str) -> None:
         """A value that is not a number counts as the worst of all."""
         value = np.inf if np.isnan(value) else value
         if value > self.value:
-            self.value, self.place = value, place
+            self.value, self.where = value, where
 
 
 @dataclass(slots=True)
@@ -88,9 +88,9 @@ def check_weights(
                 _compare(name, tensor, expected[name], _Pass(findings, algorithm, take, threads))
     if decoder.rounded:
         limit = error_tolerance(algorithm)
-        yield Row("decoder, rounded weights", findings.error.value, limit, unit="steps", worst=findings.error.place)
-        yield Row("decoder, scales of blocks", findings.scale.value, 1, unit="of allowed", worst=findings.scale.place)
-    yield Row("decoder, float32 weights", findings.plain.value, 0, unit="difference", worst=findings.plain.place)
+        yield Row("decoder, rounded weights", findings.error.value, limit, unit="steps", worst=findings.error.where)
+        yield Row("decoder, scales of blocks", findings.scale.value, 1, unit="of allowed", worst=findings.scale.where)
+    yield Row("decoder, float32 weights", findings.plain.value, 0, unit="difference", worst=findings.plain.where)
     yield _rotary(decoder, checkpoint)
     yield _sections(decoder, checkpoint)
     yield _embeddings(bundle, checkpoint)
@@ -186,7 +186,7 @@ def _rotary(decoder: DecoderWeights, checkpoint: Checkpoint) -> Row:
             angles = np.arange(start, stop)[:, None] * frequencies
             off = np.abs(table[start:stop] - function(angles)) / (2.0**-24 * np.maximum(angles, 1))
             worst.see(float(off.max()), f"{name} position {start + int(off.max(1).argmax())}")
-    return Row("decoder, rotary tables", worst.value, ROTARY_TOLERANCE, unit="roundings", worst=worst.place)
+    return Row("decoder, rotary tables", worst.value, ROTARY_TOLERANCE, unit="roundings", worst=worst.where)
 
 
 def _embeddings(bundle: Bundle, checkpoint: Checkpoint) -> Row:
@@ -200,7 +200,7 @@ def _embeddings(bundle: Bundle, checkpoint: Checkpoint) -> Row:
             break
         difference = np.abs(found - expected.rows(start, stop)).max(1)
         worst.see(float(difference.max()), f"token {start + int(difference.argmax())}")
-    return Row("token embeddings", worst.value, 0, unit="difference", worst=worst.place)
+    return Row("token embeddings", worst.value, 0, unit="difference", worst=worst.where)
 
 
 def _vision(bundle: Bundle, checkpoint: Checkpoint) -> Row:

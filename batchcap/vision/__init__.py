@@ -1,4 +1,4 @@
-"""Owns the vision encoder: patches of pictures in, features for the decoder out."""
+"""Owns the vision encoder: patches of images in, features for the decoder out."""
 
 import os
 

@@ -14,7 +14,7 @@ class Encoder(Protocol):
     """Patches in, features out."""
 
     def encode(self, batch: Sequence[Patches], lanes: int = 1) -> list[Features]:
-        """Encode pictures of any sizes in the calling thread and its share of the encoder's; for several threads.
+        """Encode images of any sizes in the calling thread and its share of the encoder's; for several threads.
 
         Args:
             batch: one or more of them.
@@ -48,35 +48,35 @@ def read_rotary_table(bundle: Bundle) -> Float32Array:
 def features_of(
     batch: Sequence[Patches], arrays: Sequence[Float32Array], merge: int, vision_ms: float
 ) -> list[Features]:
-    """The records of pictures with what the encoder saw.
+    """The records of images with what the encoder saw.
 
     Args:
         batch: what was encoded.
-        arrays: [1 + L, T, H] float32 of each picture, the embeddings and each DeepStack level.
+        arrays: [1 + L, T, H] float32 of each image, the embeddings and each DeepStack level.
         merge: side of a merge block in patches.
         vision_ms: the encoder's time for the batch, which is shared out by patches.
 
     Raises:
         FloatingPointError: a number is not finite.
     """
-    ms_per_patch = vision_ms / sum(len(picture.values) for picture in batch)
+    ms_per_patch = vision_ms / sum(len(image.values) for image in batch)
     return [
-        _record(picture, array, merge, ms_per_patch * len(picture.values))
-        for picture, array in zip(batch, arrays, strict=True)
+        _record(image, array, merge, ms_per_patch * len(image.values))
+        for image, array in zip(batch, arrays, strict=True)
     ]
 
 
-def _record(picture: Patches, array: Float32Array, merge: int, vision_ms: float) -> Features:
+def _record(image: Patches, array: Float32Array, merge: int, vision_ms: float) -> Features:
     if not np.isfinite(array).all():
         raise FloatingPointError("the vision encoder gave numbers that are not finite")
     return Features(
-        index=picture.index,
+        index=image.index,
         embeds=array[0],
         deepstack=array[1:],
-        grid=(picture.grid[0] // merge, picture.grid[1] // merge),
-        width=picture.width,
-        height=picture.height,
-        sha256=picture.sha256,
-        read_ms=picture.read_ms,
+        grid=(image.grid[0] // merge, image.grid[1] // merge),
+        width=image.width,
+        height=image.height,
+        sha256=image.sha256,
+        read_ms=image.read_ms,
         vision_ms=vision_ms,
     )

@@ -2,7 +2,7 @@
 
 A matrix product may add up a row in another order when the number of rows or of threads changes, and GELU rounds
 differently where a thread's share of the numbers ends inside a vector. Measured with `torch.nn.Linear` at 2B width,
-packed pictures that differed from the same picture alone: fp32 (MKL) 12 of 33, bf16 (oneDNN) 10 of 33, with 3 or 5
+packed images that differed from the same image alone: fp32 (MKL) 12 of 33, bf16 (oneDNN) 10 of 33, with 3 or 5
 threads fp32 41 of 48. A caption must not depend on its neighbours, so products here run in blocks of `ROW_BLOCK` rows
 through one oneDNN kernel with packed weights that applies GELU as well. With it none differed: fp32 and bf16, 1 to 48
 threads, AVX2, AVX-512 and AVX-512 BF16 kernels, odd widths. The last block is filled up with zeros to a multiple of
@@ -17,7 +17,7 @@ with AMX it takes a fifth of the time of one without (900 rows, 1024 to 4096: 20
 The cost at 2B width on two cores, four layers, milliseconds for 432 (1024) patches:
 bf16 `Linear` 216 (521), blocks of 32: 231 (529), 64: 216 (517), 128: 229 (517), 256: 256 (504);
 fp32 `Linear` 369 (907), 32: 368 (910), 64: 343 (828), 128: 366 (796), 256: 424 (777).
-So blocks of 64 cost nothing, for small pictures and large ones. Filled up to 16 rows instead of 64, the four products
+So blocks of 64 cost nothing, for small images and large ones. Filled up to 16 rows instead of 64, the four products
 of a layer take 5 % less for 900 patches in bf16.
 """
 

@@ -1,6 +1,6 @@
 """Owns the vision stage without PyTorch: the bundle's vision graph in ONNX Runtime.
 
-Every picture goes through the graph alone, so its features cannot depend on its neighbours.
+Every image goes through the graph alone, so its features cannot depend on its neighbours.
 """
 
 import time
@@ -51,16 +51,16 @@ class OnnxVisionEncoder:
         self._merge = geometry.merge_size
 
     def encode(self, batch: Sequence[Patches], lanes: int = 1) -> list[Features]:
-        """Encode pictures, one after the other; see `Encoder.encode`."""
+        """Encode images, one after the other; see `Encoder.encode`."""
         started_s = time.perf_counter()
-        arrays = [self._encode(picture) for picture in batch]
+        arrays = [self._encode(image) for image in batch]
         return features_of(batch, arrays, self._merge, (time.perf_counter() - started_s) * 1000 / lanes)
 
-    def _encode(self, picture: Patches) -> Float32Array:
-        """[1 + L, T, H] of one picture, the embeddings and each DeepStack level."""
-        cos, sin = self._rotary.for_grid(picture.grid)
-        positions = self._positions.for_grid(picture.grid)
-        feed = {"patches": picture.values, "positions": positions, "cos": cos, "sin": sin}
+    def _encode(self, image: Patches) -> Float32Array:
+        """[1 + L, T, H] of one image, the embeddings and each DeepStack level."""
+        cos, sin = self._rotary.for_grid(image.grid)
+        positions = self._positions.for_grid(image.grid)
+        feed = {"patches": image.values, "positions": positions, "cos": cos, "sin": sin}
         outputs = self._session.run(self._outputs, {name: array[None] for name, array in feed.items()})
         array: Float32Array = np.concatenate(outputs)
         return array

@@ -1,4 +1,4 @@
-"""Owns the learned position embeddings: a trained square, resampled to the grid of each picture."""
+"""Owns the learned position embeddings: a trained square, resampled to the grid of each image."""
 
 from functools import lru_cache
 

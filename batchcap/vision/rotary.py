@@ -5,7 +5,7 @@ import torch
 from batchcap.core.records import Float32Array
 from batchcap.model.geometry import ROPE_THETA
 
-# Patches along one side of a picture: 131,072 pixels. A picture of the default context is at most as long.
+# Patches along one side of an image: 131,072 pixels. An image of the default context is at most as long.
 POSITIONS = 8192
 
 

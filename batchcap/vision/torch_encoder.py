@@ -1,7 +1,7 @@
-"""Owns the vision stage: patches of one or more pictures in, features for the decoder out.
+"""Owns the vision stage: patches of one or more images in, features for the decoder out.
 
-A picture's features are equal bit for bit alone, packed with any others in any order, and for any number of
-threads: attention stays inside a picture, norms inside a row, and linear layers run as `RowBlockLinear`.
+An image's features are equal bit for bit alone, packed with any others in any order, and for any number of
+threads: attention stays inside an image, norms inside a row, and linear layers run as `RowBlockLinear`.
 """
 
 import time
@@ -48,7 +48,7 @@ class VisionEncoder:
         self._threads = threads_of_a_pass(self._torch_dtype, threads)
 
     def encode(self, batch: Sequence[Patches], lanes: int = 1) -> list[Features]:
-        """Encode pictures in one pass; see `Encoder.encode`."""
+        """Encode images in one pass; see `Encoder.encode`."""
         started_s = time.perf_counter()
         _use_threads(max(1, self._threads // lanes))
         arrays = self._pass(batch)
@@ -56,19 +56,19 @@ class VisionEncoder:
 
     @torch.inference_mode()
     def _pass(self, batch: Sequence[Patches]) -> list[Float32Array]:
-        """[1 + L, T, H] of each picture, the embeddings and each DeepStack level."""
-        lengths = [len(picture.values) for picture in batch]
+        """[1 + L, T, H] of each image, the embeddings and each DeepStack level."""
+        lengths = [len(image.values) for image in batch]
         outputs = torch.stack(self._tower(*self._inputs(batch), lengths)).float()  # [1 + L, T of all, H]
         parts = torch.split(outputs, [length // self._merge**2 for length in lengths], dim=1)
         return [part.numpy().copy() for part in parts]
 
     def _inputs(self, batch: Sequence[Patches]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Patches [N, K], positions [N, D], cosines and sines [N, a / 2] of all pictures, one after the other."""
-        patches = torch.cat([torch.from_numpy(picture.values) for picture in batch]).to(self._torch_dtype)
-        positions = torch.cat([torch.from_numpy(self._positions.for_grid(picture.grid)) for picture in batch])
+        """Patches [N, K], positions [N, D], cosines and sines [N, a / 2] of all images, one after the other."""
+        patches = torch.cat([torch.from_numpy(image.values) for image in batch]).to(self._torch_dtype)
+        positions = torch.cat([torch.from_numpy(self._positions.for_grid(image.grid)) for image in batch])
         cos, sin = (
             torch.cat([torch.from_numpy(half) for half in halves])
-            for halves in zip(*(self._rotary.for_grid(picture.grid) for picture in batch), strict=True)
+            for halves in zip(*(self._rotary.for_grid(image.grid) for image in batch), strict=True)
         )
         return patches, positions.to(self._torch_dtype), cos, sin
 

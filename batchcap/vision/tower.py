@@ -1,9 +1,9 @@
 """Owns the Qwen3-VL vision tower as a torch module: nothing in it depends on the data but the arithmetic.
 
-Shapes: N patches of all pictures of a batch, K = C·t·p·p values in a patch, D hidden size, A heads, a = D / A
+Shapes: N patches of all images of a batch, K = C·t·p·p values in a patch, D hidden size, A heads, a = D / A
 head size, F width of the MLP, m merge side, T = N / m² visual tokens, H hidden size of the decoder, L DeepStack levels.
 
-What depends on a picture's grid (interpolated position embeddings, rotary cosines and sines) comes in as
+What depends on an image's grid (interpolated position embeddings, rotary cosines and sines) comes in as
 arrays, so the same module runs here and can be traced to ONNX. Layout and names follow `Qwen3VLVisionModel`
 of transformers; the weights are a checkpoint's, without the prefix `model.visual.`.
 """
@@ -64,7 +64,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention inside each picture."""
+    """Self-attention inside each image."""
 
     def __init__(self, geometry: VisionGeometry) -> None:
         super().__init__()
@@ -81,13 +81,13 @@ class Attention(nn.Module):
             seen = self._attend(query, key, value)
         else:
             parts = (torch.split(part, list(lengths)) for part in (query, key, value))
-            seen = torch.cat([self._attend(*picture) for picture in zip(*parts, strict=True)])
+            seen = torch.cat([self._attend(*image) for image in zip(*parts, strict=True)])
         out: Tensor = self.proj(seen)
         return out
 
     @staticmethod
     def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of one picture: [n, A, a] each, to [n, D]."""
+        """Attention of one image: [n, A, a] each, to [n, D]."""
         query, key, value = (part.transpose(0, 1) for part in (query, key, value))  # [A, n, a]
         if query.dtype == torch.bfloat16 and has_packed_kernels(query.dtype):
             return attend_by_heads(query, key, value)
@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
 
 def attend_by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of one picture in bf16, a head at a time: [A, n, a] each, to [n, D].
+    """Attention of one image in bf16, a head at a time: [A, n, a] each, to [n, D].
 
     Weights are rounded to bf16 before they meet the values, as in `scaled_dot_product_attention`; here scores are, too,
     as in the eager attention of transformers. Both products then run in bf16 arithmetic, which the fused kernel of
@@ -189,14 +189,14 @@ class VisionTower(nn.Module):
     def forward(
         self, patches: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]
     ) -> tuple[Tensor, ...]:
-        """Encode the patches of one or more pictures.
+        """Encode the patches of one or more images.
 
         Args:
-            patches: [N, K] in the tower's dtype, merge-block order, picture after picture.
+            patches: [N, K] in the tower's dtype, merge-block order, image after image.
             positions: [N, D] interpolated position embeddings, in the tower's dtype.
             cos: [N, a / 2] float32 rotary cosines.
             sin: [N, a / 2] float32 rotary sines.
-            lengths: patches of each picture; their sum is N. Attention stays inside a picture.
+            lengths: patches of each image; their sum is N. Attention stays inside an image.
 
         Returns:
             [T, H] embeddings, then one [T, H] a DeepStack level.

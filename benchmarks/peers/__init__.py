@@ -1,1 +1,1 @@
-"""The same pictures through batchcap and other programs, in turn: who captions how fast, at which precision."""
+"""The same images through batchcap and other programs, in turn: who captions how fast, at which precision."""

@@ -1,4 +1,4 @@
-"""Owns the machine's measured ceiling, and the arithmetic that a captioned picture needs.
+"""Owns the machine's measured ceiling, and the arithmetic that a captioned image needs.
 
 usage: python -m peers.ceiling THREADS   (prints the rates as one line of JSON)
 """
@@ -25,21 +25,21 @@ BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSize:
-    """What of a picture decides its arithmetic: patches, tokens of the whole prompt, tokens of the caption."""
+class ImageSize:
+    """What of an image decides its arithmetic: patches, tokens of the whole prompt, tokens of the caption."""
 
     patches: int
     prompt_tokens: int
     new_tokens: int
 
 
-def arithmetic_ops(config: dict[str, Any], picture: PictureSize) -> float:
-    """Multiplications and additions of one captioned picture, from the checkpoint's `config.json`.
+def arithmetic_ops(config: dict[str, Any], image: ImageSize) -> float:
+    """Multiplications and additions of one captioned image, from the checkpoint's `config.json`.
 
     Matrix products of the vision tower, its mergers and the decoder, and of their attention; the head once a new token.
     Norms, activations and rotary embeddings are left out: they are a thousandth of it.
     """
-    return vision_ops(config["vision_config"], picture.patches) + text_ops(config["text_config"], picture)
+    return vision_ops(config["vision_config"], image.patches) + text_ops(config["text_config"], image)
 
 
 def vision_ops(config: dict[str, Any], patches: int) -> float:
@@ -52,15 +52,15 @@ def vision_ops(config: dict[str, Any], patches: int) -> float:
     return float(2 * patches * (patch_values * width + depth * block + mergers * merger / merge))
 
 
-def text_ops(config: dict[str, Any], picture: PictureSize) -> float:
+def text_ops(config: dict[str, Any], image: ImageSize) -> float:
     """Of the decoder: a token attends to itself and to those before it."""
     width, layers = config["hidden_size"], config["num_hidden_layers"]
     queries = config["num_attention_heads"] * config["head_dim"]
     keys = config["num_key_value_heads"] * config["head_dim"]
     layer = 2 * width * queries + 2 * width * keys + 3 * width * config["intermediate_size"]
-    tokens = picture.prompt_tokens + picture.new_tokens - 1  # the last token is not fed back
+    tokens = image.prompt_tokens + image.new_tokens - 1  # the last token is not fed back
     attention = queries * tokens * (tokens + 1)  # two products with 1, 2, … tokens
-    head = picture.new_tokens * width * config["vocab_size"]
+    head = image.new_tokens * width * config["vocab_size"]
     return float(2 * (layers * (tokens * layer + attention) + head))
 
 

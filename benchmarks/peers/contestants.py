@@ -31,7 +31,7 @@ class Contestant:
         program: module of its program.
         prepare: makes environment and model below a work folder, unless they are there; raises MissingPeerError.
         options: of the program.
-        every: captions every so many-th picture; for one so slow that all of them take hours.
+        every: captions every so many-th image; for one so slow that all of them take hours.
     """
 
     name: str

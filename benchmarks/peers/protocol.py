@@ -17,8 +17,8 @@ READ, VISION, PREFILL, DECODE = "read", "vision", "prefill", "decode"
 STAGES = (READ, VISION, PREFILL, DECODE)
 TOKEN_SIDE_PX = 32  # one visual token covers so many pixels in each direction
 VISION_MARKS = "<|vision_start|><|vision_end|>"
-# What the checkpoint's chat template makes of one turn with a picture and a text.
-CHAT = "<|im_start|>user\n{picture}{prompt}<|im_end|>\n<|im_start|>assistant\n"
+# What the checkpoint's chat template makes of one turn with an image and a text.
+CHAT = "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,15 @@ class Task:
     """What every contestant has to do.
 
     Attributes:
-        pictures: files, captioned each with one prompt.
-        prompt: what is asked about a picture.
-        min_pixels, max_pixels: area of a picture after the resize.
+        images: files, captioned each with one prompt.
+        prompt: what is asked about an image.
+        min_pixels, max_pixels: area of an image after the resize.
         new_tokens: tokens of every caption, no fewer.
         threads: of every stage; also the number of cores the process may use.
         sequences: captions in work at once, where the contestant can.
     """
 
-    pictures: list[str]
+    images: list[str]
     prompt: str
     min_pixels: int
     max_pixels: int
@@ -59,8 +59,8 @@ class Outcome:
     Attributes:
         images: captions made.
         new_tokens: tokens of all captions.
-        visual_tokens: of all pictures.
-        wall_s: from the first picture asked for to the last caption done.
+        visual_tokens: of all images.
+        wall_s: from the first image asked for to the last caption done.
         stage_s: seconds by stage, as far as the program can tell; stages side by side may add up to more than wall_s.
         precision: weights and arithmetic, in words.
         versions: packages that do the work.

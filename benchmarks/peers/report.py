@@ -32,7 +32,7 @@ class Run:
 
     @property
     def images_per_min(self) -> float:
-        """Pictures captioned a minute."""
+        """Images captioned a minute."""
         return self.outcome.images / self.outcome.wall_s * 60
 
     @property
@@ -48,7 +48,7 @@ class Results:
     Attributes:
         machine: CPU, cores, versions, date, load average.
         task: what everybody did, in figures.
-        ops_per_image: multiplications and additions of the mean picture.
+        ops_per_image: multiplications and additions of the mean image.
         ceilings: measured rates, the best of all rounds.
         runs: of all rounds.
         missing: reason by contestant that did not take part.
@@ -71,7 +71,7 @@ class Results:
         return [run for run in self.runs if run.contestant == contestant]
 
     def ratio(self, contestant: str, other: str) -> float | None:
-        """How many times as many pictures a minute as the other: median over the rounds of both; None without one."""
+        """How many times as many images a minute as the other: median over the rounds of both; None without one."""
         speeds = {run.round: run.images_per_min for run in self.of(other)}
         pairs = [run.images_per_min / speeds[run.round] for run in self.of(contestant) if run.round in speeds]
         return median(pairs) if pairs else None
@@ -107,7 +107,7 @@ def tables(results: Results) -> str:
     parts = [_table([*head, "precision"], [_figures(results, name) for name in names])]
     if len(names) > 1:
         rows = [[name, *(_ratio(results.ratio(name, other)) for other in names)] for name in names]
-        parts.append("Pictures a minute, how many times as many as the other (median of pairs of one round):\n")
+        parts.append("Images a minute, how many times as many as the other (median of pairs of one round):\n")
         parts.append(_table(["", *names], rows))
     parts += _notes(results)
     parts += [f"missing: {name}: {reason}" for name, reason in results.missing.items()]
@@ -123,7 +123,7 @@ def _notes(results: Results) -> list[str]:
     }
     first = next(iter(means), "")
     fewer = [
-        f"note: {name} captioned {each.images} pictures of {tokens[first].images}"
+        f"note: {name} captioned {each.images} images of {tokens[first].images}"
         for name, each in tokens.items()
         if each.images != tokens[first].images
     ]

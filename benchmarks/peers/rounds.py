@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from batchcap.core import offline
 from batchcap.core.machine import cpu_flags, cpu_name
-from peers.ceiling import PictureSize, arithmetic_ops
+from peers.ceiling import ImageSize, arithmetic_ops
 from peers.contestants import PROGRAMS, Contestant, Prepared
 from peers.environments import MissingPeerError, last_lines
 from peers.protocol import CHAT, TOKEN_SIDE_PX, VISION_MARKS, Outcome, Task
@@ -73,7 +73,7 @@ class Benchmark:
                 except MissingPeerError as error:
                     self.missing[contestant.name] = f"failed in round {number + 1}: {error}"
                     print(f"missing: {contestant.name}: {error}", flush=True)
-        size = self._mean_picture(runs)
+        size = self._mean_image(runs)
         config = json.loads((self.checkpoint / "config.json").read_text(encoding="utf-8"))
         task = self._task_figures(rounds, size)
         return Results(_machine(load_before), task, arithmetic_ops(config, size), ceilings, runs, self.missing)
@@ -102,18 +102,18 @@ class Benchmark:
         start_up_s = usage.elapsed_s - outcome.wall_s
         return Run(number, contestant.name, outcome, start_up_s, usage.peak_pss_mib, usage.load_before)
 
-    def _mean_picture(self, runs: Sequence[Run]) -> PictureSize:
-        """The mean of the pictures' tokens, as the contestants resize them."""
+    def _mean_image(self, runs: Sequence[Run]) -> ImageSize:
+        """The mean of the images' tokens, as the contestants resize them."""
         tokenizer = Tokenizer.from_file(str(self.checkpoint / "tokenizer.json"))
-        text = CHAT.format(picture=VISION_MARKS, prompt=self.task.prompt)
+        text = CHAT.format(image=VISION_MARKS, prompt=self.task.prompt)
         images = sum(run.outcome.images for run in runs) or 1
         visual_tokens = round(sum(run.outcome.visual_tokens for run in runs) / images)
         prompt_tokens = len(tokenizer.encode(text).ids) + visual_tokens
-        return PictureSize(visual_tokens * PATCHES_PER_TOKEN, prompt_tokens, self.task.new_tokens)
+        return ImageSize(visual_tokens * PATCHES_PER_TOKEN, prompt_tokens, self.task.new_tokens)
 
-    def _task_figures(self, rounds: int, size: PictureSize) -> dict[str, Any]:
+    def _task_figures(self, rounds: int, size: ImageSize) -> dict[str, Any]:
         return {
-            "images": len(self.task.pictures),
+            "images": len(self.task.images),
             "rounds": rounds,
             "prompt": self.task.prompt,
             "max_visual_tokens": self.task.max_pixels // TOKEN_SIDE_PX**2,
@@ -126,16 +126,16 @@ class Benchmark:
 
 
 def some_of(task: Task, every: int) -> Task:
-    """The task with every so many-th picture in the order of their sizes: as large in the mean as all of them."""
+    """The task with every so many-th image in the order of their sizes: as large in the mean as all of them."""
     if every == 1:
         return task
 
     def pixels(path: str) -> int:
-        with Image.open(path) as picture:
-            return min(max(picture.width * picture.height, task.min_pixels), task.max_pixels)
+        with Image.open(path) as image:
+            return min(max(image.width * image.height, task.min_pixels), task.max_pixels)
 
-    by_size = sorted(task.pictures, key=pixels)
-    return replace(task, pictures=by_size[every // 2 :: every])
+    by_size = sorted(task.images, key=pixels)
+    return replace(task, images=by_size[every // 2 :: every])
 
 
 def _environment(task: Task) -> dict[str, str]:

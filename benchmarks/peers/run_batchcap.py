@@ -21,7 +21,7 @@ def run(task: Task, bundle: Path, options: list[str]) -> Outcome:
 
 
 def _caption(task: Task, bundle: Path, options: list[str], job: str) -> Outcome:
-    command = [str(Path(sys.executable).with_name("batchcap")), "caption", *task.pictures]
+    command = [str(Path(sys.executable).with_name("batchcap")), "caption", *task.images]
     command += ["--output", job, "--model", str(bundle), "--prompt", task.prompt]
     command += ["--max-visual-tokens", str(task.max_pixels // TOKEN_SIDE_PX**2)]
     # Random weights never stop, and loop as they please.

@@ -1,6 +1,6 @@
 """llama.cpp's multimodal library (mtmd) through llama-cpp-python's ctypes: so many slots, filled anew as they get free.
 
-What llama.cpp's server does with pictures, without HTTP: a picture is encoded, its prompt goes alone through the
+What llama.cpp's server does with images, without HTTP: an image is encoded, its prompt goes alone through the
 decoder into the slot's sequence, and one token of every filled slot is decoded at a time.
 
 usage: python -m peers.run_llama_cpp TASK.json FOLDER   (with text.gguf and mmproj.gguf)
@@ -19,7 +19,7 @@ from llama_cpp import mtmd_cpp as mtmd
 
 from peers.protocol import CHAT, DECODE, PREFILL, READ, TOKEN_SIDE_PX, VISION, Outcome, Stopwatch, Task, serve, versions
 
-CONTEXT_BESIDE_THE_PICTURE = 128
+CONTEXT_BESIDE_THE_IMAGE = 128
 TOKEN_AREA_PX = TOKEN_SIDE_PX**2
 BATCH_TOKENS = 512
 TEXT_MODEL, VISION_MODEL = "text.gguf", "mmproj.gguf"
@@ -53,7 +53,7 @@ class Captioner:
 
     def _context_parameters(self) -> llama.llama_context_params:
         task, parameters = self.task, llama.llama_context_default_params()
-        length = task.max_pixels // TOKEN_AREA_PX + task.new_tokens + CONTEXT_BESIDE_THE_PICTURE
+        length = task.max_pixels // TOKEN_AREA_PX + task.new_tokens + CONTEXT_BESIDE_THE_IMAGE
         parameters.n_ctx = task.sequences * length
         parameters.n_seq_max = task.sequences
         parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
@@ -70,7 +70,7 @@ class Captioner:
         return parameters
 
     def caption(self, paths: list[str], new_tokens: int) -> None:
-        """Caption the pictures with all slots."""
+        """Caption the images with all slots."""
         waiting = iter(paths)
         free = list(range(self.task.sequences))
         slots: list[Slot] = []
@@ -87,7 +87,7 @@ class Captioner:
                 free.append(slot.sequence)
 
     def _admit(self, path: str, sequence: int, new_tokens: int) -> Slot:
-        """Encode the picture and put its prompt through the decoder; the first token comes out of that."""
+        """Encode the image and put its prompt through the decoder; the first token comes out of that."""
         position = llama.llama_pos(0)
         with self._chunks(path) as chunks:
             count = mtmd.mtmd_input_chunks_size(chunks)
@@ -99,13 +99,13 @@ class Captioner:
 
     @contextmanager
     def _chunks(self, path: str) -> Iterator[int]:
-        """The prompt in chunks of text and picture, read, resized and cut."""
-        placeholder = False  # a picture of the right size without its pixels
+        """The prompt in chunks of text and image, read, resized and cut."""
+        placeholder = False  # an image of the right size without its pixels
         with self.clock.time(READ):
             bitmap = mtmd.mtmd_helper_bitmap_init_from_file(self.vision, path.encode(), placeholder)
             chunks = mtmd.mtmd_input_chunks_init()
             marker = mtmd.mtmd_default_marker().decode()
-            prompt = CHAT.format(picture=marker, prompt=self.task.prompt).encode()
+            prompt = CHAT.format(image=marker, prompt=self.task.prompt).encode()
             text = mtmd.mtmd_input_text(text=prompt, text_len=len(prompt), add_special=False, parse_special=True)
             bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
             _require(mtmd.mtmd_tokenize(self.vision, chunks, ctypes.byref(text), bitmaps, 1), path)
@@ -127,13 +127,13 @@ class Captioner:
             return _require(failed, "text")
         self.visual_tokens += mtmd.mtmd_input_chunk_get_n_tokens(chunk)
         with self.clock.time(VISION):
-            _require(mtmd.mtmd_encode_chunk(self.vision, chunk), "picture")
+            _require(mtmd.mtmd_encode_chunk(self.vision, chunk), "image")
         features, no_callback = mtmd.mtmd_get_output_embd(self.vision), mtmd.mtmd_helper_post_decode_callback()
         with self.clock.time(PREFILL):
             failed = mtmd.mtmd_helper_decode_image_chunk(
                 self.vision, self.context, chunk, features, *place, next_position, no_callback, None
             )
-        return _require(failed, "picture")
+        return _require(failed, "image")
 
     def _step(self, slots: list[Slot]) -> None:
         """One more token for every slot."""
@@ -164,13 +164,13 @@ def run(task: Task, folder: Path, options: list[str]) -> Outcome:
     if options:
         raise SystemExit(f"unknown options: {' '.join(options)}")
     captioner = Captioner(task, folder)
-    captioner.caption(task.pictures[:1], 2)
+    captioner.caption(task.images[:1], 2)
     captioner.clock.seconds.clear()
     captioner.new_tokens = captioner.visual_tokens = 0
     started_s = time.perf_counter()
-    captioner.caption(task.pictures, task.new_tokens)
+    captioner.caption(task.images, task.new_tokens)
     return Outcome(
-        images=len(task.pictures),
+        images=len(task.images),
         new_tokens=captioner.new_tokens,
         visual_tokens=captioner.visual_tokens,
         wall_s=time.perf_counter() - started_s,

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's `ContinuousBatchingPipeline`: all pictures asked for at once, so many sequences decoded together.
+"""OpenVINO GenAI's `ContinuousBatchingPipeline`: all images asked for at once, so many sequences decoded together.
 
 usage: python -m peers.run_openvino TASK.json MODEL [--property NAME=VALUE] …
 """
@@ -28,17 +28,17 @@ def run(task: Task, model: Path, options: list[str]) -> Outcome:
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.max_num_seqs = task.sequences
     scheduler.cache_size = KV_CACHE_GIB
-    scheduler.enable_prefix_caching = False  # no two pictures share a prompt's start that matters
+    scheduler.enable_prefix_caching = False  # no two images share a prompt's start that matters
     properties = PROPERTIES | {"INFERENCE_NUM_THREADS": str(task.threads)} | extra
     pipeline = openvino_genai.ContinuousBatchingPipeline(str(model), scheduler, "CPU", properties)
     clock = Stopwatch()
-    _caption(pipeline, task, task.pictures[:1], 2, Stopwatch())
+    _caption(pipeline, task, task.images[:1], 2, Stopwatch())
     started_s = time.perf_counter()
-    results = _caption(pipeline, task, task.pictures, task.new_tokens, clock)
+    results = _caption(pipeline, task, task.images, task.new_tokens, clock)
     wall_s = time.perf_counter() - started_s
     metrics = [result.perf_metrics for result in results]
     clock.seconds[VISION] = sum(each.get_prepare_embeddings_duration().mean for each in metrics) / 1000
-    text = CHAT.format(picture=VISION_MARKS, prompt=task.prompt)
+    text = CHAT.format(image=VISION_MARKS, prompt=task.prompt)
     text_tokens: int = pipeline.get_tokenizer().encode(text).input_ids.shape[1]
     return Outcome(
         images=len(results),
@@ -52,7 +52,7 @@ def run(task: Task, model: Path, options: list[str]) -> Outcome:
 
 
 def _set_pixel_budget(model: Path, task: Task) -> None:
-    """Write it where the pipeline reads it: no argument of its own says how large pictures are."""
+    """Write it where the pipeline reads it: no argument of its own says how large images are."""
     path = model / "preprocessor_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings |= {"min_pixels": task.min_pixels, "max_pixels": task.max_pixels}
@@ -69,10 +69,10 @@ def _caption(
 ) -> list[openvino_genai.VLMDecodedResults]:
     generation = openvino_genai.GenerationConfig(max_new_tokens=new_tokens, ignore_eos=True)
     with clock.time(READ):
-        pictures = [openvino.Tensor(np.asarray(Image.open(path).convert("RGB"))[None]) for path in paths]
+        images = [openvino.Tensor(np.asarray(Image.open(path).convert("RGB"))[None]) for path in paths]
     results: list[openvino_genai.VLMDecodedResults] = pipeline.generate(
         [task.prompt] * len(paths),
-        images=[[picture] for picture in pictures],
+        images=[[image] for image in images],
         generation_config=[generation] * len(paths),
     )
     return results

@@ -1,4 +1,4 @@
-"""transformers' `generate`: bf16 where the CPU has arithmetic for it, else fp32; one picture or a few at once.
+"""transformers' `generate`: bf16 where the CPU has arithmetic for it, else fp32; one image or a few at once.
 
 usage: python -m peers.run_transformers TASK.json CHECKPOINT [--batch 4]
 """
@@ -41,10 +41,10 @@ class Generator:
 
     @torch.inference_mode()
     def caption(self, paths: list[str], new_tokens: int) -> int:
-        """Caption some pictures together; returns the number of new tokens."""
+        """Caption some images together; returns the number of new tokens."""
         with self.clock.time(READ):
-            pictures = [Image.open(path).convert("RGB") for path in paths]
-            pixels = self.processor(images=pictures, return_tensors="pt")
+            images = [Image.open(path).convert("RGB") for path in paths]
+            pixels = self.processor(images=images, return_tensors="pt")
         counts = [int(grid.prod()) // self.processor.merge_size**2 for grid in pixels["image_grid_thw"]]
         self.visual_tokens += sum(counts)
         tokens = self.tokenizer([self._text(count) for count in counts], padding=True, return_tensors="pt")
@@ -89,15 +89,15 @@ def run(task: Task, checkpoint: Path, options: list[str]) -> Outcome:
     torch.set_num_threads(task.threads)
     dtype = torch.bfloat16 if _has_bf16() else torch.float32
     generator = Generator(task, checkpoint, dtype)
-    generator.caption(task.pictures[:1], 2)
+    generator.caption(task.images[:1], 2)
     generator.clock.seconds.clear()
     generator.visual_tokens = 0
     started_s = time.perf_counter()
     new_tokens = 0
-    for start in range(0, len(task.pictures), batch):
-        new_tokens += generator.caption(task.pictures[start : start + batch], task.new_tokens)
+    for start in range(0, len(task.images), batch):
+        new_tokens += generator.caption(task.images[start : start + batch], task.new_tokens)
     return Outcome(
-        images=len(task.pictures),
+        images=len(task.images),
         new_tokens=new_tokens,
         visual_tokens=generator.visual_tokens,
         wall_s=time.perf_counter() - started_s,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from peers.ceiling import PictureSize, arithmetic_ops
+from peers.ceiling import ImageSize, arithmetic_ops
 from peers.contestants import Contestant, Prepared
 from peers.environments import MissingPeerError, run_logged
 from peers.protocol import Outcome, Task
@@ -43,14 +43,14 @@ def test_rounds_that_one_of_two_did_not_finish_are_no_pairs() -> None:
     assert results.ratio("ours", "nobody") is None
 
 
-def test_a_slow_peer_gets_fewer_pictures_of_the_same_mean_size(tmp_path: Path) -> None:
+def test_a_slow_peer_gets_fewer_images_of_the_same_mean_size(tmp_path: Path) -> None:
     widths = [256 + 8 * ((7 * number) % 16) for number in range(16)]
     paths = [tmp_path / f"{number}.png" for number in range(16)]
     for path, width in zip(paths, widths, strict=True):
         Image.new("RGB", (width, 512)).save(path)
     width_of = dict(zip(map(str, paths), widths, strict=True))
 
-    given = some_of(replace(TASK, pictures=list(width_of)), 4).pictures
+    given = some_of(replace(TASK, images=list(width_of)), 4).images
 
     assert len(set(given)) == 4
     assert sum(map(width_of.__getitem__, given)) / 4 == pytest.approx(sum(widths) / 16, rel=0.02)
@@ -58,7 +58,7 @@ def test_a_slow_peer_gets_fewer_pictures_of_the_same_mean_size(tmp_path: Path) -
 
 
 def test_share_of_the_ceiling_is_of_the_fastest_product() -> None:
-    results = results_of([a_run("ours", 0, 60.0)])  # 10 pictures of 3e12 operations in a minute, of 1e12 a second
+    results = results_of([a_run("ours", 0, 60.0)])  # 10 images of 3e12 operations in a minute, of 1e12 a second
 
     assert results.ceiling_share("ours") == pytest.approx(0.5)
 
@@ -74,7 +74,7 @@ def test_table_shows_rates_and_who_is_missing() -> None:
     assert "missing: third: no wheel for this Python" in text
 
 
-def test_contestants_that_saw_other_pictures_are_noted() -> None:
+def test_contestants_that_saw_other_images_are_noted() -> None:
     odd = Outcome(images=10, new_tokens=600, visual_tokens=500, wall_s=1.0, precision="INT4")
 
     text = tables(results_of([a_run("ours", 0, 60.0), Run(0, "theirs", odd, 0.0, 0.0, 0.0)]))
@@ -83,12 +83,12 @@ def test_contestants_that_saw_other_pictures_are_noted() -> None:
     assert f"note: an image of theirs: 50 visual tokens and 60 new ones, of ours: {ours}" in text
 
 
-def test_a_contestant_that_captioned_fewer_pictures_is_noted() -> None:
+def test_a_contestant_that_captioned_fewer_images_is_noted() -> None:
     slow = Outcome(images=5, new_tokens=320, visual_tokens=500, wall_s=60.0, precision="fp32")
 
     text = tables(results_of([a_run("ours", 0, 60.0), Run(0, "theirs", slow, 0.0, 0.0, 0.0)]))
 
-    assert "note: theirs captioned 5 pictures of 10" in text
+    assert "note: theirs captioned 5 images of 10" in text
     assert "an image of theirs" not in text
 
 
@@ -125,7 +125,7 @@ def test_a_peer_that_fails_while_it_runs_is_named_and_the_others_go_on(
 
     monkeypatch.setattr(Benchmark, "_run", run)
     monkeypatch.setattr(Benchmark, "_ceilings", lambda _: {"int8_gops": 1.0})
-    monkeypatch.setattr(Benchmark, "_mean_picture", lambda *_: PictureSize(4, 2, 8))
+    monkeypatch.setattr(Benchmark, "_mean_image", lambda *_: ImageSize(4, 2, 8))
     (tmp_path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
     benchmark = Benchmark(tmp_path, tmp_path, TASK, missing={})
 
@@ -164,7 +164,7 @@ def test_arithmetic_of_a_model_of_ones_can_be_counted_by_hand() -> None:
     # Decoder, 3 + 2 - 1 tokens: products 4 · (2 + 2 + 3), attention 2 · (1 + 2 + 3 + 4), head 2 · 10.
     products = (4 + 24 + 32 + 20) + (28 + 20 + 20)
 
-    assert arithmetic_ops(CONFIG, PictureSize(patches=4, prompt_tokens=3, new_tokens=2)) == 2 * products
+    assert arithmetic_ops(CONFIG, ImageSize(patches=4, prompt_tokens=3, new_tokens=2)) == 2 * products
 
 
 @pytest.mark.parametrize("output", ["", "loading …\n", '{"images": 1}', "[1]"])

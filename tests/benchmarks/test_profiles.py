@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from profiles import MOST_LOST, Row, Scenes, measure
+from profiles import MAX_LOST, Row, Scenes, measure
 
 from batchcap.config import Profile
 from batchcap.demo.evaluate import examples
@@ -48,4 +48,4 @@ def test_what_profiles_cost(scenes: Scenes, tmp_path: Path, monkeypatch: pytest.
     default = rows[Precision.INT4, Profile.AUTO]
     assert default.exact > 0.9
     for row in rows.values():
-        assert default.exact - row.exact <= MOST_LOST, row
+        assert default.exact - row.exact <= MAX_LOST, row

@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=150)
+    parser.add_argument("--images", type=int, default=150)
     parser.add_argument("--lock-rounds", type=int, default=50)
     arguments = parser.parse_args()
     runs, struck, losses = Counter[str](), Counter[str](), Counter[str]()
@@ -37,7 +37,7 @@ def main() -> None:
         work = Path(folder)
         checkpoint = make_checkpoint(work / "checkpoint")
         bundle = export_bundle(str(checkpoint), work / "bundle", ExportOptions(context=1024))
-        job = uninterrupted_job(work / "job", bundle, arguments.pictures, arguments.pictures // 2)
+        job = uninterrupted_job(work / "job", bundle, arguments.images, arguments.images // 2)
         for number in range(arguments.runs):
             fault = FAULTS[number % len(FAULTS)]
             runs[fault.name] += 1

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def small_job(tiny_bundle_int4: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return uninterrupted_job(tmp_path_factory.mktemp("chaos"), tiny_bundle_int4, pictures=50, parquet_rows=30)
+    return uninterrupted_job(tmp_path_factory.mktemp("chaos"), tiny_bundle_int4, images=50, parquet_rows=30)
 
 
 SHORT = (

@@ -22,10 +22,10 @@ from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.export import export_bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.compat.scenes import BUNDLE, INPUTS, JOBS, ROOT, Scene
-from tests.e2e.inputs import write_parquet, write_pictures
+from tests.e2e.inputs import write_images, write_parquet
 from tests.e2e.process import Process, durable_rows, run
 
-PICTURES, PARQUET_ROWS = 20, 12
+IMAGES, PARQUET_ROWS = 20, 12
 SHAPE = Shape(layers=2, hidden=64, heads=2, kv_heads=1, intermediate=128, vision_depth=2, vision_hidden=32,
               vision_heads=2, levels=(0, 1))  # fmt: skip
 # What is of one process or one machine, and no part of a job.
@@ -39,7 +39,7 @@ def main() -> None:
     shutil.rmtree(ROOT, ignore_errors=True)
     ROOT.mkdir(parents=True)
     bundle = export_bundle(str(make_checkpoint(ROOT / "checkpoint", SHAPE)), ROOT / BUNDLE, ExportOptions(context=1024))
-    write_pictures(ROOT / INPUTS / "images", PICTURES)
+    write_images(ROOT / INPUTS / "images", IMAGES)
     write_parquet(ROOT / INPUTS / "rows.parquet", PARQUET_ROWS)
     for scene in JOBS:
         make_job(scene)

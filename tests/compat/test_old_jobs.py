@@ -21,7 +21,7 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import part_is_complete
 from batchcap.store.place import Place
-from batchcap.store.shard_state import ended_rows
+from batchcap.store.shard_state import finished_rows
 from tests.compat.scenes import BUNDLE, INPUTS, JOBS, ROOT, Scene
 from tests.e2e.command import batchcap
 from tests.e2e.process import leftovers, read_summary, run, snapshot
@@ -49,7 +49,7 @@ class Past:
         with closing(Journal.open(folder.journal_path)) as journal:
             for shard in journal.shards():
                 has_part = part_is_complete(folder.part_path(shard.seq), shard)
-                for _index, row in ended_rows(folder, journal, shard, has_part=has_part):
+                for _index, row in finished_rows(folder, journal, shard, has_part=has_part):
                     captions = [answer.caption for answer in row.answers]
                     captions += [None] * (len(names or [""]) - len(captions))
                     found[row.id] = [*captions, row.status]
@@ -93,7 +93,7 @@ def test_a_job_folder_is_read_and_nothing_in_it_changes(past: Past, scene: Scene
     status = read_status(past.output(scene))
     assert status.total_rows == {1: 12 if scene.inputs[0] == "rows.parquet" else 21, 2: 33}[len(scene.inputs)]
     assert (status.remaining == 0) == (scene.kill_after is None)
-    assert status.tally.rows >= (0 if scene.retry else scene.kill_after or 0)
+    assert status.counts.rows >= (0 if scene.retry else scene.kill_after or 0)
     assert batchcap("status", past.output(scene)).returncode == 0
     page = past.root / "page.html"
     done = batchcap("report", past.output(scene), "--to", page)
@@ -160,5 +160,7 @@ def test_a_job_file_means_what_it_meant(data: Path) -> None:
     for name, content in expected.items():
         config = load_job_file(folder / name)
         given = content.pop("given")
+        limits = content["limits"]
+        limits["image_timeout_s"] = limits.pop("picture_timeout_s")  # its name when the file was written
         assert json.loads(json.dumps(config.to_dict())) == content
-        assert sorted(config.given or ()) == given
+        assert sorted(config.explicit or ()) == given

@@ -1,4 +1,4 @@
-"""What transformers says: features and greedy captions of the reference model, one picture at a time."""
+"""What transformers says: features and greedy captions of the reference model, one image at a time."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from batchcap.model.prompt import PromptTemplate
 
 @dataclass
 class Reference:
-    """The reference model of a checkpoint, and pictures of random patches for it."""
+    """The reference model of a checkpoint, and images of random patches for it."""
 
     model: Qwen3VLForConditionalGeneration
 
@@ -21,7 +21,7 @@ class Reference:
     def load(cls, checkpoint: Path) -> "Reference":
         return cls(Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval())
 
-    def picture(self, grid: tuple[int, int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def image(self, grid: tuple[int, int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Random patches [P, values] and their grid [1, 3] for so many visual tokens down and across."""
         generator = torch.Generator().manual_seed(seed)
         vision = self.model.config.vision_config
@@ -31,7 +31,7 @@ class Reference:
 
     @torch.no_grad()
     def features(self, index: int, grid: tuple[int, int], seed: int) -> Features:
-        pixels, thw = self.picture(grid, seed)
+        pixels, thw = self.image(grid, seed)
         out = self.model.model.get_image_features(pixels, thw)
         embeds = torch.cat(list(out.pooler_output)).numpy()
         levels = [torch.cat(list(one)) if isinstance(one, (tuple, list)) else one for one in out.deepstack_features]
@@ -47,7 +47,7 @@ class Reference:
         self, prompt: PromptTemplate, grid: tuple[int, int], seed: int, new_tokens: int, **options: float
     ) -> list[int]:
         """Greedy ids up to and without the stop token."""
-        pixels, thw = self.picture(grid, seed)
+        pixels, thw = self.image(grid, seed)
         ids = self.input_ids(prompt, grid)
         out = self.model.generate(
             input_ids=ids,

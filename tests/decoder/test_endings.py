@@ -8,7 +8,7 @@ import pytest
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason, Verdict
-from batchcap.decoder.scheduler import Decoder, DecoderPlacement
+from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
 from batchcap.decoder.session import DecoderOutputs
 from batchcap.decoder.verdict import MIN_LOOP_TOKENS
 from batchcap.model.bundle import Bundle
@@ -19,7 +19,7 @@ GRIDS = [(2, 2), (3, 5), (5, 3), (1, 6), (4, 4), (2, 3), (6, 2), (3, 3), (2, 7),
 LOOP_START, LOOP_CYCLE = "A cat on a mat.", " and a dog"
 
 
-def picture(bundle: Bundle, index: int) -> Features:
+def image(bundle: Bundle, index: int) -> Features:
     """Random features, of another size for each index."""
     grid = GRIDS[index % len(GRIDS)]
     random = np.random.default_rng(index)
@@ -29,10 +29,10 @@ def picture(bundle: Bundle, index: int) -> Features:
     return Features(index, embeds, deepstack, grid, 0, 0, "", 0.0, 0.0)
 
 
-def make_decoder(bundle: Bundle, slots: int = 4, *, thinks: bool = False, **options: float) -> Decoder:
+def make_decoder(bundle: Bundle, slots: int = 4, *, thinks: bool = False, **options: float) -> ContinuousBatcher:
     generation = GenerationConfig(prompt=TEXT, **{"max_new_tokens": 24, **options})  # type: ignore[arg-type]
     prompt = dataclasses.replace(PromptTemplate.from_bundle(bundle, TEXT), opens_thinking=thinks)
-    return Decoder(bundle, [prompt], generation, DecoderPlacement(slots, 1, 16))
+    return ContinuousBatcher(bundle, [prompt], generation, DecoderPlacement(slots, 1, 16))
 
 
 def with_stop(bundle: Bundle, *tokens: int) -> Bundle:
@@ -40,7 +40,7 @@ def with_stop(bundle: Bundle, *tokens: int) -> Bundle:
     return dataclasses.replace(bundle, geometry=dataclasses.replace(bundle.geometry, tokens=ids))
 
 
-def drain(decoder: Decoder) -> dict[int, Caption]:
+def drain(decoder: ContinuousBatcher) -> dict[int, Caption]:
     done = {}
     while decoder.active:
         done |= {caption.index: caption for caption in decoder.step()}
@@ -49,7 +49,7 @@ def drain(decoder: Decoder) -> dict[int, Caption]:
 
 def caption(bundle: Bundle, index: int, **options: float) -> Caption:
     decoder = make_decoder(bundle, slots=1, **options)
-    decoder.admit(picture(bundle, index), f"row-{index}")
+    decoder.add_request(image(bundle, index), f"row-{index}")
     return drain(decoder)[index]
 
 
@@ -76,7 +76,7 @@ def test_stop_token(tiny_bundle_fp32: Bundle, place: int) -> None:
 def test_shortest_captions(tiny_bundle_fp32: Bundle, limit: int) -> None:
     decoder = make_decoder(with_stop(tiny_bundle_fp32), max_new_tokens=limit)
     for index in range(4):
-        decoder.admit(picture(tiny_bundle_fp32, index), f"row-{index}")
+        decoder.add_request(image(tiny_bundle_fp32, index), f"row-{index}")
     captions = drain(decoder)
     assert sorted(captions) == [0, 1, 2, 3]
     assert all(len(one.token_ids) == limit for one in captions.values())
@@ -92,7 +92,7 @@ def scripted(bundle: Bundle, tokens: list[int], **options: bool) -> Caption:
         return DecoderOutputs(np.full((16, 1), next(script), np.int64), None)
 
     decoder._slots.prefill = decoder._slots.step = say  # type: ignore[method-assign]
-    decoder.admit(picture(bundle, 0), "row")
+    decoder.add_request(image(bundle, 0), "row")
     return drain(decoder)[0]
 
 
@@ -147,10 +147,10 @@ def test_thoughts(tiny_bundle_fp32: Bundle, way: str) -> None:
 def test_slots_are_freed_at_once_and_counted(tiny_bundle_int4: Bundle) -> None:
     decoder = make_decoder(tiny_bundle_int4, slots=3)
     for index in range(3):
-        decoder.admit(picture(tiny_bundle_int4, index), f"row-{index}")
+        decoder.add_request(image(tiny_bundle_int4, index), f"row-{index}")
         assert (decoder.free_slots, decoder.active) == (2 - index, index + 1)
     with pytest.raises(ValueError, match="no slot is free"):
-        decoder.admit(picture(tiny_bundle_int4, 3), "row-3")
+        decoder.add_request(image(tiny_bundle_int4, 3), "row-3")
     drain(decoder)
     assert (decoder.free_slots, decoder.active) == (3, 0)
     assert decoder.step() == []
@@ -173,7 +173,7 @@ def test_closing_gaps_changes_nothing(name: str, options: dict[str, float], requ
     for burst in (range(10), range(10, 12), range(12, 20)):
         for index in burst:
             if many.free_slots:
-                many.admit(picture(bundle, index), f"row-{index}")
+                many.add_request(image(bundle, index), f"row-{index}")
         while many.active > 3:
             found |= {one.index: one for one in many.step()}
     found |= drain(many)
@@ -188,10 +188,10 @@ def test_closing_gaps_changes_nothing(name: str, options: dict[str, float], requ
 
 def test_too_many_visual_tokens_are_refused(tiny_bundle_fp32: Bundle) -> None:
     decoder = make_decoder(tiny_bundle_fp32)
-    features = picture(tiny_bundle_fp32, 0)
+    features = image(tiny_bundle_fp32, 0)
     large = dataclasses.replace(features, embeds=np.zeros((17, features.embeds.shape[1]), np.float32), grid=(1, 17))
     with pytest.raises(ValueError, match="17 visual tokens"):
-        decoder.admit(large, "large")
+        decoder.add_request(large, "large")
     assert decoder.active == 0
 
 

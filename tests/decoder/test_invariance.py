@@ -8,7 +8,7 @@ import pytest
 
 from batchcap.core.records import Float32Array
 from batchcap.decoder import invariance
-from batchcap.decoder.invariance import LARGEST_BATCH, find_row_tile, rows_stay_equal
+from batchcap.decoder.invariance import MAX_BATCH, find_batch_multiple, rows_stay_equal
 
 
 class KernelProbe:
@@ -34,11 +34,11 @@ class RestlessProbe(KernelProbe):
         return np.array([self.runs], np.float32)
 
 
-@pytest.mark.parametrize(("kernel", "expected"), [(1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (5, LARGEST_BATCH)])
+@pytest.mark.parametrize(("kernel", "expected"), [(1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (5, MAX_BATCH)])
 def test_finds_the_kernels_tile(kernel: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KernelProbe, "tile", kernel)
     monkeypatch.setattr(invariance, "_Probe", KernelProbe)
-    assert find_row_tile(None, None) == expected  # type: ignore[arg-type]
+    assert find_batch_multiple(None, None) == expected  # type: ignore[arg-type]
 
 
 def test_one_row_left_over_beside_many_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_one_row_left_over_beside_many_is_noticed(monkeypatch: pytest.MonkeyPatc
             return np.array([1e-7 if size > 4 and size % 4 == 1 and place == size - 1 else 0.0], np.float32)
 
     monkeypatch.setattr(invariance, "_Probe", Odd)
-    assert find_row_tile(None, None) == 2  # type: ignore[arg-type]
+    assert find_batch_multiple(None, None) == 2  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("kernel", "padded", "expected"), [(4, 4, True), (4, 2, False), (1, 1, True), (8, 4, False)])
@@ -64,5 +64,5 @@ def test_padded_batches_of_all_sizes_are_compared(
 def test_no_tile_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(invariance, "_Probe", RestlessProbe)
     with caplog.at_level(logging.WARNING):
-        assert find_row_tile(None, None) == LARGEST_BATCH  # type: ignore[arg-type]
+        assert find_batch_multiple(None, None) == MAX_BATCH  # type: ignore[arg-type]
     assert "may depend on the captions decoded beside it" in caplog.text

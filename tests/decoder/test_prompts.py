@@ -1,4 +1,4 @@
-"""Several prompts a picture: each caption is bit for bit what its prompt alone gives, and the picture is read once."""
+"""Several prompts an image: each caption is bit for bit what its prompt alone gives, and the image is read once."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ import pytest
 from batchcap.config import GenerationConfig, Prompt
 from batchcap.core.records import Caption, Features, FinishReason, Float32Array
 from batchcap.decoder import scheduler
-from batchcap.decoder.invariance import LARGEST_BATCH, TILES, find_row_tile, warn_if_a_split_shows
+from batchcap.decoder.invariance import MAX_BATCH, TILES, find_batch_multiple, warn_if_a_split_shows
 from batchcap.decoder.load import OpenedDecoder
-from batchcap.decoder.scheduler import Decoder, DecoderPlacement
+from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.model.bundle import Bundle
@@ -36,69 +36,69 @@ def reference(tiny_checkpoint: Path) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def pictures(reference: Reference) -> list[Features]:
+def images(reference: Reference) -> list[Features]:
     return [reference.features(index, grid, seed=index) for index, grid in enumerate(GRIDS)]
 
 
-def make_decoder(bundle: Bundle, prompts: Iterable[Prompt], slots: int = 4, **options: Any) -> Decoder:
+def make_decoder(bundle: Bundle, prompts: Iterable[Prompt], slots: int = 4, **options: Any) -> ContinuousBatcher:
     generation = GenerationConfig(max_new_tokens=NEW_TOKENS, loop_stop=False, **options)
     templates = PromptTemplate.all_from_bundle(bundle, list(prompts))
-    return Decoder(bundle, templates, generation, DecoderPlacement(slots, 1, max_visual_tokens=36))
+    return ContinuousBatcher(bundle, templates, generation, DecoderPlacement(slots, 1, max_visual_tokens=36))
 
 
-def caption_all(decoder: Decoder, pictures: Iterable[Features]) -> dict[tuple[int, int], Caption]:
+def caption_all(decoder: ContinuousBatcher, images: Iterable[Features]) -> dict[tuple[int, int], Caption]:
     """Captions by row and prompt."""
-    waiting = list(pictures)
+    waiting = list(images)
     done: dict[tuple[int, int], Caption] = {}
     while waiting or decoder.active:
         while waiting and decoder.free_slots:
             features = waiting.pop(0)
-            decoder.admit(features, f"row-{features.index}")
+            decoder.add_request(features, f"row-{features.index}")
         for caption in decoder.step():
             assert (caption.index, caption.prompt) not in done
             done[caption.index, caption.prompt] = caption
     return done
 
 
-def each_alone(bundle: Bundle, pictures: list[Features], **options: Any) -> dict[tuple[int, int], tuple[int, ...]]:
+def each_alone(bundle: Bundle, images: list[Features], **options: Any) -> dict[tuple[int, int], tuple[int, ...]]:
     return {
         (index, place): caption.token_ids
         for place, prompt in enumerate(ASKED)
-        for (index, _only), caption in caption_all(make_decoder(bundle, [prompt], 1, **options), pictures).items()
+        for (index, _only), caption in caption_all(make_decoder(bundle, [prompt], 1, **options), images).items()
     }
 
 
 @pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name", BUNDLES)
 def test_asked_together_or_alone(
-    name: str, options: dict[str, float], pictures: list[Features], request: pytest.FixtureRequest
+    name: str, options: dict[str, float], images: list[Features], request: pytest.FixtureRequest
 ) -> None:
     bundle = request.getfixturevalue(name)
-    expected = each_alone(bundle, pictures, **options)
-    assert len(set(expected.values())) > len(expected) * 2 / 3, "prompts and pictures must matter, or this can't fail"
+    expected = each_alone(bundle, images, **options)
+    assert len(set(expected.values())) > len(expected) * 2 / 3, "prompts and images must matter, or this can't fail"
     for slots in (1, 2, 4, 11):
-        found = caption_all(make_decoder(bundle, ASKED, slots, **options), pictures)
+        found = caption_all(make_decoder(bundle, ASKED, slots, **options), images)
         assert {place: caption.token_ids for place, caption in found.items()} == expected, f"{slots} slots"
 
 
-def test_the_order_of_the_prompts_changes_no_caption(tiny_bundle_int4: Bundle, pictures: list[Features]) -> None:
-    found = caption_all(make_decoder(tiny_bundle_int4, ASKED[::-1], **SAMPLED), pictures)
-    expected = each_alone(tiny_bundle_int4, pictures, **SAMPLED)
+def test_the_order_of_the_prompts_changes_no_caption(tiny_bundle_int4: Bundle, images: list[Features]) -> None:
+    found = caption_all(make_decoder(tiny_bundle_int4, ASKED[::-1], **SAMPLED), images)
+    expected = each_alone(tiny_bundle_int4, images, **SAMPLED)
     assert {(index, 2 - place): caption.token_ids for (index, place), caption in found.items()} == expected
 
 
-def test_the_name_is_part_of_the_draws(tiny_bundle_fp32: Bundle, pictures: list[Features]) -> None:
+def test_the_name_is_part_of_the_draws(tiny_bundle_fp32: Bundle, images: list[Features]) -> None:
     twice = [Prompt("Describe.", "one"), Prompt("Describe.", "other")]
-    found = caption_all(make_decoder(tiny_bundle_fp32, twice, temperature=1.0), pictures[:2])
+    found = caption_all(make_decoder(tiny_bundle_fp32, twice, temperature=1.0), images[:2])
     assert found[0, 0].token_ids != found[0, 1].token_ids
-    greedy = caption_all(make_decoder(tiny_bundle_fp32, twice), pictures[:2])
+    greedy = caption_all(make_decoder(tiny_bundle_fp32, twice), images[:2])
     assert greedy[0, 0].token_ids == greedy[0, 1].token_ids
 
 
 def test_fp32_captions_equal_transformers(
-    tiny_bundle_fp32: Bundle, reference: Reference, pictures: list[Features]
+    tiny_bundle_fp32: Bundle, reference: Reference, images: list[Features]
 ) -> None:
-    found = caption_all(make_decoder(tiny_bundle_fp32, ASKED), pictures)
+    found = caption_all(make_decoder(tiny_bundle_fp32, ASKED), images)
     for place, prompt in enumerate(ASKED):
         template = PromptTemplate.from_bundle(tiny_bundle_fp32, prompt.text)
         for index, grid in enumerate(GRIDS):
@@ -121,46 +121,46 @@ def prefilled_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("slots", [1, 4])
-def test_the_picture_is_prefilled_once(
-    tiny_bundle_fp32: Bundle, pictures: list[Features], monkeypatch: pytest.MonkeyPatch, slots: int
+def test_the_image_is_prefilled_once(
+    tiny_bundle_fp32: Bundle, images: list[Features], monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
     decoder = make_decoder(tiny_bundle_fp32, ASKED, slots)
     tokens = prefilled_tokens(monkeypatch)
-    caption_all(decoder, [pictures[3]])
+    caption_all(decoder, [images[3]])
     assert len(tokens) == 1 + len(ASKED)
     visual = GRIDS[3][0] * GRIDS[3][1]
     templates = PromptTemplate.all_from_bundle(tiny_bundle_fp32, ASKED)
     assert [tokens[0] + rest for rest in tokens[1:]] == [visual + one.text_tokens for one in templates]
-    # All of the picture but what is cut off to whole tiles.
-    assert tokens[0] > len(templates[0].prefix_ids) + visual - LARGEST_BATCH
+    # All of the image but what is cut off to whole tiles.
+    assert tokens[0] > len(templates[0].prefix_ids) + visual - MAX_BATCH
 
 
 def test_one_prompt_is_prefilled_in_one_pass(
-    tiny_bundle_fp32: Bundle, pictures: list[Features], monkeypatch: pytest.MonkeyPatch
+    tiny_bundle_fp32: Bundle, images: list[Features], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = make_decoder(tiny_bundle_fp32, ASKED[:1])
     tokens = prefilled_tokens(monkeypatch)
-    caption_all(decoder, pictures[:2])
+    caption_all(decoder, images[:2])
     assert len(tokens) == 2
 
 
 def test_nothing_is_shared_where_the_template_writes_the_text_first(
-    tiny_bundle_fp32: Bundle, pictures: list[Features]
+    tiny_bundle_fp32: Bundle, images: list[Features]
 ) -> None:
     templates = PromptTemplate.all_from_bundle(tiny_bundle_fp32, ASKED)
     first = [dataclasses.replace(one, prefix_ids=one.prefix_ids + one.suffix_ids[1:4]) for one in templates]
     generation = GenerationConfig(max_new_tokens=4, loop_stop=False)
     placement = DecoderPlacement(4, 1, max_visual_tokens=36)
-    found = caption_all(Decoder(tiny_bundle_fp32, first, generation, placement), pictures)
+    found = caption_all(ContinuousBatcher(tiny_bundle_fp32, first, generation, placement), images)
     for place, one in enumerate(first):
-        alone = caption_all(Decoder(tiny_bundle_fp32, [one], generation, placement), pictures)
-        for index in range(len(pictures)):
+        alone = caption_all(ContinuousBatcher(tiny_bundle_fp32, [one], generation, placement), images)
+        for index in range(len(images)):
             assert found[index, place].token_ids == alone[index, 0].token_ids
 
 
-def test_short_captions_do_not_wait_for_long_ones(tiny_bundle_fp32: Bundle, pictures: list[Features]) -> None:
-    """A slot whose caption has ended takes the next picture while the long one beside it goes on."""
-    alone = caption_all(make_decoder(tiny_bundle_fp32, ASKED), pictures)
+def test_short_captions_do_not_wait_for_long_ones(tiny_bundle_fp32: Bundle, images: list[Features]) -> None:
+    """A slot whose caption has ended takes the next image while the long one beside it goes on."""
+    alone = caption_all(make_decoder(tiny_bundle_fp32, ASKED), images)
     # A token that ends some captions early, and one of them never.
     ids = {place: caption.token_ids for place, caption in alone.items()}
     counts = {token: sum(token in one[:4] for one in ids.values()) for one in ids.values() for token in one}
@@ -175,13 +175,13 @@ def test_short_captions_do_not_wait_for_long_ones(tiny_bundle_fp32: Bundle, pict
     bundle = dataclasses.replace(tiny_bundle_fp32, geometry=geometry)
 
     decoder = make_decoder(bundle, ASKED, slots=2)
-    waiting, ended, steps = list(pictures), [], 0
+    waiting, ended, steps = list(images), [], 0
     while waiting or decoder.active:
         while waiting and decoder.free_slots:
-            decoder.admit(waiting[0], f"row-{waiting.pop(0).index}")
+            decoder.add_request(waiting[0], f"row-{waiting.pop(0).index}")
         ended += decoder.step()
         steps += 1
-    assert len(ended) == len(pictures) * len(ASKED)
+    assert len(ended) == len(images) * len(ASKED)
     reasons = [caption.finish_reason for caption in ended]
     assert {FinishReason.STOP, FinishReason.LENGTH} <= set(reasons)
     # Steps in which rows had to be computed, if the two slots were never idle while anything waited.
@@ -191,14 +191,14 @@ def test_short_captions_do_not_wait_for_long_ones(tiny_bundle_fp32: Bundle, pict
     assert order != sorted(order), "a later caption has ended before an earlier one"
 
 
-def test_a_row_that_is_given_up_leaves_its_slots(tiny_bundle_fp32: Bundle, pictures: list[Features]) -> None:
+def test_a_row_that_is_given_up_leaves_its_slots(tiny_bundle_fp32: Bundle, images: list[Features]) -> None:
     decoder = make_decoder(tiny_bundle_fp32, ASKED, slots=2)
-    decoder.admit(pictures[0], "row-0")
+    decoder.add_request(images[0], "row-0")
     assert (decoder.free_slots, decoder.active, decoder.can_go_on) == (0, 3, False)
-    decoder.give_up(0)
+    decoder.abort(0)
     assert (decoder.free_slots, decoder.active) == (2, 0)
-    found = caption_all(decoder, pictures[1:2])
-    alone = caption_all(make_decoder(tiny_bundle_fp32, ASKED), pictures[1:2])
+    found = caption_all(decoder, images[1:2])
+    alone = caption_all(make_decoder(tiny_bundle_fp32, ASKED), images[1:2])
     assert {place: one.token_ids for place, one in found.items()} == {
         place: one.token_ids for place, one in alone.items()
     }
@@ -210,7 +210,7 @@ def test_this_cpu_splits_without_a_trace(
 ) -> None:
     bundle = request.getfixturevalue(name)
     session = DecoderSession(bundle.decoder_path, bundle.geometry, 1)
-    warn_if_a_split_shows(session, bundle.geometry, find_row_tile(session, bundle.geometry))
+    warn_if_a_split_shows(session, bundle.geometry, find_batch_multiple(session, bundle.geometry))
     assert not caplog.records
 
 
@@ -220,7 +220,7 @@ def test_a_split_is_never_inside_a_row_tile(tiny_bundle_fp32: Bundle, tile: int)
     opened = OpenedDecoder(DecoderSession(tiny_bundle_fp32.decoder_path, tiny_bundle_fp32.geometry, 1), tile)
     templates = PromptTemplate.all_from_bundle(tiny_bundle_fp32, list(ASKED))
     placement = DecoderPlacement(4, 1, max_visual_tokens=36)
-    decoder = Decoder(tiny_bundle_fp32, templates, GenerationConfig(max_new_tokens=4), placement, opened)
+    decoder = ContinuousBatcher(tiny_bundle_fp32, templates, GenerationConfig(max_new_tokens=4), placement, opened)
     common = scheduler._common_suffix(templates)
     assert common is not None
     step = max(2, tile)

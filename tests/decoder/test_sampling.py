@@ -61,7 +61,9 @@ def reference_shares(logits: Float32Array, prompt: list[int], options: dict[str,
 def test_shares_equal_transformers(seed: int, **options: float) -> None:
     logits, prompt = random_logits(seed), [3, 3, 17, 25]
     sampler = make_sampler(prompt=prompt, **options)
-    np.testing.assert_allclose(sampler.shares(logits), reference_shares(logits, prompt, options), atol=SHARE_TOLERANCE)
+    np.testing.assert_allclose(
+        sampler.probabilities(logits), reference_shares(logits, prompt, options), atol=SHARE_TOLERANCE
+    )
 
 
 def test_draws_have_the_right_shares() -> None:

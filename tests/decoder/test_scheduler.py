@@ -9,7 +9,7 @@ import pytest
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason
-from batchcap.decoder.scheduler import Decoder, DecoderPlacement
+from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 from tests.decoder.reference import Reference, zeroed
@@ -24,25 +24,25 @@ def reference(tiny_checkpoint: Path) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def pictures(reference: Reference) -> list[Features]:
+def images(reference: Reference) -> list[Features]:
     return [reference.features(index, grid, seed=index) for index, grid in enumerate(GRIDS)]
 
 
 def make_decoder(
     bundle: Bundle, slots: int = 4, threads: int = 1, text: str = "Describe this image.", **options: float
-) -> Decoder:
+) -> ContinuousBatcher:
     generation = GenerationConfig(prompt=text, max_new_tokens=NEW_TOKENS, loop_stop=False, **options)  # type: ignore[arg-type]
     prompt = PromptTemplate.from_bundle(bundle, text)
-    return Decoder(bundle, [prompt], generation, DecoderPlacement(slots, threads, max_visual_tokens=36))
+    return ContinuousBatcher(bundle, [prompt], generation, DecoderPlacement(slots, threads, max_visual_tokens=36))
 
 
-def caption_all(decoder: Decoder, pictures: Iterable[Features]) -> dict[int, Caption]:
-    waiting = list(pictures)
+def caption_all(decoder: ContinuousBatcher, images: Iterable[Features]) -> dict[int, Caption]:
+    waiting = list(images)
     done: dict[int, Caption] = {}
     while waiting or decoder.active:
         while waiting and decoder.free_slots:
             features = waiting.pop(0)
-            decoder.admit(features, f"row-{features.index}")
+            decoder.add_request(features, f"row-{features.index}")
         for caption in decoder.step():
             assert caption.index not in done
             done[caption.index] = caption
@@ -54,61 +54,61 @@ def ids_of(captions: dict[int, Caption]) -> dict[int, tuple[int, ...]]:
 
 
 def test_fp32_captions_equal_transformers(
-    tiny_bundle_fp32: Bundle, reference: Reference, pictures: list[Features]
+    tiny_bundle_fp32: Bundle, reference: Reference, images: list[Features]
 ) -> None:
-    captions = caption_all(make_decoder(tiny_bundle_fp32), pictures)
+    captions = caption_all(make_decoder(tiny_bundle_fp32), images)
     prompt = PromptTemplate.from_bundle(tiny_bundle_fp32, "Describe this image.")
     expected = {
         index: tuple(reference.caption_ids(prompt, grid, seed=index, new_tokens=NEW_TOKENS))
         for index, grid in enumerate(GRIDS)
     }
     assert ids_of(captions) == expected
-    assert len(set(expected.values())) > len(GRIDS) // 2, "the pictures must matter, or this test can't fail"
+    assert len(set(expected.values())) > len(GRIDS) // 2, "the images must matter, or this test can't fail"
 
 
 def test_repetition_penalty_equals_transformers(
-    tiny_bundle_fp32: Bundle, reference: Reference, pictures: list[Features]
+    tiny_bundle_fp32: Bundle, reference: Reference, images: list[Features]
 ) -> None:
-    captions = caption_all(make_decoder(tiny_bundle_fp32, repetition_penalty=1.3), pictures[:4])
+    captions = caption_all(make_decoder(tiny_bundle_fp32, repetition_penalty=1.3), images[:4])
     prompt = PromptTemplate.from_bundle(tiny_bundle_fp32, "Describe this image.")
     for index, grid in enumerate(GRIDS[:4]):
         expected = reference.caption_ids(prompt, grid, index, NEW_TOKENS, repetition_penalty=1.3)
         assert list(captions[index].token_ids) == expected
 
 
-def test_deepstack_matters(tiny_bundle_fp32: Bundle, pictures: list[Features]) -> None:
-    with_levels = ids_of(caption_all(make_decoder(tiny_bundle_fp32), pictures))
-    without = ids_of(caption_all(make_decoder(tiny_bundle_fp32), [zeroed(one) for one in pictures]))
+def test_deepstack_matters(tiny_bundle_fp32: Bundle, images: list[Features]) -> None:
+    with_levels = ids_of(caption_all(make_decoder(tiny_bundle_fp32), images))
+    without = ids_of(caption_all(make_decoder(tiny_bundle_fp32), [zeroed(one) for one in images]))
     assert all(with_levels[index] != without[index] for index in with_levels)
 
 
 @pytest.mark.parametrize("bundle_name", ["tiny_bundle_fp32", "tiny_bundle_int8", "tiny_bundle_int4"])
 def test_a_caption_depends_on_nothing_beside_it(
-    bundle_name: str, pictures: list[Features], request: pytest.FixtureRequest
+    bundle_name: str, images: list[Features], request: pytest.FixtureRequest
 ) -> None:
     bundle = request.getfixturevalue(bundle_name)
     expected = {}
-    for features in pictures:
+    for features in images:
         expected |= ids_of(caption_all(make_decoder(bundle, slots=1), [features]))
     for slots, threads in ((1, 2), (2, 1), (3, 2), (5, 1), (8, 2)):
-        order = list(np.random.default_rng(slots).permutation(len(pictures)))
-        captions = caption_all(make_decoder(bundle, slots, threads), [pictures[place] for place in order])
+        order = list(np.random.default_rng(slots).permutation(len(images)))
+        captions = caption_all(make_decoder(bundle, slots, threads), [images[place] for place in order])
         assert ids_of(captions) == expected, f"{slots} slots, {threads} threads"
 
 
-def test_sampling_is_seeded_by_row(tiny_bundle_fp32: Bundle, pictures: list[Features]) -> None:
+def test_sampling_is_seeded_by_row(tiny_bundle_fp32: Bundle, images: list[Features]) -> None:
     options = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
-    first = ids_of(caption_all(make_decoder(tiny_bundle_fp32, slots=1, **options), pictures))
-    again = ids_of(caption_all(make_decoder(tiny_bundle_fp32, slots=5, **options), reversed(pictures)))
-    other = ids_of(caption_all(make_decoder(tiny_bundle_fp32, seed=1, **options), pictures))
-    greedy = ids_of(caption_all(make_decoder(tiny_bundle_fp32), pictures))
+    first = ids_of(caption_all(make_decoder(tiny_bundle_fp32, slots=1, **options), images))
+    again = ids_of(caption_all(make_decoder(tiny_bundle_fp32, slots=5, **options), reversed(images)))
+    other = ids_of(caption_all(make_decoder(tiny_bundle_fp32, seed=1, **options), images))
+    greedy = ids_of(caption_all(make_decoder(tiny_bundle_fp32), images))
     assert first == again
     assert first != other
     assert first != greedy
 
 
-def test_length_and_counts(tiny_bundle_fp32: Bundle, pictures: list[Features]) -> None:
-    captions = caption_all(make_decoder(tiny_bundle_fp32), pictures)
+def test_length_and_counts(tiny_bundle_fp32: Bundle, images: list[Features]) -> None:
+    captions = caption_all(make_decoder(tiny_bundle_fp32), images)
     prompt = PromptTemplate.from_bundle(tiny_bundle_fp32, "Describe this image.")
     for index, caption in captions.items():
         visual = GRIDS[index][0] * GRIDS[index][1]
@@ -122,4 +122,4 @@ def test_too_long_for_the_context(tiny_bundle_fp32: Bundle) -> None:
     prompt = PromptTemplate.from_bundle(tiny_bundle_fp32, "Describe this image.")
     generation = GenerationConfig(max_new_tokens=5000)
     with pytest.raises(UsageError, match="--max-new-tokens 5000"):
-        Decoder(tiny_bundle_fp32, [prompt], generation, DecoderPlacement(1, 1, 36))
+        ContinuousBatcher(tiny_bundle_fp32, [prompt], generation, DecoderPlacement(1, 1, 36))

@@ -8,7 +8,7 @@ import pytest
 
 from batchcap.core.errors import BundleError
 from batchcap.core.records import Float32Array
-from batchcap.decoder.invariance import LARGEST_BATCH, TILES, find_row_tile
+from batchcap.decoder.invariance import MAX_BATCH, TILES, find_batch_multiple
 from batchcap.decoder.kv_memory import SlotMemory
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots, kv_bytes_per_slot
@@ -39,9 +39,9 @@ class Rows:
     def prefill(self, slots: Slots, slot: int, row: int) -> Float32Array:
         embeds = self.embeds(row, 0)
         positions = np.broadcast_to(np.arange(len(embeds)), (3, len(embeds))).astype(np.int64)
-        levels = np.zeros((len(self.geometry.vision.deepstack_levels), *embeds.shape), np.float32)
-        levels[:, 2:9] = 0.5
-        return slots.prefill(slot, embeds, positions, levels).logits.copy()[0, 0]
+        deepstack = np.zeros((len(self.geometry.vision.deepstack_levels), *embeds.shape), np.float32)
+        deepstack[:, 2:9] = 0.5
+        return slots.prefill(slot, embeds, positions, deepstack).logits.copy()[0, 0]
 
     def step(self, slots: Slots, places: dict[int, int], size: int, step: int) -> dict[int, Float32Array]:
         """Decode the rows at their places (slot → row); gives each row's logits [V]."""
@@ -69,7 +69,7 @@ def equal(found: list[Float32Array], expected: list[Float32Array]) -> bool:
 def test_a_row_is_the_same_in_every_batch(name: str, threads: int, request: pytest.FixtureRequest) -> None:
     bundle = request.getfixturevalue(name)
     rows = Rows(bundle, threads)
-    tile = find_row_tile(rows.session, bundle.geometry)
+    tile = find_batch_multiple(rows.session, bundle.geometry)
     single = Rows(bundle, threads=1)
     for size in sorted({-(-count // tile) * tile for count in (1, 3, 6, 11, 16, 24)}):
         slots = rows.slots(size)
@@ -86,7 +86,7 @@ def test_a_row_is_the_same_in_every_batch(name: str, threads: int, request: pyte
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_moved_row_goes_on_as_if_it_had_stayed(name: str, request: pytest.FixtureRequest) -> None:
     rows = Rows(request.getfixturevalue(name))
-    size = LARGEST_BATCH
+    size = MAX_BATCH
     slots = rows.slots(size)
     found = [rows.prefill(slots, size - 1, 4)]
     rows.prefill(slots, 2, 7)
@@ -110,10 +110,10 @@ def test_a_slot_remembers_nothing(tiny_bundle_fp32: Bundle) -> None:
 
 def test_next_token_is_the_likeliest(tiny_bundle_int4: Bundle) -> None:
     rows = Rows(tiny_bundle_int4)
-    slots = rows.slots(LARGEST_BATCH)
-    lengths = np.zeros(LARGEST_BATCH, np.int64)
-    embeds = np.stack([rows.embeds(row, 1)[0] for row in range(LARGEST_BATCH)])
-    outputs = slots.step(LARGEST_BATCH, lengths, lengths, embeds)
+    slots = rows.slots(MAX_BATCH)
+    lengths = np.zeros(MAX_BATCH, np.int64)
+    embeds = np.stack([rows.embeds(row, 1)[0] for row in range(MAX_BATCH)])
+    outputs = slots.step(MAX_BATCH, lengths, lengths, embeds)
     assert outputs.next_token[:, 0].tolist() == outputs.logits[:, 0].argmax(-1).tolist()
     assert len(set(outputs.next_token[:, 0].tolist())) > 1
 
@@ -160,7 +160,9 @@ def test_kv_bytes(tiny_bundle_fp32: Bundle) -> None:
 
 
 def test_the_tile_is_the_same_with_any_threads(tiny_bundle_int4: Bundle) -> None:
-    found = {find_row_tile(Rows(tiny_bundle_int4, threads).session, tiny_bundle_int4.geometry) for threads in (1, 2)}
+    found = {
+        find_batch_multiple(Rows(tiny_bundle_int4, threads).session, tiny_bundle_int4.geometry) for threads in (1, 2)
+    }
     assert len(found) == 1
     assert found <= set(TILES)
 

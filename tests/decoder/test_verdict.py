@@ -67,7 +67,7 @@ def test_prose_is_no_loop(tokenizer: Tokenizer, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["very ", "0", "the cat and ", "It is a cat. It is on a mat. ", "猫和", "!"])
 def test_endless_text_is_a_loop(tokenizer: Tokenizer, text: str) -> None:
-    assert detect(tokenizer.encode("A picture of " + text * 600).ids) is not None
+    assert detect(tokenizer.encode("An image of " + text * 600).ids) is not None
 
 
 @settings(max_examples=200)

@@ -16,10 +16,10 @@ from batchcap.commands.jobfile import load_job_file
 from batchcap.commands.jobmistakes import _KEYS
 from batchcap.config import GenerationConfig, LimitConfig, PlacementConfig, Profile, VisionConfig
 from batchcap.core import errors
-from batchcap.core.records import FinishReason, Status, Tally, Verdict
+from batchcap.core.records import FinishReason, RowCounts, Status, Verdict
 from batchcap.job import recorder
 from batchcap.job.run import part_metadata_of
-from batchcap.job.summary import SUMMARY_FORMAT_VERSION, JobState, RunFigures, Summary
+from batchcap.job.summary import SUMMARY_FORMAT_VERSION, JobState, RunMetrics, Summary
 from batchcap.model import bundle
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from batchcap.store import folder, parts, stats
@@ -192,8 +192,8 @@ def test_every_word_in_a_column_is_described() -> None:
 
 
 def test_every_field_of_the_summary_is_described() -> None:
-    run = RunFigures(1, 1, 1.0, 1.0, {}, 1.0)
-    content = json.loads(Summary(JobState.COMPLETE, errors.ExitCode.COMPLETE, "", 1, Tally(), run, {}).to_json())
+    run = RunMetrics(1, 1, 1.0, 1.0, {}, 1.0)
+    content = json.loads(Summary(JobState.COMPLETE, errors.ExitCode.COMPLETE, "", 1, RowCounts(), run, {}).to_json())
     assert _names("## summary.json") == list(content)
     text = section(text_of("docs/file-formats.md"), "## summary.json")
     for name in [*content["run"], *JobState]:

@@ -10,13 +10,13 @@ import pytest
 
 from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.model.bundle import Bundle
-from tests.e2e.inputs import write_parquet, write_pictures
+from tests.e2e.inputs import write_images, write_parquet
 from tests.e2e.process import STARTED, captions, run
 from tests.shared import made_once, shared_bundle, shared_folder
 
-PICTURES, PARQUET_ROWS = 180, 80
-ROWS = PICTURES + 1 + PARQUET_ROWS
-SMALL = (70, 35)  # pictures and rows
+IMAGES, PARQUET_ROWS = 180, 80
+ROWS = IMAGES + 1 + PARQUET_ROWS
+SMALL = (70, 35)  # images and rows
 # ONNX Runtime starts in a fraction of the time that PyTorch takes; what PyTorch decides has tests of its own.
 SETTINGS = ("--max-new-tokens", "48", "--slots", "4", "--rows-per-part", "32", "--keep-columns", "label")
 SETTINGS = (*SETTINGS, "--vision-backend", "onnx")
@@ -38,10 +38,10 @@ class Job:
         return ("caption", *self.inputs, "--output", str(output), "--model", self.model, *SETTINGS, *options)
 
 
-def uninterrupted_job(folder: Path, bundle: Bundle, pictures: int, parquet_rows: int, *options: str) -> Job:
-    """A job of so many pictures and rows, run once without interruption."""
+def uninterrupted_job(folder: Path, bundle: Bundle, images: int, parquet_rows: int, *options: str) -> Job:
+    """A job of so many images and rows, run once without interruption."""
     inputs = (
-        str(write_pictures(folder / "pictures", pictures)),
+        str(write_images(folder / "pictures", images)),
         str(write_parquet(folder / "rows.parquet", parquet_rows)),
     )
     begun = Job(inputs, str(bundle.folder), pa.table({}))
@@ -68,7 +68,7 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 
 
 def _write_inputs(folder: Path) -> None:
-    write_pictures(folder / "pictures", PICTURES)
+    write_images(folder / "pictures", IMAGES)
     write_parquet(folder / "rows.parquet", PARQUET_ROWS)
 
 

@@ -1,4 +1,4 @@
-"""The inputs of the end-to-end jobs: pictures of many sizes and a Parquet file, with a few that can't be read."""
+"""The inputs of the end-to-end jobs: images of many sizes and a Parquet file, with a few that can't be read."""
 
 import io
 from pathlib import Path
@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 SEED = 11
-SHORTEST_SIDE, LONGEST_SIDE = 40, 260
+MIN_SIDE, MAX_SIDE = 40, 260
 BROKEN_EVERY = 41
 
 
-def picture(number: int) -> bytes:
-    """An encoded picture; every number gives another one, of another size and shape."""
+def image(number: int) -> bytes:
+    """An encoded image; every number gives another one, of another size and shape."""
     generator = np.random.default_rng((SEED, number))
-    width, height = (int(side) for side in generator.integers(SHORTEST_SIDE, LONGEST_SIDE, 2))
+    width, height = (int(side) for side in generator.integers(MIN_SIDE, MAX_SIDE, 2))
     image = Image.new("RGB", (width, height), tuple(int(value) for value in generator.integers(0, 256, 3)))
     draw = ImageDraw.Draw(image)
     for _shape in range(4):
@@ -30,20 +30,20 @@ def picture(number: int) -> bytes:
     return data[: len(data) // 2] if number % BROKEN_EVERY == 7 else data
 
 
-def write_pictures(folder: Path, count: int) -> Path:
-    """A folder of pictures, some of them in folders below it; a few are cut off, one is no picture at all."""
+def write_images(folder: Path, count: int) -> Path:
+    """A folder of images, some of them in folders below it; a few are cut off, one is no image at all."""
     for number in range(count):
         path = folder / f"{number % 3}" / f"{number:04d}.{'png' if number % 2 else 'jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number))
-    (folder / "text.png").write_text("no picture")
+        path.write_bytes(image(number))
+    (folder / "text.png").write_text("no image")
     return folder
 
 
 def write_parquet(path: Path, count: int) -> Path:
-    """A Parquet file of several row groups: picture bytes and a label; a few cells are null."""
+    """A Parquet file of several row groups: image bytes and a label; a few cells are null."""
     numbers = range(10_000, 10_000 + count)
-    pictures = [None if number % BROKEN_EVERY == 8 else picture(number) for number in numbers]
-    table = pa.table({"image": pa.array(pictures, pa.binary()), "label": [f"label {number}" for number in numbers]})
+    images = [None if number % BROKEN_EVERY == 8 else image(number) for number in numbers]
+    table = pa.table({"image": pa.array(images, pa.binary()), "label": [f"label {number}" for number in numbers]})
     pq.write_table(table, path, row_group_size=25)
     return path

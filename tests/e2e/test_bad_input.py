@@ -1,4 +1,4 @@
-"""What people get wrong: every mistake ends with its exit code and one message, every bad picture as one row."""
+"""What people get wrong: every mistake ends with its exit code and one message, every bad image as one row."""
 
 import io
 import json
@@ -18,13 +18,13 @@ from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.checkpoints import make_checkpoint
 from tests.e2e.command import ONNX, assert_refused, batchcap, read_rows
-from tests.manifest.hostile import damage_pages
-from tests.manifest.parquets import write_table
+from tests.inputs.hostile import damage_pages
+from tests.inputs.parquets import write_table
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder with one good picture."""
+def images(tmp_path: Path) -> Path:
+    """A folder with one good image."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     Image.new("RGB", (64, 48), (200, 30, 40)).save(folder / "good.png")
@@ -48,8 +48,8 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def write_bad_pictures(folder: Path) -> dict[str, str | None]:
-    """Pictures of every kind of badness among good ones; what becomes of each: None, or the error's kind."""
+def write_bad_images(folder: Path) -> dict[str, str | None]:
+    """Images of every kind of badness among good ones; what becomes of each: None, or the error's kind."""
     contents: dict[str, tuple[bytes, str | None]] = {
         "0-good.png": (encoded((64, 48)), None),
         "GOOD.JPG": (encoded((64, 48), "JPEG"), None),
@@ -83,10 +83,10 @@ def _with_bad_exif() -> bytes:
     return buffer.getvalue()
 
 
-def test_a_bad_picture_is_a_row_and_the_others_are_captioned(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
+def test_a_bad_image_is_a_row_and_the_others_are_captioned(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
     folder, output = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
-    expected = write_bad_pictures(folder)
+    expected = write_bad_images(folder)
     command = ("caption", folder, "-o", output, "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
     done = batchcap(*command)
     assert done.returncode == 0, done.stderr
@@ -110,7 +110,7 @@ def test_a_bad_picture_is_a_row_and_the_others_are_captioned(tmp_path: Path, tin
 
 def test_all_rows_failed(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
     for number in range(5):
-        (tmp_path / f"{number}.png").write_text("no picture")
+        (tmp_path / f"{number}.png").write_text("no image")
     command = ("caption", tmp_path / "*.png", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder, *ONNX)
     done = batchcap(*command, "--max-error-rate", 0.99)
     assert done.returncode == 3, done.stderr
@@ -123,21 +123,21 @@ INPUTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a missing path": (lambda folder: None, ("the input", "does not exist: check how")),
     "an empty folder": (
         lambda folder: folder.mkdir(),
-        ("no picture and no Parquet file in", "name a folder or a pattern that has some"),
+        ("no image and no Parquet file in", "name a folder or a pattern that has some"),
     ),
-    "a folder without pictures": (
+    "a folder without images": (
         lambda folder: (folder.mkdir(), (folder / "a.txt").touch(), (folder / "b").touch()),
         ("2 other files skipped (.txt 1, no extension 1)", "Name a file itself"),
     ),
 }
 PARQUETS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "no column with pictures": (
+    "no column with images": (
         lambda path: pq.write_table(pa.table({"label": [1], "text": ["x"]}), path),
-        ("has no column with pictures; it has label, text", "--image-column"),
+        ("has no column with images; it has label, text", "--image-column"),
     ),
-    "several columns with pictures": (
+    "several columns with images": (
         lambda path: pq.write_table(pa.table({"left": [b""], "right": [b""]}), path),
-        ("several columns that may hold the picture (left, right)", "--image-column"),
+        ("several columns that may hold the image (left, right)", "--image-column"),
     ),
     "no Parquet": (lambda path: path.write_text("x" * 100), ("can't read the Parquet file", "mend it or leave it out")),
     "no bytes": (lambda path: path.touch(), ("can't read the Parquet file", "mend it or leave it out")),
@@ -168,9 +168,9 @@ def test_archives_and_other_tables_are_refused(tmp_path: Path, tiny_bundle_int4:
     assert not (tmp_path / "out").exists()
 
 
-def test_addresses_are_refused(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle) -> None:
+def test_addresses_are_refused(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
     address = "https://example.org/a.parquet"
-    command = ("caption", pictures, address, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
+    command = ("caption", images, address, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
     assert_refused(batchcap(*command), "batchcap works offline and fetches nothing", address)
     job = tmp_path / "job.toml"
     job.write_text(f'output = "out"\n[input]\ninputs = ["{address}"]\n')
@@ -179,7 +179,7 @@ def test_addresses_are_refused(tmp_path: Path, pictures: Path, tiny_bundle_int4:
 
 
 def test_a_damaged_row_group_is_failed_rows_and_the_others_are_captioned(
-    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle
+    tmp_path: Path, images: Path, tiny_bundle_int4: Bundle
 ) -> None:
     cells = pa.array([encoded((40 + row, 40)) for row in range(9)])
     columns = {"image": cells, "label": [f"label {row}" for row in range(9)]}
@@ -188,7 +188,7 @@ def test_a_damaged_row_group_is_failed_rows_and_the_others_are_captioned(
     damage_pages(path, group=1, column=0)
     damage_pages(path, group=2, column=1)
     command = ("caption", tmp_path / "*.parquet", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder, *ONNX)
-    done = batchcap(*command, "--max-new-tokens", 4, "--keep-columns", "", "--image-root", pictures)
+    done = batchcap(*command, "--max-new-tokens", 4, "--keep-columns", "", "--image-root", images)
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "out")
     kinds = [*[None] * 3, *["unreadable"] * 3, *[None] * 4, *["refused"] * 2]
@@ -243,25 +243,25 @@ BUNDLES = {
 
 @pytest.mark.parametrize("damage", BUNDLES, ids=lambda damage: damage.__name__)
 def test_bundles_refused(
-    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle, damage: Callable[[Path], None]
+    tmp_path: Path, images: Path, tiny_bundle_int4: Bundle, damage: Callable[[Path], None]
 ) -> None:
     bundle = Path(shutil.copytree(tiny_bundle_int4.folder, tmp_path / "bundle"))
     damage(bundle)
-    assert_refused(batchcap("caption", pictures, "-o", tmp_path / "out", "-m", bundle), *BUNDLES[damage])
+    assert_refused(batchcap("caption", images, "-o", tmp_path / "out", "-m", bundle), *BUNDLES[damage])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_as_model_is_to_be_exported(tmp_path: Path, pictures: Path, tiny_checkpoint: Path) -> None:
-    done = batchcap("caption", pictures, "-o", tmp_path / "out", "-m", tiny_checkpoint)
+def test_a_checkpoint_as_model_is_to_be_exported(tmp_path: Path, images: Path, tiny_checkpoint: Path) -> None:
+    done = batchcap("caption", images, "-o", tmp_path / "out", "-m", tiny_checkpoint)
     assert_refused(done, f"batchcap export {tiny_checkpoint} --output ")
 
 
-def test_outputs_refused(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle) -> None:
+def test_outputs_refused(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "locked").mkdir(mode=0o500)
-    command = ("caption", pictures, "-m", tiny_bundle_int4.folder, "-o")
+    command = ("caption", images, "-m", tiny_bundle_int4.folder, "-o")
     assert_refused(batchcap(*command, tmp_path / "file"), "is a file, not a folder")
-    assert_refused(batchcap(*command, pictures), "holds other files: choose an empty or new folder")
+    assert_refused(batchcap(*command, images), "holds other files: choose an empty or new folder")
     assert_refused(
         batchcap(*command, tmp_path / "locked" / "out"),
         "you may not write in",
@@ -285,25 +285,25 @@ def test_outputs_refused(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundl
         ("FOLDER/locked/a/b", ("you may not write in", "change the permissions")),
     ],
 )
-def test_places_where_no_job_folder_can_be(tmp_path: Path, pictures: Path, output: str, parts: tuple[str, ...]) -> None:
+def test_places_where_no_job_folder_can_be(tmp_path: Path, images: Path, output: str, parts: tuple[str, ...]) -> None:
     """Told before the model is looked for."""
     (tmp_path / "file").touch()
     (tmp_path / "locked").mkdir(mode=0o500)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     before = sorted(tmp_path.rglob("*"))
-    done = batchcap("caption", pictures, "-m", "no-such", "-o", output.replace("FOLDER", str(tmp_path)))
+    done = batchcap("caption", images, "-m", "no-such", "-o", output.replace("FOLDER", str(tmp_path)))
     assert_refused(done, "can't make the job folder", "--output", *parts)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_refused_command_leaves_no_new_folder(
-    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle, exists: bool
+    tmp_path: Path, images: Path, tiny_bundle_int4: Bundle, exists: bool
 ) -> None:
     if exists:
         (tmp_path / "a" / "b").mkdir(parents=True)
-    pq.write_table(pa.table({"image": [(pictures / "good.png").read_bytes()]}), tmp_path / "in.parquet")
+    pq.write_table(pa.table({"image": [(images / "good.png").read_bytes()]}), tmp_path / "in.parquet")
     before = sorted(tmp_path.rglob("*"))
     command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "a" / "b", "-m", tiny_bundle_int4.folder, *ONNX)
     assert_refused(batchcap(*command, "--keep-columns", "nothing"), "nothing")
@@ -314,8 +314,8 @@ def test_a_refused_command_leaves_no_new_folder(
     assert len(read_rows(tmp_path / "a" / "b")) == 1
 
 
-def test_a_mistyped_column_can_be_mended(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle) -> None:
-    pq.write_table(pa.table({"image": [(pictures / "good.png").read_bytes()]}), tmp_path / "in.parquet")
+def test_a_mistyped_column_can_be_mended(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
+    pq.write_table(pa.table({"image": [(images / "good.png").read_bytes()]}), tmp_path / "in.parquet")
     command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder, *ONNX)
     assert_refused(
         batchcap(*command, "--image-column", "imgae"), "no column 'imgae' (--image-column): name one of image"
@@ -327,11 +327,11 @@ def test_a_mistyped_column_can_be_mended(tmp_path: Path, pictures: Path, tiny_bu
     assert [row["status"] for row in read_rows(tmp_path / "out")] == ["ok"]
 
 
-def test_an_output_inside_of_its_input_is_no_input(pictures: Path, tiny_bundle_int4: Bundle) -> None:
-    command = ("caption", pictures, "-o", pictures / "out", "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
+def test_an_output_inside_of_its_input_is_no_input(images: Path, tiny_bundle_int4: Bundle) -> None:
+    command = ("caption", images, "-o", images / "out", "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
     for _run in range(2):
         assert batchcap(*command).returncode == 0
-    assert [row["id"] for row in read_rows(pictures / "out")] == ["good.png"]
+    assert [row["id"] for row in read_rows(images / "out")] == ["good.png"]
 
 
 @pytest.mark.parametrize(
@@ -357,8 +357,8 @@ def test_an_output_inside_of_its_input_is_no_input(pictures: Path, tiny_bundle_i
         (("--prompt", "Describe {title}."), "batchcap: error: --prompt has {title} in it, and columns in prompts are"),
     ],
 )
-def test_options_refused(tmp_path: Path, pictures: Path, arguments: tuple[str, ...], part: str) -> None:
-    done = batchcap("caption", pictures, "-o", tmp_path / "out", *arguments, COLUMNS="200")
+def test_options_refused(tmp_path: Path, images: Path, arguments: tuple[str, ...], part: str) -> None:
+    done = batchcap("caption", images, "-o", tmp_path / "out", *arguments, COLUMNS="200")
     assert (done.returncode, done.stdout) == (2, "")
     assert part in done.stderr
     assert "Traceback" not in done.stderr
@@ -431,10 +431,10 @@ def test_checkpoints_refused(tmp_path: Path, damage: Callable[[Path], None]) -> 
     ("name", "folder"), [("job:v2", "job:v2"), ("~no-such-user/x", "~no-such-user/x"), ("~/x", "home/x")]
 )
 def test_folder_names_that_pyarrow_would_take_for_something_else(
-    pictures: Path, tmp_path: Path, name: str, folder: str, tiny_bundle_int4: Bundle
+    images: Path, tmp_path: Path, name: str, folder: str, tiny_bundle_int4: Bundle
 ) -> None:
     (tmp_path / "home").mkdir()
-    command = ("caption", pictures, "--output", name, "--model", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 2)
+    command = ("caption", images, "--output", name, "--model", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 2)
     for _time in range(2):
         done = batchcap(*command, cwd=tmp_path, HOME=str(tmp_path / "home"))
         assert done.returncode == 0, done.stderr

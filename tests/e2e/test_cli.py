@@ -30,7 +30,7 @@ finally:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(6):
@@ -69,8 +69,8 @@ def test_version() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"batchcap {__version__}\n", "")
 
 
-def test_results_on_stdout_progress_on_stderr(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle) -> None:
-    command = ("caption", pictures, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
+def test_results_on_stdout_progress_on_stderr(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
+    command = ("caption", images, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
     done = batchcap(*command, "--show", 2)
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
@@ -88,14 +88,14 @@ def test_results_on_stdout_progress_on_stderr(tmp_path: Path, pictures: Path, ti
 
 
 def test_no_error_stream_an_old_encoding_and_a_reader_that_leaves(
-    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle
+    tmp_path: Path, images: Path, tiny_bundle_int4: Bundle
 ) -> None:
     """What cron lines and pipes do to a command changes neither its work nor its exit code."""
     options = f"-o {tmp_path / 'out'} -m {tiny_bundle_int4.folder} --max-new-tokens 4 --max-error-rate 0 --show 9"
     options += " --vision-backend onnx"
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "broken.png").touch()
-    line = f"{sys.executable} -m batchcap.cli caption {pictures} {tmp_path / 'more'} {options}"
+    line = f"{sys.executable} -m batchcap.cli caption {images} {tmp_path / 'more'} {options}"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     left = subprocess.run(["bash", "-c", f"set -o pipefail; {line} 2>&- <&- | true"], env=environment, check=False)
     assert left.returncode == 3, "one of the rows has failed"
@@ -107,25 +107,25 @@ def test_no_error_stream_an_old_encoding_and_a_reader_that_leaves(
 
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
 def test_streams_that_are_closed_lead_nowhere(
-    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle, closed: str
+    tmp_path: Path, images: Path, tiny_bundle_int4: Bundle, closed: str
 ) -> None:
     options = f"-o {tmp_path / 'out'} -m {tiny_bundle_int4.folder} --max-new-tokens 4 --vision-backend onnx"
-    for command in (f"caption {pictures} {options} --show 9", f"status {tmp_path / 'out'}", "--version"):
+    for command in (f"caption {images} {options} --show 9", f"status {tmp_path / 'out'}", "--version"):
         line = f"{sys.executable} -m batchcap.cli {command} {closed}"
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
         assert (done.returncode, "error" in done.stderr) == (0, False), done.stderr
     assert len(read_rows(tmp_path / "out")) == 6
 
 
-def test_more_captions_than_anybody_looks_at_are_refused_before_the_work(tmp_path: Path, pictures: Path) -> None:
-    for command in (("caption", pictures, "-o", tmp_path / "out", "--show"), ("status", tmp_path, "--captions")):
+def test_more_captions_than_anybody_looks_at_are_refused_before_the_work(tmp_path: Path, images: Path) -> None:
+    for command in (("caption", images, "-o", tmp_path / "out", "--show"), ("status", tmp_path, "--captions")):
         done = batchcap(*command, 10**24)
         assert_refused(done, f"{command[-1]} must be at most 1000000")
     assert not (tmp_path / "out").exists()
 
 
-def test_verbose_says_no_less(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle) -> None:
-    command = ("caption", pictures, "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4, "-o")
+def test_verbose_says_no_less(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
+    command = ("caption", images, "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4, "-o")
     usual, verbose = batchcap(*command, tmp_path / "a"), batchcap("-v", *command, tmp_path / "b")
     assert verbose.returncode == 0
     assert len(verbose.stderr.splitlines()) >= len(usual.stderr.splitlines())
@@ -134,9 +134,9 @@ def test_verbose_says_no_less(tmp_path: Path, pictures: Path, tiny_bundle_int4: 
 
 @pytest.mark.parametrize("size", [(24, 120), (24, 0), (0, 0)], ids=["wide", "unknown width", "unknown size"])
 def test_a_bar_with_rate_and_time_left_on_a_terminal(
-    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle, size: tuple[int, int]
+    tmp_path: Path, images: Path, tiny_bundle_int4: Bundle, size: tuple[int, int]
 ) -> None:
-    arguments = ["caption", str(pictures), "-o", str(tmp_path / "out"), "-m", str(tiny_bundle_int4.folder)]
+    arguments = ["caption", str(images), "-o", str(tmp_path / "out"), "-m", str(tiny_bundle_int4.folder)]
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, size)
     with subprocess.Popen(
@@ -169,10 +169,10 @@ def _read_to_end(terminal: int) -> str:
         screen += block
 
 
-def test_status_of_a_finished_job_and_as_json(tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle) -> None:
-    (pictures / "9.png").write_text("no picture")
+def test_status_of_a_finished_job_and_as_json(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
+    (images / "9.png").write_text("no image")
     output = tmp_path / "out"
-    done = batchcap("caption", pictures, "-o", output, "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
+    done = batchcap("caption", images, "-o", output, "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
     assert done.returncode == 0, done.stderr
     text = batchcap("status", output)
     assert (text.returncode, text.stderr) == (0, "")

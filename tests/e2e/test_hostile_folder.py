@@ -16,7 +16,7 @@ from tests.hostile.originals import originals
 from tests.hostile.special import write_files, write_special
 
 SEED = 11
-LEAST_FILES = 1000
+MIN_FILES = 1000
 SETTINGS = ("--max-new-tokens", "2", "--max-visual-tokens", "4", "--max-image-pixels", str(MAX_IMAGE_PIXELS))
 SETTINGS = (*SETTINGS, "--slots", "8", "--vision-backend", "onnx")
 
@@ -25,7 +25,7 @@ SETTINGS = (*SETTINGS, "--slots", "8", "--vision-backend", "onnx")
 def test_every_file_of_a_hostile_folder_is_a_row(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
     folder, output = tmp_path / "pictures", tmp_path / "out"
     ends = {**write_files(folder, hostile_files(SEED)), **write_special(folder, originals(SEED)[1])}
-    assert len(ends) >= LEAST_FILES
+    assert len(ends) >= MIN_FILES
     process = run(
         "caption", str(folder), "-o", str(output), "-m", str(tiny_bundle_int4.folder), *SETTINGS, obeys_modes=True
     )
@@ -41,7 +41,7 @@ def test_every_file_of_a_hostile_folder_is_a_row(tmp_path: Path, tiny_bundle_int
     for name, row in rows.items():
         assert row["status"] == ("ok" if kinds[name] is None else "failed"), name
         assert (row["caption"] is None) == (row["error_message"] is not None) == (row["status"] == "failed"), name
-    # REFUSED is for what a Parquet file has for a picture.
+    # REFUSED is for what a Parquet file has for an image.
     assert set(ErrorKind) - set(kinds.values()) == {ErrorKind.CRASHED, ErrorKind.INTERNAL, ErrorKind.REFUSED}
 
     assert "a new one is started" not in process.stderr

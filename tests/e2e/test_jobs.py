@@ -105,8 +105,8 @@ def _rows_done(output: Path) -> int:
     return parts + int(rows)
 
 
-def _add_pictures(project: Path, copies: int) -> None:
-    """More sample pictures, none of them another's twin: bytes behind a JPEG's end are not part of the picture."""
+def _add_images(project: Path, copies: int) -> None:
+    """More sample images, none of them another's twin: bytes behind a JPEG's end are not part of the image."""
     samples = project / "sample_data"
     samples.unlink()
     shutil.copytree(PROJECT / "sample_data", samples)
@@ -129,7 +129,7 @@ def _kill_once_begun(process: "subprocess.Popen[bytes]", output: Path) -> None:
 def test_resume_job_is_killed_and_equals_an_uninterrupted_run(shell: Shell) -> None:
     job = shell.folder.parent / "project" / "jobs" / "resume.toml"
     output = _output(shell, "resume")
-    _add_pictures(shell.folder.parent / "project", copies=5)  # so that it is not over before it can be killed
+    _add_images(shell.folder.parent / "project", copies=5)  # so that it is not over before it can be killed
     _kill_once_begun(shell.start(f"batchcap run {job}"), output)
     done = _rows_done(output)
     status = json.loads(shell.run(f"batchcap status {output} --json").stdout)

@@ -10,7 +10,7 @@ from batchcap.core.errors import ExitCode
 from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.e2e.conftest import Job
-from tests.e2e.inputs import picture, write_parquet, write_pictures
+from tests.e2e.inputs import image, write_images, write_parquet
 from tests.e2e.process import Process, captions, read_summary, run, snapshot
 
 COUNT = 30
@@ -20,7 +20,7 @@ COUNT = 30
 def small(job: Job, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path]:
     """A job that was stopped by its limit, and its folder; copy it before changing anything."""
     folder = tmp_path_factory.mktemp("small")
-    inputs = (str(write_pictures(folder / "pictures", COUNT)), str(write_parquet(folder / "rows.parquet", 20)))
+    inputs = (str(write_images(folder / "pictures", COUNT)), str(write_parquet(folder / "rows.parquet", 20)))
     begun = Job(inputs, job.model, job.expected)
     run(*begun.arguments(folder / "out", "--rows-per-part", "8"))
     return begun, folder
@@ -79,12 +79,12 @@ def snapshot_of_parts(output: Path) -> dict[str, bytes]:
 
 def test_added_inputs_extend_the_job(small: tuple[Job, Path], tmp_path: Path) -> None:
     job, _folder = small
-    pictures, output = write_pictures(tmp_path / "pictures", COUNT), tmp_path / "out"
-    more = Job((str(pictures), job.inputs[1]), job.model, job.expected)
+    images, output = write_images(tmp_path / "pictures", COUNT), tmp_path / "out"
+    more = Job((str(images), job.inputs[1]), job.model, job.expected)
     run(*more.arguments(output, "--rows-per-part", "8"))
     before, parts = captions(output), snapshot_of_parts(output)
     # Its name sorts before all others, but what is planned never moves: it comes last.
-    (pictures / "0" / "!added.png").write_bytes(picture(999))
+    (images / "0" / "!added.png").write_bytes(image(999))
     extra = write_parquet(tmp_path / "extra.parquet", 5)
     process = run(*Job((*more.inputs, str(extra)), job.model, job.expected).arguments(output, "--rows-per-part", "8"))
     assert process.done_before == len(before)
@@ -97,15 +97,15 @@ def test_added_inputs_extend_the_job(small: tuple[Job, Path], tmp_path: Path) ->
 
 def test_removed_and_changed_inputs_keep_their_rows(small: tuple[Job, Path], tmp_path: Path) -> None:
     job, _folder = small
-    pictures, output = write_pictures(tmp_path / "pictures", COUNT), tmp_path / "out"
+    images, output = write_images(tmp_path / "pictures", COUNT), tmp_path / "out"
     rows = write_parquet(tmp_path / "rows.parquet", 20)
-    mine = Job((str(pictures), str(rows)), job.model, job.expected)
+    mine = Job((str(images), str(rows)), job.model, job.expected)
     run(*mine.arguments(output, "--limit", "10"))
     done = captions(output)
     first, later = done["id"].to_pylist()[0], "2/0029.png"
     assert later not in done["id"].to_pylist()
-    (pictures / first).unlink()
-    (pictures / later).unlink()
+    (images / first).unlink()
+    (images / later).unlink()
     run(*mine.arguments(output))
     found = {row["id"]: row for row in captions(output).to_pylist()}
     # Captioned before it went: the caption stays. Not captioned yet: its row is there and says what is wrong.

@@ -10,7 +10,7 @@ import pytest
 from batchcap.core import offline
 from batchcap.model.bundle import Bundle
 from tests.e2e.command import ONNX
-from tests.e2e.inputs import write_pictures
+from tests.e2e.inputs import write_images
 from tests.e2e.traces import Home, suspicious, why_no_trace
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ class Ran:
     done: "subprocess.CompletedProcess[str]"
 
     def must_have_worked(self) -> None:
-        """3: one of the inputs is no picture. 2: what `doctor` thinks of this CPU, or `tune` of its little time."""
+        """3: one of the inputs is no image. 2: what `doctor` thinks of this CPU, or `tune` of its little time."""
         assert (
             self.done.returncode in (0, 3)
             or re.search("^problem: on this CPU", self.done.stdout, re.MULTILINE)
@@ -46,36 +46,36 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("inputs") / "pictures", 6)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("inputs") / "pictures", 6)
 
 
 @pytest.fixture(scope="module", params=COMMANDS)
 def ran(
     request: pytest.FixtureRequest,
-    pictures: Path,
+    images: Path,
     tiny_checkpoint: Path,
     tiny_bundle_int4: Bundle,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Ran:
     """Each command once; what it may write goes to `output`."""
-    one_picture = ("--images", pictures / "0" / "0003.png")
+    one_image = ("--images", images / "0" / "0003.png")
     home, model = Home(tmp_path_factory.mktemp("user")), ("--model", tiny_bundle_int4.folder)
     output = home.folder / "output"
-    captioning = ("caption", pictures, "--output", output, *model, "--max-new-tokens", "8")
+    captioning = ("caption", images, "--output", output, *model, "--max-new-tokens", "8")
     if request.param in ("status", "report"):
         assert home.command(*captioning, *ONNX).returncode in (0, 3)
     if request.param == "run":
         job = home.folder / "work" / "job.toml"
         home.environment()
         job.write_text(
-            f'output = "{output}"\nmodel = "{tiny_bundle_int4.folder}"\n[input]\ninputs = ["{pictures}"]\n'
+            f'output = "{output}"\nmodel = "{tiny_bundle_int4.folder}"\n[input]\ninputs = ["{images}"]\n'
             "[generation]\nmax_new_tokens = 8\n"
         )
     arguments: dict[str, tuple[object, ...]] = {
         "--help": ("--help",),
         "export": ("export", tiny_checkpoint, "--output", output, "--context", 256),
-        "verify": ("verify", tiny_bundle_int4.folder, "--checkpoint", tiny_checkpoint, *one_picture),
+        "verify": ("verify", tiny_bundle_int4.folder, "--checkpoint", tiny_checkpoint, *one_image),
         "caption": captioning,
         "run": ("run", home.folder / "work" / "job.toml"),
         "status": ("status", output, "--captions", 2),
@@ -112,11 +112,11 @@ def test_without_the_owner_both_would_be_seen(tmp_path: Path, tiny_bundle_int4: 
 
 
 def test_a_home_that_cannot_be_written_is_no_reason_for_noise(
-    tmp_path: Path, pictures: Path, tiny_bundle_int4: Bundle
+    tmp_path: Path, images: Path, tiny_bundle_int4: Bundle
 ) -> None:
     home, graph = Home(tmp_path), tiny_bundle_int4.folder / "vision" / "fp32.onnx"
     assert NOISE in home.python("-c", WITHOUT_OWNER, graph, "nothing", HOME="/dev/null/home").stderr
-    words = ("caption", pictures, "--output", tmp_path / "output", "--model", tiny_bundle_int4.folder)
+    words = ("caption", images, "--output", tmp_path / "output", "--model", tiny_bundle_int4.folder)
     environment = {"HOME": "/dev/null/home", "BATCHCAP_CACHE": str(tmp_path / "cache")}
     done = home.python("-m", "batchcap.cli", *words, "--max-new-tokens", 8, **environment)
     assert done.returncode in (0, 3), done.stderr

@@ -1,4 +1,4 @@
-"""Several prompts a picture, and equal pictures: a row for each input row, captions as of each prompt alone."""
+"""Several prompts an image, and equal images: a row for each input row, captions as of each prompt alone."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.e2e.command import ONNX, assert_refused, batchcap, read_rows
 from tests.e2e.conftest import Job
-from tests.e2e.inputs import picture, write_parquet, write_pictures
+from tests.e2e.inputs import image, write_images, write_parquet
 from tests.e2e.process import Process, durable_rows, read_summary, run
 
 SHORT, LONG, TABLE = "Name it.", "Describe this image at length, please.", "a = b?"
@@ -39,9 +39,9 @@ ROW = (
 DECIDED = (*ROW, *(f"{column}_{name}" for column in OWN for name in NAMES))
 
 
-def small_job(job: Job, folder: Path, pictures: int = 24, rows: int = 20) -> Job:
-    """Pictures and Parquet rows, with a failure among both."""
-    inputs = (str(write_pictures(folder / "pictures", pictures)), str(write_parquet(folder / "rows.parquet", rows)))
+def small_job(job: Job, folder: Path, images: int = 24, rows: int = 20) -> Job:
+    """Images and Parquet rows, with a failure among both."""
+    inputs = (str(write_images(folder / "pictures", images)), str(write_parquet(folder / "rows.parquet", rows)))
     return Job(inputs, job.model, job.expected)
 
 
@@ -108,15 +108,15 @@ def test_other_prompts_are_another_job(asked: tuple[Job, list[dict[str, Any]]], 
 def test_a_job_file_shows_and_status(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
     (tmp_path / "pictures").mkdir()
     for number in (1, 2):
-        (tmp_path / "pictures" / f"{number}.png").write_bytes(picture(number))
-    (tmp_path / "pictures" / "3.png").write_text("no picture")
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(image(number))
+    (tmp_path / "pictures" / "3.png").write_text("no image")
     (tmp_path / "job.toml").write_text(
         f'output = "out"\nmodel = "{tiny_bundle_int4.folder}"\n[input]\ninputs = ["pictures"]\n[generation]\n'
         f'max_new_tokens = 5\n[generation.prompt]\nshort = "{SHORT}"\nlong = "{LONG}"\n[vision]\nbackend = "onnx"\n'
     )
     done = batchcap("run", tmp_path / "job.toml", "--show", 9)
     assert done.returncode == 0, done.stderr
-    assert "asking 2 prompts of each picture: short, long" in done.stderr
+    assert "asking 2 prompts of each image: short, long" in done.stderr
     *table, last = done.stdout.splitlines()
     assert [line.split()[:2] for line in table[::2]] == [
         ["1.png", "short:"],
@@ -143,7 +143,7 @@ def test_a_job_file_shows_and_status(tmp_path: Path, tiny_bundle_int4: Bundle) -
 def test_carried_columns_keep_out_of_the_way(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
     table = pa.table(
         {
-            "image": [picture(1)],
+            "image": [image(1)],
             "caption": ["by hand"],
             "caption_short": ["by hand, short"],
             "caption_other": ["by another"],
@@ -211,7 +211,7 @@ def test_mistaken_prompts_are_refused(tmp_path: Path) -> None:
 
 def test_a_job_goes_on_with_what_a_new_one_may_not_have(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
     """Job folders of earlier versions may have any prompt and any temperature, and are resumed with them."""
-    write_pictures(tmp_path / "pictures", 2)
+    write_images(tmp_path / "pictures", 2)
     text = "1={title}"
     command = (
         "caption",
@@ -250,7 +250,7 @@ def test_a_job_goes_on_with_what_a_new_one_may_not_have(tmp_path: Path, tiny_bun
 
 
 def test_a_prompt_from_a_file(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
-    write_pictures(tmp_path / "pictures", 1)
+    write_images(tmp_path / "pictures", 1)
     (tmp_path / "asked.txt").write_text("What is it?\n")
     command = (
         "caption",
@@ -277,11 +277,11 @@ def test_a_prompt_from_a_file(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
     assert_refused(batchcap("run", job), "[generation] prompt: a: names the file", "which does not exist")
 
 
-def write_doubles(folder: Path, pictures: int) -> Path:
-    """A manifest of pictures of which each is there three times: twice side by side, and in parts far apart."""
-    numbers = [number for number in range(pictures) for _twice in range(2)] + list(range(pictures))
+def write_doubles(folder: Path, images: int) -> Path:
+    """A manifest of images of which each is there three times: twice side by side, and in parts far apart."""
+    numbers = [number for number in range(images) for _twice in range(2)] + list(range(images))
     for place, number in enumerate(numbers):
-        (folder / f"{place:03d}").write_bytes(picture(number))
+        (folder / f"{place:03d}").write_bytes(image(number))
     table = pa.table({"image": [f"{place:03d}" for place in range(len(numbers))], "number": numbers})
     pq.write_table(table, folder / "in.parquet", row_group_size=13)
     return folder / "in.parquet"
@@ -289,21 +289,21 @@ def write_doubles(folder: Path, pictures: int) -> Path:
 
 @pytest.fixture(scope="module")
 def doubles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_doubles(tmp_path_factory.mktemp("doubles"), pictures=30)
+    return write_doubles(tmp_path_factory.mktemp("doubles"), images=30)
 
 
-def caption_doubles(job: Job, doubles: Path, output: Path, *options: str, pictures: int = 30) -> list[dict[str, Any]]:
+def caption_doubles(job: Job, doubles: Path, output: Path, *options: str, images: int = 30) -> list[dict[str, Any]]:
     run("caption", str(doubles), "-o", str(output), "-m", job.model, "--keep-columns", "number",
         "--max-new-tokens", "24", "--rows-per-part", "10", *ONNX, *options)  # fmt: skip
     rows: list[dict[str, Any]] = read_rows(output)
-    assert [row["row"] for row in rows] == list(range(3 * pictures))
+    assert [row["row"] for row in rows] == list(range(3 * images))
     return rows
 
 
 WORDS = ("caption", "status", "verdict", "new_tokens", "error_kind", "image_sha256", "width", "visual_tokens")
 
 
-def test_equal_pictures_are_captioned_once(job: Job, doubles: Path, tmp_path: Path) -> None:
+def test_equal_images_are_captioned_once(job: Job, doubles: Path, tmp_path: Path) -> None:
     rows = caption_doubles(job, doubles, tmp_path / "out", "--slots", "4")
     summary = read_summary(tmp_path / "out")
     assert summary["run"]["twins"] == 60
@@ -315,15 +315,15 @@ def test_equal_pictures_are_captioned_once(job: Job, doubles: Path, tmp_path: Pa
         computed = [row for row in equal if row["vision_ms"] is not None]
         assert len(computed) == (1 if equal[0]["status"] == "ok" else 0)
         captions[str(equal[0]["caption"])] += 1
-    assert len(captions) > 15, "the pictures must matter"
+    assert len(captions) > 15, "the images must matter"
     assert summary["new_tokens"] == sum(row["new_tokens"] or 0 for row in rows)
     assert summary["run"]["new_tokens"] == summary["new_tokens"] / 3
 
 
-def test_equal_pictures_end_alike_whatever_interrupts(job: Job, tmp_path: Path) -> None:
-    pictures = 150  # so many that a fast machine is not through with them at the second flush
-    doubles, output = write_doubles(tmp_path, pictures), tmp_path / "out"
-    expected = caption_doubles(job, doubles, tmp_path / "whole", pictures=pictures)
+def test_equal_images_end_alike_whatever_interrupts(job: Job, tmp_path: Path) -> None:
+    images = 150  # so many that a fast machine is not through with them at the second flush
+    doubles, output = write_doubles(tmp_path, images), tmp_path / "out"
+    expected = caption_doubles(job, doubles, tmp_path / "whole", images=images)
     arguments = ("caption", str(doubles), "-o", str(output), "-m", job.model, "--keep-columns", "number",
                  "--max-new-tokens", "24", "--rows-per-part", "10", *ONNX, "--slots", "1")  # fmt: skip
     process = Process(*arguments)
@@ -332,14 +332,14 @@ def test_equal_pictures_end_alike_whatever_interrupts(job: Job, tmp_path: Path) 
     assert process.wait() == -signal.SIGKILL
     process.wait_for_group()
     durable = durable_rows(output)[0]
-    found = caption_doubles(job, doubles, output, "--slots", "3", pictures=pictures)
+    found = caption_doubles(job, doubles, output, "--slots", "3", images=images)
     computed = {row["number"] for row in found if row["vision_ms"] is not None}
     assert sum(row["vision_ms"] is not None for row in found) == len(computed), "nothing was captioned a second time"
-    assert 20 <= durable < 3 * pictures
+    assert 20 <= durable < 3 * images
     assert [[row[name] for name in WORDS] for row in found] == [[row[name] for name in WORDS] for row in expected]
 
 
-def test_draws_of_equal_pictures_differ(job: Job, doubles: Path, tmp_path: Path) -> None:
+def test_draws_of_equal_images_differ(job: Job, doubles: Path, tmp_path: Path) -> None:
     rows = caption_doubles(job, doubles, tmp_path / "out", "--temperature", "1")
     assert read_summary(tmp_path / "out")["run"]["twins"] == 0
     assert all(row["vision_ms"] is not None for row in rows if row["status"] == "ok")
@@ -347,7 +347,7 @@ def test_draws_of_equal_pictures_differ(job: Job, doubles: Path, tmp_path: Path)
     assert sum(same) < 5
 
 
-def test_several_prompts_of_equal_pictures(job: Job, doubles: Path, tmp_path: Path) -> None:
+def test_several_prompts_of_equal_images(job: Job, doubles: Path, tmp_path: Path) -> None:
     rows = caption_doubles(job, doubles, tmp_path / "out", *ASKED)
     assert read_summary(tmp_path / "out")["run"]["twins"] == 60
     for number in range(30):

@@ -41,7 +41,7 @@ KEPT = pa.schema(
 )
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (40 + number, 40), (20 * number % 256, 90, 200)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -68,7 +68,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, tiny_bundle_int4: Bundle) -> t
     """A finished job whose rows of the second part have all failed, and the table it was made from."""
     folder = tmp_path_factory.mktemp("readers")
     failing = range(ROWS_PER_PART, 2 * ROWS_PER_PART)
-    images = [b"no picture" if number in failing else picture(number) for number in range(ROWS)]
+    images = [b"no image" if number in failing else image(number) for number in range(ROWS)]
     kept = pa.Table.from_pylist([kept_row(number) for number in range(ROWS)], KEPT)
     table = kept.add_column(0, "image", pa.array(images, pa.binary()))
     pq.write_table(table, folder / "in.parquet", row_group_size=4)
@@ -201,16 +201,16 @@ def test_every_form_of_input_gives_the_same_captions(tmp_path: Path, tiny_bundle
     numbers = range(4)
     for number in numbers:
         (tmp_path / "files").mkdir(exist_ok=True)
-        (tmp_path / "files" / f"{number}.png").write_bytes(picture(number))
+        (tmp_path / "files" / f"{number}.png").write_bytes(image(number))
     paths = [f"files/{number}.png" for number in numbers]
-    structs = [{"bytes": picture(number), "path": None} for number in numbers]
+    structs = [{"bytes": image(number), "path": None} for number in numbers]
     forms = {
         "paths.parquet": pa.array(paths),
-        "bytes.parquet": pa.array([picture(number) for number in numbers], pa.binary()),
-        "large.parquet": pa.array([picture(number) for number in numbers], pa.large_binary()),
+        "bytes.parquet": pa.array([image(number) for number in numbers], pa.binary()),
+        "large.parquet": pa.array([image(number) for number in numbers], pa.large_binary()),
         "struct.parquet": pa.array(structs, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        "parts/a/1.parquet": pa.array([picture(0), picture(1)], pa.binary()),
-        "parts/b/2.parquet": pa.array([picture(2), picture(3)], pa.binary()),
+        "parts/a/1.parquet": pa.array([image(0), image(1)], pa.binary()),
+        "parts/b/2.parquet": pa.array([image(2), image(3)], pa.binary()),
     }
     for name, images in forms.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -267,4 +267,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, tiny_bundle_int4: Bu
     finally:
         path.unlink()
     assert len(read_rows(tmp_path / "all")) == 400
-    assert all_rows < few + 150, f"{all_rows:.0f} MiB for 400 MiB of pictures, {few:.0f} MiB for 16 MiB"
+    assert all_rows < few + 150, f"{all_rows:.0f} MiB for 400 MiB of images, {few:.0f} MiB for 16 MiB"

@@ -15,21 +15,21 @@ from tests.e2e.shell import TIMEOUT_S, Shell, read_captions
 
 NOT_RUN = ("make ", "pip install ")
 GUIDES = ("README.md", "docs/user-guide.md", "docs/file-formats.md")
-PICTURES = ("sizes/96x96.jpg", "sizes/131x257.jpg", "names/two words.jpg")
+IMAGES = ("sizes/96x96.jpg", "sizes/131x257.jpg", "names/two words.jpg")
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Shell:
-    """A folder like the project's for someone who has a checkpoint and three pictures."""
+    """A folder like the project's for someone who has a checkpoint and three images."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "sample_data").symlink_to(PROJECT / "sample_data")
     (folder / "PATH" / "TO").mkdir(parents=True)
     (folder / "PATH" / "TO" / "Qwen3-VL-2B-Instruct").symlink_to(tiny_checkpoint)
-    pictures = folder / "home" / "Pictures"
-    pictures.mkdir(parents=True)
-    for name in PICTURES:
-        (pictures / Path(name).name).symlink_to(PROJECT / "sample_data" / name)
+    images = folder / "home" / "Pictures"
+    images.mkdir(parents=True)
+    for name in IMAGES:
+        (images / Path(name).name).symlink_to(PROJECT / "sample_data" / name)
     return Shell(folder, folder / "cache", {"HOME": str(folder / "home")})
 
 
@@ -52,7 +52,7 @@ def test_the_first_screen_names_both_ways() -> None:
         assert words in first_screen
 
 
-def test_the_demo_shows_pictures_and_captions(outputs: dict[str, str], reader: Shell) -> None:
+def test_the_demo_shows_images_and_captions(outputs: dict[str, str], reader: Shell) -> None:
     lines = outputs["batchcap caption sample_data --model demo --output demo-output --show 12"].splitlines()
     assert len(lines) == 13
     table = read_captions(reader.folder / "demo-output").slice(0, 12).to_pylist()
@@ -64,10 +64,10 @@ def test_the_demo_shows_pictures_and_captions(outputs: dict[str, str], reader: S
     assert lines[-1].endswith(": demo-output/part-00000.parquet")
 
 
-def test_own_pictures_are_captioned_with_an_own_checkpoint(outputs: dict[str, str], reader: Shell) -> None:
+def test_own_images_are_captioned_with_an_own_checkpoint(outputs: dict[str, str], reader: Shell) -> None:
     assert len(outputs) == 5
     table = read_captions(reader.folder / "captions")
-    assert sorted(table["id"].to_pylist()) == sorted(Path(name).name for name in PICTURES)
+    assert sorted(table["id"].to_pylist()) == sorted(Path(name).name for name in IMAGES)
     assert "3 of 3 done" in outputs["batchcap status captions"]
     assert outputs["batchcap report captions"] == "captions/__batchcap/report.html\n"
 

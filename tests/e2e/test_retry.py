@@ -1,4 +1,4 @@
-"""Rows captioned again by the real command: after pictures were mended, with other settings, after a kill."""
+"""Rows captioned again by the real command: after images were mended, with other settings, after a kill."""
 
 import signal
 from pathlib import Path
@@ -9,17 +9,17 @@ from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap, read_rows
 from tests.e2e.conftest import Job
 from tests.e2e.inputs import BROKEN_EVERY
-from tests.e2e.inputs import picture as any_picture
+from tests.e2e.inputs import image as any_image
 from tests.e2e.process import Process, assert_clean, durable_rows, read_summary, run
 
 pytestmark = pytest.mark.slow
 
-PICTURES, BROKEN = 40, range(0, 40, 2)
+IMAGES, BROKEN = 40, range(0, 40, 2)
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     assert number < BROKEN_EVERY - 1
-    return any_picture(number + 8)  # none of those that are broken by themselves
+    return any_image(number + 8)  # none of those that are broken by themselves
 
 
 def captioning(job: Job, tmp_path: Path, *options: str) -> tuple[str, ...]:
@@ -29,20 +29,20 @@ def captioning(job: Job, tmp_path: Path, *options: str) -> tuple[str, ...]:
 
 @pytest.fixture
 def half_broken(job: Job, tmp_path: Path) -> list[dict[str, object]]:
-    """Caption a folder of which every second picture is cut off, then mend them; the rows before."""
+    """Caption a folder of which every second image is cut off, then mend them; the rows before."""
     (tmp_path / "in").mkdir()
-    for number in range(PICTURES):
-        content = picture(number)
+    for number in range(IMAGES):
+        content = image(number)
         (tmp_path / "in" / f"{number:02d}").with_suffix(".png").write_bytes(
             content[: len(content) // 3] if number in BROKEN else content
         )
     run(*captioning(job, tmp_path))
     for number in BROKEN:
-        (tmp_path / "in" / f"{number:02d}.png").write_bytes(picture(number))
+        (tmp_path / "in" / f"{number:02d}.png").write_bytes(image(number))
     return read_rows(tmp_path / "out")
 
 
-def test_mended_pictures_after_a_kill(job: Job, half_broken: list[dict[str, object]], tmp_path: Path) -> None:
+def test_mended_images_after_a_kill(job: Job, half_broken: list[dict[str, object]], tmp_path: Path) -> None:
     assert [row["status"] for row in half_broken] == ["failed", "ok"] * 20
     process = Process(*captioning(job, tmp_path, "--retry", "failed", "--slots", "1"))
     folder = JobFolder(tmp_path / "out")
@@ -51,11 +51,11 @@ def test_mended_pictures_after_a_kill(job: Job, half_broken: list[dict[str, obje
     process.signal_group(signal.SIGKILL)
     process.wait()
     process.wait_for_group()
-    assert len(read_rows(tmp_path / "out")) == PICTURES, "no part is ever missing"
+    assert len(read_rows(tmp_path / "out")) == IMAGES, "no part is ever missing"
     assert_clean(run(*captioning(job, tmp_path)))
     rows = read_rows(tmp_path / "out")
-    assert durable_rows(tmp_path / "out") == (PICTURES, 0)
-    assert [row["status"] for row in rows] == ["ok"] * PICTURES
+    assert durable_rows(tmp_path / "out") == (IMAGES, 0)
+    assert [row["status"] for row in rows] == ["ok"] * IMAGES
     assert [row["attempts"] for row in rows] == [2, 1] * 20
     assert [row for row in rows if row["attempts"] == 1] == half_broken[1::2]
     fresh = tmp_path / "fresh"
@@ -66,7 +66,7 @@ def test_mended_pictures_after_a_kill(job: Job, half_broken: list[dict[str, obje
 def test_truncated_captions_get_more_tokens(job: Job, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(24):
-        (tmp_path / "in" / f"{number:02d}.png").write_bytes(picture(number))
+        (tmp_path / "in" / f"{number:02d}.png").write_bytes(image(number))
     run(*captioning(job, tmp_path, "--max-new-tokens", "6"))
     before = read_rows(tmp_path / "out")
     truncated = [row["id"] for row in before if row["verdict"] == "truncated"]
@@ -81,13 +81,13 @@ def test_truncated_captions_get_more_tokens(job: Job, tmp_path: Path) -> None:
     assert_refused(batchcap(*captioning(job, tmp_path, "--max-new-tokens", "48")), "max-new-tokens: was 6", code=5)
 
 
-def test_another_picture_under_an_old_name(job: Job, tmp_path: Path) -> None:
+def test_another_image_under_an_old_name(job: Job, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(6):
-        (tmp_path / "in" / f"{number}.png").write_bytes(picture(number))
+        (tmp_path / "in" / f"{number}.png").write_bytes(image(number))
     run(*captioning(job, tmp_path))
     before = read_rows(tmp_path / "out")
-    (tmp_path / "in" / "4.png").write_bytes(picture(39))
+    (tmp_path / "in" / "4.png").write_bytes(image(39))
     refused = batchcap(*captioning(job, tmp_path))
     assert_refused(refused, "4.png has changed since", "--on-changed recaption", "--on-changed keep", code=5)
     assert read_summary(tmp_path / "out")["exit_code"] == 5

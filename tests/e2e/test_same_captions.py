@@ -1,4 +1,4 @@
-"""A caption depends on its picture and the settings alone: never on neighbours, workers, slots, threads or order."""
+"""A caption depends on its image and the settings alone: never on neighbours, workers, slots, threads or order."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ class Place:
 
 
 PLACES = {
-    "one slot, one patch budget for each picture": Place(
+    "one slot, one patch budget for each image": Place(
         ("--slots", "1", "--patch-budget", "1", "--vision-threads", "1", "--decoder-threads", "1")
     ),
     "two decoders, odd slots, small queue": Place(

@@ -21,8 +21,8 @@ from tests.e2e.process import Process, assert_clean, assert_whole, durable_rows,
 
 # The captions in flight get 1.5 s and closing files a moment; this only tells a stop from a hang on a busy machine.
 STOP_S = 30.0
-PICTURES, PARQUET_ROWS = 84, 20
-ROWS = PICTURES + 1 + PARQUET_ROWS
+IMAGES, PARQUET_ROWS = 84, 20
+ROWS = IMAGES + 1 + PARQUET_ROWS
 # Slow enough that the job is never done before it is stopped.
 SLOW = (*LONG, "--slots", "1", "--rows-per-part", "16")
 ENDS = [
@@ -35,7 +35,7 @@ ENDS = [
 @pytest.fixture(scope="module")
 def long_job(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A job of `LONG` captions with rows for two parts and a long rest; its uninterrupted run."""
-    return uninterrupted_job(tmp_path_factory.mktemp("long"), bundle, PICTURES, PARQUET_ROWS, *LONG)
+    return uninterrupted_job(tmp_path_factory.mktemp("long"), bundle, IMAGES, PARQUET_ROWS, *LONG)
 
 
 def assert_stopped(output: Path, process: Process, code: ExitCode, state: str) -> int:

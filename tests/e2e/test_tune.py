@@ -15,7 +15,7 @@ from batchcap.engines.profiles import NAMES
 from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap, read_rows
-from tests.e2e.inputs import write_pictures
+from tests.e2e.inputs import write_images
 
 MINUTES = 0.75  # so long that a busy machine, too, can load a model several times
 UNROUNDED = {"torch fp32", "onnx fp32", "torch bf16"}
@@ -78,8 +78,8 @@ def test_doctor_and_jobs_use_what_was_tuned(tuned: tuple[Path, str], tiny_bundle
     assert small["a job with these options"]["decoders"].startswith("1 with 4 slots")
     given = json.loads(batchcap("doctor", *model, "--json", "--decoders", "1", **environment).stdout)
     assert given["a job with these options"]["decoders"].startswith("1 with 7 slots")
-    pictures = write_pictures(tmp_path / "pictures", 4)
-    done = batchcap("caption", pictures, "-o", tmp_path / "out", *model, "--slots", 3, **environment)
+    images = write_images(tmp_path / "pictures", 4)
+    done = batchcap("caption", images, "-o", tmp_path / "out", *model, "--slots", 3, **environment)
     assert done.returncode == 0, done.stderr
     assert "settings: profile auto, tuned on 20" in done.stderr
     used = json.loads(JobFolder(tmp_path / "out").job_path.read_text())["configuration"]
@@ -105,9 +105,9 @@ def test_a_broken_result_is_passed_over(tuned: tuple[Path, str], tiny_bundle_int
 
 
 def test_a_resume_keeps_the_encoder_whatever_the_profile_says(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "pictures", 6)
+    images = write_images(tmp_path / "pictures", 6)
     output = tmp_path / "out"
-    command = ("caption", pictures, "-o", output, "--model", tiny_bundle_int4.folder, "--max-new-tokens", 8)
+    command = ("caption", images, "-o", output, "--model", tiny_bundle_int4.folder, "--max-new-tokens", 8)
     environment = {"BATCHCAP_CACHE": str(tmp_path / "cache")}
     # Given, since `fast` would take another one on a CPU with tiles for bf16.
     begun = batchcap(*command, "--profile", "fast", "--vision-dtype", "int8", "--limit", 2, **environment)

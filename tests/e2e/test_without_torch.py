@@ -16,13 +16,13 @@ import pytest
 from packaging.requirements import Requirement
 
 from batchcap.model.bundle import Bundle
-from tests.e2e.inputs import write_pictures
+from tests.e2e.inputs import write_images
 from tests.e2e.process import TIMEOUT_S, captions, run
 
 ROOT = Path(__file__).parents[2]
 LIST = ROOT / "requirements-onnx.txt"
 NEVER = {"torch", "transformers", "onnxruntime-genai", "onnx", "safetensors"}
-PICTURES = 6
+IMAGES = 6
 SETTINGS = ("--max-new-tokens", "12", "--max-visual-tokens", "64", "--vision-backend", "onnx")
 
 
@@ -89,25 +89,25 @@ def test_the_environment_has_no_torch(python: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_captions_are_those_of_a_full_install(python: Path, bundle: Bundle, tmp_path: Path, dtype: str) -> None:
-    pictures = str(write_pictures(tmp_path / "pictures", PICTURES))
-    job = ("caption", pictures, "--model", str(bundle.folder), *SETTINGS, "--vision-dtype", dtype)
+    images = str(write_images(tmp_path / "pictures", IMAGES))
+    job = ("caption", images, "--model", str(bundle.folder), *SETTINGS, "--vision-dtype", dtype)
     batchcap(python, *job, "--output", str(tmp_path / "without"))
     run(*job, "--output", str(tmp_path / "with"))
     found, wanted = captions(tmp_path / "without"), captions(tmp_path / "with")
     assert found["caption"].to_pylist() == wanted["caption"].to_pylist()
-    assert found["status"].to_pylist().count("ok") == PICTURES
+    assert found["status"].to_pylist().count("ok") == IMAGES
 
 
 def test_onnx_is_what_auto_means_here(python: Path, bundle: Bundle, tmp_path: Path) -> None:
-    pictures = str(write_pictures(tmp_path / "pictures", 2))
-    batchcap(python, "caption", pictures, "--model", str(bundle.folder), "--output", str(tmp_path / "out"))
+    images = str(write_images(tmp_path / "pictures", 2))
+    batchcap(python, "caption", images, "--model", str(bundle.folder), "--output", str(tmp_path / "out"))
     assert len(captions(tmp_path / "out")) == 3
     assert "onnx fp32" in batchcap(python, "doctor", "--model", str(bundle.folder)).stdout
 
 
 def test_what_needs_torch_says_so(python: Path, bundle: Bundle, tmp_path: Path) -> None:
-    pictures = str(write_pictures(tmp_path / "pictures", 2))
-    job = ("caption", pictures, "--output", str(tmp_path / "out"))
+    images = str(write_images(tmp_path / "pictures", 2))
+    job = ("caption", images, "--output", str(tmp_path / "out"))
     done = batchcap(python, *job, "--model", str(bundle.folder), "--vision-backend", "torch", expect=2)
     assert "PyTorch is not installed: install torch, or use --vision-backend onnx" in done.stderr
     done = batchcap(python, *job, "--model", "demo", expect=2, BATCHCAP_CACHE=str(tmp_path / "cache"))
@@ -124,8 +124,8 @@ def test_a_run_with_onnx_never_loads_torch(bundle: Bundle, tmp_path: Path) -> No
     for name in ("torch", "transformers"):
         (tmp_path / "trap" / name).mkdir(parents=True)
         (tmp_path / "trap" / name / "__init__.py").write_text("import os; os._exit(99)")
-    pictures = str(write_pictures(tmp_path / "pictures", 2))
-    job = ("caption", pictures, "--model", str(bundle.folder), *SETTINGS, "--output", str(tmp_path / "out"))
+    images = str(write_images(tmp_path / "pictures", 2))
+    job = ("caption", images, "--model", str(bundle.folder), *SETTINGS, "--output", str(tmp_path / "out"))
     run(*job, environment={"PYTHONPATH": str(tmp_path / "trap")}, warm=False)
     trapped = [sys.executable, "-c", "import torch"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "trap")}

@@ -4,7 +4,7 @@ import queue
 import subprocess
 import sys
 
-LOOKS = "import sys; from batchcap.engines.busy_flag import WorkSign; print(WorkSign(int(sys.argv[1])).is_up())"
+LOOKS = "import sys; from batchcap.engines.busy_flag import BusyFlag; print(BusyFlag(int(sys.argv[1])).is_set())"
 
 
 class EndlessInbox:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from batchcap.core.errors import ErrorKind
-from batchcap.core.records import Caption, Failure, Features, FinishReason, ImageRow, Twin, Verdict
-from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
+from batchcap.core.records import Caption, Duplicate, Failure, Features, FinishReason, ImageRow, Verdict
+from batchcap.engines.messages import Captioned, Fatal, Ready, StageTime, VisionSpec
 
 
 def main() -> None:
@@ -45,18 +45,18 @@ def _answer(connection: Connection, message: Any, behaviour: str) -> None:
         return
     elif isinstance(message, ImageRow):
         if message.id.startswith("twin"):
-            connection.send(Twin(message.index, message.row, 0.5))
+            connection.send(Duplicate(message.index, message.row, 0.5))
             return
         if message.id.startswith("bad"):
             connection.send(Failure(message.index, ErrorKind.CORRUPT, "cut"))
             return
-        connection.send(Busy("vision", 0.5))
+        connection.send(StageTime("vision", 0.5))
         embeds = np.zeros((4, 8), np.float32)
         connection.send(Features(message.index, embeds, np.zeros((1, 4, 8), np.float32), (2, 2), 64, 48, "0", 1.0, 2.0))
     else:
         index = message.features.index
         caption = Caption(index, (1, 2), f"of {message.row_id}", FinishReason.STOP, Verdict.OK, 9, 4, 3.0, 4.0)
-        connection.send(Busy("decode", 0.25))
+        connection.send(StageTime("decode", 0.25))
         connection.send((caption,))
 
 
@@ -66,9 +66,9 @@ def _misbehave(connection: Connection, how: str) -> None:
     if how == "stops":
         os.kill(os.getpid(), signal.SIGSTOP)
     if how == "blocks":  # one lane hangs, the other goes on
-        connection.send(Busy("prefill", 0.0, lane=1))
+        connection.send(StageTime("prefill", 0.0, lane=1))
         while True:
-            connection.send(Busy("decode", 0.0, lane=0))
+            connection.send(StageTime("decode", 0.0, lane=0))
             time.sleep(0.05)
     if how == "stammers":
         os.write(connection.fileno(), struct.pack("!i", 1000) + b"half")

@@ -53,7 +53,7 @@ def test_decoders_share_one_copy_of_the_weights_where_they_can(
     tiny_bundle_int4: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = replace(CONFIG, placement=PlacementConfig(decoders=2))
-    monkeypatch.setattr(kept, "LEAST_BYTES", 0)
+    monkeypatch.setattr(kept, "MIN_BYTES", 0)
     monkeypatch.setattr(kept, "file_system", lambda _: "ext4")
     monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
     one_copy = memory_need(tiny_bundle_int4, CONFIG).decoders

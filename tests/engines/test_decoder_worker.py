@@ -19,13 +19,13 @@ import pytest
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import Caption, Failure, Features
-from batchcap.decoder.scheduler import Decoder
+from batchcap.decoder.scheduler import ContinuousBatcher
 from batchcap.decoder.slots import Slots
 from batchcap.engines import decoder_lane
-from batchcap.engines.busy_flag import WorkSign, make_sign_file
+from batchcap.engines.busy_flag import BusyFlag, make_sign_file
 from batchcap.engines.decoder_worker import DecoderWorker, lane_count
-from batchcap.engines.messages import Busy, DecoderSpec, DecodeWork
-from batchcap.engines.supervisor import Seat
+from batchcap.engines.messages import DecoderSpec, DecodeWork, StageTime
+from batchcap.engines.supervisor import WorkerSupervisor
 from batchcap.model.bundle import Bundle
 from tests.engines.doubles import EndlessInbox
 
@@ -47,15 +47,15 @@ class Hand:
         return self._messages.pop(0)
 
 
-def picture(bundle: Bundle, index: int) -> Features:
+def image(bundle: Bundle, index: int) -> Features:
     hidden, levels = bundle.geometry.text.hidden_size, len(bundle.geometry.vision.deepstack_levels)
     random = np.random.default_rng(index)
     embeds = random.standard_normal((6, hidden), np.float32)
     return Features(index, embeds, random.standard_normal((levels, 6, hidden), np.float32), (2, 3), 0, 0, "", 0.0, 0.0)
 
 
-def pictures(bundle: Bundle, count: int) -> list[DecodeWork]:
-    return [DecodeWork(f"row-{index}", picture(bundle, index)) for index in range(count)]
+def images(bundle: Bundle, count: int) -> list[DecodeWork]:
+    return [DecodeWork(f"row-{index}", image(bundle, index)) for index in range(count)]
 
 
 def outcomes(ours: Connection, rows: int) -> dict[int, tuple[Caption, ...] | Failure]:
@@ -64,7 +64,7 @@ def outcomes(ours: Connection, rows: int) -> dict[int, tuple[Caption, ...] | Fai
     while len(found) < rows:
         assert ours.poll(PATIENCE_S), "the worker has gone silent"
         message = ours.recv()
-        if not isinstance(message, Busy):
+        if not isinstance(message, StageTime):
             index = message.index if isinstance(message, Failure) else message[0].index
             assert index not in found
             found[index] = message
@@ -89,10 +89,10 @@ def serve(
 
 def test_a_row_that_can_not_be_admitted_fails_alone(tiny_bundle_fp32: Bundle) -> None:
     bundle = tiny_bundle_fp32
-    good, other = picture(bundle, 0), picture(bundle, 4)
-    narrow = dataclasses.replace(picture(bundle, 1), embeds=good.embeds[:, :-1])
-    larger = dataclasses.replace(picture(bundle, 2), embeds=np.repeat(good.embeds, 4, 0), grid=(4, 6))
-    levelless = dataclasses.replace(picture(bundle, 3), deepstack=good.deepstack[:0])
+    good, other = image(bundle, 0), image(bundle, 4)
+    narrow = dataclasses.replace(image(bundle, 1), embeds=good.embeds[:, :-1])
+    larger = dataclasses.replace(image(bundle, 2), embeds=np.repeat(good.embeds, 4, 0), grid=(4, 6))
+    levelless = dataclasses.replace(image(bundle, 3), deepstack=good.deepstack[:0])
     work = [DecodeWork(f"row-{one.index}", one) for one in (narrow, good, larger, levelless, other)]
     ours, theirs = Pipe()
     spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(max_new_tokens=3), 2, 1, 16)
@@ -118,7 +118,7 @@ def make_asking(bundle: Bundle, slots: int) -> tuple[DecoderWorker, Connection]:
 @pytest.mark.parametrize("slots", [1, 2, 7])
 def test_a_row_comes_out_with_an_answer_to_each_prompt(tiny_bundle_fp32: Bundle, slots: int) -> None:
     worker, ours = make_asking(tiny_bundle_fp32, slots)
-    found = serve(worker, ours, pictures(tiny_bundle_fp32, 4))
+    found = serve(worker, ours, images(tiny_bundle_fp32, 4))
     for captions in found.values():
         assert isinstance(captions, tuple)
         assert [caption.prompt for caption in captions] == [0, 1, 2]
@@ -129,15 +129,15 @@ def test_a_prompt_that_can_not_be_prefilled_fails_its_row_alone(
     tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, ours = make_asking(tiny_bundle_fp32, slots=2)
-    prefilled = Decoder._prefilled
+    prefilled = ContinuousBatcher._prefilled
 
-    def fail(decoder: Decoder, given: Any, prompt: int, slot: int) -> Any:
+    def fail(decoder: ContinuousBatcher, given: Any, prompt: int, slot: int) -> Any:
         if given.features.index == 1 and prompt == 2:
             raise RuntimeError("odd")
         return prefilled(decoder, given, prompt, slot)
 
-    monkeypatch.setattr(Decoder, "_prefilled", fail)
-    found = serve(worker, ours, pictures(tiny_bundle_fp32, 3))
+    monkeypatch.setattr(ContinuousBatcher, "_prefilled", fail)
+    found = serve(worker, ours, images(tiny_bundle_fp32, 3))
     failure = found[1]
     assert isinstance(failure, Failure)
     assert "RuntimeError: odd" in failure.message
@@ -157,9 +157,9 @@ def test_lack_of_memory_is_no_rows_fault(
     spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(max_new_tokens=3), 2, 1, 16)
     _ours, theirs = Pipe()
     worker = DecoderWorker(spec, theirs)
-    monkeypatch.setattr(worker.lanes[0]._decoder, "admit", fail)
+    monkeypatch.setattr(worker.lanes[0]._decoder, "add_request", fail)
     with pytest.raises(type(error)):
-        worker.run(Hand(*pictures(bundle, 1)))  # type: ignore[arg-type]
+        worker.run(Hand(*images(bundle, 1)))  # type: ignore[arg-type]
 
 
 def make_lanes(
@@ -186,7 +186,7 @@ def written(outcome: tuple[Caption, ...] | Failure) -> list[tuple[int, ...]]:
 
 def test_two_lanes_write_what_one_writes(tiny_bundle_fp32: Bundle) -> None:
     bundle = tiny_bundle_fp32
-    work = pictures(bundle, 23)
+    work = images(bundle, 23)
     texts = []
     for slots in (3, 5):
         worker, ours = make_lanes(bundle, slots)
@@ -207,20 +207,20 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(
     inbox: Any = EndlessInbox()
     spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(), 4, 2, 16)
     stand_in: Any = SimpleNamespace(send=inbox.put)
-    seat = Seat("decoder 0", spec, timeout_s, lambda _name, _spec: stand_in)
+    seat = WorkerSupervisor("decoder 0", spec, timeout_s, lambda _name, _spec: stand_in)
     seat.start()
     seat.ready()
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     index, ends_s, last_s = 0, time.monotonic() + PATIENCE_S, {0: 0.0, 1: 0.0}
-    while not seat.hangs():
+    while not seat.is_hung():
         assert time.monotonic() < ends_s
         while seat.rows < 6:  # there is always a next row, so that the lane that is well is never silent
-            seat.give(DecodeWork(f"row-{index}", picture(bundle, index)))
+            seat.give(DecodeWork(f"row-{index}", image(bundle, index)))
             index += 1
         while ours.poll(0.01):
             message = ours.recv()
             seat.heard(message)
-            if isinstance(message, Busy):
+            if isinstance(message, StageTime):
                 last_s[message.lane] = time.monotonic()
             else:
                 seat.answered(message[0].index)
@@ -231,22 +231,22 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(
 
 def test_lanes_that_have_nothing_to_do_say_so(tiny_bundle_fp32: Bundle) -> None:
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
-    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 3))
+    inbox: Any = EndlessInbox(*images(tiny_bundle_fp32, 3))
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
-    last: dict[int, Busy] = {}
+    last: dict[int, StageTime] = {}
     rows = 0
     while rows < 3 or len(last) < 2 or not all(one.is_idle for one in last.values()):
         assert ours.poll(PATIENCE_S)
         message = ours.recv()
-        if isinstance(message, Busy):
+        if isinstance(message, StageTime):
             last[message.lane] = message
         else:
             rows += 1
 
 
-def test_each_lane_asks_all_prompts_of_its_pictures(tiny_bundle_fp32: Bundle) -> None:
+def test_each_lane_asks_all_prompts_of_its_images(tiny_bundle_fp32: Bundle) -> None:
     worker, ours = make_lanes(tiny_bundle_fp32, 4, prompt=ASKED)
-    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 9))
+    inbox: Any = EndlessInbox(*images(tiny_bundle_fp32, 9))
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     for captions in outcomes(ours, 9).values():
         assert isinstance(captions, tuple)
@@ -259,17 +259,17 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle, mon
 
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
     monkeypatch.setattr(worker.lanes[1]._decoder, "step", fail)
-    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 40))
+    inbox: Any = EndlessInbox(*images(tiny_bundle_fp32, 40))
     with pytest.raises(MemoryError, match="no room"):
         worker.run(inbox)
     while ours.poll():
-        assert isinstance(ours.recv(), Busy | tuple), "whole messages"
+        assert isinstance(ours.recv(), StageTime | tuple), "whole messages"
     assert worker._sending.locked(), "nothing comes between the worker's last word and its end"
 
 
 HOLDS_SIGN = (
-    "import sys; from batchcap.engines.busy_flag import WorkSign\n"
-    "with WorkSign(int(sys.argv[1])).put_up():\n"
+    "import sys; from batchcap.engines.busy_flag import BusyFlag\n"
+    "with BusyFlag(int(sys.argv[1])).hold():\n"
     "    print(flush=True); sys.stdin.read()"
 )
 
@@ -277,7 +277,7 @@ HOLDS_SIGN = (
 def test_no_step_of_few_rows_while_the_encoder_is_at_work(tiny_bundle_fp32: Bundle) -> None:
     bundle, sign_file = tiny_bundle_fp32, make_sign_file()
     worker, ours = make_lanes(bundle, 4, sign_file)
-    inbox: Any = EndlessInbox(*pictures(bundle, 1))
+    inbox: Any = EndlessInbox(*images(bundle, 1))
     command = [sys.executable, "-c", HOLDS_SIGN, str(sign_file)]
     encoder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[sign_file])
     assert encoder.stdout is not None
@@ -286,7 +286,7 @@ def test_no_step_of_few_rows_while_the_encoder_is_at_work(tiny_bundle_fp32: Bund
     for _message in range(5):  # prefilled, and then it waits, but says so
         assert ours.poll(PATIENCE_S)
         told = ours.recv()
-        assert isinstance(told, Busy)
+        assert isinstance(told, StageTime)
         assert told.stage == "prefill" or told.seconds == 0
     encoder.kill()  # however it ends: the sign comes down
     assert outcomes(ours, 1).keys() == {0}
@@ -296,9 +296,9 @@ def test_no_step_of_few_rows_while_the_encoder_is_at_work(tiny_bundle_fp32: Bund
 def test_a_lane_loses_patience(tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder that is frozen must not hold up what can be written without it."""
     monkeypatch.setattr(decoder_lane, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(WorkSign, "is_up", lambda _sign: True)
+    monkeypatch.setattr(BusyFlag, "is_set", lambda _sign: True)
     worker, ours = make_lanes(tiny_bundle_fp32, 4)
-    inbox: Any = EndlessInbox(*pictures(tiny_bundle_fp32, 1))
+    inbox: Any = EndlessInbox(*images(tiny_bundle_fp32, 1))
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     assert outcomes(ours, 1).keys() == {0}
 

@@ -15,7 +15,7 @@ import pytest
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, WorkerError
-from batchcap.core.records import Failure, ImageRow, Outcome, Twin
+from batchcap.core.records import Duplicate, Failure, ImageRow, Outcome
 from batchcap.engines import local, process
 from batchcap.engines import supervisor as seat
 from batchcap.engines.local import LocalEngine
@@ -44,7 +44,7 @@ def engine(
 
     monkeypatch.setattr(process, "_popen", popen)
     monkeypatch.setattr(local, "_sharing", lambda _: True)
-    limits = LimitConfig(picture_timeout_s=timeout_s)
+    limits = LimitConfig(image_timeout_s=timeout_s)
     config = JobConfig(
         InputConfig(("p",)), "o", generation=generation, placement=PlacementConfig(**placement), limits=limits
     )
@@ -118,7 +118,7 @@ def test_every_row_has_one_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
             assert [caption.text for caption in outcome.result] == [f"of good-{index}"]
             assert outcome.facts is not None
             assert (outcome.facts.width, outcome.facts.height, outcome.facts.vision_ms) == (64, 48, 2.0)
-        assert outcome.row.data is None, "pictures must not pile up here"
+        assert outcome.row.data is None, "images must not pile up here"
     assert load.busy_s == {"read": 0.0, "vision": 13 * 0.5, "prefill": 0.0, "decode": 13 * 0.25}
     assert (load.reading_rows, load.queue_rows, load.queue_mib, load.decoding_rows) == (0, 0, 0.0, 0)
 
@@ -131,16 +131,16 @@ def test_twins_come_after_the_row_they_are_twins_of(monkeypatch: pytest.MonkeyPa
             running.submit(one)
         found = collect(running, 12)
         order = list(found)
-        running.remember([("0" * 64, 0)])
+        running.seed_dedup([("0" * 64, 0)])
         late = ImageRow(12, "twin-12", "/in", 0)
         running.submit(late)
         found |= collect(running, 1)
         assert running.in_flight == 0
-        assert not running._ledger.twins
+        assert not running._ledger.duplicates
         assert running.has_room
     for index in range(2, 13):
         result = found[index].result
-        assert isinstance(result, Twin)
+        assert isinstance(result, Duplicate)
         assert (result.index, result.of) == (index, index % 2)
         assert found[index].row.id == f"twin-{index}"
         if index < 12:
@@ -181,7 +181,7 @@ def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
                 waiting.submit(ImageRow(given, f"twin-{given}", "/in", 0))
             while waiting._vision.worker.connection.poll(0.05):
                 message = waiting._vision.worker.receive()
-                if isinstance(message, Twin):
+                if isinstance(message, Duplicate):
                     waiting._take(waiting._vision, message)
         assert waiting._ledger.twins_waiting >= 5
         assert not waiting.has_room
@@ -196,9 +196,7 @@ def test_a_decoder_holds_no_more_rows_than_its_slots_answer(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("temperature", "find_twins"), [(0.0, True), (0.7, False)])
-def test_draws_make_equal_pictures_differ(
-    monkeypatch: pytest.MonkeyPatch, temperature: float, find_twins: bool
-) -> None:
+def test_draws_make_equal_images_differ(monkeypatch: pytest.MonkeyPatch, temperature: float, find_twins: bool) -> None:
     specs = remembered_specs(monkeypatch)
     with engine(monkeypatch, generation=GenerationConfig(temperature=temperature)) as made:
         made._start_workers()
@@ -224,7 +222,7 @@ def test_room_is_bounded_by_what_features_may_take(monkeypatch: pytest.MonkeyPat
     assert given == 2
 
 
-def test_a_picture_larger_than_the_queue_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_larger_than_the_queue_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with engine(monkeypatch, vision="never ready", queue_mib=1) as waiting:
         waiting._start_workers()
         waiting._largest_bytes = 5 * 1024 * 1024
@@ -376,16 +374,16 @@ def test_twins_of_a_row_that_ends_workers_end_as_it_does(monkeypatch: pytest.Mon
             running.submit(one)
         found = collect(running, 3)
     assert isinstance(found[0].result, Failure)
-    assert [found[index].result.of for index in (1, 2) if isinstance(found[index].result, Twin)] == [0, 0]
+    assert [found[index].result.of for index in (1, 2) if isinstance(found[index].result, Duplicate)] == [0, 0]
 
 
 def test_twins_of_a_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new vision worker may call a row a twin that others were called twins of before."""
+    """A new vision worker may call a row a twin that others were called duplicates of before."""
     with engine(monkeypatch, vision="never ready") as waiting:
         waiting._start_workers()
         for index in range(4):
             waiting.submit(row(index))
-        taken = [waiting._take(waiting._vision, Twin(index, of, 0.5)) for index, of in ((2, 1), (3, 2), (1, 0))]
+        taken = [waiting._take(waiting._vision, Duplicate(index, of, 0.5)) for index, of in ((2, 1), (3, 2), (1, 0))]
         assert taken == [[], [], []]
         outcomes = waiting._take(waiting._vision, Failure(0, ErrorKind.CORRUPT, "cut"))
         assert [outcome.row.index for outcome in outcomes] == [0, 1, 2, 3]
@@ -411,7 +409,7 @@ def test_a_worker_that_is_killed_from_outside(monkeypatch: pytest.MonkeyPatch, a
 
 @pytest.mark.parametrize("at_fault", ["vision", "decoder"])
 def test_a_worker_that_always_ends(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
-    monkeypatch.setattr(seat, "MOST_ENDS_IN_A_ROW", 4)
+    monkeypatch.setattr(seat, "MAX_CONSECUTIVE_CRASHES", 4)
     with engine(monkeypatch, **{at_fault: "killed"}) as running:  # type: ignore[arg-type]
         running.start(never)
         for index in range(3):

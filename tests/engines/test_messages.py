@@ -9,14 +9,14 @@ from batchcap.engines.messages import Inbox
 
 
 class Unreadable:
-    """Reading it ends as that of a picture does for which there is no memory."""
+    """Reading it ends as that of an image does for which there is no memory."""
 
     def __reduce__(self) -> Any:
         return _no_memory, ()
 
 
 def _no_memory() -> None:
-    raise MemoryError("no room for the picture")
+    raise MemoryError("no room for the image")
 
 
 def test_messages_come_in_order() -> None:
@@ -37,5 +37,5 @@ def test_what_befalls_the_reading_of_a_message_is_told() -> None:
     ours.send("sound")
     ours.send(Unreadable())
     assert inbox.get() == "sound"
-    with pytest.raises(MemoryError, match="no room for the picture"):
+    with pytest.raises(MemoryError, match="no room for the image"):
         inbox.get()

@@ -33,7 +33,7 @@ def taken_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def test_a_picture_too_large_for_the_memory_fails_alone(
+def test_an_image_too_large_for_the_memory_fails_alone(
     tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[subprocess.Popen[bytes]] = []

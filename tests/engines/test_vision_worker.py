@@ -1,4 +1,4 @@
-"""The vision worker: what each lane takes, that none waits for another, and a picture that the encoder chokes on."""
+"""The vision worker: what each lane takes, that none waits for another, and an image that the encoder chokes on."""
 
 import dataclasses
 import hashlib
@@ -23,18 +23,18 @@ from PIL import Image
 
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
-from batchcap.core.records import EncodedPicture, Failure, Features, ImageRow, Patches, Twin
+from batchcap.core.records import Duplicate, EncodedImage, Failure, Features, ImageRow, Patches
 from batchcap.engines import vision_worker
 from batchcap.engines.busy_flag import make_sign_file
-from batchcap.engines.dedup import KnownPictures
-from batchcap.engines.messages import Busy, Captioned, Fatal, Ready, VisionSpec
-from batchcap.engines.supervisor import Seat
+from batchcap.engines.dedup import SeenImages
+from batchcap.engines.messages import Captioned, Fatal, Ready, StageTime, VisionSpec
+from batchcap.engines.supervisor import WorkerSupervisor
 from batchcap.engines.vision_worker import VisionWorker, lane_count
-from batchcap.inputs.encoded import read_picture
+from batchcap.inputs.encoded import read_image
 from batchcap.model.bundle import Bundle
 from batchcap.vision.torch_encoder import VisionEncoder
 from tests.engines.doubles import EndlessInbox, seen_elsewhere
-from tests.vision.towers import picture
+from tests.vision.towers import image
 
 SIDES = [(4, 4), (4, 4), (8, 8), (2, 2), (30, 30), (2, 2)]
 PATIENCE_S = 60.0
@@ -55,15 +55,15 @@ def make_worker(
     return VisionWorker(spec, theirs), ours
 
 
-def pictures(bundle: Bundle) -> list[Patches]:
-    return [picture(bundle.geometry.vision, grid, index) for index, grid in enumerate(SIDES)]
+def images(bundle: Bundle) -> list[Patches]:
+    return [image(bundle.geometry.vision, grid, index) for index, grid in enumerate(SIDES)]
 
 
 class FakeEncoder:
     """Features without a tower; remembers the indices of each call and the lanes it was told.
 
     Args:
-        during: what is done in each call, with the indices of its pictures.
+        during: what is done in each call, with the indices of its images.
     """
 
     def __init__(self, during: Callable[[list[int]], object] = lambda _indices: None) -> None:
@@ -89,21 +89,21 @@ def serve(worker: VisionWorker, encoder: FakeEncoder, inbox: EndlessInbox) -> No
 
 
 def row(index: int) -> ImageRow:
-    """A row whose picture no other has."""
+    """A row whose image no other has."""
     return ImageRow(index, f"row-{index}", "s", index, data=encoded((index % 250, index // 250, 7)))
 
 
 def received(ours: Connection, rows: int) -> list[object]:
     """All messages up to the answer of the last of so many rows."""
     messages: list[object] = []
-    while sum(not isinstance(message, Busy) for message in messages) < rows:
+    while sum(not isinstance(message, StageTime) for message in messages) < rows:
         assert ours.poll(PATIENCE_S), "the worker has gone silent"
         messages.append(ours.recv())
     return messages
 
 
 def answers(ours: Connection, rows: int) -> list[int]:
-    return [message.index for message in received(ours, rows) if not isinstance(message, Busy)]  # type: ignore[attr-defined]
+    return [message.index for message in received(ours, rows) if not isinstance(message, StageTime)]  # type: ignore[attr-defined]
 
 
 def taken(worker: VisionWorker) -> list[list[int]]:
@@ -131,17 +131,17 @@ def test_a_lane_for_each_thread_up_to_four(threads: int, lanes: int) -> None:
         (1, 2, [[0], [1], [2], [3], [4], [5]]),
     ],
 )
-def test_a_lane_takes_its_share_of_pictures_and_budget_in_order(
+def test_a_lane_takes_its_share_of_images_and_budget_in_order(
     tiny_bundle_fp32: Bundle, patch_budget: int, threads: int, batches: list[list[int]]
 ) -> None:
     worker, _ours = make_worker(tiny_bundle_fp32, patch_budget, threads=threads)
-    worker._loaded.extend(pictures(tiny_bundle_fp32))
+    worker._loaded.extend(images(tiny_bundle_fp32))
     assert taken(worker) == batches
 
 
 def test_a_pass_is_no_larger_than_pays(tiny_bundle_fp32: Bundle) -> None:
     worker, _ours = make_worker(tiny_bundle_fp32, 1_000_000)
-    worker._loaded.extend(picture(tiny_bundle_fp32.geometry.vision, (16, 16), index) for index in range(5))
+    worker._loaded.extend(image(tiny_bundle_fp32.geometry.vision, (16, 16), index) for index in range(5))
     assert taken(worker) == [[0, 1, 2, 3], [4]]
 
 
@@ -173,12 +173,12 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(tiny_bundle_fp32: 
     inbox = EndlessInbox()
     spec = VisionSpec("", "", VisionConfig(), 2, 1, find_twins=False)
     stand_in: Any = SimpleNamespace(send=inbox.put)
-    seat = Seat("vision", spec, timeout_s, lambda _name, _spec: stand_in)
+    seat = WorkerSupervisor("vision", spec, timeout_s, lambda _name, _spec: stand_in)
     seat.start()
     seat.ready()
     serve(worker, FakeEncoder(lambda indices: 0 in indices and threading.Event().wait()), inbox)
     index, began_s, answered_s = 0, time.monotonic(), 0.0
-    while not seat.hangs():
+    while not seat.is_hung():
         assert time.monotonic() < began_s + PATIENCE_S
         while seat.rows < 4:
             seat.give(row(index))
@@ -186,16 +186,16 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(tiny_bundle_fp32: 
         while ours.poll(0.01):
             message = ours.recv()
             seat.heard(message)
-            if not isinstance(message, Busy):
+            if not isinstance(message, StageTime):
                 seat.answered(message.index)
                 answered_s = time.monotonic()
                 break
     assert index > 10
-    assert 0 in seat.given
+    assert 0 in seat.assigned
     assert answered_s > began_s + timeout_s / 2, "the other lane went on"
 
 
-def test_every_picture_is_encoded_once(tiny_bundle_fp32: Bundle) -> None:
+def test_every_image_is_encoded_once(tiny_bundle_fp32: Bundle) -> None:
     rows = 400
     encoder = FakeEncoder()
     worker, ours = make_worker(tiny_bundle_fp32, 4096, threads=4)
@@ -204,7 +204,7 @@ def test_every_picture_is_encoded_once(tiny_bundle_fp32: Bundle) -> None:
     assert sorted(index for indices, _lanes in encoder.calls for index in indices) == list(range(rows))
 
 
-def test_a_picture_alone_gets_all_threads(tiny_bundle_fp32: Bundle) -> None:
+def test_an_image_alone_gets_all_threads(tiny_bundle_fp32: Bundle) -> None:
     """And with others about, read or not, its lane's share of them."""
     over = threading.Event()
     encoder = FakeEncoder(lambda indices: 1 in indices and over.wait(PATIENCE_S))
@@ -226,16 +226,14 @@ def test_a_picture_alone_gets_all_threads(tiny_bundle_fp32: Bundle) -> None:
     assert encoder.calls == [([0], 1), ([1], 1), ([2], 2), ([4], 1)]
 
 
-def test_a_picture_is_not_alone_while_another_is_read(
-    tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_is_not_alone_while_another_is_read(tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded_first = threading.Event()
 
-    def slow(one: ImageRow) -> EncodedPicture:
+    def slow(one: ImageRow) -> EncodedImage:
         assert one.index == 0 or encoded_first.wait(PATIENCE_S)
-        return read_picture(one)
+        return read_image(one)
 
-    monkeypatch.setattr(vision_worker, "read_picture", slow)
+    monkeypatch.setattr(vision_worker, "read_image", slow)
     encoder = FakeEncoder(lambda _indices: encoded_first.set())
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
     inbox = EndlessInbox(row(1), row(0))
@@ -250,8 +248,8 @@ def test_a_lanes_second_is_its_share_of_the_workers(tiny_bundle_fp32: Bundle, mo
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=4)
     worker._encoder = FakeEncoder()
     for lanes in (1, 4):
-        worker._encode(pictures(tiny_bundle_fp32)[:2], lanes)
-    told = [message for message in received(ours, 4) if isinstance(message, Busy)]
+        worker._encode(images(tiny_bundle_fp32)[:2], lanes)
+    told = [message for message in received(ours, 4) if isinstance(message, StageTime)]
     assert worker._answered == 4
     assert [one.seconds for one in told if one.stage == "vision"] == [8, 2]
     assert [one.seconds for one in told if one.stage == "read"] == [0.002, 0.002], "readers are not lanes"
@@ -280,7 +278,7 @@ def test_the_sign_is_up_until_the_last_lane_is_done(tiny_bundle_fp32: Bundle) ->
 
 def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle) -> None:
     class Stop(BaseException):
-        """Not a picture's fault."""
+        """Not an image's fault."""
 
     def fail(indices: list[int]) -> None:
         if 5 in indices:
@@ -291,7 +289,7 @@ def test_a_lane_that_can_not_go_on_ends_the_worker(tiny_bundle_fp32: Bundle) -> 
     with pytest.raises(Stop):
         worker.run(EndlessInbox(*map(row, range(40))))  # type: ignore[arg-type]
     while ours.poll():
-        assert isinstance(ours.recv(), Busy | Features), "whole messages"
+        assert isinstance(ours.recv(), StageTime | Features), "whole messages"
     assert worker._sending.locked(), "nothing comes between the worker's last word and its end"
 
 
@@ -362,7 +360,7 @@ def test_the_process_ends_quietly_while_lanes_are_at_work(tiny_bundle_fp32: Bund
     assert isinstance(ours.recv(), Ready)
     for index in range(60):
         ours.send(ImageRow(index, f"row-{index}", "s", index, data=encoded((index, 0, 7), (640, 480))))
-    for _picture in range(3):
+    for _image in range(3):
         answers(ours, 1)
     ours.send_bytes(b"no message")
     messages = [ours.recv()]
@@ -384,14 +382,14 @@ def test_failures_and_twins_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> None:
     while not encoder.calls:
         threading.Event().wait(0.01)
     inbox.put(dataclasses.replace(first, index=1))
-    assert [type(message) for message in received(ours, 1)] == [Twin]
-    inbox.put(ImageRow(2, "nothing", "s", 2, data=b"no picture"))
+    assert [type(message) for message in received(ours, 1)] == [Duplicate]
+    inbox.put(ImageRow(2, "nothing", "s", 2, data=b"no image"))
     assert [type(message) for message in received(ours, 1)] == [Failure]
     over.set()
     assert answers(ours, 1) == [0]
 
 
-def test_equal_pictures_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path) -> None:
+def test_equal_images_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path) -> None:
     data = {name: encoded(colour) for name, colour in (("red", (200, 9, 9)), ("blue", (9, 9, 200)))}
     (tmp_path / "red.png").write_bytes(data["red"])
     rows = [
@@ -410,13 +408,13 @@ def test_equal_pictures_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Pat
     assert [one.index for one in batch] == [3, 4]
     passed = [ours.recv() for _row in range(5)]
     assert [(type(one), one.index) for one in passed] == [
-        (Twin, 5), (Failure, 6), (Twin, 7), (Failure, 8), (Failure, 9)
+        (Duplicate, 5), (Failure, 6), (Duplicate, 7), (Failure, 8), (Failure, 9)
     ]  # fmt: skip
     assert (passed[0].of, passed[2].of) == (3, 6)
     assert passed[0].read_ms >= 0
 
 
-def test_pictures_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
+def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
     red, blue = encoded((200, 9, 9)), encoded((9, 9, 200))
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
     rows = [ImageRow(7, "a", "s", 0, data=red), ImageRow(8, "b", "s", 0, data=blue)]
@@ -433,8 +431,8 @@ def test_pictures_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
     while not worker._rows.empty():
         worker._read(worker._rows.get())
     assert [one.index for one in worker._next_batch()] == [8]
-    twin = ours.recv()
-    assert (twin.index, twin.of) == (7, 2)
+    duplicate = ours.recv()
+    assert (duplicate.index, duplicate.of) == (7, 2)
 
 
 def test_nothing_is_a_twin_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
@@ -444,8 +442,8 @@ def test_nothing_is_a_twin_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
     assert [one.index for one in worker._next_batch()] == [0, 1, 2]
 
 
-def test_the_pictures_met_longest_ago_are_forgotten() -> None:
-    known = KnownPictures(capacity=3)
+def test_the_images_met_longest_ago_are_forgotten() -> None:
+    known = SeenImages(capacity=3)
     names = {name: hashlib.sha256(name.encode()).hexdigest() for name in "abcde"}
     assert [known.first_row(names[name], index) for index, name in enumerate("abcaa")] == [0, 1, 2, 0, 0]
     assert known.first_row(names["d"], 5) == 5
@@ -459,15 +457,15 @@ def encoded(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> b
     return buffer.getvalue()
 
 
-def test_a_picture_that_can_not_be_encoded_fails_alone(tiny_bundle_fp32: Bundle) -> None:
+def test_an_image_that_can_not_be_encoded_fails_alone(tiny_bundle_fp32: Bundle) -> None:
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
-    batch = pictures(tiny_bundle_fp32)[:4]
+    batch = images(tiny_bundle_fp32)[:4]
     batch[1].values[3, 5] = np.nan
     worker._encode(batch, 1)
     messages = []
     while ours.poll():
         messages.append(ours.recv())
-    found = [message for message in messages if not isinstance(message, Busy)]
+    found = [message for message in messages if not isinstance(message, StageTime)]
     assert [(type(one), one.index) for one in found] == [(Features, 0), (Failure, 1), (Features, 2), (Features, 3)]
     assert found[1].kind is ErrorKind.INTERNAL
     assert "not finite" in found[1].message

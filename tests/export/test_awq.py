@@ -16,7 +16,7 @@ from batchcap.core.errors import UsageError
 from batchcap.core.records import Float32Array
 from batchcap.export.calibrate import awq
 from batchcap.export.calibrate.awq import Reader, find_scales, output_error
-from batchcap.export.calibrate.calibration import picture_prompts
+from batchcap.export.calibrate.calibration import image_prompts
 from batchcap.export.calibrate.layers import LayerStream
 from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from batchcap.export.checkpoint.options import ExportOptions, Precision, Rounding, RoundingAlgorithm
@@ -33,8 +33,8 @@ from batchcap.export.checkpoint.scaling import (
 from batchcap.export.export import export_bundle
 from batchcap.export.graph.check import DecoderRun
 from batchcap.export.graph.decoder import GRAPH_FILE, Drawing, draw_decoder, fill_decoder
-from batchcap.export.quality.pictures import PictureChoice, load_pictures
-from batchcap.export.quality.rollout import PicturePrompt, Rollout
+from batchcap.export.quality.images import ImageChoice, load_images
+from batchcap.export.quality.rollout import ImagePrompt, Rollout
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 
@@ -45,7 +45,7 @@ SHAPE = Shape(layers=3, heads=6, kv_heads=2, intermediate=192, levels=(0, 2), st
 LOUD_CHANNELS, LOUDNESS = (3, 40, 77), 30.0
 CONTEXT = 512
 OPTIONS = ExportOptions(block_size=32, context=CONTEXT)
-CHOICE = PictureChoice(count=4, max_visual_tokens=16)
+CHOICE = ImageChoice(count=4, max_visual_tokens=16)
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def opened(checkpoint: Path) -> Checkpoint:
     return open_checkpoint(str(checkpoint))
 
 
-def export(checkpoint: Path, output: Path, options: ExportOptions, choice: PictureChoice | None = None) -> Bundle:
+def export(checkpoint: Path, output: Path, options: ExportOptions, choice: ImageChoice | None = None) -> Bundle:
     return export_bundle(str(checkpoint), output, options, calibrate=choice)
 
 
@@ -99,14 +99,14 @@ def scaled(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 @pytest.fixture(scope="module")
-def prompts(exact: Bundle) -> list[PicturePrompt]:
-    pictures = load_pictures(CHOICE, exact.geometry, exact.folder)
-    return picture_prompts(exact, pictures, CHOICE.prompt)
+def prompts(exact: Bundle) -> list[ImagePrompt]:
+    images = load_images(CHOICE, exact.geometry, exact.folder)
+    return image_prompts(exact, images, CHOICE.prompt)
 
 
-def logits_of(bundle_or_graph: Path, bundle: Bundle, prompts: list[PicturePrompt]) -> Float32Array:
+def logits_of(bundle_or_graph: Path, bundle: Bundle, prompts: list[ImagePrompt]) -> Float32Array:
     run = DecoderRun(bundle_or_graph, bundle.geometry)
-    return np.stack([run(one.embeds, list(one.levels), one.positions)[0] for one in prompts])
+    return np.stack([run(one.embeds, list(one.deepstack), one.positions)[0] for one in prompts])
 
 
 def random_scales(opened: Checkpoint) -> Scales:
@@ -118,7 +118,7 @@ def random_scales(opened: Checkpoint) -> Scales:
 
 
 def test_any_scales_are_exact_in_float32(
-    opened: Checkpoint, exact: Bundle, prompts: list[PicturePrompt], drawing: Drawing, tmp_path: Path
+    opened: Checkpoint, exact: Bundle, prompts: list[ImagePrompt], drawing: Drawing, tmp_path: Path
 ) -> None:
     """Grouped queries, a tied head, norms, values and the MLP: all of them at once."""
     tensors = scaled_tensors(opened.tensors, random_scales(opened), opened.geometry.text)
@@ -129,7 +129,7 @@ def test_any_scales_are_exact_in_float32(
 
 
 def test_a_missing_fold_would_show(
-    opened: Checkpoint, exact: Bundle, prompts: list[PicturePrompt], drawing: Drawing, tmp_path: Path
+    opened: Checkpoint, exact: Bundle, prompts: list[ImagePrompt], drawing: Drawing, tmp_path: Path
 ) -> None:
     tensors = scaled_tensors(opened.tensors, random_scales(opened), opened.geometry.text)
     name = layer_groups(1, opened.geometry.text)[1].divided
@@ -150,7 +150,7 @@ def test_a_bias_is_divided_with_its_rows(opened: Checkpoint) -> None:
     np.testing.assert_array_equal(found, 1 / scales[values])
 
 
-def test_layers_one_at_a_time_are_the_model(opened: Checkpoint, exact: Bundle, prompts: list[PicturePrompt]) -> None:
+def test_layers_one_at_a_time_are_the_model(opened: Checkpoint, exact: Bundle, prompts: list[ImagePrompt]) -> None:
     stream = LayerStream(opened, prompts)
     heard: list[tuple[int, ...]] = []
     for layer in stream.layers():
@@ -192,7 +192,7 @@ def test_scales_are_shared_by_the_queries_of_a_head(opened: Checkpoint) -> None:
 
 
 def test_rounded_answers_get_closer(
-    opened: Checkpoint, exact: Bundle, prompts: list[PicturePrompt], drawing: Drawing, tmp_path: Path
+    opened: Checkpoint, exact: Bundle, prompts: list[ImagePrompt], drawing: Drawing, tmp_path: Path
 ) -> None:
     """With 8 bits, whose errors stay small enough to add up: those of 4 bits drown in random weights."""
     options = ExportOptions(precision=Precision.INT8, context=CONTEXT)
@@ -205,7 +205,7 @@ def test_rounded_answers_get_closer(
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_the_same_pictures_give_the_same_bytes(checkpoint: Path, scaled: Bundle, tmp_path: Path) -> None:
+def test_the_same_images_give_the_same_bytes(checkpoint: Path, scaled: Bundle, tmp_path: Path) -> None:
     again = export(checkpoint, tmp_path / "again", OPTIONS, CHOICE)
     assert again.id == scaled.id
     assert (again.folder / BUNDLE_FILE).read_bytes() == (scaled.folder / BUNDLE_FILE).read_bytes()
@@ -236,15 +236,15 @@ def test_fp32_has_nothing_to_calibrate(checkpoint: Path, tmp_path: Path) -> None
         export(checkpoint, tmp_path / "b", ExportOptions(precision=Precision.FP32), CHOICE)
 
 
-def test_rollouts_say_what_they_are_told(plain: Bundle, prompts: list[PicturePrompt]) -> None:
+def test_rollouts_say_what_they_are_told(plain: Bundle, prompts: list[ImagePrompt]) -> None:
     rollout = Rollout(plain.decoder_path, plain.geometry, plain.embeddings(), threads=1)
     said = rollout.greedy(prompts, 6)
-    assert len(set(said)) > 1, "the pictures must matter, or this test can't fail"
+    assert len(set(said)) > 1, "the images must matter, or this test can't fail"
     forced = list(rollout.forced(prompts, [tokens or (0,) for tokens in said]))
     for tokens, logits in zip(said, forced, strict=True):
         assert tuple(logits.argmax(-1)[: len(tokens)]) == tokens
     run = DecoderRun(plain.decoder_path, plain.geometry)
     first = prompts[0]
-    alone, _token, _cache = run(first.embeds, list(first.levels), first.positions)
+    alone, _token, _cache = run(first.embeds, list(first.deepstack), first.positions)
     np.testing.assert_allclose(forced[0][0], alone, atol=1e-5)
     assert rollout.step_s(3) > 0

@@ -1,4 +1,4 @@
-"""With an fp32 bundle the whole way from a picture to its greedy caption is transformers' way, token for token."""
+"""With an fp32 bundle the whole way from an image to its greedy caption is transformers' way, token for token."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from batchcap.core.records import Features
 from batchcap.model.bundle import Bundle
-from tests.export.pipeline import captions, encoded_picture, features_of, reference
+from tests.export.pipeline import captions, encoded_image, features_of, reference
 
 # Pixels across and down: thumbnails that grow, everyday sizes, large ones that shrink, both directions of every aspect
 # up to nearly 1 : 120, and sides that are no multiples of anything.
@@ -19,25 +19,25 @@ SIZES = [
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[bytes]:
-    return [encoded_picture(size, seed) for seed, size in enumerate(SIZES)]
+def images() -> list[bytes]:
+    return [encoded_image(size, seed) for seed, size in enumerate(SIZES)]
 
 
 @pytest.fixture(scope="module")
-def features(pictures: list[bytes], tiny_bundle_fp32: Bundle) -> list[Features]:
-    return features_of(tiny_bundle_fp32, pictures)
+def features(images: list[bytes], tiny_bundle_fp32: Bundle) -> list[Features]:
+    return features_of(tiny_bundle_fp32, images)
 
 
 def test_captions_of_any_size_and_aspect(
-    pictures: list[bytes], features: list[Features], tiny_checkpoint: Path, tiny_bundle_fp32: Bundle
+    images: list[bytes], features: list[Features], tiny_checkpoint: Path, tiny_bundle_fp32: Bundle
 ) -> None:
     found = captions(tiny_bundle_fp32, features)
-    expected = reference(tiny_checkpoint, tiny_bundle_fp32, pictures)
+    expected = reference(tiny_checkpoint, tiny_bundle_fp32, images)
     assert {SIZES[index]: found[index] for index in found} == {SIZES[index]: expected[index] for index in expected}
-    assert len(set(expected.values())) > len(SIZES) // 2, "the pictures must matter, or this test can't fail"
+    assert len(set(expected.values())) > len(SIZES) // 2, "the images must matter, or this test can't fail"
 
 
-def test_the_pictures_reach_every_kind_of_grid(features: list[Features]) -> None:
+def test_the_images_reach_every_kind_of_grid(features: list[Features]) -> None:
     grids = [one.grid for one in features]
     assert len(set(grids)) > len(SIZES) // 2
     assert {1} < {min(grid) for grid in grids}

@@ -13,7 +13,7 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 
 from batchcap.core.errors import CheckpointError
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
-from batchcap.export.checkpoint.soundness import VISION_ACTIVATIONS
+from batchcap.export.checkpoint.requirements import VISION_ACTIVATIONS
 from batchcap.export.graph.vision_graph import ACTIVATIONS as ONNX_ACTIVATIONS
 from batchcap.vision.tower import ACTIVATIONS as TORCH_ACTIVATIONS
 from tests.checkpoints import Shape, make_checkpoint
@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
         lambda config: (text(head_dim=12)(config), rope(mrope_section=[2, 2, 2])(config)),
         "head_dim must be a multiple of 8, not 12",
     ),
-    "token ids": (whole(image_token_id=151655), "ids of the picture's tokens must be below vocab_size"),
+    "token ids": (whole(image_token_id=151655), "ids of the image's tokens must be below vocab_size"),
     "text activation": (text(hidden_act="quick_gelu"), "hidden_act of the language model is 'quick_gelu', not one of"),
     "vision activation": (vision(hidden_act="silu"), "hidden_act of the vision tower is 'silu', not one of"),
     "a window": (text(sliding_window=4096), "every decoder layer must attend to all tokens"),
@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
     "vision width": (vision(out_hidden_size=64), "out_hidden_size must be the language model's hidden_size"),
     "vision heads": (vision(num_heads=3), "num_heads must divide its hidden_size"),
     "narrow vision heads": (vision(num_heads=32), "vision tower's head size must be a multiple of 4, not 2"),
-    "channels": (vision(in_channels=4), "pictures have 3 channels, not 4"),
+    "channels": (vision(in_channels=4), "images have 3 channels, not 4"),
     "levels in disorder": (vision(deepstack_visual_indexes=[2, 1]), "different blocks in rising order"),
     "a level too deep": (vision(deepstack_visual_indexes=[4]), "different blocks in rising order"),
     "more levels than layers": (text(num_hidden_layers=2), "a decoder layer for each of deepstack_visual_indexes"),
@@ -127,7 +127,7 @@ def test_a_window_that_is_switched_off(copy: Path) -> None:
     open_checkpoint(str(copy))
 
 
-PICTURES_REFUSED: dict[str, tuple[Config, str]] = {
+IMAGES_REFUSED: dict[str, tuple[Config, str]] = {
     "no resize": ({"do_resize": False}, "with do_resize True, and not with False"),
     "another resampling": ({"resample": 2}, "with resample 3, and not with 2"),
     "one mean": ({"image_mean": [0.5]}, "lacks or mistypes"),
@@ -140,9 +140,9 @@ PICTURES_REFUSED: dict[str, tuple[Config, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", PICTURES_REFUSED)
-def test_picture_settings_refused(copy: Path, what: str) -> None:
-    change, message = PICTURES_REFUSED[what]
+@pytest.mark.parametrize("what", IMAGES_REFUSED)
+def test_image_settings_refused(copy: Path, what: str) -> None:
+    change, message = IMAGES_REFUSED[what]
     edit(copy, lambda images: images.update(change), "preprocessor_config.json")
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(str(copy))
@@ -157,7 +157,7 @@ def test_older_names_of_the_areas_come_first(copy: Path) -> None:
     assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (4096, 65536)
 
 
-def test_picture_settings_that_are_left_out_are_the_processors(copy: Path) -> None:
+def test_image_settings_that_are_left_out_are_the_processors(copy: Path) -> None:
     edit(copy, lambda images: [images.pop(name) for name in ("size", "image_mean", "image_std")], IMAGES)
     image = open_checkpoint(str(copy)).geometry.image
     processor = Qwen2VLImageProcessorPil.from_pretrained(copy)

@@ -188,17 +188,17 @@ EXPORTED: dict[str, Edit] = {
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)).save(path)
     return path
 
 
 @pytest.mark.parametrize("spelling", EXPORTED)
-def test_export_and_verification_agree(spelling: str, checkpoint: Path, picture: Path, tmp_path: Path) -> None:
+def test_export_and_verification_agree(spelling: str, checkpoint: Path, image: Path, tmp_path: Path) -> None:
     folder = spelled(checkpoint, tmp_path / "copy", EXPORTED[spelling])
     bundle = export_bundle(str(folder), tmp_path / "bundle", ExportOptions(Precision.FP32, context=256))
-    report = verify_bundle(bundle.folder, str(folder), VerifyOptions(images=(str(picture),), steps=4))
+    report = verify_bundle(bundle.folder, str(folder), VerifyOptions(images=(str(image),), steps=4))
     assert report.passed, report.to_text()
 
 

@@ -159,7 +159,7 @@ def built_before(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the decoder from the bundle instead of building it: for tests of what happens around it."""
 
     def copy(
-        _checkpoint: object, options: ExportOptions, folder: Path, *_pictures: object
+        _checkpoint: object, options: ExportOptions, folder: Path, *_images: object
     ) -> tuple[ExportOptions, dict[str, Any]]:
         shutil.copytree(bundle.decoder_path.parent, folder / "decoder")
         return options, options.precision_facts()
@@ -245,7 +245,7 @@ def not_a_number(values: NDArray[np.float32]) -> None:
     values[3, 5] = np.nan
 
 
-def other_token_of_pictures(folder: Path) -> None:
+def other_token_of_images(folder: Path) -> None:
     edit(folder, "config.json", image_token_id=1)
 
 
@@ -271,7 +271,7 @@ def template_in_another_encoding(folder: Path) -> None:
     (folder / "chat_template.jinja").write_bytes("Bild f\xfcr".encode("latin-1"))
 
 
-def template_without_a_picture(folder: Path) -> None:
+def template_without_an_image(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ messages[0].role }}")
 
 
@@ -289,12 +289,12 @@ def a_vision_weight_that_is_no_number(folder: Path) -> None:
 
 
 DAMAGES: dict[Callable[[Path], None], str] = {
-    other_token_of_pictures: "gives 0 places for a picture",
+    other_token_of_images: "gives 0 places for an image",
     broken_tokenizer: r"damaged/tokenizer\.json can't be read",
     tokenizer_in_a_folder: r"can't read .*damaged/tokenizer\.json \(Is a directory\): copy",
     tokenizer_of_another_model: r"gives ids of 384 and more, and the model has 384 tokens",
     template_in_another_encoding: r"can't read .*chat_template\.jinja: 'utf-8' codec",
-    template_without_a_picture: r"damaged/chat_template\.jinja gives 0 places for a picture",
+    template_without_an_image: r"damaged/chat_template\.jinja gives 0 places for an image",
     template_in_broken_json: r"can't read .*chat_template\.json",
     a_token_that_is_no_number: "the embeddings of token 3 are not finite",
     a_vision_weight_that_is_no_number: "vision encoder gave numbers that are not finite: the weights may be damaged",
@@ -302,7 +302,7 @@ DAMAGES: dict[Callable[[Path], None], str] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_what_would_show_with_the_first_picture(
+def test_what_would_show_with_the_first_image(
     checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "write_decoder", lambda *_: pytest.fail("this comes before the work"))

@@ -19,7 +19,7 @@ from batchcap.export.export import export_bundle
 from batchcap.export.graph.parity import compare_with_transformers
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint
-from tests.export.pipeline import captions, encoded_picture, features_of, reference
+from tests.export.pipeline import captions, encoded_image, features_of, reference
 
 TOLERANCE = 1e-4  # largest difference of a logit, as a part of the largest logit; rounding gives about 1e-6
 FAR = 0.03  # without DeepStack at least this part of the largest logit is lost
@@ -113,8 +113,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[bytes]:
-    return [encoded_picture(size, seed) for seed, size in enumerate(SIZES)]
+def images() -> list[bytes]:
+    return [encoded_image(size, seed) for seed, size in enumerate(SIZES)]
 
 
 def test_the_decoder(made: Made) -> None:
@@ -125,18 +125,18 @@ def test_the_decoder(made: Made) -> None:
         assert (parity.difference_without_deepstack > FAR * parity.scale) == bool(made.shape.levels)
 
 
-def test_captions(made: Made, pictures: list[bytes]) -> None:
-    features = features_of(made.bundle, pictures)
+def test_captions(made: Made, images: list[bytes]) -> None:
+    features = features_of(made.bundle, images)
     assert features[0].deepstack.shape == (len(made.shape.levels), *features[0].embeds.shape)
     assert len({one.grid for one in features}) > len(SIZES) // 2
-    expected = reference(made.checkpoint, made.bundle, pictures)
+    expected = reference(made.checkpoint, made.bundle, images)
     assert captions(made.bundle, features) == expected
-    assert len(set(expected.values())) > len(SIZES) // 2, "the pictures must matter, or this test can't fail"
+    assert len(set(expected.values())) > len(SIZES) // 2, "the images must matter, or this test can't fail"
 
 
-def test_the_encoder_in_onnx(made: Made, pictures: list[bytes]) -> None:
-    torch_features = features_of(made.bundle, pictures)
-    for found, expected in zip(features_of(made.bundle, pictures, VisionBackend.ONNX), torch_features, strict=True):
+def test_the_encoder_in_onnx(made: Made, images: list[bytes]) -> None:
+    torch_features = features_of(made.bundle, images)
+    for found, expected in zip(features_of(made.bundle, images, VisionBackend.ONNX), torch_features, strict=True):
         for ours, theirs in ((found.embeds, expected.embeds), (found.deepstack, expected.deepstack)):
             assert ours.shape == theirs.shape
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=FEATURE_TOLERANCE * np.abs(expected.embeds).max())

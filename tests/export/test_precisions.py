@@ -41,16 +41,16 @@ def exact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def last_logits(bundle: Bundle) -> Float32Array:
-    """Of one prompt with a picture of random features."""
+    """Of one prompt with an image of random features."""
     random = np.random.default_rng(0)
     vision = bundle.geometry.vision
-    picture = slice(PREFIX, PREFIX + GRID[0] * GRID[1])
+    image = slice(PREFIX, PREFIX + GRID[0] * GRID[1])
     positions, _next = prompt_positions(PREFIX, GRID, SUFFIX)
     embeds = bundle.embeddings().lookup(np.arange(positions.shape[1]))
-    embeds[picture] = random.standard_normal(embeds[picture].shape)
+    embeds[image] = random.standard_normal(embeds[image].shape)
     levels = [np.zeros_like(embeds) for _level in vision.deepstack_levels]
     for level in levels:
-        level[picture] = random.standard_normal(level[picture].shape)
+        level[image] = random.standard_normal(level[image].shape)
     logits, _token, _cache = DecoderRun(bundle.decoder_path, bundle.geometry)(embeds, levels, positions)
     return logits
 

@@ -22,7 +22,7 @@ from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
 from batchcap.export.graph.check import DecoderRun
 from batchcap.export.graph.parity import _compare, _prompts
-from batchcap.export.quality.pictures import PictureChoice
+from batchcap.export.quality.images import ImageChoice
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint
 
@@ -243,4 +243,4 @@ def test_schemes_that_are_refused(
 def test_a_quantized_checkpoint_is_not_scaled(checkpoint: Path, tmp_path: Path) -> None:
     few, _meant = quantize_checkpoint(checkpoint, tmp_path, "awq")
     with pytest.raises(UsageError, match=r"--calibrate needs a checkpoint in BF16, F16 or F32; this one was quantized"):
-        export_bundle(str(few), tmp_path / "b", OPTIONS, calibrate=PictureChoice())
+        export_bundle(str(few), tmp_path / "b", OPTIONS, calibrate=ImageChoice())

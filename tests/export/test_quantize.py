@@ -21,7 +21,7 @@ from onnxruntime_genai.models.builder import create_model, parse_extra_options
 from batchcap.core.records import Float32Array
 from batchcap.export.checkpoint import quantize
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
-from batchcap.export.checkpoint.matrices import HEAD
+from batchcap.export.checkpoint.matrix_names import HEAD
 from batchcap.export.checkpoint.options import (
     ACCURACY_LEVEL,
     BLOCK_SIZES,
@@ -47,7 +47,7 @@ COMBINATIONS = [
 # the builder's k_quant fails where it is odd.
 SHAPE = Shape(layers=1, hidden=500, heads=8, head_dim=64, mrope_section=(12, 10, 10), intermediate=490, levels=(0,))
 # Largest error, in steps of the rounding; the extremes of a block may fall outside of its values.
-LARGEST_ERROR_STEPS = {RoundingAlgorithm.DEFAULT: 1.01, RoundingAlgorithm.RTN: 0.51, RoundingAlgorithm.K_QUANT: 2.0}
+MAX_ERROR_STEPS = {RoundingAlgorithm.DEFAULT: 1.01, RoundingAlgorithm.RTN: 0.51, RoundingAlgorithm.K_QUANT: 2.0}
 
 
 def by_name(options: ExportOptions) -> str:
@@ -140,7 +140,7 @@ def test_the_kernel_reads_what_is_written(options: ExportOptions, rows: int) -> 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     read = session.run(None, {"x": np.eye(rows, dtype=np.float32)})[0]
     np.testing.assert_allclose(read, matrix.values(rows).T, atol=1e-5)
-    steps = np.abs(matrix.scales).max() * LARGEST_ERROR_STEPS[options.algorithm]
+    steps = np.abs(matrix.scales).max() * MAX_ERROR_STEPS[options.algorithm]
     assert np.abs(read - weight).max() < steps
 
 

@@ -18,7 +18,7 @@ from tests.fuzz.targets import TARGETS
 START_METHOD = "spawn"
 TIMEOUT_S = 20.0
 # Inputs that were taken in although they are damaged: they are damaged further. The seeds always stay.
-MOST_KEPT = 300
+MAX_KEPT = 300
 
 
 class Reader:
@@ -98,7 +98,7 @@ def fuzz(name: str, seed: int, most_inputs: int | None = None, most_s: float | N
             findings.outcomes[outcome] += 1
             if outcome is Outcome.CRASHED:
                 findings.crashes.setdefault(why, content)
-            elif outcome is Outcome.ACCEPTED and len(inputs) < seeds + MOST_KEPT:
+            elif outcome is Outcome.ACCEPTED and len(inputs) < seeds + MAX_KEPT:
                 inputs.append(content)
     return findings
 

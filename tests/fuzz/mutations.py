@@ -3,10 +3,10 @@
 import random
 from collections.abc import Callable, Sequence
 
-MOST_DAMAGES = 6
+MAX_DAMAGES = 6
 # Where a format keeps its lengths and counts, most of what can go wrong is.
 EDGE_BYTES = 256
-LONGEST_SPAN_BYTES = 64
+MAX_SPAN_BYTES = 64
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF)
 
 Damage = Callable[[random.Random, bytearray, Sequence[bytes]], None]
@@ -44,19 +44,19 @@ def cut(chance: random.Random, content: bytearray, _others: Sequence[bytes]) -> 
 def drop(chance: random.Random, content: bytearray, _others: Sequence[bytes]) -> None:
     """A span is missing."""
     at = place(chance, content)
-    del content[at : at + chance.randint(1, LONGEST_SPAN_BYTES)]
+    del content[at : at + chance.randint(1, MAX_SPAN_BYTES)]
 
 
 def insert(chance: random.Random, content: bytearray, _others: Sequence[bytes]) -> None:
     """A span of zeros or of anything."""
-    at, length = place(chance, content), chance.randint(1, LONGEST_SPAN_BYTES)
+    at, length = place(chance, content), chance.randint(1, MAX_SPAN_BYTES)
     content[at:at] = chance.choice((bytes(length), chance.randbytes(length)))
 
 
 def repeat(chance: random.Random, content: bytearray, _others: Sequence[bytes]) -> None:
     """A span comes many times: nesting, long lists."""
     at = place(chance, content)
-    span = bytes(content[at : at + chance.randint(1, LONGEST_SPAN_BYTES)])
+    span = bytes(content[at : at + chance.randint(1, MAX_SPAN_BYTES)])
     content[at:at] = span * chance.choice((1, 2, 10, 1000))
 
 
@@ -83,6 +83,6 @@ DAMAGES: tuple[Damage, ...] = (flip, flip, put, put, cut, drop, insert, repeat, 
 def mutated(chance: random.Random, inputs: Sequence[bytes]) -> bytes:
     """One of the inputs with a few damages."""
     content = bytearray(chance.choice(inputs))
-    for _damage in range(chance.randint(1, MOST_DAMAGES)):
+    for _damage in range(chance.randint(1, MAX_DAMAGES)):
         chance.choice(DAMAGES)(chance, content, inputs)
     return bytes(content)

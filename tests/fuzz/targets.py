@@ -11,16 +11,16 @@ from PIL import Image
 
 from batchcap.commands.jobfile import load_job_file
 from batchcap.config import InputConfig
-from batchcap.inputs.carried import carried_schema, fitted_columns, require_values_fit
 from batchcap.inputs.parquet import count_rows, read_layout
-from batchcap.inputs.parquet_rows import carried_reader, image_row, picture_reader, read_columns, read_rows
-from tests.images.pictures import encode, load, noise, scene
-from tests.manifest.parquets import IMAGE_STRUCT
+from batchcap.inputs.parquet_rows import carried_reader, image_reader, image_row, read_columns, read_rows
+from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
+from tests.images.samples import encode, load, noise, scene
+from tests.inputs.parquets import IMAGE_STRUCT
 
 # A few more pixels than the seeds have: a header that claims more is refused, as it is in a job.
-MOST_PIXELS = 4_000_000
+MAX_PIXELS = 4_000_000
 # A footer may claim a thousand million rows, and each of them would be read.
-MOST_ROWS = 2000
+MAX_ROWS = 2000
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
@@ -39,8 +39,8 @@ class Target:
     read: Callable[[bytes, Path], None]
 
 
-def picture_seeds() -> list[bytes]:
-    """Small pictures in every format and in the modes that take other ways through the decoders."""
+def image_seeds() -> list[bytes]:
+    """Small images in every format and in the modes that take other ways through the decoders."""
     small, grey = scene(96, 64), scene(48, 40).convert("L")
     found = [
         encode(small, "PNG"),
@@ -67,14 +67,14 @@ def picture_seeds() -> list[bytes]:
     return found + [encode(small, kind) for kind in ("AVIF", "QOI") if kind in Image.SAVE]
 
 
-def read_picture(content: bytes, _path: Path) -> None:
-    """The picture stage."""
-    patches = load(content, max_image_pixels=MOST_PIXELS)
+def read_image(content: bytes, _path: Path) -> None:
+    """The image stage."""
+    patches = load(content, max_image_pixels=MAX_PIXELS)
     assert len(patches.values) == patches.grid[0] * patches.grid[1]
 
 
 def parquet_seeds() -> list[bytes]:
-    """Small Parquet files of every kind of picture column, cut, packed and encoded differently."""
+    """Small Parquet files of every kind of image column, cut, packed and encoded differently."""
     cells = [None if row % 11 == 3 else bytes([row]) * (row % 40) for row in range(120)]
     paths = [None if cell is None else f"{len(cell)}.png" for cell in cells]
     structs = [None if cell is None else {"bytes": cell, "path": "x.png"} for cell in cells]
@@ -86,7 +86,7 @@ def parquet_seeds() -> list[bytes]:
         "large": pa.array([[f"tag {row}"] for row in range(120)], pa.large_list(pa.large_string())),
         "strict": pa.array([{"a": 1.5}] * 120, pa.struct([pa.field("a", pa.float16(), nullable=False)])),
     }
-    pictures = {
+    images = {
         "bytes": pa.array(cells, pa.binary()),
         "struct": pa.array(structs, IMAGE_STRUCT),
         "large": pa.array(cells, pa.large_binary()),
@@ -101,8 +101,8 @@ def parquet_seeds() -> list[bytes]:
         {"compression": "none", "use_dictionary": False, "column_encoding": {"number": "DELTA_BINARY_PACKED"}},
     )
     found = []
-    for pictures_of, (_kind, column) in enumerate(pictures.items()):
-        for way in (ways[pictures_of], ways[(pictures_of + 1) % len(ways)]):
+    for images_of, (_kind, column) in enumerate(images.items()):
+        for way in (ways[images_of], ways[(images_of + 1) % len(ways)]):
             buffer = io.BytesIO()
             pq.write_table(pa.table({"image": column, **carried}), buffer, **way)
             found.append(buffer.getvalue())
@@ -111,14 +111,14 @@ def parquet_seeds() -> list[bytes]:
 
 def read_parquet(_content: bytes, path: Path) -> None:
     """The manifest's readers, and what a part file would be made of."""
-    rows = min(count_rows(path), MOST_ROWS)
+    rows = min(count_rows(path), MAX_ROWS)
     layout = read_layout(path, InputConfig((str(path),), id_column="key", keep_columns=("*",)))
-    values = read_rows(picture_reader(path, layout), 0, rows)
+    values = read_rows(image_reader(path, layout), 0, rows)
     found = [image_row(one, layout, (row, "a", path, row)) for row, one in enumerate(values)]
     assert [row.row for row in found] == list(range(rows))
     columns = read_columns(carried_reader(path, layout), layout, 0, rows)
     assert len(columns) == rows
-    schema = carried_schema([(path, layout)], None)
+    schema = passthrough_schema([(path, layout)], None)
     require_values_fit(path, layout, schema, is_written=False)
     pq.write_table(fitted_columns(columns, schema, path), io.BytesIO())
 
@@ -136,7 +136,7 @@ def read_job(_content: bytes, path: Path) -> None:
 TARGETS = {
     target.name: target
     for target in (
-        Target("picture", picture_seeds, read_picture),
+        Target("picture", image_seeds, read_image),
         Target("parquet", parquet_seeds, read_parquet),
         Target("jobfile", job_seeds, read_job),
     )

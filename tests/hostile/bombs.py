@@ -11,7 +11,7 @@ from PIL import Image
 from tests.hostile.originals import encode
 
 MIB = 1 << 20
-# What the packed ones unpack to: little enough to be made in no time, far more than a picture of 16 x 16 pixels takes.
+# What the packed ones unpack to: little enough to be made in no time, far more than an image of 16 x 16 pixels takes.
 UNPACKED_BYTES = 64 * MIB
 SIDE_PX = 60_000
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -22,7 +22,7 @@ Entries = Iterable[tuple[int, int, int, int]]  # tag, type, count, value or plac
 
 
 def too_large() -> dict[str, bytes]:
-    """Files whose header says that the picture has more pixels than the default limit of 256 million."""
+    """Files whose header says that the image has more pixels than the default limit of 256 million."""
     side = SIDE_PX
     return {
         "header.png": png(side, side),
@@ -56,7 +56,7 @@ def too_large() -> dict[str, bytes]:
 
 
 def harmless() -> dict[str, bytes]:
-    """Sound pictures of few pixels beside something that an eager reader would be lost in."""
+    """Sound images of few pixels beside something that an eager reader would be lost in."""
     return {
         "pixels.png": png(16, 16, before=[(b"IDAT", zlib.compress(bytes(49 * 16)) + _packed_zeros())]),
         "unknown-chunk.png": png(16, 16, before=[(b"zxIf", _packed_zeros())]),
@@ -108,7 +108,7 @@ def hidden() -> dict[str, bytes]:
 
 
 def many_parts() -> dict[str, bytes]:
-    """Pictures of few pixels that are made of very many parts, or of one part with very many pixels."""
+    """Images of few pixels that are made of very many parts, or of one part with very many pixels."""
     zeros = _packed_zeros()
     packed = [*_LITTLE, (259, 3, 1, 8), (325, 4, 1, len(zeros))]
     behind = len(tiff([*packed, *_tile(4)], data=zeros))
@@ -126,7 +126,7 @@ def many_parts() -> dict[str, bytes]:
 
 
 def long_ones() -> dict[str, bytes]:
-    """Sound pictures of one pixel by very many."""
+    """Sound images of one pixel by very many."""
     found = {}
     for kind, suffix in (
         ("PNG", "png"),
@@ -154,7 +154,7 @@ def png(width: int, height: int, depth: int = 8, colour: int = 2, before: Iterab
 
 
 def webp_canvas(width: int, height: int, frame: bytes | None = None) -> bytes:
-    """A WebP whose extended header gives the canvas, with a picture of 16 x 16 pixels or a frame of one's own."""
+    """A WebP whose extended header gives the canvas, with an image of 16 x 16 pixels or a frame of one's own."""
     inside = webp_lossless(16, 16)[12:] if frame is None else frame
     header = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return _riff(b"VP8X" + struct.pack("<I", 10) + header + inside)
@@ -197,7 +197,7 @@ def icon(inner: bytes) -> bytes:
 
 
 def tiff(entries: Entries, data: bytes = bytes(1024), following: int = 0) -> bytes:
-    """A grey TIFF with one directory; the entries come in the place of the ones a small uncompressed picture has."""
+    """A grey TIFF with one directory; the entries come in the place of the ones a small uncompressed image has."""
     given = {tag: (tag, kind, count, value) for tag, kind, count, value in entries}
     usual = [(258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (277, 3, 1, 1)]
     if 322 not in given:

@@ -1,4 +1,4 @@
-"""The hostile folder: every bad picture there is a way to make, the same ones for the same seed."""
+"""The hostile folder: every bad image there is a way to make, the same ones for the same seed."""
 
 import itertools
 import struct
@@ -13,12 +13,12 @@ from tests.hostile import bombs
 from tests.hostile.originals import Original, encode, originals
 from tests.hostile.structure import boundaries
 
-# What the bombs are measured by: pictures of up to this are decoded, and take little.
+# What the bombs are measured by: images of up to this are decoded, and take little.
 MAX_IMAGE_PIXELS = 1_000_000
 FLIPS = 14
 HEADER_BYTES = 48
 ANYTHING = frozenset({None, ErrorKind.CORRUPT, ErrorKind.NOT_AN_IMAGE, ErrorKind.TOO_LARGE, ErrorKind.BAD_SHAPE})
-PICTURE: frozenset[ErrorKind | None] = frozenset({None})
+IMAGE: frozenset[ErrorKind | None] = frozenset({None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class HostileFile:
     Attributes:
         name: its path inside of the hostile folder.
         data: its bytes.
-        ends: the kinds of failure it may end with; None is a picture.
+        ends: the kinds of failure it may end with; None is an image.
     """
 
     name: str
@@ -41,18 +41,18 @@ def hostile_files(seed: int) -> list[HostileFile]:
     sound = originals(seed)
     generator = np.random.default_rng(seed)
     return [
-        *(HostileFile(f"sound/{one.name}.{one.suffix}", one.data, PICTURE) for one in sound),
+        *(HostileFile(f"sound/{one.name}.{one.suffix}", one.data, IMAGE) for one in sound),
         *_cut(sound),
         *_flipped(sound, generator),
         *_with_wrong_extensions(sound),
         *_with_broken_metadata(generator),
         *_bombs(),
-        *_no_pictures(generator),
+        *_no_images(generator),
     ]
 
 
 def _cut(sound: list[Original]) -> list[HostileFile]:
-    """Every kind of picture, cut off where each part of its format begins, and in the middle of each part."""
+    """Every kind of image, cut off where each part of its format begins, and in the middle of each part."""
     return [
         HostileFile(f"cut/{one.name}-{place:05d}.{one.suffix}", one.data[:place], ANYTHING)
         for one in sound
@@ -68,7 +68,7 @@ def _cuts(one: Original) -> list[int]:
 
 
 def _flipped(sound: list[Original], generator: np.random.Generator) -> list[HostileFile]:
-    """Every kind of picture with bits flipped: a single one in its first bytes, one anywhere, or a handful."""
+    """Every kind of image with bits flipped: a single one in its first bytes, one anywhere, or a handful."""
     found = []
     for one in sound:
         for number in range(FLIPS if "-orientation-" not in one.name else 1):
@@ -83,7 +83,7 @@ def _flipped(sound: list[Original], generator: np.random.Generator) -> list[Host
 def _with_wrong_extensions(sound: list[Original]) -> list[HostileFile]:
     plain = [one for one in sound if one.name == one.kind.lower()]
     return [
-        HostileFile(f"extension/{one.name}-as.{other.suffix}", one.data, PICTURE)
+        HostileFile(f"extension/{one.name}-as.{other.suffix}", one.data, IMAGE)
         for one in plain
         for other in plain
         if other is not one
@@ -111,16 +111,16 @@ def _with_broken_metadata(generator: np.random.Generator) -> list[HostileFile]:
         "length": struct.pack(">I", 2**32 - 1) + bytes(124),
         "tags": bytes(128) + struct.pack(">I", 2**32 - 1) + bytes(64),
     }
-    picture = Image.new("RGB", (20, 14), (200, 90, 30))
+    image = Image.new("RGB", (20, 14), (200, 90, 30))
     suffixes = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
     found = []
     for kind, suffix in suffixes.items():
         for name, block in blocks.items():
             with suppress(ValueError):  # Pillow writes no such block into this format
-                found.append(HostileFile(f"metadata/exif-{name}.{suffix}", encode(picture, kind, exif=block), PICTURE))
+                found.append(HostileFile(f"metadata/exif-{name}.{suffix}", encode(image, kind, exif=block), IMAGE))
         for name, profile in profiles.items():
-            data = encode(picture, kind, icc_profile=profile)
-            found.append(HostileFile(f"metadata/profile-{name}.{suffix}", data, PICTURE))
+            data = encode(image, kind, icc_profile=profile)
+            found.append(HostileFile(f"metadata/profile-{name}.{suffix}", data, IMAGE))
     return found
 
 
@@ -128,20 +128,20 @@ def _bombs() -> list[HostileFile]:
     groups: tuple[tuple[str, dict[str, bytes], frozenset[ErrorKind | None]], ...] = (
         ("bomb", bombs.too_large(), frozenset({ErrorKind.TOO_LARGE})),
         ("parts", bombs.many_parts(), frozenset({ErrorKind.TOO_LARGE})),
-        ("harmless", bombs.harmless(), PICTURE),
+        ("harmless", bombs.harmless(), IMAGE),
         ("hidden", bombs.hidden(), ANYTHING),
         ("long", bombs.long_ones(), frozenset({ErrorKind.BAD_SHAPE})),
     )
     return [HostileFile(f"{group}/{name}", data, ends) for group, files, ends in groups for name, data in files.items()]
 
 
-def _no_pictures(generator: np.random.Generator) -> list[HostileFile]:
+def _no_images(generator: np.random.Generator) -> list[HostileFile]:
     contents = {
         "nothing.png": b"",
         **{f"zeros-{count}.jpg": bytes(count) for count in (1, 2, 3, 4, 8, 16, 100, 4096, 100_000)},
         **{f"ones-{count}.gif": b"\xff" * count for count in (1, 2, 8, 4096)},
         **{f"noise-{number}.webp": b"\x01" + generator.bytes(200) for number in range(8)},
-        "text.png": b"no picture\n" * 50,
+        "text.png": b"no image\n" * 50,
         "page.jpg": b"<!doctype html><title>404</title>" + b" " * 500,
         "drawing.png": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
         "pages.jpg": b"%PDF-1.7\n" + bytes(200),

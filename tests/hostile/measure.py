@@ -36,7 +36,7 @@ def main(folder: Path, max_pixels: int, names: list[str]) -> None:
 
 def _measure(path: Path, max_pixels: int, tiny: bytes) -> dict[str, object]:
     encoded = path.read_bytes()
-    decode(tiny, max_pixels)  # maps the code of NumPy and libtiff, which is no memory of the picture's
+    decode(tiny, max_pixels)  # maps the code of NumPy and libtiff, which is no memory of the image's
     before = _memory_bytes("VmRSS")
     try:
         decode(encoded, max_pixels)

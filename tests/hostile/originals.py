@@ -1,4 +1,4 @@
-"""Sound little pictures in every format and of every kind: good files, and what is cut and flipped for bad ones."""
+"""Sound little images in every format and of every kind: good files, and what is cut and flipped for bad ones."""
 
 import io
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ LITTLE: Size = (30, 20)
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A picture file that nothing is wrong with.
+    """An image file that nothing is wrong with.
 
     Attributes:
         name: what it is.
@@ -49,7 +49,7 @@ class Original:
 def originals(seed: int, size: Size = LITTLE, orientations: Iterable[int] = range(1, 9)) -> list[Original]:
     """The same for the same seed; so many pixels across and down, but for the icon."""
     generator = np.random.default_rng(seed)
-    colours = _picture(generator, size)
+    colours = _image(generator, size)
     return [
         *_plain(colours),
         *_modes(colours, generator),
@@ -59,7 +59,7 @@ def originals(seed: int, size: Size = LITTLE, orientations: Iterable[int] = rang
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture file's bytes."""
+    """An image file's bytes."""
     if kind == "AVIF":
         options = {"speed": 10, **options}  # of encoding, no matter how small it gets
     buffer = io.BytesIO()
@@ -74,7 +74,7 @@ def colour_profile() -> bytes:
     return bytes(profile).replace("sRGB".encode("utf-16-be"), "sXYZ".encode("utf-16-be"))
 
 
-def _picture(generator: np.random.Generator, size: Size) -> Image.Image:
+def _image(generator: np.random.Generator, size: Size) -> Image.Image:
     """A soft gradient in a colour of chance with some noise on it."""
     across, down = np.meshgrid(*(np.linspace(0, 1, side) for side in size))
     ends = generator.integers(0, 256, (2, 3))
@@ -132,7 +132,7 @@ def _modes(colours: Image.Image, generator: np.random.Generator) -> list[Origina
 
 
 def _of_several(colours: Image.Image, generator: np.random.Generator) -> list[Original]:
-    more = [_picture(generator, colours.size) for _frame in range(2)]
+    more = [_image(generator, colours.size) for _frame in range(2)]
     return [
         Original(
             f"{kind.lower()}-several", kind, _without_times(encode(colours, kind, save_all=True, append_images=more))
@@ -142,7 +142,7 @@ def _of_several(colours: Image.Image, generator: np.random.Generator) -> list[Or
 
 
 def _without_times(data: bytes) -> bytes:
-    """The same bytes for the same pictures: in an AVIF of several is when it was made."""
+    """The same bytes for the same images: in an AVIF of several is when it was made."""
     cleared = bytearray(data)
     for name in (b"mvhd", b"tkhd", b"mdhd"):
         place = data.find(name)

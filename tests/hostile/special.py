@@ -1,4 +1,4 @@
-"""What may lie in a folder of pictures and is no ordinary file, or has no ordinary name."""
+"""What may lie in a folder of images and is no ordinary file, or has no ordinary name."""
 
 import os
 import stat
@@ -35,19 +35,19 @@ def write_files(folder: Path, files: list[HostileFile]) -> dict[bytes, frozenset
     return {os.fsencode(file.name): file.ends for file in files}
 
 
-def write_special(folder: Path, picture: Original) -> dict[bytes, frozenset[ErrorKind | None]]:
+def write_special(folder: Path, image: Original) -> dict[bytes, frozenset[ErrorKind | None]]:
     """Make pipes, sockets, devices, links, folders and odd names: what each path inside of the folder ends with."""
     special = folder / "special"
     special.mkdir(parents=True)
-    ends = {f"special/{name}".encode(): kind for name, kind in _make_files(special, picture).items()}
+    ends = {f"special/{name}".encode(): kind for name, kind in _make_files(special, image).items()}
     (folder / "names").mkdir()
     for name in ODD_NAMES:
-        (folder / "names" / os.fsdecode(name)).write_bytes(picture.data)
+        (folder / "names" / os.fsdecode(name)).write_bytes(image.data)
         ends[b"names/" + name] = None
     return {path: frozenset({kind}) for path, kind in ends.items()}
 
 
-def _make_files(special: Path, picture: Original) -> dict[str, ErrorKind | None]:
+def _make_files(special: Path, image: Original) -> dict[str, ErrorKind | None]:
     """The special files and what becomes of each; folders and links to them are none."""
     (special / "itself.png").symlink_to("itself.png")
     (special / "there.png").symlink_to("back.png")
@@ -58,12 +58,12 @@ def _make_files(special: Path, picture: Original) -> dict[str, ErrorKind | None]
     (special / "zero.png").symlink_to("/dev/zero")
     (special / "null.png").symlink_to("/dev/null")
     (special / "memory.png").symlink_to("/proc/self/mem")
-    (special / "picture.png").write_bytes(picture.data)
+    (special / "picture.png").write_bytes(image.data)
     (special / "link.png").symlink_to("picture.png")
     (special / "hard-link.png").hardlink_to(special / "picture.png")
     (special / "folder.png").mkdir()
-    (special / "folder.png" / "inside.png").write_bytes(picture.data)
-    (special / "locked.png").write_bytes(picture.data)
+    (special / "folder.png" / "inside.png").write_bytes(image.data)
+    (special / "locked.png").write_bytes(image.data)
     (special / "locked.png").chmod(0)
     (special / "empty.parquet.png").touch()
     os.mkfifo(special / "pipe.png")

@@ -1,4 +1,4 @@
-"""Where the parts of a picture file begin and end, by its format: places to cut it at."""
+"""Where the parts of an image file begin and end, by its format: places to cut it at."""
 
 import struct
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ _STRIP_OFFSETS, _STRIP_BYTES = 273, 279
 
 
 def boundaries(kind: str, data: bytes) -> list[int]:
-    """The places inside of a picture file where a part of its format begins or ends, in order."""
+    """The places inside of an image file where a part of its format begins or ends, in order."""
     return sorted({place for place in _WALKS[kind](data) if 0 < place < len(data)})
 
 

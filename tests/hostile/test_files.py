@@ -1,4 +1,4 @@
-"""Every hostile file becomes a picture or a row with a kind: no other exception, no word on stderr."""
+"""Every hostile file becomes an image or a row with a kind: no other exception, no word on stderr."""
 
 import os
 from pathlib import Path
@@ -8,15 +8,15 @@ import pytest
 from batchcap.config import VisionConfig
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.core.records import ImageRow
-from batchcap.export.quality.pictures import load_patches
+from batchcap.export.quality.images import load_patches
 from tests.hostile.files import MAX_IMAGE_PIXELS, HostileFile, hostile_files
 from tests.hostile.originals import originals
 from tests.hostile.special import write_special
-from tests.images.pictures import GEOMETRY, SETTINGS
+from tests.images.samples import GEOMETRY, SETTINGS
 
 SEED = 2026
 VISION = VisionConfig(max_visual_tokens=8, max_image_pixels=MAX_IMAGE_PIXELS)
-LEAST_FILES = 1000
+MIN_FILES = 1000
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def files() -> list[HostileFile]:
 
 
 def end_of(data: bytes | None = None, path: Path | None = None) -> ErrorKind | None:
-    """The kind of failure a picture ends with; None for a picture that the model can be shown."""
+    """The kind of failure an image ends with; None for an image that the model can be shown."""
     row = ImageRow(0, "id", "source", 0, None if path is None else str(path), data)
     try:
         patches = load_patches(row, GEOMETRY, SETTINGS, VISION)
@@ -37,7 +37,7 @@ def end_of(data: bytes | None = None, path: Path | None = None) -> ErrorKind | N
 
 
 def test_the_files_are_many_and_the_same_for_the_same_seed(files: list[HostileFile]) -> None:
-    assert len(files) >= LEAST_FILES
+    assert len(files) >= MIN_FILES
     assert len({file.name for file in files}) == len(files)
     assert hostile_files(SEED) == files
     assert hostile_files(SEED + 1) != files

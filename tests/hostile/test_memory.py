@@ -1,4 +1,4 @@
-"""What one decode takes at most: the number on the operations page holds for every picture, sound or hostile."""
+"""What one decode takes at most: the number on the operations page holds for every image, sound or hostile."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def _measured(folder: Path, max_pixels: int, *names: str) -> dict[str, tuple[str
 
 
 @pytest.mark.slow
-def test_sound_pictures_take_what_is_stated(tmp_path: Path) -> None:
+def test_sound_images_take_what_is_stated(tmp_path: Path) -> None:
     bytes_a_pixel, _constant, _times = stated()
     for one in originals(SEED, LARGE_PX, orientations=[6]):
         (tmp_path / f"{one.name}.{one.suffix}").write_bytes(one.data)

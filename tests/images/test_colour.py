@@ -11,8 +11,8 @@ from PIL import Image
 from batchcap.images import colour
 from batchcap.images.colour import apply_profile, to_rgb
 from batchcap.images.decode import decode
-from tests.images.pictures import encode, noise, scene
 from tests.images.profiles import ADOBE_RGB_TO_XYZ, grey_profile, rgb_profile, shown, srgb_levels
+from tests.images.samples import encode, noise, scene
 
 LIMIT = 1_000_000
 GREY, RGB = 0, 2
@@ -21,8 +21,8 @@ WHITE = [255, 255, 255]
 
 def pixels(data: bytes) -> np.ndarray:
     """What is shown, in sRGB [rows, columns, 3]."""
-    picture = decode(data, LIMIT)
-    return np.asarray(apply_profile(picture.pixels, picture.profile)).astype(int)
+    image = decode(data, LIMIT)
+    return np.asarray(apply_profile(image.pixels, image.profile)).astype(int)
 
 
 def png(depth: int, colour_type: int, row: bytes, transparent: bytes, width: int = 2) -> bytes:
@@ -108,7 +108,7 @@ def test_a_grey_profile_gives_the_greys_that_its_curve_gives(mode: str, level: i
     assert np.abs(found - srgb_levels(np.array([level / 255]))).max() <= 2
 
 
-def test_a_colour_picture_with_a_grey_profile_is_taken_as_it_is() -> None:
+def test_a_colour_image_with_a_grey_profile_is_taken_as_it_is() -> None:
     assert np.array_equal(pixels(encode(scene(), icc_profile=grey_profile(1.0))), pixels(encode(scene())))
 
 
@@ -143,7 +143,7 @@ def wide(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["F", "I;16", "P", "L", "LA", "RGBA", "CMYK", "LAB", "1"])
-def test_the_bands_that_pictures_are_converted_in_do_not_show(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bands_that_images_are_converted_in_do_not_show(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image = noise(40, 50).convert("RGB") if mode == "LAB" else wide(mode)
     if mode == "LAB":
         image = Image.merge("LAB", image.split())
@@ -155,7 +155,7 @@ def test_the_bands_that_pictures_are_converted_in_do_not_show(mode: str, monkeyp
     assert len(np.unique(whole)) > 1
 
 
-def test_a_long_text_or_a_large_profile_costs_no_picture() -> None:
+def test_a_long_text_or_a_large_profile_costs_no_image() -> None:
     data = encode(scene())
     text = b"Comment\0\0" + zlib.compress(bytes(3 << 20))
     chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))

@@ -9,7 +9,7 @@ import pytest
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.images.decode import FORMATS, decode, not_an_image
 from batchcap.inputs.content import base64_image
-from tests.images.pictures import encode, scene
+from tests.images.samples import encode, scene
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 
@@ -38,8 +38,8 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "text": ("größer als 1\n".encode(), "text ('größer als 1'): give the image itself"),
     "cut text": ("ä".encode() * 5000, "text ('ääää"),
     "utf-16": ("words".encode("utf-16"), "text ('words')"),
-    "steering": (b"words\x1b[2J", "no picture in a known format (JPEG, PNG"),
-    "bytes": (bytes(range(1, 200)), "no picture in a known format (JPEG, PNG"),
+    "steering": (b"words\x1b[2J", "no image in a known format (JPEG, PNG"),
+    "bytes": (bytes(range(1, 200)), "no image in a known format (JPEG, PNG"),
     "zeros": (bytes(9000), "nothing but zero bytes"),
     "empty": (b"", "empty"),
     "heic": (brand(b"heic", b"mif1", b"heic"), "an HEIC image: convert it to JPEG or PNG"),

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.images.decode import decode
-from tests.images.pictures import average_colours, encode, load, noise, scene
+from tests.images.samples import average_colours, encode, load, noise, scene
 
 LOSSY_LEVELS = 12  # JPEG, WEBP and AVIF at default quality, plain areas
 EXACT_LEVELS = 1
@@ -156,7 +156,7 @@ def test_a_broken_profile_is_ignored(mode: str, profile: bytes) -> None:
     assert np.array_equal(load(encode(image, icc_profile=profile)).values, load(encode(image)).values)
 
 
-def test_a_grey_picture_with_a_profile_for_rgb_is_taken_as_it_is() -> None:
+def test_a_grey_image_with_a_profile_for_rgb_is_taken_as_it_is() -> None:
     image = scene().convert("L")
     assert np.array_equal(load(encode(image, icc_profile=swapped_profile())).values, load(encode(image)).values)
 
@@ -177,7 +177,7 @@ def test_the_first_frame_is_taken(kind: str) -> None:
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9, 0.98])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"])
-def test_cut_off_pictures_are_corrupt(kind: str, share: float) -> None:
+def test_cut_off_images_are_corrupt(kind: str, share: float) -> None:
     data = encode(noise(300, 200), kind)
     error = fails(data[: int(len(data) * share)])
     assert error.kind is ErrorKind.CORRUPT
@@ -185,7 +185,7 @@ def test_cut_off_pictures_are_corrupt(kind: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO"])
-def test_damaged_pictures_decode_or_fail_as_one_row(kind: str) -> None:
+def test_damaged_images_decode_or_fail_as_one_row(kind: str) -> None:
     data = encode(scene(40, 30), kind)
     generator = np.random.default_rng(5)
     for _ in range(150):
@@ -235,12 +235,12 @@ def test_the_pixel_limit_is_the_one_asked_for() -> None:
     assert load(data).width == 50
 
 
-def test_too_long_a_picture_has_a_bad_shape() -> None:
+def test_too_long_an_image_has_a_bad_shape() -> None:
     assert fails(encode(noise(201, 1))).kind is ErrorKind.BAD_SHAPE
     assert load(encode(noise(200, 1))).grid == (2, 228)
 
 
-def test_decoding_does_not_depend_on_the_order_of_pictures() -> None:
+def test_decoding_does_not_depend_on_the_order_of_images() -> None:
     small, large = encode(noise(40, 40)), encode(noise(600, 500))
     alone = np.asarray(decode(small, LIMIT).pixels)
     decode(large, LIMIT)
@@ -248,7 +248,7 @@ def test_decoding_does_not_depend_on_the_order_of_pictures() -> None:
 
 
 @pytest.mark.parametrize("size", [(40_000, 40_000), (16_001, 16_000)])
-def test_an_icons_inner_picture_is_limited_too(size: tuple[int, int]) -> None:
+def test_an_icons_inner_image_is_limited_too(size: tuple[int, int]) -> None:
     data = bytearray(encode(scene(64, 64), "ICO", sizes=[(64, 64)]))
     start = data.index(b"\x89PNG")
     inner = png_header(*size)
@@ -257,7 +257,7 @@ def test_an_icons_inner_picture_is_limited_too(size: tuple[int, int]) -> None:
     assert fails(bytes(data)).kind is ErrorKind.TOO_LARGE
 
 
-def test_damaged_pictures_are_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_images_are_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     for kind, options in (("TIFF", {"compression": "tiff_lzw"}), ("JPEG", {}), ("PNG", {})):
         data = encode(noise(100, 80), kind, **options)
         for share in (0.3, 0.9):

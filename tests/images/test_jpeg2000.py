@@ -6,17 +6,17 @@ import pytest
 
 from batchcap.images.jpeg2000 import MAX_TILES, has_too_many_parts
 from tests.hostile.bombs import codestream
-from tests.images.pictures import encode, noise
+from tests.images.samples import encode, noise
 
 SIDE_PX = 1000
 
 
-def test_sound_pictures_have_few() -> None:
-    picture = noise(400, 300)
+def test_sound_images_have_few() -> None:
+    image = noise(400, 300)
     tiled, small_blocks = {"tile_size": (64, 64)}, {"codeblock_size": (8, 8), "precinct_size": (64, 64)}
     layered = {"quality_mode": "rates", "quality_layers": list(range(60, 0, -2))}
     for options in ({}, tiled, small_blocks, layered, {"no_jp2": True}, {"num_resolutions": 1}):
-        assert not has_too_many_parts(encode(picture, "JPEG2000", **options))
+        assert not has_too_many_parts(encode(image, "JPEG2000", **options))
     assert not has_too_many_parts(codestream(16_000, 16_000, tile=256, components=4))
     assert not has_too_many_parts(codestream(16_000, 16_000, components=4, precinct=0x88, layers=50))
 
@@ -39,7 +39,7 @@ def test_packets_count() -> None:
 
 
 def test_code_blocks_count() -> None:
-    # Blocks of 4 x 4 in a style for one component, which comes after the picture's own.
+    # Blocks of 4 x 4 in a style for one component, which comes after the image's own.
     blocks = b"\xff\x53" + struct.pack(">HBBBBBBB", 9, 0, 0, 0, 0, 0, 0, 1)
     sound = codestream(2 * SIDE_PX, SIDE_PX)
     assert not has_too_many_parts(sound)

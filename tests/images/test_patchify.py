@@ -13,10 +13,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from batchcap.config import VisionConfig
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.core.records import Float32Array
-from batchcap.export.quality.pictures import load_patches
+from batchcap.export.quality.images import load_patches
 from batchcap.images.patchify import patchify, target_size
 from batchcap.model.geometry import ImageSettings
-from tests.images.pictures import GEOMETRY, SETTINGS, encode, load, noise, row
+from tests.images.samples import GEOMETRY, SETTINGS, encode, load, noise, row
 
 SIDE = GEOMETRY.token_side_px
 SIZES = [
@@ -117,7 +117,7 @@ def test_sizes_equal_transformers_within_the_budget(width: int, height: int, tok
         assert (down, across) == theirs
 
 
-def test_the_longest_picture_keeps_to_the_smallest_budget() -> None:
+def test_the_longest_image_keeps_to_the_smallest_budget() -> None:
     assert target_size((2000, 10), GEOMETRY, SETTINGS, 4) == (4 * SIDE, SIDE)
     assert target_size((10, 2000), GEOMETRY, SETTINGS, 4) == (SIDE, 4 * SIDE)
 

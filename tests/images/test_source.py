@@ -8,9 +8,9 @@ import pytest
 
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.inputs import encoded as source
-from tests.images.pictures import encode, load, row, scene
+from tests.images.samples import encode, load, row, scene
 
-PICTURE = encode(scene())
+IMAGE = encode(scene())
 
 
 def kind_of(path: Path | str) -> ErrorKind:
@@ -32,10 +32,10 @@ def test_bytes_win_over_the_path(tmp_path: Path) -> None:
 
 def test_the_name_says_nothing(tmp_path: Path) -> None:
     path = tmp_path / "picture.txt"
-    path.write_bytes(PICTURE)
+    path.write_bytes(IMAGE)
     assert load(path=str(path)).width == 96
     lie = tmp_path / "text.jpg"
-    lie.write_text("not a picture")
+    lie.write_text("not an image")
     with pytest.raises(RowError) as caught:
         load(path=str(lie))
     assert caught.value.kind is ErrorKind.NOT_AN_IMAGE
@@ -43,7 +43,7 @@ def test_the_name_says_nothing(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_missing(tmp_path: Path) -> None:
     assert kind_of(tmp_path / "absent.jpg") is ErrorKind.MISSING
-    (tmp_path / "file").write_bytes(PICTURE)
+    (tmp_path / "file").write_bytes(IMAGE)
     assert kind_of(tmp_path / "file" / "below.jpg") is ErrorKind.MISSING
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     assert kind_of(tmp_path / "dangling") is ErrorKind.MISSING
@@ -66,13 +66,13 @@ def test_a_symlink_loop_and_an_endless_name_are_unreadable(tmp_path: Path) -> No
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_forbidden_file_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "secret.png"
-    path.write_bytes(PICTURE)
+    path.write_bytes(IMAGE)
     path.chmod(0)
     assert kind_of(path) is ErrorKind.UNREADABLE
 
 
-def test_a_symlink_to_a_picture_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "picture").write_bytes(PICTURE)
+def test_a_symlink_to_an_image_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(IMAGE)
     (tmp_path / "link").symlink_to(tmp_path / "picture")
     assert load(path=str(tmp_path / "link")).width == 96
 

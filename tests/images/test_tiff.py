@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from batchcap.images.tiff import tile_px
-from tests.images.pictures import encode, scene
+from tests.images.samples import encode, scene
 
 SHORT, LONG, LONG8, SLONG8, IFD8 = 3, 4, 16, 17, 18
 BYTES = {SHORT: 2, LONG: 4, LONG8: 8, SLONG8: 8, IFD8: 8}

@@ -6,13 +6,13 @@ import pytest
 
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.job.bottleneck import find_bottleneck
-from batchcap.job.summary import RunFigures
+from batchcap.job.summary import RunMetrics
 
 CONFIG = JobConfig(input=InputConfig(("pictures",)), output="out")
 
 
-def figures(working_s: float = 100.0, **busy_s: float) -> RunFigures:
-    return RunFigures(60, 600, working_s + 5, working_s, busy_s, 900.0)
+def figures(working_s: float = 100.0, **busy_s: float) -> RunMetrics:
+    return RunMetrics(60, 600, working_s + 5, working_s, busy_s, 900.0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind
-from batchcap.core.records import CaptionRow, Shard, Status, Tally
+from batchcap.core.records import CaptionRow, RowCounts, Shard, Status
 from batchcap.job import failures
 from batchcap.job.failures import why_alike
 from batchcap.store.folder import JobFolder
@@ -23,13 +23,13 @@ def failed(kind: ErrorKind, message: str, source: str = TABLE) -> CaptionRow:
 
 def why(output: Path, rows: list[CaptionRow], given: InputConfig | None = None) -> str | None:
     """Of a job with these rows, in parts of four."""
-    folder, tally = JobFolder.open_or_create(output), Tally()
+    folder, counts = JobFolder.open_or_create(output), RowCounts()
     for seq, first in enumerate(range(0, len(rows), 4)):
         some = rows[first : first + 4]
         write_part(folder.part_path(seq), Shard(seq, first, len(some)), some, None, {})
     for row in rows:
-        tally.add_row(row)
-    return why_alike(folder, tally, given or InputConfig((TABLE,)))
+        counts.add_row(row)
+    return why_alike(folder, counts, given or InputConfig((TABLE,)))
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def why(output: Path, rows: list[CaptionRow], given: InputConfig | None = None) 
         ),
         (failed(ErrorKind.MISSING, "/mnt/1.jpg: No such file or directory"), {}, "mount or copy what is not there"),
         (failed(ErrorKind.MISSING, "/p/1.jpg: No such file", "/p/1.jpg"), {}, "mount or copy what is not there"),
-        (failed(ErrorKind.MISSING, "the picture's cell is null"), {}, "--image-column"),
-        (failed(ErrorKind.NOT_AN_IMAGE, "a Git LFS pointer, not the picture"), {}, "git lfs pull"),
+        (failed(ErrorKind.MISSING, "the image's cell is null"), {}, "--image-column"),
+        (failed(ErrorKind.NOT_AN_IMAGE, "a Git LFS pointer, not the image"), {}, "git lfs pull"),
         (failed(ErrorKind.TOO_LARGE, "more than 5 pixels"), {}, "--max-image-pixels"),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_part_that_can_not_be_read_now_changes_no_end(tmp_path: Path) -> None:
     rows = [failed(ErrorKind.CORRUPT, "cut")] * 4
     assert why(tmp_path / "out", rows)
     JobFolder(tmp_path / "out").part_path(0).write_bytes(b"torn")
-    tally = Tally()
+    counts = RowCounts()
     for row in rows:
-        tally.add_row(row)
-    assert why_alike(JobFolder(tmp_path / "out"), tally, InputConfig((TABLE,))) == "4 of 4 rows failed as corrupt"
+        counts.add_row(row)
+    assert why_alike(JobFolder(tmp_path / "out"), counts, InputConfig((TABLE,))) == "4 of 4 rows failed as corrupt"

@@ -1,4 +1,4 @@
-"""The page: every picture it should show, and nothing in it that names, captions or pictures could make it do."""
+"""The page: every image it should show, and nothing in it that names, captions or images could make it do."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from batchcap.report.page import write_page
 from batchcap.report.thumbnails import ThumbnailMaker
 from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap
-from tests.e2e.inputs import picture
+from tests.e2e.inputs import image
 
 MARKUP = "<img src=x onerror=alert(1)>&amp;\x1b[2J\u202e.png"
 NAMES = ("plain.png", MARKUP, '" onload="alert(1).png', "{{ 7 * 7 }}{% raw %}.png", "javascript:alert(1).png")
@@ -80,8 +80,8 @@ def job(tiny_bundle_int4: Bundle, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("page")
     (folder / "in").mkdir()
     for number, name in enumerate(NAMES):
-        (folder / "in" / name).write_bytes(picture(number))
-    (folder / "in" / "broken <b>.png").write_bytes(picture(0)[:50])
+        (folder / "in" / name).write_bytes(image(number))
+    (folder / "in" / "broken <b>.png").write_bytes(image(0)[:50])
     caption(folder / "in", folder / "out", tiny_bundle_int4, "--prompt", "a=<u>Name it.</u>", "--prompt", "b=Why?")
     return folder / "out"
 
@@ -124,25 +124,25 @@ def test_the_command_and_its_place(job: Path) -> None:
     assert "is not a job folder" in absent.stderr
 
 
-def test_few_pictures_of_many(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
+def test_few_images_of_many(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
     """Of a Parquet job in several parts: first those that failed, up to half, then others from all over."""
-    cells = [picture(number)[: 40 if number % 3 == 0 else None] for number in range(40)]
+    cells = [image(number)[: 40 if number % 3 == 0 else None] for number in range(40)]
     pq.write_table(pa.table({"image": cells}), tmp_path / "in.parquet")
     caption(tmp_path / "in.parquet", tmp_path / "out", tiny_bundle_int4, "--rows-per-part", "8", "--limit", "39")
-    odd = Reader(write_page(tmp_path / "out", pictures=12))
+    odd = Reader(write_page(tmp_path / "out", images=12))
     assert _shown(odd) == [*range(12)], "this model writes nothing that looks well"
     for part in JobFolder(tmp_path / "out").part_paths():
         table = pq.read_table(part)
         place = table.schema.get_field_index("verdict")
         well = [None if status == "failed" else "ok" for status in table["status"].to_pylist()]
         pq.write_table(table.set_column(place, table.schema.field(place), pa.array(well)), part)
-    page = Reader(write_page(tmp_path / "out", pictures=12))
+    page = Reader(write_page(tmp_path / "out", images=12))
     assert _shown(page)[:6] == [0, 3, 6, 7, 9, 12], "7 is one of those that are broken by themselves"
     assert (_shown(page)[6], _shown(page)[-1], len(_shown(page))) == (1, 38, 12)
     assert len(page.of("img")) == 6
-    assert Reader(write_page(tmp_path / "out", pictures=0)).of("figure") == []
+    assert Reader(write_page(tmp_path / "out", images=0)).of("figure") == []
     (tmp_path / "in.parquet").unlink()
-    assert Reader(write_page(tmp_path / "out", pictures=12)).of("img") == [], "captions are shown without the pictures"
+    assert Reader(write_page(tmp_path / "out", images=12)).of("img") == [], "captions are shown without the images"
 
 
 def _shown(page: Reader) -> list[int]:
@@ -168,9 +168,9 @@ def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
         write_page(tmp_path)
 
 
-def test_a_picture_that_ends_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_ends_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails, "_serve", _serve_badly)
-    (tmp_path / "a.png").write_bytes(picture(0))
+    (tmp_path / "a.png").write_bytes(image(0))
 
     def row(name: str) -> ImageRow:
         return ImageRow(0, name, "", 0, path=str(tmp_path / "a.png"))

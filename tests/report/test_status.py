@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from batchcap.core.errors import ErrorKind, ExitCode, StorageError, UsageError
-from batchcap.core.records import CaptionRow, Shard, Status, Tally
+from batchcap.core.records import CaptionRow, RowCounts, Shard, Status
 from batchcap.job.summary import JobState, Summary
 from batchcap.report.status import read_status
-from batchcap.store import shard_state as standing
+from batchcap.store import shard_state as state
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_last_run
 from batchcap.store.parts import TALLY_KEY, write_part
-from batchcap.store.shard_state import Standing, ended_rows, look_at_shards
+from batchcap.store.shard_state import ShardState, finished_rows, look_at_shards
 from tests.store.records import caption_row
 
 ROWS = 3  # of a shard
@@ -47,11 +47,11 @@ def first_rows(shard: Shard) -> list[tuple[int, CaptionRow]]:
 
 def put_part(folder: JobFolder, journal: Journal, shard: Shard, *, has_part: bool) -> None:
     """As the recorder does."""
-    rows = [row for _index, row in ended_rows(folder, journal, shard, has_part=has_part)]
-    tally = Tally()
+    rows = [row for _index, row in finished_rows(folder, journal, shard, has_part=has_part)]
+    counts = RowCounts()
     for row in rows:
-        tally.add_row(row)
-    write_part(folder.part_path(shard.seq), shard, rows, None, {TALLY_KEY: json.dumps(tally.to_dict())})
+        counts.add_row(row)
+    write_part(folder.part_path(shard.seq), shard, rows, None, {TALLY_KEY: json.dumps(counts.to_dict())})
 
 
 def life(folder: JobFolder, journal: Journal, shard: Shard, retries: int) -> Iterator[None]:
@@ -77,8 +77,8 @@ def life(folder: JobFolder, journal: Journal, shard: Shard, retries: int) -> Ite
         yield
 
 
-def seen(found: Standing) -> tuple[int, int, int, bool]:
-    return found.tally.rows, found.tally.ok, found.tally.failed, found.is_done
+def seen(found: ShardState) -> tuple[int, int, int, bool]:
+    return found.counts.rows, found.counts.ok, found.counts.failed, found.is_done
 
 
 class Interleaved:
@@ -136,7 +136,7 @@ def test_what_is_seen_is_one_moment_however_a_run_writes_meanwhile(tmp_path: Pat
         job = Interleaved(tmp_path / "out", random.Random(seed).randrange, retries)
         with closing(job.journal):
             for name in ("part_is_complete", "part_metadata", "read_part"):
-                patch.setattr(standing, name, job.before(getattr(standing, name)))
+                patch.setattr(state, name, job.before(getattr(state, name)))
             for name in ("shards", "rows", "reopened"):
                 patch.setattr(Journal, name, job.before(getattr(Journal, name)))
             while job.is_at_work:
@@ -210,7 +210,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def end(folder: JobFolder, state: JobState) -> None:
-    folder.summary_path.write_text(Summary(state, ExitCode.INTERRUPTED, "", None, Tally(), None, None).to_json())
+    folder.summary_path.write_text(Summary(state, ExitCode.INTERRUPTED, "", None, RowCounts(), None, None).to_json())
 
 
 def run_of(output: Path) -> "subprocess.Popen[str]":
@@ -240,7 +240,7 @@ def test_a_killed_run_is_told_from_one_that_stopped(output: Path) -> None:
         assert (status.state, status.killed) == ("running", None)
         run.kill()
     status = read_status(output)
-    assert (status.state, status.holder, status.tally.rows) == ("killed", None, 2)
+    assert (status.state, status.holder, status.counts.rows) == ("killed", None, 2)
     assert status.killed is not None
     assert f"process {run.pid} on " in status.killed
     assert json.loads(status.to_json())["state"] == "killed"

@@ -6,24 +6,24 @@ from dataclasses import replace
 import pytest
 
 from batchcap.core.errors import ErrorKind, ExitCode
-from batchcap.core.records import CaptionRow, Status, Tally, Verdict
-from batchcap.job.summary import JobState, RunFigures, Summary
+from batchcap.core.records import CaptionRow, RowCounts, Status, Verdict
+from batchcap.job.summary import JobState, RunMetrics, Summary
 
 OK = CaptionRow(id="a", source="a", row=0, caption="x", verdict=Verdict.OK, new_tokens=7)
 CUT = replace(OK, verdict=Verdict.TRUNCATED)
 FAILED = CaptionRow(id="b", source="b", row=0, status=Status.FAILED, error_kind=ErrorKind.CORRUPT)
 
 
-def tally_of(*rows: CaptionRow) -> Tally:
-    tally = Tally()
+def tally_of(*rows: CaptionRow) -> RowCounts:
+    counts = RowCounts()
     for row in rows:
-        tally.add_row(row)
-    return tally
+        counts.add_row(row)
+    return counts
 
 
 def test_tallies_of_parts_add_up_to_that_of_the_job() -> None:
     total = tally_of(OK, FAILED)
-    total.add(Tally.from_dict(json.loads(json.dumps(tally_of(CUT, OK, FAILED).to_dict()))))
+    total.add(RowCounts.from_dict(json.loads(json.dumps(tally_of(CUT, OK, FAILED).to_dict()))))
     assert total == tally_of(OK, FAILED, CUT, OK, FAILED)
     assert (total.rows, total.ok, total.failed, total.new_tokens) == (5, 3, 2, 21)
     assert total.verdicts == {"ok": 2, "truncated": 1}
@@ -37,7 +37,7 @@ def test_the_share_of_failures() -> None:
 
 def test_rates_are_of_the_time_at_work() -> None:
     """Copies and failures are no images captioned."""
-    figures = RunFigures(
+    figures = RunMetrics(
         40, 600, elapsed_s=100, working_s=60, stage_busy_s={"vision": 1.234}, peak_memory_mib=99.96, twins=8, images=30
     )
     assert (figures.images_per_min, figures.tokens_per_s) == (30, 10)

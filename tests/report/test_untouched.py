@@ -108,12 +108,12 @@ def test_every_file_stays_as_it_is(output: Path, tmp_path: Path, state: Callable
     with state(output):
         before = contents(output)
         first = read_status(output)
-        write_page(output, tmp_path / "page.html", pictures=2)
+        write_page(output, tmp_path / "page.html", images=2)
         assert contents(output) == before
-        assert first.tally.rows >= 12
-        assert first.tally.rows > 12 or state is ended, "rows in the log count"
+        assert first.counts.rows >= 12
+        assert first.counts.rows > 12 or state is ended, "rows in the log count"
         assert (first.holder is not None) is (state is at_work)
-        page_path = write_page(output, pictures=0)
+        page_path = write_page(output, images=0)
         after = contents(output)
         assert page_path == JobFolder(output).report_path
         name = str(page_path.relative_to(output))
@@ -126,15 +126,15 @@ def test_a_folder_that_may_not_be_written_is_read_all_the_same(
     output: Path, tmp_path: Path, state: Callable[[Path], Iterator[None]]
 ) -> None:
     with state(output):
-        expected = read_status(output).tally.rows
+        expected = read_status(output).counts.rows
         folders = [output, *(path for path in output.rglob("*") if path.is_dir())]
         before = contents(output)
         for folder in folders:
             folder.chmod(0o555)
         try:
             status = batchcap("status", output)
-            report = batchcap("report", output, "--to", tmp_path / "page.html", "--pictures", 0)
-            refused = batchcap("report", output, "--pictures", 0)
+            report = batchcap("report", output, "--to", tmp_path / "page.html", "--images", 0)
+            refused = batchcap("report", output, "--images", 0)
         finally:
             for folder in folders:
                 folder.chmod(0o755)
@@ -196,7 +196,7 @@ def test_two_reports_and_a_run_at_once(output: Path) -> None:
     """Each page is whole, and the run goes on."""
     with at_work(output):
         reports = [
-            subprocess.Popen([sys.executable, "-m", "batchcap.cli", "report", str(output), "--pictures", "0"])
+            subprocess.Popen([sys.executable, "-m", "batchcap.cli", "report", str(output), "--images", "0"])
             for _ in range(2)
         ]
         assert [one.wait(60) for one in reports] == [0, 0]

@@ -27,7 +27,7 @@ def shards_of(count: int, rows: int) -> list[Shard]:
 
 
 def row_of(index: int) -> CaptionRow:
-    return CaptionRow(id=f"{index}.png", source=f"/pictures/{index}.png", row=0, caption=f"caption {index}")
+    return CaptionRow(id=f"{index}.png", source=f"/images/{index}.png", row=0, caption=f"caption {index}")
 
 
 def store_rows(output: str, count: int, rows: int) -> None:

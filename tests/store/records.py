@@ -6,7 +6,7 @@ from batchcap.core.records import CaptionRow, FinishReason, Verdict
 def caption_row(index: int, caption: str = "a cat on a mat") -> CaptionRow:
     return CaptionRow(
         id=f"{index}.png",
-        source=f"/pictures/{index}.png",
+        source=f"/images/{index}.png",
         row=0,
         caption=caption,
         verdict=Verdict.OK,

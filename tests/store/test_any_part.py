@@ -22,7 +22,7 @@ NAMES = ("plain", "short", "long")
 
 def answered(row: CaptionRow, further: list) -> CaptionRow:
     """A failed row has no further answers, any other one has all."""
-    return dataclasses.replace(row, further=tuple(further) if row.status is Status.OK else ())
+    return dataclasses.replace(row, extra_prompts=tuple(further) if row.status is Status.OK else ())
 
 
 ROWS = st.lists(st.builds(answered, ROW, st.lists(FURTHER, min_size=2, max_size=2)), min_size=1, max_size=5)

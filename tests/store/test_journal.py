@@ -44,7 +44,7 @@ ROW = st.builds(
     new_tokens=COUNT,
     read_ms=FLOAT,
     decode_ms=FLOAT,
-    further=st.lists(FURTHER, max_size=2).map(tuple),
+    extra_prompts=st.lists(FURTHER, max_size=2).map(tuple),
 )
 
 
@@ -178,8 +178,8 @@ def test_a_journal_of_an_earlier_version_can_be_looked_at(tmp_path: Path) -> Non
         assert not journal.has_reopened()
     with closing(Journal.open(path)) as journal:
         journal.reopen([(0, caption_row(0))], "{}", is_changed=True)
-        assert journal.reopening(0) == ReopenedRow(caption_row(0), is_changed=True, settings="{}")
-        assert (journal.reopened(Shard(0, 0, 5)), journal.reopening(1), journal.row(0)) == ({0}, None, None)
+        assert journal.retry(0) == ReopenedRow(caption_row(0), is_changed=True, settings="{}")
+        assert (journal.reopened(Shard(0, 0, 5)), journal.retry(1), journal.row(0)) == ({0}, None, None)
         assert (journal.waiting(), journal.waiting("{}"), journal.waiting("")) == (1, 1, 0)
         journal.add([(0, caption_row(0))])
         assert (journal.waiting(), journal.reopened_settings(Shard(0, 0, 5))) == (0, ["{}"])
@@ -192,7 +192,7 @@ def test_rows_that_wait_for_other_settings_are_given_up(tmp_path: Path) -> None:
         for index, settings in enumerate(("", "a", "b", "b")):
             journal.reopen([(index, caption_row(index))], settings)
         journal.add([(2, caption_row(2))])
-        assert journal.close_again(but="a") == 1
+        assert journal.drop_pending(but="a") == 1
         assert journal.reopened(Shard(0, 0, 5)) == {0, 1, 2}
-        assert journal.close_again(but="") == 1
+        assert journal.drop_pending(but="") == 1
         assert journal.reopened(Shard(0, 0, 5)) == {0, 2}

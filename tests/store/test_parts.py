@@ -40,7 +40,7 @@ def part(tmp_path: Path) -> Path:
 
 
 def test_the_columns_are_those_of_a_caption_row() -> None:
-    assert [field.name for field in dataclasses.fields(CaptionRow)] == [*SCHEMA.names, "further"]
+    assert [field.name for field in dataclasses.fields(CaptionRow)] == [*SCHEMA.names, "extra_prompts"]
     assert {field.name for field in dataclasses.fields(PromptColumns)} < set(SCHEMA.names)
     hints = typing.get_type_hints(CaptionRow)
     optional = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
@@ -57,7 +57,9 @@ def test_rows_and_carried_columns_come_back(part: Path) -> None:
 
 SHORT = PromptColumns("a cat", None, Verdict.TRUNCATED, FinishReason.LENGTH, 31, 2, 7.5, 8.5)
 LONG = PromptColumns("a cat, a dog", "hm", Verdict.OK, FinishReason.STOP, 40, 9, 1.5, None)
-ANSWERED = [dataclasses.replace(row, further=() if row.status is Status.FAILED else (SHORT, LONG)) for row in ROWS]
+ANSWERED = [
+    dataclasses.replace(row, extra_prompts=() if row.status is Status.FAILED else (SHORT, LONG)) for row in ROWS
+]
 NAMES = ("plain", "short", "long")
 
 
@@ -179,8 +181,8 @@ READERS = {
     "part_is_complete": lambda path: part_is_complete(path, SHARD),
     "read_part": parts.read_part,
     "read_row": lambda path: read_row(path, 0),
-    "read_carried": parts.read_carried,
-    "captioned_pictures": parts.captioned_pictures,
+    "read_carried": parts.read_passthrough,
+    "captioned_images": parts.captioned_images,
     "well_rows": parts.well_rows,
     "first_failure": lambda path: parts.first_failure(path, "corrupt"),
     "part_metadata": part_metadata,

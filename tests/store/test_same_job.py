@@ -56,8 +56,8 @@ def finish(folder: JobFolder, row: CaptionRow, *, in_part: bool) -> None:
     with closing(Journal.open(folder.journal_path)) as journal:
         journal.add([(0, row)])
     if in_part:
-        tally = json.dumps({"ok": int(row.status is Status.OK)})
-        write_part(folder.part_path(0), Shard(0, 0, 1), [row], None, {TALLY_KEY: tally})
+        counts = json.dumps({"ok": int(row.status is Status.OK)})
+        write_part(folder.part_path(0), Shard(0, 0, 1), [row], None, {TALLY_KEY: counts})
 
 
 def stored(folder: JobFolder) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import onnx
 
 from batchcap.model.bundle import BUNDLE_FILE, DECODER_FILE, EMBEDDINGS_FILE, VISION_FILE, Bundle, bundle_id, sha256_of
 
-PICTURE_ROPE = "MRotaryEmbedding"
+IMAGE_ROPE = "MRotaryEmbedding"
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def level_late(opened: Opened) -> None:
 
 def sections_permuted(opened: Opened) -> None:
     for node in opened.model.graph.node:
-        if node.op_type == PICTURE_ROPE:
+        if node.op_type == IMAGE_ROPE:
             _permute(node)
 
 
 def sections_permuted_once(opened: Opened) -> None:
     """For the keys of one layer alone."""
-    _permute(opened.nodes[f"/model/layers.2/attn/k_rotary/{PICTURE_ROPE}"])
+    _permute(opened.nodes[f"/model/layers.2/attn/k_rotary/{IMAGE_ROPE}"])
 
 
 def _permute(node: onnx.NodeProto) -> None:
@@ -105,7 +105,7 @@ def _permute(node: onnx.NodeProto) -> None:
 def sections_in_blocks(opened: Opened) -> None:
     """Not interleaved, as Qwen2-VL has them."""
     for node in opened.model.graph.node:
-        if node.op_type == PICTURE_ROPE:
+        if node.op_type == IMAGE_ROPE:
             _attribute(node, "mrope_layout").i = 0
 
 

@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 
 from batchcap.cli import app
 from batchcap.core.errors import UsageError
-from batchcap.export.quality.pictures import PictureChoice, load_pictures
+from batchcap.export.quality.images import ImageChoice, load_images
 from batchcap.export.quality.quality import QualityTable, ask_reference, compare_bundles, measure
 from batchcap.export.quality.reference import Reference
 from batchcap.export.quality.rollout import Rollout
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint
 
-CHOICE = PictureChoice(count=5, max_visual_tokens=16)
+CHOICE = ImageChoice(count=5, max_visual_tokens=16)
 STEPS = 6
 EXACT_DIVERGENCE = 1e-8  # nats; float32 and a logit scale of about one
 
@@ -49,20 +49,20 @@ def test_the_table_is_printed_and_written(
 ) -> None:
     text = table.to_text()
     assert [line.split()[0] for line in text.splitlines()[1:4]] == ["fp32:", "int8:", "int4:"]
-    assert "5 pictures" in text
+    assert "5 images" in text
     content = json.loads(table.to_json())
     assert [one["decoder_bytes"] for one in content["decoders"]] == [row.decoder_bytes for row in table.rows]
     arguments = ["verify", str(tiny_bundle_fp32.folder), "--checkpoint", str(tiny_checkpoint), "--quality"]
     done = CliRunner().invoke(app, [*arguments, "--limit", "2", "--json", str(tmp_path / "q.json")])
     assert done.exit_code == 0, done.output
-    assert "2 pictures" in done.output
+    assert "2 images" in done.output
     assert json.loads((tmp_path / "q.json").read_text())["pictures"] == 2
 
 
 def test_the_measure_follows_its_definition(tiny_checkpoint: Path, tiny_bundle_int4: Bundle) -> None:
     """The same numbers from whole passes of the reference along its own answers, one prompt after the other."""
-    pictures = load_pictures(CHOICE, tiny_bundle_int4.geometry, tiny_bundle_int4.folder)
-    yardstick = ask_reference(tiny_bundle_int4, tiny_checkpoint, CHOICE, pictures, STEPS)
+    images = load_images(CHOICE, tiny_bundle_int4.geometry, tiny_bundle_int4.folder)
+    yardstick = ask_reference(tiny_bundle_int4, tiny_checkpoint, CHOICE, images, STEPS)
     stop = tiny_bundle_int4.geometry.tokens.stop
     reference = Reference(tiny_checkpoint)
     rollout = Rollout(tiny_bundle_int4.decoder_path, tiny_bundle_int4.geometry, tiny_bundle_int4.embeddings(), 1)
@@ -74,7 +74,7 @@ def test_the_measure_follows_its_definition(tiny_checkpoint: Path, tiny_bundle_i
         assert len(token_ids) == STEPS or token_ids[-1] in stop
         assert not set(token_ids[:-1]) & set(stop)
         whole = prompt.continued(token_ids[:-1], tiny_bundle_int4.embeddings())
-        again = reference.language_model(whole.embeds, whole.levels, whole.positions, len(token_ids))
+        again = reference.language_model(whole.embeds, whole.deepstack, whole.positions, len(token_ids))
         np.testing.assert_allclose(logits, again, atol=1e-4)
         p, q = (np.exp(one.astype(np.float64)) for one in (again, mine))
         p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
@@ -87,7 +87,7 @@ def test_the_measure_follows_its_definition(tiny_checkpoint: Path, tiny_bundle_i
 
 
 def test_a_bundle_of_another_checkpoint_is_refused(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
-    other = make_checkpoint(tmp_path / "other", Shape(layers=2, levels=(0, 1)))
+    other = make_checkpoint(tmp_path / "other", Shape(layers=2, deepstack=(0, 1)))
     with pytest.raises(UsageError, match=r"was made from another checkpoint than .*other"):
         compare_bundles([tiny_bundle_int4.folder], str(other), CHOICE)
 

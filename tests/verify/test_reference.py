@@ -29,7 +29,7 @@ def prompt(tiny_bundle_fp32: Bundle) -> PromptTemplate:
     return PromptTemplate.from_bundle(tiny_bundle_fp32, "Describe this image.")
 
 
-def picture(bundle: Bundle, grid: tuple[int, int]) -> Patches:
+def image(bundle: Bundle, grid: tuple[int, int]) -> Patches:
     values = np.random.default_rng(0).standard_normal((math.prod(grid), bundle.geometry.vision.patch_values))
     return Patches(3, values.astype(np.float32), grid, 640, 480, "", 0.0)
 
@@ -38,7 +38,7 @@ def picture(bundle: Bundle, grid: tuple[int, int]) -> Patches:
 def test_teacher_forcing_equals_generation(
     grid: tuple[int, int], reference: Reference, prompt: PromptTemplate, tiny_bundle_fp32: Bundle
 ) -> None:
-    patches = picture(tiny_bundle_fp32, grid)
+    patches = image(tiny_bundle_fp32, grid)
     found = reference.greedy(patches, prompt, STEPS)
     assert len(found.token_ids) == STEPS
     assert found.token_ids == tuple(found.logits.argmax(1).tolist())
@@ -50,7 +50,7 @@ def test_teacher_forcing_equals_generation(
 
 
 def test_features_are_those_of_the_model(reference: Reference, tiny_bundle_fp32: Bundle) -> None:
-    patches = picture(tiny_bundle_fp32, (4, 6))
+    patches = image(tiny_bundle_fp32, (4, 6))
     features = reference.features(patches)
     assert features.grid == (2, 3)
     assert features.index == patches.index
@@ -72,7 +72,7 @@ def test_a_caption_ends_before_the_first_stop_token() -> None:
 def test_greedy_goes_on_after_a_stop_token(
     reference: Reference, prompt: PromptTemplate, tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patches = picture(tiny_bundle_fp32, (4, 4))
+    patches = image(tiny_bundle_fp32, (4, 4))
     expected = reference.greedy(patches, prompt, STEPS)
     config = reference.model.generation_config
     monkeypatch.setattr(config, "eos_token_id", [expected.token_ids[1]])

@@ -13,11 +13,11 @@ from batchcap.cli import app
 from batchcap.core.errors import ExitCode, UsageError
 from batchcap.export.checkpoint.options import ExportOptions, Int8Matrices, Precision, RoundingAlgorithm
 from batchcap.export.export import export_bundle
-from batchcap.export.quality.pictures import PictureChoice
+from batchcap.export.quality.images import ImageChoice
 from batchcap.model.bundle import Bundle
 from batchcap.verify import verify
 from batchcap.verify.features import ENCODERS, EXACT, runs_here
-from batchcap.verify.pictures import generated_rows
+from batchcap.verify.images import generated_rows
 from batchcap.verify.verify import VerifyOptions, verify_bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.verify import faults
@@ -37,11 +37,11 @@ SCALES, WEIGHTS, PLAIN = "decoder, scales of blocks", "decoder, rounded weights"
 TEXT, MROPE = "structure, text alone", "structure, mRoPE positions"
 LEVELS = [f"structure, DeepStack level {level}" for level in range(3)]
 SECTIONS, UNMATCHED = "decoder, mRoPE sections that differ", "decoder, tensors without match"
-AFTER = "structure, steps after a picture"
+AFTER = "structure, steps after an image"
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wider than high, so that rows and columns are not mistaken for each other."""
     path = tmp_path_factory.mktemp("pictures") / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 160, 3), np.uint8)).save(path)
@@ -55,8 +55,8 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "ENCODERS", (EXACT,))
 
 
-def run(bundle: Path, checkpoint: Path, picture: Path, *more: str) -> Result:
-    arguments = ["verify", str(bundle), "--checkpoint", str(checkpoint), "--images", str(picture), *more]
+def run(bundle: Path, checkpoint: Path, image: Path, *more: str) -> Result:
+    arguments = ["verify", str(bundle), "--checkpoint", str(checkpoint), "--images", str(image), *more]
     return CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
@@ -74,7 +74,7 @@ STRUCTURE: dict[str, tuple[Fault, set[str]]] = {
     "mRoPE sections permuted": (faults.sections_permuted, {SECTIONS}),
     "mRoPE sections of one layer's keys permuted": (faults.sections_permuted_once, {SECTIONS}),
     "mRoPE sections not interleaved": (faults.sections_in_blocks, {SECTIONS, MROPE, AFTER}),
-    "rows and columns of a picture swapped": (faults.rows_are_columns, {MROPE, AFTER, UNMATCHED}),
+    "rows and columns of an image swapped": (faults.rows_are_columns, {MROPE, AFTER, UNMATCHED}),
     "attention sharper": (faults.attention_scaled, {TEXT, MROPE, *LEVELS, AFTER}),
     "matrices swapped": (faults.matrices_swapped, {TEXT, MROPE, *LEVELS, AFTER}),
     "norm off": (faults.norm_off, {PLAIN}),
@@ -117,9 +117,9 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, set[str]
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_a_broken_bundle_is_found(case: tuple[Path, set[str]], picture: Path, tiny_checkpoint: Path) -> None:
+def test_a_broken_bundle_is_found(case: tuple[Path, set[str]], image: Path, tiny_checkpoint: Path) -> None:
     bundle, rows = case
-    result = run(bundle, tiny_checkpoint, picture)
+    result = run(bundle, tiny_checkpoint, image)
     assert result.exit_code == ExitCode.TOO_MANY_FAILURES
     # Rows about decoding may fail as well; those about weights and structure look at one thing each.
     found = {row for row in failed_rows(result) if row.startswith(("decoder", "structure", "token", "vision"))}
@@ -129,7 +129,7 @@ def test_a_broken_bundle_is_found(case: tuple[Path, set[str]], picture: Path, ti
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4", "w8a8"])
 def test_a_good_bundle_passes_with_every_encoder(
     precision: str,
-    picture: Path,
+    image: Path,
     tiny_checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -137,7 +137,7 @@ def test_a_good_bundle_passes_with_every_encoder(
 ) -> None:
     bundle: Bundle = request.getfixturevalue(f"tiny_bundle_{precision}")
     monkeypatch.setattr(verify, "VerifyOptions", partial(VerifyOptions, steps=STEPS))
-    result = run(bundle.folder, tiny_checkpoint, picture, "--json", str(tmp_path / "report.json"))
+    result = run(bundle.folder, tiny_checkpoint, image, "--json", str(tmp_path / "report.json"))
     assert result.exit_code == ExitCode.COMPLETE, result.stdout
     assert "checks passed" in result.stdout
     content = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -151,14 +151,14 @@ def test_a_good_bundle_passes_with_every_encoder(
     assert backends >= {f"vision {one.name}" for one in filter(runs_here, ENCODERS)}
 
 
-def test_generated_pictures_of_many_sizes(tiny_checkpoint: Path, tiny_bundle_int4: Bundle) -> None:
+def test_generated_images_of_many_sizes(tiny_checkpoint: Path, tiny_bundle_int4: Bundle) -> None:
     """The whole set once, with the decoder that batches differently from single rows if anything does."""
     report = verify_bundle(tiny_bundle_int4.folder, str(tiny_checkpoint), VerifyOptions(steps=STEPS))
     assert report.passed, report.to_text()
     assert report.facts["pictures"] == len(generated_rows()) > 10
 
 
-def test_other_roundings_pass(tmp_path: Path, picture: Path, few_steps: None) -> None:
+def test_other_roundings_pass(tmp_path: Path, image: Path, few_steps: None) -> None:
     """No whole blocks, matrices of 8 bits among those of 4, scales by activation; exported from one drawing.
 
     The rotation is described as transformers reads it all the same.
@@ -168,21 +168,21 @@ def test_other_roundings_pass(tmp_path: Path, picture: Path, few_steps: None) ->
     config["text_config"]["rope_parameters"]["mrope_interleaved"] = False
     (checkpoint / "config.json").write_text(json.dumps(config))
     for name, (options, calibrate) in ODD_EXPORTS.items():
-        choice = PictureChoice((str(picture),)) if calibrate else None
+        choice = ImageChoice((str(image),)) if calibrate else None
         bundle = export_bundle(str(checkpoint), tmp_path / name, options, calibrate=choice)
-        result = run(bundle.folder, checkpoint, picture)
+        result = run(bundle.folder, checkpoint, image)
         assert result.exit_code == ExitCode.COMPLETE, (name, result.stdout)
         assert ("decoder, scales that cancel out" in result.stdout) is calibrate
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_another_checkpoint_is_refused(tiny_bundle_fp32: Bundle, tmp_path: Path, picture: Path) -> None:
+def test_another_checkpoint_is_refused(tiny_bundle_fp32: Bundle, tmp_path: Path, image: Path) -> None:
     other = make_checkpoint(tmp_path / "other", seed=5)
     with pytest.raises(UsageError, match="checksums differ"):
-        run(tiny_bundle_fp32.folder, other, picture)
+        run(tiny_bundle_fp32.folder, other, image)
     wider = make_checkpoint(tmp_path / "wider", Shape(intermediate=320, layers=3))
     with pytest.raises(UsageError, match="text layers is 4 there and 3 here"):
-        run(tiny_bundle_fp32.folder, wider, picture)
+        run(tiny_bundle_fp32.folder, wider, image)
 
 
 @pytest.mark.parametrize("more", [(), ("--quality",)])
@@ -197,14 +197,14 @@ def test_a_place_for_the_json_is_looked_for_before_the_work(
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_pictures_that_cannot_be_read(
-    tiny_bundle_fp32: Bundle, tiny_checkpoint: Path, picture: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_images_that_cannot_be_read(
+    tiny_bundle_fp32: Bundle, tiny_checkpoint: Path, image: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(UsageError, match="none of the pictures"):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match="none of the images"):
         run(tiny_bundle_fp32.folder, tiny_checkpoint, tmp_path / "broken.png")
     with pytest.raises(UsageError, match="does not exist"):
         run(tiny_bundle_fp32.folder, tiny_checkpoint, tmp_path / "nothing")
-    done = run(tiny_bundle_fp32.folder, tiny_checkpoint, picture, "--images", str(tmp_path / "broken.png"))
+    done = run(tiny_bundle_fp32.folder, tiny_checkpoint, image, "--images", str(tmp_path / "broken.png"))
     assert done.exit_code == ExitCode.COMPLETE
     assert "broken.png is left out" in caplog.text

@@ -29,7 +29,7 @@ from batchcap.vision.rope import RotaryTable
 from batchcap.vision.rotary import rotary_table
 from batchcap.vision.torch_encoder import TORCH_DTYPES, VisionEncoder
 from batchcap.vision.tower import VisionTower, attend_by_heads, load_tower
-from tests.vision.towers import ODD, REAL_WIDTH, SMALL, Towers, bundle_at, make_towers, picture, random_grids
+from tests.vision.towers import ODD, REAL_WIDTH, SMALL, Towers, bundle_at, image, make_towers, random_grids
 
 FP32_TOLERANCE = 1e-5  # largest difference by the largest feature of a level
 BF16_TOLERANCE = 0.03  # norm of the difference by the norm of the features
@@ -65,7 +65,7 @@ def test_the_weights_are_not_held_twice(small: Towers) -> None:
     encoder = load_encoder(small.bundle, VisionConfig(dtype=VisionDtype.FP32), 1)
     gc.collect()
     assert str(small.bundle.vision_weights_path) not in Path("/proc/self/maps").read_text()
-    assert encoder.encode([picture(small.bundle.geometry.vision, (4, 4), 0)])
+    assert encoder.encode([image(small.bundle.geometry.vision, (4, 4), 0)])
 
 
 def geometry_of(towers: Towers) -> VisionGeometry:
@@ -91,7 +91,7 @@ def test_features_equal_transformers_in_fp32(towers: Towers) -> None:
     encoder = towers.encoder(threads=2)
     count, longest = (20, 40) if geometry_of(towers).hidden_size < 1024 else (4, 24)
     for number, grid in enumerate(random_grids(count, longest)):
-        patches = picture(geometry_of(towers), grid, seed=number)
+        patches = image(geometry_of(towers), grid, seed=number)
         found, wanted = levels(encoder.encode([patches])[0]), expected(towers.reference, patches)
         assert found.shape == wanted.shape
         for ours, theirs in zip(found, wanted, strict=True):
@@ -99,7 +99,7 @@ def test_features_equal_transformers_in_fp32(towers: Towers) -> None:
 
 
 def test_bf16_is_as_close_to_fp32_as_transformers_bf16(towers: Towers) -> None:
-    patches = picture(geometry_of(towers), (12, 18))
+    patches = image(geometry_of(towers), (12, 18))
     wanted = expected(towers.reference, patches)
     ours = levels(towers.encoder(VisionDtype.BF16).encode([patches])[0])
     theirs = expected(copy.deepcopy(towers.reference).to(torch.bfloat16), patches, torch.bfloat16)
@@ -111,32 +111,32 @@ def test_bf16_is_as_close_to_fp32_as_transformers_bf16(towers: Towers) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_picture_alone_and_packed_is_the_same_bit_for_bit(towers: Towers, dtype: VisionDtype) -> None:
+def test_an_image_alone_and_packed_is_the_same_bit_for_bit(towers: Towers, dtype: VisionDtype) -> None:
     wide = geometry_of(towers).hidden_size >= 1024
     grids = [*random_grids(5 if wide else 10, 12 if wide else 30, seed=1), (2, 2), (2, 2), (2, 4)]
-    pictures = [picture(geometry_of(towers), grid, seed=number) for number, grid in enumerate(grids)]
+    images = [image(geometry_of(towers), grid, seed=number) for number, grid in enumerate(grids)]
     encoder = towers.encoder(dtype, threads=6)
-    alone = [encoder.encode([each], 6)[0] for each in pictures]
+    alone = [encoder.encode([each], 6)[0] for each in images]
     chooser = random.Random(3)
     for lanes in (6, 3, 2):
         for _ in range(2 if wide else 10):
-            chosen = [chooser.randrange(len(pictures)) for _ in range(chooser.randint(1, 6))]
-            packed = encoder.encode([pictures[number] for number in chosen], lanes)
+            chosen = [chooser.randrange(len(images)) for _ in range(chooser.randint(1, 6))]
+            packed = encoder.encode([images[number] for number in chosen], lanes)
             for number, features in zip(chosen, packed, strict=True):
                 assert same(features, alone[number]), (lanes, [grids[n] for n in chosen])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_lanes_at_once_give_the_same_bits_each_with_its_share_of_the_threads(small: Towers, dtype: VisionDtype) -> None:
-    pictures = [picture(SMALL, grid, seed=number) for number, grid in enumerate(random_grids(24, 30, seed=5))]
+    images = [image(SMALL, grid, seed=number) for number, grid in enumerate(random_grids(24, 30, seed=5))]
     encoder = small.encoder(dtype, threads=4)
-    alone = [encoder.encode([each])[0] for each in pictures]
+    alone = [encoder.encode([each])[0] for each in images]
     one_pass, used = encoder._pass, list[tuple[int, int]]()
     both = threading.Barrier(2, timeout=PATIENCE_S)
 
     def run(lanes: int) -> list[Features]:
         found = []
-        for each in pictures:
+        for each in images:
             wanted.lanes = lanes
             both.wait()
             found += encoder.encode([each], lanes)
@@ -240,7 +240,7 @@ def test_row_blocks_compute_the_linear_layer(gelu: str | None, packed: bool, mon
 
 
 def test_features_carry_the_record(small: Towers) -> None:
-    batch = [picture(SMALL, (4, 6), seed=7), picture(SMALL, (8, 6), seed=8)]
+    batch = [image(SMALL, (4, 6), seed=7), image(SMALL, (8, 6), seed=8)]
     encoder = small.encoder(threads=2)
     started_s = time.perf_counter()
     first, second = encoder.encode(batch, 2)
@@ -257,20 +257,20 @@ def test_features_carry_the_record(small: Towers) -> None:
 
 
 def test_a_feature_does_not_hold_its_neighbours_memory(small: Towers) -> None:
-    first, _ = small.encoder().encode([picture(SMALL, (2, 2)), picture(SMALL, (30, 30))])
+    first, _ = small.encoder().encode([image(SMALL, (2, 2)), image(SMALL, (30, 30))])
     base = first.embeds.base if first.embeds.base is not None else first.embeds
     assert base.nbytes == first.nbytes
 
 
 def test_a_tower_without_deepstack_gives_no_levels(tmp_path: Path) -> None:
     plain = make_towers(tmp_path, dataclasses.replace(SMALL, deepstack_levels=()))
-    features = plain.encoder().encode([picture(SMALL, (4, 4))])[0]
+    features = plain.encoder().encode([image(SMALL, (4, 4))])[0]
     assert features.deepstack.shape == (0, 4, 96)
 
 
 def test_numbers_that_are_not_finite_are_an_error(small: Towers) -> None:
     """A caption of them would be garbage that looks like a caption."""
-    sound = picture(geometry_of(small), (4, 4), 0)
+    sound = image(geometry_of(small), (4, 4), 0)
     values = sound.values.copy()
     values[3, 5] = np.nan
     encoder = small.encoder(VisionDtype.FP32)
@@ -299,8 +299,8 @@ def test_broken_bundles_are_named(small: Towers, tmp_path: Path) -> None:
         load_encoder(small.bundle, config, 0)
 
 
-class OnePicture(torch.nn.Module):
-    """The tower as it is traced: one picture of any number of patches."""
+class OneImage(torch.nn.Module):
+    """The tower as it is traced: one image of any number of patches."""
 
     def __init__(self, tower: VisionTower) -> None:
         super().__init__()
@@ -318,12 +318,12 @@ def test_the_tower_can_be_traced_for_any_number_of_patches(small: Towers) -> Non
     rotary, positions = RotaryTable(rotary_table(SMALL.head_dim), 2), PositionEmbeddings(table.numpy(), 2)
 
     def inputs(grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-        patches = torch.from_numpy(picture(SMALL, grid).values)
+        patches = torch.from_numpy(image(SMALL, grid).values)
         halves = (torch.from_numpy(half) for half in rotary.for_grid(grid))
         return patches, torch.from_numpy(positions.for_grid(grid)), *halves
 
     tokens = torch.export.Dim("tokens", min=1, max=4096)
-    traced = torch.export.export(OnePicture(tower), inputs((4, 6)), dynamic_shapes=({0: 4 * tokens},) * 4).module()
+    traced = torch.export.export(OneImage(tower), inputs((4, 6)), dynamic_shapes=({0: 4 * tokens},) * 4).module()
     for grid in ((10, 8), (40, 30)):
-        for ours, theirs in zip(traced(*inputs(grid)), OnePicture(tower)(*inputs(grid)), strict=True):
+        for ours, theirs in zip(traced(*inputs(grid)), OneImage(tower)(*inputs(grid)), strict=True):
             assert torch.allclose(ours, theirs, atol=1e-6)

@@ -24,13 +24,13 @@ from batchcap.vision.features import read_rotary_table
 from batchcap.vision.onnx_encoder import OnnxVisionEncoder
 from batchcap.vision.positions import PositionEmbeddings
 from batchcap.vision.rope import RotaryTable
-from tests.vision.towers import ODD, REAL_WIDTH, SMALL, Towers, bundle_at, make_towers, picture, random_grids
+from tests.vision.towers import ODD, REAL_WIDTH, SMALL, Towers, bundle_at, image, make_towers, random_grids
 
 FP32_TOLERANCE = 1e-4  # largest difference of any feature; the features are of scale 1 to 5
 # Norm of the difference by the norm of the features of a level: weights and activations have 8 bits.
 INT8_TOLERANCE = 0.05
 GRIDS = 200
-LARGEST_BATCH = 8
+MAX_BATCH = 8
 # Blocks of three, no DeepStack, another activation.
 THREES = dataclasses.replace(SMALL, merge_size=3, patch_size=8, deepstack_levels=(), hidden_act="relu", depth=2)
 GEOMETRIES = {"small": SMALL, "odd": ODD, "threes": THREES, "real width": REAL_WIDTH}
@@ -78,24 +78,24 @@ def some_grids(geometry: VisionGeometry, seed: int = 0) -> list[tuple[int, int]]
 
 
 def batches(seed: int) -> dict[int, list[Patches]]:
-    """200 pictures of random grids by their number of patches; most numbers have several grids."""
+    """200 images of random grids by their number of patches; most numbers have several grids."""
     found: dict[int, list[Patches]] = defaultdict(list)
     for number, grid in enumerate(random_grids(GRIDS, 24, seed)):
-        found[grid[0] * grid[1]].append(picture(SMALL, grid, seed=number))
+        found[grid[0] * grid[1]].append(image(SMALL, grid, seed=number))
     return found
 
 
 def test_200_random_grids_in_batches_of_1_to_8(small: Towers) -> None:
-    """The graph itself: pictures of different grids and the same number of patches share a batch."""
+    """The graph itself: images of different grids and the same number of patches share a batch."""
     graph = small.bundle.vision_graph_path(int8=False)
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     table = read_file(small.bundle.vision_weights_path)["pos_embed.weight"]
     positions = PositionEmbeddings(table.rows(0, table.shape[0]), 2)
     rotary = RotaryTable(read_rotary_table(small.bundle), 2)
     sizes, differences = set(), []
-    for pictures in batches(seed=5).values():
-        for start in range(0, len(pictures), LARGEST_BATCH):
-            batch = pictures[start : start + LARGEST_BATCH]
+    for images in batches(seed=5).values():
+        for start in range(0, len(images), MAX_BATCH):
+            batch = images[start : start + MAX_BATCH]
             cos, sin = zip(*(rotary.for_grid(one.grid) for one in batch), strict=True)
             feed = {
                 "patches": [one.values for one in batch],
@@ -111,14 +111,14 @@ def test_200_random_grids_in_batches_of_1_to_8(small: Towers) -> None:
                 differences.append(np.abs(found - expected(small, one)).max())
     assert len(differences) == GRIDS
     assert max(differences) <= FP32_TOLERANCE
-    assert sizes == set(range(1, LARGEST_BATCH + 1))
+    assert sizes == set(range(1, MAX_BATCH + 1))
 
 
 def test_features_equal_transformers(towers: Towers) -> None:
     geometry = towers.bundle.geometry.vision
     made = encoder(towers, threads=2)
     for number, grid in enumerate(some_grids(geometry)):
-        patches = picture(geometry, grid, seed=number)
+        patches = image(geometry, grid, seed=number)
         found, wanted = levels(made.encode([patches])[0]), expected(towers, patches)
         assert found.shape == wanted.shape
         assert np.abs(found - wanted).max() <= FP32_TOLERANCE
@@ -128,7 +128,7 @@ def test_int8_stays_near(towers: Towers) -> None:
     geometry = towers.bundle.geometry.vision
     made = encoder(towers, VisionDtype.INT8)
     for number, grid in enumerate(some_grids(geometry, seed=1)):
-        patches = picture(geometry, grid, seed=number)
+        patches = image(geometry, grid, seed=number)
         found, wanted = levels(made.encode([patches])[0]), expected(towers, patches)
         for ours, theirs in zip(found, wanted, strict=True):
             assert 0 < np.linalg.norm(ours - theirs) <= INT8_TOLERANCE * np.linalg.norm(theirs)
@@ -149,7 +149,7 @@ def test_weights_of_int8_are_half_a_step_away_at_most(small: Towers) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_16_bits_are_widened_exactly(dtype: torch.dtype, tmp_path: Path) -> None:
     towers = drawn(tmp_path, SMALL, dtype)
-    patches = picture(SMALL, (6, 10))
+    patches = image(SMALL, (6, 10))
     found = levels(encoder(towers).encode([patches])[0])
     assert np.abs(found - expected(towers, patches)).max() <= FP32_TOLERANCE
 
@@ -157,13 +157,13 @@ def test_weights_of_16_bits_are_widened_exactly(dtype: torch.dtype, tmp_path: Pa
 @pytest.mark.parametrize("dtype", [VisionDtype.FP32, VisionDtype.INT8])
 def test_features_do_not_depend_on_neighbours_threads_or_lanes(towers: Towers, dtype: VisionDtype) -> None:
     geometry = towers.bundle.geometry.vision
-    pictures = [picture(geometry, grid, seed=number) for number, grid in enumerate(some_grids(geometry, seed=2)[:5])]
-    alone = [encoder(towers, dtype).encode([one])[0] for one in pictures]
+    images = [image(geometry, grid, seed=number) for number, grid in enumerate(some_grids(geometry, seed=2)[:5])]
+    alone = [encoder(towers, dtype).encode([one])[0] for one in images]
     for threads in (1, 2, 3):
         config = VisionConfig(dtype=dtype, backend=VisionBackend.ONNX)
         made = load_encoder(towers.bundle, config, threads, threads)
         with ThreadPoolExecutor(threads) as lanes:
-            calls = [lanes.submit(made.encode, pictures[::-1], threads) for _lane in range(threads)]
+            calls = [lanes.submit(made.encode, images[::-1], threads) for _lane in range(threads)]
         for call in calls:
             for found, wanted in zip(call.result(), alone[::-1], strict=True):
                 assert found.index == wanted.index
@@ -171,7 +171,7 @@ def test_features_do_not_depend_on_neighbours_threads_or_lanes(towers: Towers, d
 
 
 def test_features_carry_the_record(small: Towers) -> None:
-    made, batch = encoder(small), [picture(SMALL, (4, 6), seed=7), picture(SMALL, (8, 6), seed=8)]
+    made, batch = encoder(small), [image(SMALL, (4, 6), seed=7), image(SMALL, (8, 6), seed=8)]
     started_s = time.perf_counter()
     first, second = made.encode(batch, 2)
     passed_ms = (time.perf_counter() - started_s) * 1000
@@ -183,8 +183,8 @@ def test_features_carry_the_record(small: Towers) -> None:
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_nothing_of_a_picture_is_frozen_into_the_graph(towers: Towers, int8: bool) -> None:
-    """The ways in which traced towers fail: mixed integer types in Concat, sizes of the sample picture."""
+def test_nothing_of_an_image_is_frozen_into_the_graph(towers: Towers, int8: bool) -> None:
+    """The ways in which traced towers fail: mixed integer types in Concat, sizes of the sample image."""
     path = towers.bundle.vision_graph_path(int8=int8)
     onnx.checker.check_model(str(path))
     model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
@@ -216,7 +216,7 @@ def test_the_fp32_graph_has_no_weights_of_its_own(small: Towers) -> None:
 
 
 def test_numbers_that_are_not_finite_are_an_error(small: Towers) -> None:
-    sound = picture(SMALL, (4, 4), 0)
+    sound = image(SMALL, (4, 4), 0)
     values = sound.values.copy()
     values[3, 5] = np.nan
     with pytest.raises(FloatingPointError, match="not finite"):

@@ -46,7 +46,7 @@ def test_a_grown_table_gives_what_a_fresh_one_gives() -> None:
 
 
 def test_no_job_grows_the_table_of_a_bundle() -> None:
-    """The longest picture that the default context can hold, one visual token high."""
+    """The longest image that the default context can hold, one visual token high."""
     longest = ExportOptions().context * 2
     assert longest <= POSITIONS
 

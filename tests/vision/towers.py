@@ -114,7 +114,7 @@ def bundle_at(folder: Path, geometry: VisionGeometry) -> Bundle:
     return Bundle(folder=folder, id="random", geometry=whole, context=64, precision="fp32", source="random")
 
 
-def picture(geometry: VisionGeometry, grid: tuple[int, int], seed: int = 0) -> Patches:
+def image(geometry: VisionGeometry, grid: tuple[int, int], seed: int = 0) -> Patches:
     """Random patches of a grid."""
     generator = np.random.default_rng(seed)
     values = generator.standard_normal((grid[0] * grid[1], geometry.patch_values)).astype(np.float32)

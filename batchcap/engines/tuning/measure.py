@@ -1,4 +1,4 @@
-"""Owns how fast settings are: the same pictures through real worker processes, from the first to the last caption."""
+"""Owns how fast settings are: the same images through real worker processes, from the first to the last caption."""
 
 import io
 import random
@@ -21,9 +21,9 @@ NEW_TOKENS = 16
 SIDE_PX = 256
 # Trained models answer this with more than NEW_TOKENS, so all captions are equally long.
 PROMPT = "Describe everything in this image in as much detail as you can."
-# A candidate is timed with whole batches of so many pictures where there is time for them; with fewer it is a guess.
+# A candidate is timed with whole batches of so many images where there is time for them; with fewer it is a guess.
 BATCH_ROWS = 16
-FEWEST_ROWS, MOST_ROWS = 4, 256
+MIN_ROWS, MAX_ROWS = 4, 256
 POLL_S = 0.05
 _SEED = 1 << 39  # no scene that the demo model was trained or is evaluated on
 
@@ -34,7 +34,7 @@ class Timing:
 
     Attributes:
         load_s: until its workers had loaded their models and each decoder had written a first caption.
-        row_s: seconds a picture; None where it was given up.
+        row_s: seconds an image; None where it was given up.
     """
 
     load_s: float
@@ -42,22 +42,22 @@ class Timing:
 
 
 class Track:
-    """Pictures to be captioned with any settings; the same ones each time."""
+    """Images to be captioned with any settings; the same ones each time."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._pictures: list[bytes] = []
+        self._images: list[bytes] = []
         self._next_index = 0
 
     def first(self, settings: Settings, plan: Callable[[float, float], int]) -> tuple[int, Timing]:
-        """Time the first candidate, and choose how many pictures this and the others are timed with.
+        """Time the first candidate, and choose how many images this and the others are timed with.
 
         Args:
             settings: the candidate.
-            plan: the number of pictures for seconds of loading and seconds a picture, about.
+            plan: the number of images for seconds of loading and seconds an image, about.
 
         Returns:
-            The number of pictures, and the candidate's timing.
+            The number of images, and the candidate's timing.
         """
         began_s = time.perf_counter()
         with closing(self._start(settings)) as engine:
@@ -73,11 +73,11 @@ class Track:
 
         Args:
             settings: the candidate.
-            rows: pictures to caption.
-            give_up_s: when it is slower than this, all pictures together, it is given up.
+            rows: images to caption.
+            give_up_s: when it is slower than this, all images together, it is given up.
 
         Raises:
-            WorkerError: a worker ended, or a picture was not captioned.
+            WorkerError: a worker ended, or an image was not captioned.
         """
         began_s = time.perf_counter()
         with closing(self._start(settings)) as engine:
@@ -91,19 +91,19 @@ class Track:
         return LocalEngine(self._bundle, settings.applied_to(_job(self._bundle)))
 
     def _draw(self, count: int) -> None:
-        while len(self._pictures) < count:
-            self._pictures.append(_picture(len(self._pictures)))
+        while len(self._images) < count:
+            self._images.append(_image(len(self._images)))
 
     def _rows(self, count: int) -> Iterator[ImageRow]:
         self._draw(count)
-        for data in self._pictures[:count]:
-            # Bytes behind a picture's end change its digest, and nothing else: so no row is another's twin.
+        for data in self._images[:count]:
+            # Bytes behind an image's end change its digest, and nothing else: so no row is another's twin.
             index = self._next_index
             self._next_index += 1
             yield ImageRow(index, str(index), "generated", index, data=data + str(index).encode())
 
     def _run(self, engine: LocalEngine, count: int, give_up_s: float = float("inf")) -> float:
-        """Seconds from the first picture handed over to the last caption; more than `give_up_s` if it was given up."""
+        """Seconds from the first image handed over to the last caption; more than `give_up_s` if it was given up."""
         rows = self._rows(count)
         row = next(rows, None)
         began_s = time.perf_counter()
@@ -113,15 +113,15 @@ class Track:
                 row = next(rows, None)
             for outcome in engine.poll(POLL_S):
                 if isinstance(outcome.result, Failure):
-                    raise WorkerError(f"a generated picture was not captioned: {outcome.result.message}")
+                    raise WorkerError(f"a generated image was not captioned: {outcome.result.message}")
         return time.perf_counter() - began_s
 
 
 def rows_for(affordable: float) -> int:
-    """How many pictures to time a candidate with, where there is time for about so many."""
+    """How many images to time a candidate with, where there is time for about so many."""
     if affordable < BATCH_ROWS / 2:
-        return max(FEWEST_ROWS, int(affordable))
-    return min(MOST_ROWS, max(1, round(affordable / BATCH_ROWS)) * BATCH_ROWS)
+        return max(MIN_ROWS, int(affordable))
+    return min(MAX_ROWS, max(1, round(affordable / BATCH_ROWS)) * BATCH_ROWS)
 
 
 def _job(bundle: Bundle) -> JobConfig:
@@ -134,7 +134,7 @@ def _job(bundle: Bundle) -> JobConfig:
     )
 
 
-def _picture(number: int) -> bytes:
+def _image(number: int) -> bytes:
     """A few drawn things, as JPEG."""
     chance = random.Random(_SEED + number)  # noqa: S311 - it draws, it keeps no secret
     buffer = io.BytesIO()

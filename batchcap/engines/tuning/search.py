@@ -13,7 +13,7 @@ from batchcap.config import VisionBackend, VisionDtype
 from batchcap.engines.profiles import INT8_ENCODER, W8A8_SLOTS, Encoder, Settings
 
 # Two runs of the same differ by this much on a quiet machine; less is no reason to leave the defaults.
-LEAST_GAIN = 1.03
+MIN_GAIN = 1.03
 
 Move = Callable[[Settings], Sequence[Settings]]
 
@@ -39,7 +39,7 @@ class Trial:
 
     Attributes:
         settings: the candidate.
-        row_s: seconds a picture, each time it was measured.
+        row_s: seconds an image, each time it was measured.
         note: why it has no time.
         below: images a minute that it did not reach when it was given up.
     """
@@ -73,17 +73,17 @@ class Trial:
 
     def beats(self, other: "Trial") -> bool:
         """Whether it is faster by more than chance; one without a time can't be compared with."""
-        return bool(other.row_s) and self.images_per_min > LEAST_GAIN * other.images_per_min
+        return bool(other.row_s) and self.images_per_min > MIN_GAIN * other.images_per_min
 
 
-# With fewer pictures a further decoder gains where a job begins and ends, and so only once a job. Measured at 2B on two
-# cores: with four pictures two decoders were 1.02 to 1.09 times as fast as one, with 32 real ones 0.96 and 1.03 times.
-LEAST_ROWS_A_DECODER = 8
+# With fewer images a further decoder gains where a job begins and ends, and so only once a job. Measured at 2B on two
+# cores: with four images two decoders were 1.02 to 1.09 times as fast as one, with 32 real ones 0.96 and 1.03 times.
+MIN_ROWS_A_DECODER = 8
 
 # The winner and the default are compared so often at most, the first measurement of each among them.
-MOST_COMPARISONS = 3
+MAX_COMPARISONS = 3
 
-# Measures a candidate; the time for a picture beyond which it can't win.
+# Measures a candidate; the time for an image beyond which it can't win.
 Measure = Callable[[Settings, float], Trial]
 
 
@@ -94,7 +94,7 @@ class Search:
     Attributes:
         moves: the groups of settings, in order.
         measure: times a candidate.
-        has_time: whether two more measurements fit into the time, with so many seconds a picture.
+        has_time: whether two more measurements fit into the time, with so many seconds an image.
         trials: what was tried; the first is the default.
         untried: candidates there was no time for.
     """
@@ -142,7 +142,7 @@ class Search:
     def _confirmed(self, best: Trial) -> Trial:
         """Time the winner and the default in turn, at least once more and while there is time: luck does not last."""
         default = self.trials[0]
-        for _again in range(1, MOST_COMPARISONS):
+        for _again in range(1, MAX_COMPARISONS):
             for trial in (default, best):
                 trial.row_s += self.measure(trial.settings, math.inf).row_s
             if not self.has_time(default.typical_row_s):
@@ -155,7 +155,7 @@ def moves_for(machine: Machine, rows: int, *, w8a8: bool, encoders: Sequence[Enc
 
     Args:
         machine: where.
-        rows: pictures that each candidate is timed with; more slots than these can't be told apart, nor decoders that
+        rows: images that each candidate is timed with; more slots than these can't be told apart, nor decoders that
             have too few of them.
         w8a8: whether the decoder gains from many rows.
         encoders: vision encoders that may be used.
@@ -169,7 +169,7 @@ def moves_for(machine: Machine, rows: int, *, w8a8: bool, encoders: Sequence[Enc
         return [
             replace(now, decoders=decoders, decoder_threads=threads, vision_threads=vision)
             for decoders, threads, vision in _workers(machine)
-            if decoders == 1 or rows >= LEAST_ROWS_A_DECODER * decoders
+            if decoders == 1 or rows >= MIN_ROWS_A_DECODER * decoders
         ]
 
     def slots(now: Settings) -> list[Settings]:

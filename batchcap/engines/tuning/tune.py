@@ -19,14 +19,14 @@ from batchcap.engines.cores import Threads, usable_cores
 from batchcap.engines.profiles import Settings, Tuned, is_w8a8
 from batchcap.engines.tuned import MadeFor, write_tuned
 from batchcap.engines.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
-from batchcap.engines.tuning.search import LEAST_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for
+from batchcap.engines.tuning.search import MIN_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for
 from batchcap.export.demo import load_model
 from batchcap.model.bundle import Bundle
 from batchcap.vision.dtype import resolve_encoder
 
 log = logging.getLogger(__name__)
 
-# The pictures of one candidate take about this part of the time; loading its models comes on top.
+# The images of one candidate take about this part of the time; loading its models comes on top.
 CANDIDATE_SHARE = 1 / 8
 # What other programs may take of the processor before the numbers are called rough.
 OTHERS_SHARE = 0.1
@@ -42,7 +42,7 @@ class TuneResult:
         best: the fastest of them.
         untried: how many candidates there was no time for.
         path: where it is kept.
-        rows: pictures of each measurement.
+        rows: images of each measurement.
         others_share: part of the processor that other programs took meanwhile.
     """
 
@@ -61,7 +61,7 @@ class TuneResult:
     def to_text(self) -> str:
         """A table for a person, the best marked."""
         what = (
-            f"{self.rows} pictures of {VISUAL_TOKENS} visual tokens and at most {NEW_TOKENS} new ones each, a quarter "
+            f"{self.rows} images of {VISUAL_TOKENS} visual tokens and at most {NEW_TOKENS} new ones each, a quarter "
             "of everyday work: compare these rates with each other only"
         )
         said = [*aligned([_HEADERS, *(_cells(trial, self._remark(trial)) for trial in self.trials)]), "", what]
@@ -69,9 +69,9 @@ class TuneResult:
             said.append("nothing was faster than the defaults")
         else:
             said.append(f"the best is {self.speedup:.2f} times as fast as the defaults")
-        if self.rows < 2 * LEAST_ROWS_A_DECODER:
+        if self.rows < 2 * MIN_ROWS_A_DECODER:
             said.append(
-                "so few pictures can't tell what a second decoder would gain, so none was tried: --minutes gives more"
+                "so few images can't tell what a second decoder would gain, so none was tried: --minutes gives more"
             )
         if self.others_share > OTHERS_SHARE:
             said.append(
@@ -133,7 +133,7 @@ class _Course:
         return self._done(settings, timing, began_s, math.inf)
 
     def _plan(self, load_s: float, row_s: float) -> int:
-        """How many pictures each candidate is timed with; so many that some can be compared."""
+        """How many images each candidate is timed with; so many that some can be compared."""
         rows = rows_for(CANDIDATE_SHARE * self.budget_s / row_s)
         candidate_s = load_s + rows * row_s
         if 3 * candidate_s > self.budget_s:  # the default's and two more

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from batchcap.core.records import Float32Array, Int64Array
 from batchcap.export.calibrate.layers import LayerStream
 from batchcap.export.checkpoint.checkpoint import Checkpoint
-from batchcap.export.checkpoint.matrices import matrix_name
+from batchcap.export.checkpoint.matrix_names import matrix_name
 from batchcap.export.checkpoint.options import WHOLE_ROW, ExportOptions, Rounding
 from batchcap.export.checkpoint.quantize import MatrixInMemory, Rows, quantize_matrix
 from batchcap.export.checkpoint.scaling import Group, Scales, expanded, head_group, layer_groups
-from batchcap.export.quality.rollout import PicturePrompt
+from batchcap.export.quality.rollout import ImagePrompt
 from batchcap.model.geometry import TextGeometry
 
 ALPHAS = tuple(step / 20 for step in range(1, 21))  # 0 is no scaling
@@ -42,12 +42,12 @@ class Reader:
     rounding: Rounding
 
 
-def find_scales(checkpoint: Checkpoint, prompts: Sequence[PicturePrompt], options: ExportOptions) -> Scales:
+def find_scales(checkpoint: Checkpoint, prompts: Sequence[ImagePrompt], options: ExportOptions) -> Scales:
     """The scales of every group that rounding gets closer with; the others are left out.
 
     Args:
         checkpoint: the model.
-        prompts: what it reads for the user's pictures, answers included.
+        prompts: what it reads for the user's images, answers included.
         options: how its matrices will be rounded.
 
     Returns:
@@ -56,7 +56,7 @@ def find_scales(checkpoint: Checkpoint, prompts: Sequence[PicturePrompt], option
     """
     text = checkpoint.geometry.text
     stream = LayerStream(checkpoint, prompts)
-    kept = [_kept_tokens(prompt, MAX_TOKENS // len(prompts), first=not place) for place, prompt in enumerate(prompts)]
+    kept = [_kept_tokens(prompt, MAX_TOKENS // len(prompts), first=not index) for index, prompt in enumerate(prompts)]
     scales: Scales = {}
     layers = tqdm(stream.layers(), "scaling", text.layers, unit="layer", disable=None, leave=False)
     for index, layer in enumerate(layers):
@@ -78,16 +78,16 @@ def find_scales(checkpoint: Checkpoint, prompts: Sequence[PicturePrompt], option
     return scales | _best(group, [head], torch.cat(answers), text)
 
 
-def _kept_tokens(prompt: PicturePrompt, count: int, *, first: bool) -> Int64Array:
-    """Up to `count` places of a prompt, in order: text after the picture, then as many of the picture as fit.
+def _kept_tokens(prompt: ImagePrompt, count: int, *, first: bool) -> Int64Array:
+    """Up to `count` places of a prompt, in order: text after the image, then as many of the image as fit.
 
-    The text before the picture is the same in every prompt, and so is what becomes of it: the first prompt tells it.
+    The text before the image is the same in every prompt, and so is what becomes of it: the first prompt tells it.
     """
     after = np.arange(prompt.prefix + prompt.visual, len(prompt.embeds))[-max(1, count // 2) :]
     room = min(prompt.visual, max(1, count - len(after)))
-    picture = prompt.prefix + np.arange(room) * prompt.visual // room
+    image = prompt.prefix + np.arange(room) * prompt.visual // room
     before = np.arange(prompt.prefix if first else 0)
-    return np.concatenate([before, picture, after])
+    return np.concatenate([before, image, after])
 
 
 def _record(stream: LayerStream, layer: nn.Module, kept: Sequence[Int64Array]) -> list[Tensor]:
@@ -156,12 +156,12 @@ def output_error(
     total = 0.0
     scaled = inputs / torch.from_numpy(scales)
     rounded = {size: _rounded_inputs(scaled, size) for size in {reader.rounding.block_size for reader in readers}}
-    for place, reader in enumerate(readers):
+    for index, reader in enumerate(readers):
         error = size = 0.0
         for start, stop in _spans(reader.matrix.shape[0], max(1, _PIECE_VALUES // reader.matrix.shape[1])):
             rows = reader.matrix.rows(start, stop)
             weights = quantize_matrix(MatrixInMemory(rows * scales), reader.rounding).values(rows.shape[1])
-            expected = inputs @ torch.from_numpy(rows).T if outputs is None else outputs[place][:, start:stop]
+            expected = inputs @ torch.from_numpy(rows).T if outputs is None else outputs[index][:, start:stop]
             found = rounded[reader.rounding.block_size] @ torch.from_numpy(weights).T
             error += float((found - expected).square().sum())
             size += float(expected.square().sum())

@@ -1,4 +1,4 @@
-"""Owns the calibration of activation-aware rounding: pictures become prompts with answers, prompts become scales."""
+"""Owns the calibration of activation-aware rounding: images become prompts with answers, prompts become scales."""
 
 import logging
 import tempfile
@@ -17,8 +17,8 @@ from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.checkpoint.scaling import Scales
 from batchcap.export.graph.decoder import GRAPH_FILE, Drawing, fill_decoder
-from batchcap.export.quality.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
-from batchcap.export.quality.rollout import PicturePrompt, Rollout
+from batchcap.export.quality.images import ImageChoice, fitted, images_sha256, load_images
+from batchcap.export.quality.rollout import ImagePrompt, Rollout
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 from batchcap.vision.torch_encoder import VisionEncoder
@@ -37,9 +37,9 @@ class Calibration:
 
 
 def calibrate(
-    unfinished: Bundle, checkpoint: Checkpoint, drawing: Drawing, options: ExportOptions, choice: PictureChoice
+    unfinished: Bundle, checkpoint: Checkpoint, drawing: Drawing, options: ExportOptions, choice: ImageChoice
 ) -> Calibration:
-    """Find the scales for a checkpoint by pictures.
+    """Find the scales for a checkpoint by images.
 
     The answers are those of a decoder rounded with the same options and no scales: a draft that takes seconds where the
     checkpoint itself would take minutes, and whose few other words do not matter here.
@@ -49,18 +49,18 @@ def calibrate(
         checkpoint: the model.
         drawing: its decoder's graph.
         options: how it will be rounded.
-        choice: pictures and prompt.
+        choice: images and prompt.
 
     Raises:
-        UsageError: no picture can be read, or they do not fit into the bundle's context.
+        UsageError: no image can be read, or they do not fit into the bundle's context.
     """
     choice = fitted(choice, unfinished, ANSWER_TOKENS)
-    pictures = load_pictures(choice, checkpoint.geometry, unfinished.folder)
-    log.info("calibrating on %d pictures", len(pictures))
-    prompts = picture_prompts(unfinished, pictures, choice.prompt)
+    images = load_images(choice, checkpoint.geometry, unfinished.folder)
+    log.info("calibrating on %d images", len(images))
+    prompts = image_prompts(unfinished, images, choice.prompt)
     answers = _draft_answers(unfinished, checkpoint, drawing, options, prompts)
     answered = [*zip(prompts, answers, strict=True)]
-    return calibrate_on(unfinished, checkpoint, options, answered, pictures_sha256(choice, pictures))
+    return calibrate_on(unfinished, checkpoint, options, answered, images_sha256(choice, images))
 
 
 def _draft_answers(
@@ -68,7 +68,7 @@ def _draft_answers(
     checkpoint: Checkpoint,
     drawing: Drawing,
     options: ExportOptions,
-    prompts: Sequence[PicturePrompt],
+    prompts: Sequence[ImagePrompt],
 ) -> list[tuple[int, ...]]:
     """What a decoder without scales answers; it is gone from memory and disk afterwards."""
     with tempfile.TemporaryDirectory(prefix="draft-", dir=unfinished.folder) as folder:
@@ -82,7 +82,7 @@ def calibrate_on(
     unfinished: Bundle,
     checkpoint: Checkpoint,
     options: ExportOptions,
-    answered: Sequence[tuple[PicturePrompt, tuple[int, ...]]],
+    answered: Sequence[tuple[ImagePrompt, tuple[int, ...]]],
     inputs_sha256: str,
 ) -> Calibration:
     """Find the scales for a checkpoint by prompts and answers to them.
@@ -92,7 +92,7 @@ def calibrate_on(
         checkpoint: the model.
         options: how its matrices will be rounded.
         answered: prompts, each with the tokens after it.
-        inputs_sha256: digest of the pictures and what is asked about them.
+        inputs_sha256: digest of the images and what is asked about them.
     """
     torch.set_num_threads(available_cores())
     table = unfinished.embeddings()
@@ -100,8 +100,8 @@ def calibrate_on(
     return Calibration(scales, {"pictures": len(answered), "inputs_sha256": inputs_sha256, "scaled": len(scales)})
 
 
-def picture_prompts(unfinished: Bundle, pictures: Sequence[Patches], text: str) -> list[PicturePrompt]:
-    """Prompts about pictures, seen by the checkpoint's vision encoder in float32.
+def image_prompts(unfinished: Bundle, images: Sequence[Patches], text: str) -> list[ImagePrompt]:
+    """Prompts about images, seen by the checkpoint's vision encoder in float32.
 
     Raises:
         UsageError: the prompt can't be used.
@@ -109,4 +109,4 @@ def picture_prompts(unfinished: Bundle, pictures: Sequence[Patches], text: str) 
     encoder = VisionEncoder(unfinished, VisionConfig(dtype=VisionDtype.FP32), available_cores())
     prompt = PromptTemplate.from_bundle(unfinished, text)
     table = unfinished.embeddings()
-    return [PicturePrompt.of(encoder.encode([picture])[0], prompt, table) for picture in pictures]
+    return [ImagePrompt.of(encoder.encode([image])[0], prompt, table) for image in images]

@@ -17,7 +17,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 from batchcap.export.checkpoint.checkpoint import Checkpoint
-from batchcap.export.quality.rollout import PicturePrompt
+from batchcap.export.quality.rollout import ImagePrompt
 
 # Takes the name of a submodule and what it reads for one prompt, [S, K].
 Listener = Callable[[str, Tensor], None]
@@ -33,7 +33,7 @@ class LayerStream:
         prompts: what goes through.
     """
 
-    def __init__(self, checkpoint: Checkpoint, prompts: Sequence[PicturePrompt]) -> None:
+    def __init__(self, checkpoint: Checkpoint, prompts: Sequence[ImagePrompt]) -> None:
         self._tensors = checkpoint.tensors
         # Any: transformers' own annotations don't describe what its models take.
         self._config: Any = Qwen3VLConfig.from_dict(checkpoint.config).text_config
@@ -41,8 +41,8 @@ class LayerStream:
         self._prompts = prompts
         self._hidden = [torch.from_numpy(prompt.embeds)[None] for prompt in prompts]
         rotary: Any = Qwen3VLTextRotaryEmbedding(self._config)
-        places = [torch.from_numpy(prompt.positions)[:, None] for prompt in prompts]
-        self._rotary = [rotary(hidden, place) for hidden, place in zip(self._hidden, places, strict=True)]
+        positions = [torch.from_numpy(prompt.positions)[:, None] for prompt in prompts]
+        self._rotary = [rotary(hidden, position) for hidden, position in zip(self._hidden, positions, strict=True)]
 
     def layers(self) -> Iterator[nn.Module]:
         """Each decoder layer in turn; `pass_through` it before the next one is asked for."""
@@ -64,8 +64,8 @@ class LayerStream:
         with _listening(layer, listened, listener):
             for number, prompt in enumerate(self._prompts):
                 hidden: Tensor = layer(self._hidden[number], position_embeddings=self._rotary[number])
-                if index < len(prompt.levels):
-                    hidden = hidden + torch.from_numpy(prompt.levels[index])
+                if index < len(prompt.deepstack):
+                    hidden = hidden + torch.from_numpy(prompt.deepstack[index])
                 self._hidden[number] = hidden
 
     @torch.inference_mode()

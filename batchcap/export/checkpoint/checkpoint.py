@@ -18,7 +18,7 @@ from batchcap.export.checkpoint.configuration import (
 from batchcap.export.checkpoint.inventory import chosen_tensors, with_true_head
 from batchcap.export.checkpoint.kinds import HUB_NAME, require_exportable, require_model_folder
 from batchcap.export.checkpoint.prequantized import unpack_names
-from batchcap.export.checkpoint.soundness import require_sound
+from batchcap.export.checkpoint.requirements import require_sound
 from batchcap.export.hub import fetch
 from batchcap.model.bundle import sha256_of
 from batchcap.model.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry

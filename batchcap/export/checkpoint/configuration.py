@@ -170,7 +170,7 @@ def stop_tokens(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     """
     path = folder / "generation_config.json"
     places = (read_json(path) if path.exists() else {}, config, config["text_config"])
-    given = next((place["eos_token_id"] for place in places if place.get("eos_token_id") is not None), None)
+    given = next((one["eos_token_id"] for one in places if one.get("eos_token_id") is not None), None)
     if given is None:
         raise CheckpointError(
             f"{folder} names no eos_token_id, neither in generation_config.json nor in config.json: copy "

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from batchcap.core.errors import UsageError
-from batchcap.export.checkpoint.matrices import HEAD, in_sensitive_place
+from batchcap.export.checkpoint.matrix_names import HEAD, in_sensitive_place
 
 
 class Precision(StrEnum):
@@ -72,7 +72,7 @@ class Rounding:
     algorithm: RoundingAlgorithm
 
 
-# Of products of integers: why seven bits, `batchcap.export.graph.integer_products` tells.
+# Of products of integers: why seven bits, `batchcap.export.graph.int8_matmul` tells.
 BY_ROWS = Rounding(bits=7, block_size=WHOLE_ROW, algorithm=RoundingAlgorithm.RTN)
 
 

@@ -19,13 +19,13 @@ from batchcap.core.errors import CheckpointError
 from batchcap.core.machine import available_cores
 from batchcap.core.records import Float32Array, Int64Array, Patches
 from batchcap.export.checkpoint.options import Precision
-from batchcap.export.graph.integer_products import ROUNDING
+from batchcap.export.graph.int8_matmul import ROUNDING
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import Geometry
 from batchcap.vision.backend import load_encoder
 
 PROMPT_TOKENS = 12
-PICTURE_TOKENS = (2, 3)  # down and across
+IMAGE_TOKENS = (2, 3)  # down and across
 TOKENS_A_LOOK = 1024
 SEED = 0
 # Largest difference of a logit between one prefill and a prefill with a decode step, as a part of the largest logit.
@@ -89,7 +89,7 @@ class DecoderRun:
     def __call__(
         self,
         embeds: Float32Array,
-        levels: list[Float32Array],
+        deepstack: list[Float32Array],
         positions: Int64Array,
         cache: list[Float32Array] | None = None,
     ) -> tuple[Float32Array, int, list[Float32Array]]:
@@ -97,7 +97,7 @@ class DecoderRun:
 
         Args:
             embeds: [S, H] float32.
-            levels: one [S, H] float32 for each DeepStack level.
+            deepstack: one [S, H] float32 for each DeepStack level.
             positions: [3, S] int64.
             cache: keys and values of each layer in turn, as returned.
 
@@ -110,7 +110,9 @@ class DecoderRun:
             "attention_mask": np.ones((1, past[0].shape[2] + len(embeds)), np.int64),
             "position_ids": np.ascontiguousarray(positions[:, None]),
         }
-        feed |= {f"deepstack_embeds.{index}": np.ascontiguousarray(level[None]) for index, level in enumerate(levels)}
+        feed |= {
+            f"deepstack_embeds.{index}": np.ascontiguousarray(level[None]) for index, level in enumerate(deepstack)
+        }
         feed |= {f"past_key_values.{name}": value for name, value in zip(self._names, past, strict=True)}
         outputs = self._session.run(["logits", "next_token", *(f"present.{name}" for name in self._names)], feed)
         return outputs[0].reshape(-1), int(outputs[1].item()), outputs[2:]
@@ -188,12 +190,12 @@ def check_encoder(unfinished: Bundle, dtype: VisionDtype) -> None:
         CheckpointError: it gives numbers that are not finite.
     """
     vision = unfinished.geometry.vision
-    grid = (PICTURE_TOKENS[0] * vision.merge_size, PICTURE_TOKENS[1] * vision.merge_size)
+    grid = (IMAGE_TOKENS[0] * vision.merge_size, IMAGE_TOKENS[1] * vision.merge_size)
     values = np.random.default_rng(SEED).standard_normal((grid[0] * grid[1], vision.patch_values), np.float32)
-    picture = Patches(0, values, grid, width=0, height=0, sha256="", read_ms=0.0)
+    image = Patches(0, values, grid, width=0, height=0, sha256="", read_ms=0.0)
     encoder = load_encoder(unfinished, VisionConfig(dtype=dtype, backend=VisionBackend.ONNX), available_cores())
     try:
-        encoder.encode([picture])
+        encoder.encode([image])
     except FloatingPointError as error:
         raise CheckpointError(f"{error}: the weights may be damaged") from None
 
@@ -209,13 +211,13 @@ def check_decoder(graph: Path, geometry: Geometry, precision: Precision) -> Chec
     random = np.random.default_rng(SEED)
     shape = (PROMPT_TOKENS, geometry.text.hidden_size)
     embeds = random.standard_normal(shape, np.float32)
-    levels = [random.standard_normal(shape, np.float32) for _level in geometry.vision.deepstack_levels]
+    deepstack = [random.standard_normal(shape, np.float32) for _level in geometry.vision.deepstack_levels]
     positions = np.broadcast_to(np.arange(PROMPT_TOKENS), (3, PROMPT_TOKENS)).astype(np.int64)
-    whole, token, _cache = run(embeds, levels, positions)
-    without, _token, _cache = run(embeds, [np.zeros_like(level) for level in levels], positions)
+    whole, token, _cache = run(embeds, deepstack, positions)
+    without, _token, _cache = run(embeds, [np.zeros_like(level) for level in deepstack], positions)
     head, last = slice(None, -1), slice(-1, None)
-    _logits, _token, cache = run(embeds[head], [level[head] for level in levels], positions[:, head])
-    split, _token, _cache = run(embeds[last], [level[last] for level in levels], positions[:, last], cache)
+    _logits, _token, cache = run(embeds[head], [level[head] for level in deepstack], positions[:, head])
+    split, _token, _cache = run(embeds[last], [level[last] for level in deepstack], positions[:, last], cache)
     if not (np.isfinite(whole).all() and np.isfinite(split).all()):
         raise CheckpointError("the exported decoder gives numbers that are not finite: the weights may be damaged")
     result = CheckResult(
@@ -223,7 +225,7 @@ def check_decoder(graph: Path, geometry: Geometry, precision: Precision) -> Chec
         deepstack_change=float(np.abs(whole - without).max()),
         split_difference=float(np.abs(whole - split).max()),
     )
-    if levels and result.deepstack_change == 0:
+    if deepstack and result.deepstack_change == 0:
         raise CheckpointError("the exported decoder ignores its DeepStack inputs")
     if token != int(whole.argmax()):
         raise CheckpointError("the exported decoder's next_token is not the arg-max of its logits")

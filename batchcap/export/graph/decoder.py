@@ -21,7 +21,7 @@ from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.export.checkpoint.configuration import CONFIG_FILE
 from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.export.checkpoint.quantize import Rows
-from batchcap.export.graph.integer_products import unscaled
+from batchcap.export.graph.int8_matmul import unscaled
 from batchcap.export.graph.weights import Source, WeightFile, fill_weights
 from batchcap.model.tensors import canonical_name
 

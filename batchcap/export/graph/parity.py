@@ -16,7 +16,7 @@ from batchcap.export.transformers_model import load_model
 from batchcap.model.bundle import EmbeddingTable
 from batchcap.model.geometry import Geometry
 
-# Visual tokens down and across of the pictures compared: square, flat, tall.
+# Visual tokens down and across of the images compared: square, flat, tall.
 GRIDS = ((2, 2), (2, 5), (6, 3))
 PREFIX_TOKENS = 4
 SUFFIX_TOKENS = 6
@@ -39,10 +39,10 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """One prompt with a picture of random patches: what the graph reads, and what transformers answers."""
+    """One prompt with an image of random patches: what the graph reads, and what transformers answers."""
 
     embeds: Float32Array  # [S, H]
-    levels: list[Float32Array]  # D × [S, H]
+    deepstack: list[Float32Array]  # D × [S, H]
     positions: Int64Array  # [3, S]
     expected: Float32Array  # [V]
 
@@ -61,8 +61,8 @@ def compare_with_transformers(
 
 
 def _compare(run: DecoderRun, prompt: _Prompt) -> Parity:
-    found, _token, _cache = run(prompt.embeds, prompt.levels, prompt.positions)
-    zeros = [np.zeros_like(level) for level in prompt.levels]
+    found, _token, _cache = run(prompt.embeds, prompt.deepstack, prompt.positions)
+    zeros = [np.zeros_like(level) for level in prompt.deepstack]
     without, _token, _cache = run(prompt.embeds, zeros, prompt.positions)
     return Parity(
         difference=float(np.abs(found - prompt.expected).max()),
@@ -83,22 +83,22 @@ def _prompts(
         pads = [tokens.image_pad] * count
         prefix = [*words[: PREFIX_TOKENS - 1], tokens.vision_start]
         ids = torch.tensor([[*prefix, *pads, tokens.vision_end, *words[PREFIX_TOKENS - 1 :]]])
-        picture = ids == tokens.image_pad
+        image = ids == tokens.image_pad
         patches = torch.randn(count * vision.merge_size**2, vision.patch_values, generator=generator)
         grid = torch.tensor([[1, down * vision.merge_size, across * vision.merge_size]])
-        answer = model(input_ids=ids, pixel_values=patches, image_grid_thw=grid, mm_token_type_ids=picture.int())
+        answer = model(input_ids=ids, pixel_values=patches, image_grid_thw=grid, mm_token_type_ids=image.int())
         features = model.model.get_image_features(patches, grid)
-        place = picture[0].numpy()
+        is_image = image[0].numpy()
         embeds = embeddings.lookup(ids[0].numpy())
-        embeds[place] = _joined(features.pooler_output)
-        levels = [np.zeros_like(embeds) for _level in vision.deepstack_levels]
-        for level, values in zip(levels, features.deepstack_features, strict=True):
-            level[place] = _joined(values)
+        embeds[is_image] = _joined(features.pooler_output)
+        deepstack = [np.zeros_like(embeds) for _level in vision.deepstack_levels]
+        for level, values in zip(deepstack, features.deepstack_features, strict=True):
+            level[is_image] = _joined(values)
         positions, _next = prompt_positions(PREFIX_TOKENS, (down, across), SUFFIX_TOKENS)
-        yield _Prompt(embeds, levels, positions, answer.logits[0, -1].numpy())
+        yield _Prompt(embeds, deepstack, positions, answer.logits[0, -1].numpy())
 
 
 def _joined(values: torch.Tensor | Iterable[torch.Tensor]) -> Float32Array:
-    """One picture's features; transformers gives them as a tensor or as one tensor a picture."""
+    """One image's features; transformers gives them as a tensor or as one tensor an image."""
     joined: Float32Array = (values if isinstance(values, torch.Tensor) else torch.cat(list(values))).numpy()
     return joined

@@ -1,9 +1,9 @@
-"""Owns the vision tower as an ONNX graph, drawn node by node: no tracing, so nothing of a sample picture is frozen in.
+"""Owns the vision tower as an ONNX graph, drawn node by node: no tracing, so nothing of a sample image is frozen in.
 
-Letters for shapes: B pictures of N patches each, K = C·t·p·p values in a patch, D hidden size, A heads, a = D / A head
+Letters for shapes: B images of N patches each, K = C·t·p·p values in a patch, D hidden size, A heads, a = D / A head
 size, F width of the MLP, m merge side, T = N / m² visual tokens, H hidden size of the decoder.
 
-What depends on a picture's grid comes in as arrays: interpolated position embeddings, rotary cosines and sines. The
+What depends on an image's grid comes in as arrays: interpolated position embeddings, rotary cosines and sines. The
 only shape arithmetic left is on B and N, all of it in int64. Linear layers see one long axis of B·N patches.
 
 The fp32 graph has no weights of its own: its initializers lie in the safetensors file that PyTorch reads, and are
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from batchcap.core.errors import CheckpointError
 from batchcap.export.checkpoint.options import BY_ROWS
 from batchcap.export.checkpoint.quantize import quantize_matrix
-from batchcap.export.graph.integer_products import IntegerProducts, turned
+from batchcap.export.graph.int8_matmul import IntegerProducts, turned
 from batchcap.export.graph.weights import WeightFile
 from batchcap.model.geometry import VisionGeometry
 from batchcap.model.tensors import StoredTensor
@@ -79,9 +79,9 @@ class _Drawing:
         turn = (self._input("cos", geometry.head_dim // 2), self._input("sin", geometry.head_dim // 2))
         counts = self._node("Shape", [patches], "counts", start=0, end=2)  # [B, N]
         wide = self._node("Concat", [counts, self._constant([3 * width], "qkv_width")], "qkv_shape", axis=0)
-        pictures = self._node("Shape", [patches], "pictures", start=0, end=1)  # [B]
+        images = self._node("Shape", [patches], "pictures", start=0, end=1)  # [B]
         tokens = self._constant([-1, geometry.out_hidden_size], "tokens")
-        shape = self._node("Concat", [pictures, tokens], "output_shape", axis=0)
+        shape = self._node("Concat", [images, tokens], "output_shape", axis=0)
         x = self._linear("patch_embed.proj", self._flat(patches, "patches", geometry.patch_values))
         x = self._node("Add", [x, self._flat(positions, "positions", width)], "embedded")
         for number in range(geometry.depth):
@@ -97,7 +97,7 @@ class _Drawing:
         """One layer over [B·N, D]: attention and MLP, each after its own norm, each added to what came in."""
         heads, width = self._geometry.heads, self._geometry.hidden_size
         qkv = self._linear(f"{name}.attn.qkv", self._norm(f"{name}.norm1", x))
-        qkv = self._node("Reshape", [qkv, wide], f"{name}.attn.qkv_by_picture")  # [B, N, 3·D]
+        qkv = self._node("Reshape", [qkv, wide], f"{name}.attn.qkv_by_image")  # [B, N, 3·D]
         query, key, value = self._nodes("Split", [qkv], f"{name}.attn.split", 3, axis=-1, num_outputs=3)
         query, key = (
             self._node("RotaryEmbedding", [part, *turn], f"{name}.attn.turned_{which}", num_heads=heads)
@@ -198,8 +198,8 @@ class _Drawing:
         self, kind: str, inputs: list[ir.Value], name: str, count: int, *, domain: str = "", **attributes: Any
     ) -> list[ir.Value]:
         node = ir.node(kind, inputs, attributes, domain=domain, num_outputs=count, name=f"{name}/{kind}")
-        for place, value in enumerate(node.outputs):
-            value.name = name if count == 1 else f"{name}.{place}"
+        for index, value in enumerate(node.outputs):
+            value.name = name if count == 1 else f"{name}.{index}"
         self._graph.append(node)
         return list(node.outputs)
 

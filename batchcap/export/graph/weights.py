@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from batchcap.core.errors import CheckpointError
 from batchcap.core.records import Float32Array
-from batchcap.export.checkpoint.matrices import layer_count, matrix_name
+from batchcap.export.checkpoint.matrix_names import layer_count, matrix_name
 from batchcap.export.checkpoint.options import ACCURACY_LEVEL, WHOLE_ROW, ExportOptions, Precision, Rounding
 from batchcap.export.checkpoint.prequantized import PackedMatrix
 from batchcap.export.checkpoint.quantize import Rows, quantize_matrix
-from batchcap.export.graph.integer_products import IntegerProducts, turned
+from batchcap.export.graph.int8_matmul import IntegerProducts, turned
 
 ALIGNMENT = 4096  # of a memory page, so that the runtime can map each tensor by itself
 INLINE_BYTES = 1024  # smaller constants stay in the graph

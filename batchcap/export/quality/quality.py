@@ -21,10 +21,10 @@ from batchcap.core.machine import MIB, available_cores
 from batchcap.core.records import Float32Array, Patches
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
 from batchcap.export.checkpoint.prequantized import require_unquantized
+from batchcap.export.quality.images import ImageChoice, fitted, images_sha256, load_images
 from batchcap.export.quality.metrics import divergence
-from batchcap.export.quality.pictures import PictureChoice, fitted, load_pictures, pictures_sha256
 from batchcap.export.quality.reference import Reference
-from batchcap.export.quality.rollout import ROWS, PicturePrompt, Rollout
+from batchcap.export.quality.rollout import ROWS, ImagePrompt, Rollout
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 
@@ -44,10 +44,10 @@ class Yardstick:
         token_ids: of each answer, the stop token at its end included where it came within the steps.
         logits: [n, V] float32 for each prompt, row i before token i.
         dtype: arithmetic of the reference.
-        inputs_sha256: digest of pictures, prompt and budget.
+        inputs_sha256: digest of images, prompt and budget.
     """
 
-    prompts: tuple[PicturePrompt, ...]
+    prompts: tuple[ImagePrompt, ...]
     token_ids: tuple[tuple[int, ...], ...]
     logits: tuple[Float32Array, ...]
     dtype: str
@@ -67,7 +67,7 @@ class Quality:
         name: the decoder.
         divergence: Kullback-Leibler divergence from the reference in nats, the mean over all tokens.
         same_token: share of tokens at which both find the same one likeliest.
-        same_captions: share of pictures with the reference's caption.
+        same_captions: share of images with the reference's caption.
         decoder_bytes: of the decoder's weights.
         tokens_per_s: of decode steps of `ROWS` captions; 0 where it was not measured.
         speed: by that of the first decoder of the table, measured in turns with it.
@@ -94,7 +94,7 @@ class Quality:
 
 
 def ask_reference(
-    unfinished: Bundle, checkpoint: Path, choice: PictureChoice, pictures: Sequence[Patches], steps: int = STEPS
+    unfinished: Bundle, checkpoint: Path, choice: ImageChoice, images: Sequence[Patches], steps: int = STEPS
 ) -> Yardstick:
     """Let the checkpoint in transformers answer; it is gone from memory afterwards.
 
@@ -102,7 +102,7 @@ def ask_reference(
         unfinished: a bundle of the checkpoint, whose decoder is not looked at.
         checkpoint: folder in Hugging Face layout.
         choice: prompt and budget.
-        pictures: what to ask about.
+        images: what to ask about.
         steps: longest answer.
 
     Raises:
@@ -113,13 +113,13 @@ def ask_reference(
     table = unfinished.embeddings()
     stop = unfinished.geometry.tokens.stop
     prompts, token_ids, logits = [], [], []
-    for picture in tqdm(pictures, desc="reference", unit="picture", disable=None, leave=False):
-        prompts.append(PicturePrompt.of(reference.features(picture), prompt, table))
-        answer = reference.greedy(picture, prompt, steps)
+    for image in tqdm(images, desc="reference", unit="image", disable=None, leave=False):
+        prompts.append(ImagePrompt.of(reference.features(image), prompt, table))
+        answer = reference.greedy(image, prompt, steps)
         count = min(len(answer.caption_ids(stop)) + 1, steps)
         token_ids.append(answer.token_ids[:count])
         logits.append(answer.logits[:count].copy())
-    sha256 = pictures_sha256(choice, list(pictures))
+    sha256 = images_sha256(choice, list(images))
     return Yardstick(tuple(prompts), tuple(token_ids), tuple(logits), str(reference.dtype), sha256)
 
 
@@ -167,7 +167,7 @@ class QualityTable:
         lines = [_HEADERS, *(row.cells() for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(_aligned(cells, widths)).rstrip() for cells in lines]
-        about = "{pictures} pictures, {tokens} tokens, beside transformers in {reference}".format(**self.facts)
+        about = "{images} images, {tokens} tokens, beside transformers in {reference}".format(**self.facts)
         return "\n".join([*text, about])
 
     def to_json(self) -> str:
@@ -192,16 +192,16 @@ def table_of(rows: Sequence[Quality], yardstick: Yardstick) -> QualityTable:
     return QualityTable(tuple(rows), facts)
 
 
-def compare_bundles(folders: Sequence[Path], checkpoint: str, choice: PictureChoice) -> QualityTable:
+def compare_bundles(folders: Sequence[Path], checkpoint: str, choice: ImageChoice) -> QualityTable:
     """Measure bundles of one checkpoint beside it; the first one's speed counts as 1.
 
     Args:
         folders: the bundles.
         checkpoint: folder in Hugging Face layout, or a name on the hub where there is a network.
-        choice: pictures, prompt and budget.
+        choice: images, prompt and budget.
 
     Raises:
-        UsageError: a bundle is of another model's shape, no picture can be read, or memory is short.
+        UsageError: a bundle is of another model's shape, no image can be read, or memory is short.
         BundleError: a bundle is missing or broken.
         CheckpointError: the checkpoint is missing or broken.
     """
@@ -212,9 +212,9 @@ def compare_bundles(folders: Sequence[Path], checkpoint: str, choice: PictureCho
         if bundle.geometry != opened.geometry:
             raise UsageError(f"{bundle.folder} was made from another checkpoint than {opened.folder}: name its own")
     choice = fitted(choice, min(bundles, key=lambda bundle: bundle.context), STEPS)
-    pictures = load_pictures(choice, opened.geometry, bundles[0].folder)
-    log.info("asking the checkpoint about %d pictures", len(pictures))
-    yardstick = ask_reference(bundles[0], opened.folder, choice, pictures)
+    images = load_images(choice, opened.geometry, bundles[0].folder)
+    log.info("asking the checkpoint about %d images", len(images))
+    yardstick = ask_reference(bundles[0], opened.folder, choice, images)
     rows: list[Quality] = []
     first: Rollout | None = None
     for bundle in bundles:

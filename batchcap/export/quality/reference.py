@@ -1,4 +1,4 @@
-"""Owns the reference: what transformers makes of a picture with a checkpoint's own weights, nothing rounded.
+"""Owns the reference: what transformers makes of an image with a checkpoint's own weights, nothing rounded.
 
 Letters used for shapes: T visual tokens, S tokens of a prompt, n new tokens, H hidden size, D DeepStack levels,
 V vocabulary.
@@ -61,12 +61,12 @@ class Continuation:
 
     def caption_ids(self, stop: tuple[int, ...]) -> tuple[int, ...]:
         """The ids before the first stop token: what greedy decoding writes."""
-        ends = (place for place, token in enumerate(self.token_ids) if token in stop)
+        ends = (index for index, token in enumerate(self.token_ids) if token in stop)
         return self.token_ids[: next(ends, len(self.token_ids))]
 
 
 class Reference:
-    """A checkpoint in transformers, loaded once. Pictures go through it one at a time.
+    """A checkpoint in transformers, loaded once. Images go through it one at a time.
 
     Args:
         checkpoint: folder in Hugging Face layout.
@@ -93,53 +93,53 @@ class Reference:
         return self._model
 
     @torch.inference_mode()
-    def features(self, picture: Patches) -> Features:
+    def features(self, image: Patches) -> Features:
         """What the reference's vision tower sees; `vision_ms` is 0."""
-        out = self._model.model.get_image_features(*self._pixels(picture))
-        levels = [_joined(level) for level in out.deepstack_features]
+        out = self._model.model.get_image_features(*self._pixels(image))
+        deepstack = [_joined(level) for level in out.deepstack_features]
         embeds = _joined(out.pooler_output)
         return Features(
-            index=picture.index,
+            index=image.index,
             embeds=embeds,
-            deepstack=np.stack(levels) if levels else np.zeros((0, *embeds.shape), np.float32),
-            grid=self._grid(picture),
-            width=picture.width,
-            height=picture.height,
-            sha256=picture.sha256,
-            read_ms=picture.read_ms,
+            deepstack=np.stack(deepstack) if deepstack else np.zeros((0, *embeds.shape), np.float32),
+            grid=self._grid(image),
+            width=image.width,
+            height=image.height,
+            sha256=image.sha256,
+            read_ms=image.read_ms,
             vision_ms=0.0,
         )
 
-    def prompt_ids(self, picture: Patches, prompt: PromptTemplate) -> Int64Array:
+    def prompt_ids(self, image: Patches, prompt: PromptTemplate) -> Int64Array:
         """[S] ids of the prompt, one image pad for each visual token."""
-        pads = [self._image_pad] * math.prod(self._grid(picture))
+        pads = [self._image_pad] * math.prod(self._grid(image))
         return np.array([*prompt.prefix_ids, *pads, *prompt.suffix_ids], np.int64)
 
     @torch.inference_mode()
-    def logits(self, picture: Patches, prompt: PromptTemplate, continuation: tuple[int, ...] = ()) -> Float32Array:
+    def logits(self, image: Patches, prompt: PromptTemplate, continuation: tuple[int, ...] = ()) -> Float32Array:
         """Logits [1 + n, V] float32 after the prompt and after each token of a given continuation.
 
         Row 0 is the last row of the prefill; row i the one after `continuation[:i]` (teacher forcing, in one pass).
         """
-        ids = torch.from_numpy(np.concatenate([self.prompt_ids(picture, prompt), np.array(continuation, np.int64)]))
-        inputs = self._inputs(picture, ids[None])
+        ids = torch.from_numpy(np.concatenate([self.prompt_ids(image, prompt), np.array(continuation, np.int64)]))
+        inputs = self._inputs(image, ids[None])
         kept: Tensor = self._model(**inputs, logits_to_keep=1 + len(continuation), use_cache=False).logits[0]
         logits: Float32Array = kept.float().numpy()
         return logits
 
     @torch.inference_mode()
-    def greedy(self, picture: Patches, prompt: PromptTemplate, steps: int) -> Continuation:
+    def greedy(self, image: Patches, prompt: PromptTemplate, steps: int) -> Continuation:
         """The likeliest tokens after the prompt, `steps` of them, and the logits they were chosen by.
 
-        Stop tokens do not stop it, so that every picture gives the same number of steps to compare.
+        Stop tokens do not stop it, so that every image gives the same number of steps to compare.
         """
-        ids = torch.from_numpy(self.prompt_ids(picture, prompt))[None]
+        ids = torch.from_numpy(self.prompt_ids(image, prompt))[None]
         config = self._model.generation_config
         # What a checkpoint's own configuration leaves there (sampling, penalties, stop tokens) must not count.
         self._model.generation_config = GenerationConfig(pad_token_id=self._image_pad)
         try:
             out = self._model.generate(
-                **self._inputs(picture, ids),
+                **self._inputs(image, ids),
                 max_new_tokens=steps,
                 do_sample=False,
                 output_logits=True,
@@ -152,13 +152,13 @@ class Reference:
 
     @torch.inference_mode()
     def language_model(
-        self, embeds: Float32Array, levels: Float32Array, positions: Int64Array, last: int = 1
+        self, embeds: Float32Array, deepstack: Float32Array, positions: Int64Array, last: int = 1
     ) -> Float32Array:
         """The language model alone.
 
         Args:
             embeds: [S, H] float32.
-            levels: [D, S, H] float32, added after the first D layers at every token.
+            deepstack: [D, S, H] float32, added after the first D layers at every token.
             positions: [3, S] int64, time, row and column.
             last: how many of the last tokens to give logits of.
 
@@ -171,14 +171,14 @@ class Reference:
             attention_mask=torch.ones((1, len(embeds)), dtype=torch.int64),
             position_ids=torch.from_numpy(np.ascontiguousarray(positions))[:, None],
             visual_pos_masks=torch.ones((1, len(embeds)), dtype=torch.bool),
-            deepstack_visual_embeds=[torch.from_numpy(level).to(dtype) for level in levels],
+            deepstack_visual_embeds=[torch.from_numpy(level).to(dtype) for level in deepstack],
             use_cache=False,
         ).last_hidden_state
         logits: Float32Array = self._model.lm_head(hidden[0, -last:]).float().numpy()
         return logits
 
     def positions(self, prompt: PromptTemplate, grid: tuple[int, int]) -> Int64Array:
-        """Positions [3, S] of a prompt with a picture of so many visual tokens down and across."""
+        """Positions [3, S] of a prompt with an image of so many visual tokens down and across."""
         pads = [self._image_pad] * math.prod(grid)
         ids = torch.tensor([[*prompt.prefix_ids, *pads, *prompt.suffix_ids]])
         found, _delta = self._model.model.get_rope_index(
@@ -209,15 +209,15 @@ class Reference:
             head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
         return head.weight
 
-    def _grid(self, picture: Patches) -> tuple[int, int]:
+    def _grid(self, image: Patches) -> tuple[int, int]:
         """Visual tokens down and across."""
-        return picture.grid[0] // self._merge, picture.grid[1] // self._merge
+        return image.grid[0] // self._merge, image.grid[1] // self._merge
 
-    def _pixels(self, picture: Patches) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(picture.values), torch.tensor([[1, *picture.grid]])
+    def _pixels(self, image: Patches) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(image.values), torch.tensor([[1, *image.grid]])
 
-    def _inputs(self, picture: Patches, ids: Tensor) -> dict[str, Tensor]:
-        pixels, grid = self._pixels(picture)
+    def _inputs(self, image: Patches, ids: Tensor) -> dict[str, Tensor]:
+        pixels, grid = self._pixels(image)
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
@@ -248,7 +248,7 @@ def _fitting_dtype(tensors: Mapping[str, StoredTensor], wanted: ReferenceDtype) 
 
 
 def _joined(values: Any) -> Float32Array:  # noqa: ANN401 - as transformers gives it
-    """One picture's features; transformers gives them as a tensor or as one tensor a picture."""
+    """One image's features; transformers gives them as a tensor or as one tensor an image."""
     tensor: Tensor = values if isinstance(values, Tensor) else torch.cat(list(values))
     joined: Float32Array = tensor.float().numpy().copy()
     return joined

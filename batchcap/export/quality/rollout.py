@@ -23,51 +23,51 @@ _TIMED_PROMPT_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class PicturePrompt:
-    """A prompt with a picture as the decoder reads it.
+class ImagePrompt:
+    """A prompt with an image as the decoder reads it.
 
     Attributes:
         embeds: [S, H] float32.
-        levels: [D, S, H] float32, the DeepStack features, zero at text tokens.
+        deepstack: [D, S, H] float32, the DeepStack features, zero at text tokens.
         positions: [3, S] int64.
         next_position: that of the first new token.
-        prefix: tokens before the picture.
-        visual: tokens of the picture.
+        prefix: tokens before the image.
+        visual: tokens of the image.
     """
 
     embeds: Float32Array
-    levels: Float32Array
+    deepstack: Float32Array
     positions: Int64Array
     next_position: int
     prefix: int
     visual: int
 
     @classmethod
-    def of(cls, features: Features, prompt: PromptTemplate, table: EmbeddingTable) -> "PicturePrompt":
-        """The prompt about one picture."""
+    def of(cls, features: Features, prompt: PromptTemplate, table: EmbeddingTable) -> "ImagePrompt":
+        """The prompt about one image."""
         prefix, suffix = (table.lookup(np.array(ids, np.int64)) for ids in (prompt.prefix_ids, prompt.suffix_ids))
         visual = len(features.embeds)
         positions, next_position = prompt_positions(len(prefix), features.grid, len(suffix))
         embeds = np.concatenate([prefix, features.embeds, suffix])
-        levels = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
-        levels[:, len(prefix) : len(prefix) + visual] = features.deepstack
-        return cls(embeds, levels, positions, next_position, len(prefix), visual)
+        deepstack = np.zeros((len(features.deepstack), *embeds.shape), np.float32)
+        deepstack[:, len(prefix) : len(prefix) + visual] = features.deepstack
+        return cls(embeds, deepstack, positions, next_position, len(prefix), visual)
 
-    def continued(self, token_ids: Sequence[int], table: EmbeddingTable) -> "PicturePrompt":
+    def continued(self, token_ids: Sequence[int], table: EmbeddingTable) -> "ImagePrompt":
         """The prompt and an answer to it; `next_position` is the one after the answer."""
         count = len(token_ids)
         embeds = np.concatenate([self.embeds, table.lookup(np.array(token_ids, np.int64))])
-        levels = np.pad(self.levels, ((0, 0), (0, count), (0, 0)))
+        deepstack = np.pad(self.deepstack, ((0, 0), (0, count), (0, 0)))
         new = np.broadcast_to(np.arange(self.next_position, self.next_position + count), (3, count))
         positions: Int64Array = np.concatenate([self.positions, new], axis=1)
-        return PicturePrompt(embeds, levels, positions, self.next_position + count, self.prefix, self.visual)
+        return ImagePrompt(embeds, deepstack, positions, self.next_position + count, self.prefix, self.visual)
 
 
 @dataclass(slots=True)
 class _Row:
     """A prompt at work: what it has to say, or None where it says what is likeliest, and what it has said."""
 
-    prompt: PicturePrompt
+    prompt: ImagePrompt
     given: tuple[int, ...] | None
     done: list[int] = field(default_factory=list)
     logits: list[Float32Array] = field(default_factory=list)
@@ -89,14 +89,14 @@ class Rollout:
         self._geometry = geometry
         self._table = table
 
-    def greedy(self, prompts: Sequence[PicturePrompt], steps: int) -> list[tuple[int, ...]]:
+    def greedy(self, prompts: Sequence[ImagePrompt], steps: int) -> list[tuple[int, ...]]:
         """The likeliest tokens after each prompt, up to `steps` or to a stop token, which is left out."""
         rows = [_Row(prompt, None) for prompt in prompts]
         for start in range(0, len(rows), ROWS):
             self._roll(rows[start : start + ROWS], steps)
         return [tuple(row.done) for row in rows]
 
-    def forced(self, prompts: Sequence[PicturePrompt], token_ids: Sequence[tuple[int, ...]]) -> Iterator[Float32Array]:
+    def forced(self, prompts: Sequence[ImagePrompt], token_ids: Sequence[tuple[int, ...]]) -> Iterator[Float32Array]:
         """For each prompt the logits [n, V] before each of its n given tokens; n is at least 1."""
         for start in range(0, len(prompts), ROWS):
             group = slice(start, start + ROWS)
@@ -111,7 +111,7 @@ class Rollout:
         slots = Slots(self._session, self._geometry, ROWS, positions, with_logits=with_logits)
         for number, row in enumerate(rows):
             prompt = row.prompt
-            self._accept(row, slots.prefill(number, prompt.embeds, prompt.positions, prompt.levels), 0)
+            self._accept(row, slots.prefill(number, prompt.embeds, prompt.positions, prompt.deepstack), 0)
         for _step in range(1, steps):
             tokens, lengths, positions_now = (np.zeros(ROWS, np.int64) for _array in range(3))
             for number, row in enumerate(rows):
@@ -128,11 +128,11 @@ class Rollout:
                 if not row.ended:
                     self._accept(row, outputs, number)
 
-    def _accept(self, row: _Row, outputs: DecoderOutputs, place: int) -> None:
+    def _accept(self, row: _Row, outputs: DecoderOutputs, index: int) -> None:
         """Take in a row's next token, and the logits before it where it was given."""
-        token = int(outputs.next_token[place, 0])
+        token = int(outputs.next_token[index, 0])
         if row.given is not None and outputs.logits is not None:
-            row.logits.append(outputs.logits[place, 0].copy())
+            row.logits.append(outputs.logits[index, 0].copy())
             token = row.given[len(row.done)]
         elif token in self._geometry.tokens.stop:
             row.ended = True
@@ -145,14 +145,14 @@ class Rollout:
         text = self._geometry.text
         slots = Slots(self._session, self._geometry, ROWS, _TIMED_PROMPT_TOKENS + steps, with_logits=False)
         embeds = np.ones((_TIMED_PROMPT_TOKENS, text.hidden_size), np.float32)
-        levels = np.zeros((len(self._geometry.vision.deepstack_levels), *embeds.shape), np.float32)
+        deepstack = np.zeros((len(self._geometry.vision.deepstack_levels), *embeds.shape), np.float32)
         positions = np.broadcast_to(np.arange(_TIMED_PROMPT_TOKENS), (3, _TIMED_PROMPT_TOKENS)).astype(np.int64)
         for row in range(ROWS):
-            slots.prefill(row, embeds, positions, levels)
+            slots.prefill(row, embeds, positions, deepstack)
         times = []
         for step in range(steps):
-            place = np.full(ROWS, _TIMED_PROMPT_TOKENS + step, np.int64)
+            index = np.full(ROWS, _TIMED_PROMPT_TOKENS + step, np.int64)
             started = time.perf_counter()
-            slots.step(ROWS, place, place, embeds[:ROWS])
+            slots.step(ROWS, index, index, embeds[:ROWS])
             times.append(time.perf_counter() - started)
         return float(np.median(times))

@@ -13,7 +13,7 @@ from batchcap.export.checkpoint.quantize import Rows
 from batchcap.export.checkpoint.scaling import scaled_tensors
 from batchcap.export.graph.decoder import GRAPH_FILE, Drawing, fill_decoder
 from batchcap.export.quality.quality import Quality, Yardstick, measure, with_speed
-from batchcap.export.quality.rollout import PicturePrompt, Rollout
+from batchcap.export.quality.rollout import ImagePrompt, Rollout
 from batchcap.model.bundle import Bundle, precision_text
 
 
@@ -40,14 +40,14 @@ class Material:
         checkpoint: the model.
         drawing: its decoder's graph.
         answered: prompts with answers, to calibrate by.
-        answered_sha256: digest of their pictures.
+        answered_sha256: digest of their images.
         yardstick: the reference's answers, to measure by.
     """
 
     unfinished: Bundle
     checkpoint: Checkpoint
     drawing: Drawing
-    answered: Sequence[tuple[PicturePrompt, tuple[int, ...]]]
+    answered: Sequence[tuple[ImagePrompt, tuple[int, ...]]]
     answered_sha256: str
     yardstick: Yardstick
 

@@ -1,0 +1,115 @@
+"""What a manifest's cell that is no usable path holds is said, and what to do; a file of an odd name is found."""
+
+import base64
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from batchcap.config import InputConfig
+from batchcap.core.errors import ErrorKind, RowError, UsageError
+from batchcap.core.records import ImageRow
+from batchcap.inputs.encoded import read_encoded
+from batchcap.inputs.parquet import read_layout
+from tests.images.samples import encode, noise
+from tests.inputs.parquets import IMAGE_STRUCT, write_table
+from tests.inputs.test_parquet import planned, rows_of
+
+JPEG = base64.b64encode(encode(noise(40, 40), "JPEG")).decode()
+PNG = base64.b64encode(encode(noise(4, 4), "PNG")).decode()
+
+CELLS = {
+    "file:///data/a.png": "is a file:// address, which is not opened: write the path itself",
+    "file:/data/a.png": "begins with file: and only paths are opened: write the path itself",
+    "~/a.png": "begins with ~, which is not expanded in manifests: write the whole path",
+    "~other/a.png": "begins with ~, which is not expanded in manifests: write the whole path",
+    "$HOME/a.png": "has a variable, which is not expanded",
+    "photos\\a.png": "has back-slashes: paths use / on this system",
+    "C:\\photos\\a.png": "holds a path of Windows",
+    "c:/photos/a.png": "holds a path of Windows",
+    "\\\\server\\photos\\a.png": "holds a path of Windows",
+    '"a.png"': "has quotes around the path: remove them",
+    "“a.png”": "has quotes around the path: remove them",
+    "'/data/a.png": "has quotes around the path: remove them",
+    "a.png ": "has blanks around the path: strip them",
+    " /data/a.png": "has blanks around the path: strip them",
+    "a.png\r": "has blanks around the path: strip them",
+    " 'a.png'": "has blanks around the path: strip them, has quotes around the path: remove them",
+    "   ": "is blank: leave it null",
+    "a.png\0\0\0": "has a NUL character: remove it",
+    "a\0.png": "has a NUL character: remove it",
+    "a%20b.png": "has characters written as %20",
+    "['a.png', 'b.png']": "holds a list or an object as text: give each image a row of its own",
+    "b'\\xff\\xd8\\xff\\xe0'": "holds bytes written as text (b'…'): store the bytes themselves",
+    JPEG: "the cell holds base64 text of a JPEG: decode it to bytes first",
+    PNG: "the cell holds base64 text of a PNG: decode it to bytes first",
+    PNG[:200]: "the cell holds base64 text of a PNG: decode it to bytes first",
+    base64.b64encode(encode(noise(90, 90), "PNG")).decode(): "the cell holds base64 text of a PNG: decode it",
+    f"data:image/jpeg;base64,{JPEG}": f"the cell holds a data: URI of image/jpeg, {len(JPEG) + 23} characters: decode",
+    f'"data:image/jpeg;base64,{JPEG}"': "the cell holds a data: URI of image/jpeg: decode",
+    "x" * 5000: "5000 characters are no path; name the column that holds images or paths with --image-column",
+}
+
+
+def failure(row: ImageRow) -> tuple[ErrorKind, str]:
+    with pytest.raises(RowError) as caught:
+        read_encoded(row)
+    return caught.value.kind, caught.value.message
+
+
+@pytest.mark.parametrize("is_struct", [False, True])
+@pytest.mark.parametrize("has_root", [False, True])
+def test_what_a_cell_holds_is_said(tmp_path: Path, has_root: bool, is_struct: bool) -> None:
+    cells = [*CELLS, "absent.png"]
+    column = pa.array([{"bytes": None, "path": cell} for cell in cells], IMAGE_STRUCT) if is_struct else cells
+    write_table(tmp_path / "a.parquet", {"image": column})
+    with planned(tmp_path, **({"image_root": str(tmp_path)} if has_root else {})) as plan:
+        failures = [failure(row) for row in rows_of(plan)]
+    for (cell, text), (kind, message) in zip(CELLS.items(), failures, strict=False):
+        assert text in message
+        assert len(message) < 500
+        assert kind in (ErrorKind.MISSING, ErrorKind.REFUSED, ErrorKind.UNREADABLE), cell
+    assert failures[-1] == (ErrorKind.MISSING, f"{tmp_path / 'absent.png'}: No such file or directory")
+
+
+def test_files_of_odd_names_are_found(tmp_path: Path) -> None:
+    names = ["a\\b.png", " a.png ", "~a.png", "'a.png'", "$a.png", "C:\\a.png", "a%20b.png", "[a]", PNG[:200]]
+    for name in names:
+        path = tmp_path / "files" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    (tmp_path / "in").mkdir()
+    write_table(tmp_path / "in" / "a.parquet", {"path": names})
+    with planned(tmp_path / "in", image_root=str(tmp_path / "files")) as plan:
+        assert [read_encoded(row).decode() for row in rows_of(plan)] == names
+
+
+def test_a_folder_or_a_file_without_permission_gets_no_hint(tmp_path: Path) -> None:
+    (tmp_path / "~folder").mkdir()
+    write_table(tmp_path / "a.parquet", {"path": ["~folder"]})
+    with planned(tmp_path) as plan:
+        assert [failure(row)[1] for row in rows_of(plan)] == [f"{tmp_path}/~folder: is a folder, not an image file"]
+
+
+LISTS = {
+    "paths": (pa.list_(pa.string()), "a list of images is not supported: give each image a row of its own"),
+    "bytes": (pa.large_list(pa.binary()), "a list of images is not supported: give each image a row of its own"),
+    "images": (pa.list_(IMAGE_STRUCT, 2), "a list of images is not supported: give each image a row of its own"),
+    "views": (pa.list_view(pa.binary()), "a list of images is not supported: give each image a row of its own"),
+    "numbers": (pa.list_(pa.uint8()), "lists of numbers are not read as an image: store the bytes of a JPEG or PNG"),
+    "pixels": (pa.list_(pa.list_(pa.float32())), "lists of numbers are not read as an image"),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_images_are_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    kind, text = LISTS[name]
+    path = write_table(tmp_path / "a.parquet", {"images": pa.nulls(2, kind), "embedding": [[1.0], [2.0]]})
+    with pytest.raises(UsageError) as named:
+        read_layout(path, InputConfig(("x",), image_column="images"))
+    assert f"column 'images' of {path} is" in str(named.value)
+    with pytest.raises(UsageError, match="has no column with images") as found:
+        read_layout(path, InputConfig(("x",)))
+    assert text in str(named.value)
+    assert f"'images': {text}" in str(found.value)
+    assert "'embedding'" not in str(found.value)
