@@ -1,10 +1,17 @@
 """An engine without a model: captions are made of ids, the last row given in comes out first."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 from batchcap.core.errors import ErrorKind, WorkerError
 from batchcap.core.records import Caption, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
 from batchcap.engines.base import EngineLoad
+
+
+def fake_bundle() -> SimpleNamespace:
+    """What a job asks of a bundle whose model nobody loads."""
+    named = {"id": "b" * 64, "source": "none", "precision": "int4"}
+    return SimpleNamespace(**named, named=named)
 
 
 class SilentProgress:

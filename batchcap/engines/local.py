@@ -81,7 +81,7 @@ class LocalEngine:
             vision=config.vision,
             threads=threads.vision,
             patch_budget=placement.patch_budget,
-            find_twins=not config.generation.depends_on_row,
+            find_duplicates=not config.generation.depends_on_row,
             cpus=cores.vision,
         )
         timeout_s = config.limits.image_timeout_s

@@ -19,7 +19,7 @@ from batchcap.core.errors import ErrorKind, RowError, lacks_memory
 from batchcap.core.records import Duplicate, Failure, Features, ImageRow, Patches
 from batchcap.engines.busy_flag import BusyFlag
 from batchcap.engines.dedup import SeenImages
-from batchcap.engines.messages import Captioned, Inbox, StageTime, VisionSpec
+from batchcap.engines.messages import Captioned, Inbox, StageTime, VisionSpec, send
 from batchcap.engines.threads import run_until_first_failure
 from batchcap.images.preprocess import patches_of
 from batchcap.inputs.encoded import read_image
@@ -56,7 +56,7 @@ class VisionWorker:
         # An encoder that can't work on this machine ends the job here, before it fails row after row.
         self._encoder.encode([_blank(self._bundle.geometry.vision)])
         self._lane_patches = min(PASS_PATCHES, spec.patch_budget // self._lanes) // spec.divisor
-        self._known = SeenImages() if spec.find_twins else None
+        self._known = SeenImages() if spec.find_duplicates else None
         self._rows: queue.SimpleQueue[ImageRow] = queue.SimpleQueue()
         self._loaded: deque[Patches] = deque()
         self._has_loaded = threading.Condition()
@@ -148,7 +148,7 @@ class VisionWorker:
         with self._sending:
             self._answered += len(results)
             for message in (*busy, *results):
-                self._connection.send(message)
+                send(self._connection, message)
 
 
 def lane_count(threads: int) -> int:

@@ -2,12 +2,13 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from batchcap.core.errors import StorageError
-from batchcap.engines.base import Engine, EngineLoad
+from batchcap.core.records import ImageRow
+from batchcap.engines.base import Engine
 from batchcap.job.monitor import Monitor
-from batchcap.job.progress import Progress
 from batchcap.job.recorder import Recorder
 from batchcap.job.stop import ShouldStop
 from batchcap.job.watchdog import Watchdog
@@ -19,12 +20,8 @@ POLL_S = 0.25
 STOP_GRACE_S = 1.5
 
 
-def _tell(progress: Progress, recorder: Recorder, load: EngineLoad) -> None:
-    progress.advance(recorder.counts.rows, recorder.counts.failed, recorder.run_images, load)
-
-
 def caption_rows(
-    recorder: Recorder, engine: Engine, monitor: Monitor, progress: Progress, should_stop: ShouldStop
+    to_do: Iterator[ImageRow], recorder: Recorder, engine: Engine, monitor: Monitor, should_stop: ShouldStop
 ) -> None:
     """Caption every row that is left, or until it is time to stop.
 
@@ -33,7 +30,7 @@ def caption_rows(
     monitor.begin()
     try:
         with Watchdog() as watchdog:
-            rows = watchdog.each("reading the inputs", recorder.rows_to_do())
+            rows = watchdog.each("reading the inputs", to_do)
             row = next(rows, None)
             while (row is not None or engine.in_flight) and not should_stop():
                 while row is not None and engine.has_room:
@@ -42,7 +39,7 @@ def caption_rows(
                 outcomes = engine.poll(POLL_S)
                 with watchdog.during("writing what is finished"):
                     recorder.record(outcomes)
-                _tell(progress, recorder, monitor.watch(engine, recorder))
+                monitor.watch(engine, recorder)
         if engine.in_flight:
             log.info(
                 "stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S
@@ -56,4 +53,4 @@ def caption_rows(
             recorder.flush()
         raise
     recorder.flush()
-    _tell(progress, recorder, monitor.watch(engine, recorder))
+    monitor.watch(engine, recorder)

@@ -175,7 +175,7 @@ def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
         waiting.submit(row(0))
         given = 0
         ends_s = time.monotonic() + PATIENCE_S
-        while waiting._ledger.twins_waiting < 5 and time.monotonic() < ends_s:
+        while waiting._ledger.duplicates_waiting < 5 and time.monotonic() < ends_s:
             if waiting.has_room:
                 given += 1
                 waiting.submit(ImageRow(given, f"twin-{given}", "/in", 0))
@@ -183,7 +183,7 @@ def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
                 message = waiting._vision.worker.receive()
                 if isinstance(message, Duplicate):
                     waiting._take(waiting._vision, message)
-        assert waiting._ledger.twins_waiting >= 5
+        assert waiting._ledger.duplicates_waiting >= 5
         assert not waiting.has_room
 
 
@@ -195,12 +195,14 @@ def test_a_decoder_holds_no_more_rows_than_its_slots_answer(monkeypatch: pytest.
         assert three._decoder_rows(three._decoders[0]) == 3 + local.DECODER_AHEAD_ROWS
 
 
-@pytest.mark.parametrize(("temperature", "find_twins"), [(0.0, True), (0.7, False)])
-def test_draws_make_equal_images_differ(monkeypatch: pytest.MonkeyPatch, temperature: float, find_twins: bool) -> None:
+@pytest.mark.parametrize(("temperature", "find_duplicates"), [(0.0, True), (0.7, False)])
+def test_draws_make_equal_images_differ(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, find_duplicates: bool
+) -> None:
     specs = remembered_specs(monkeypatch)
     with engine(monkeypatch, generation=GenerationConfig(temperature=temperature)) as made:
         made._start_workers()
-        assert specs[0].find_twins is find_twins
+        assert specs[0].find_duplicates is find_duplicates
 
 
 @pytest.mark.parametrize(("decoders", "share"), [(1, False), (2, True)])
@@ -387,7 +389,7 @@ def test_twins_of_a_twin(monkeypatch: pytest.MonkeyPatch) -> None:
         assert taken == [[], [], []]
         outcomes = waiting._take(waiting._vision, Failure(0, ErrorKind.CORRUPT, "cut"))
         assert [outcome.row.index for outcome in outcomes] == [0, 1, 2, 3]
-        assert (waiting.in_flight, waiting._ledger.twins_waiting) == (0, 0)
+        assert (waiting.in_flight, waiting._ledger.duplicates_waiting) == (0, 0)
 
 
 @pytest.mark.parametrize("at_fault", ["vision", "decoder 0"])

@@ -14,7 +14,7 @@ from batchcap.engines.messages import DecoderSpec, DecodeWork, StageTime, Vision
 from batchcap.engines.process import WorkerEndError
 from batchcap.engines.supervisor import LOOK_S, SeenTime, WorkerSupervisor
 
-VISION = VisionSpec("/bundle", "0" * 64, VisionConfig(), 1, 4096, find_twins=True)
+VISION = VisionSpec("/bundle", "0" * 64, VisionConfig(), 1, 4096, find_duplicates=True)
 DECODER = DecoderSpec("/bundle", "0" * 64, GenerationConfig(), slots=8, threads=1, max_visual_tokens=16)
 KILLED = WorkerEndError("was killed by signal 9", lacked_memory=True)
 CRASHED = WorkerEndError("was killed by signal 11")

@@ -51,7 +51,7 @@ def make_worker(
     """A worker, and the other end of its connection."""
     ours, theirs = Pipe()
     config = VisionConfig(dtype=VisionDtype.FP32, backend=backend)
-    spec = VisionSpec(str(bundle.folder), bundle.id, config, threads, patch_budget, **{"find_twins": True, **told})
+    spec = VisionSpec(str(bundle.folder), bundle.id, config, threads, patch_budget, **{"find_duplicates": True, **told})
     return VisionWorker(spec, theirs), ours
 
 
@@ -171,7 +171,7 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(tiny_bundle_fp32: 
     timeout_s = 3.0
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
     inbox = EndlessInbox()
-    spec = VisionSpec("", "", VisionConfig(), 2, 1, find_twins=False)
+    spec = VisionSpec("", "", VisionConfig(), 2, 1, find_duplicates=False)
     stand_in: Any = SimpleNamespace(send=inbox.put)
     seat = WorkerSupervisor("vision", spec, timeout_s, lambda _name, _spec: stand_in)
     seat.start()
@@ -356,7 +356,9 @@ def test_the_process_ends_quietly_while_lanes_are_at_work(tiny_bundle_fp32: Bund
     process = subprocess.Popen(command, pass_fds=[its_end.fileno()], stderr=subprocess.PIPE)
     its_end.close()
     ours = Connection(our_end.detach())
-    ours.send(VisionSpec(str(bundle.folder), bundle.id, VisionConfig(dtype=VisionDtype.FP32), 2, 4096, find_twins=True))
+    ours.send(
+        VisionSpec(str(bundle.folder), bundle.id, VisionConfig(dtype=VisionDtype.FP32), 2, 4096, find_duplicates=True)
+    )
     assert isinstance(ours.recv(), Ready)
     for index in range(60):
         ours.send(ImageRow(index, f"row-{index}", "s", index, data=encoded((index, 0, 7), (640, 480))))
@@ -436,7 +438,7 @@ def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
 
 
 def test_nothing_is_a_twin_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
-    worker, _ours = make_worker(tiny_bundle_fp32, 10_000, find_twins=False)
+    worker, _ours = make_worker(tiny_bundle_fp32, 10_000, find_duplicates=False)
     for index in range(3):
         worker._read(ImageRow(index, "a", "s", 0, data=encoded((200, 9, 9))))
     assert [one.index for one in worker._next_batch()] == [0, 1, 2]

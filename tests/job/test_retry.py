@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -26,14 +25,14 @@ from batchcap.core.errors import (
 )
 from batchcap.core.records import Caption, Duplicate, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
 from batchcap.job import run as job
-from batchcap.job.recorder import Recorder
+from batchcap.job.part_writer import PartWriter
 from batchcap.job.run import run_job
 from batchcap.job.summary import Summary
 from batchcap.report.status import read_status
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import write_part
-from tests.fake_engine import FakeEngine, SilentProgress
+from tests.fake_engine import FakeEngine, SilentProgress, fake_bundle
 
 # What is in the images: how they end. Parts of three rows.
 IMAGES = {
@@ -51,8 +50,8 @@ SHORT, ENOUGH = 10, 100
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
-    bundle = SimpleNamespace(id="b" * 64, source="none", precision="int4")
-    monkeypatch.setattr(job, "load_model", lambda _model: bundle)
+    bundle = fake_bundle()
+    monkeypatch.setattr(job, "load_bundle", lambda _model: bundle)
     monkeypatch.setattr("batchcap.job.recorder.FLUSH_ROWS", 1)
     (tmp_path / "in").mkdir()
     for name, content in IMAGES.items():
@@ -275,11 +274,11 @@ def test_a_changed_image_that_is_broken_has_no_caption(config: JobConfig) -> Non
 def test_other_settings_are_not_for_rows_that_are_in_no_part(
     config: JobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_recorder: Recorder, _seq: int) -> None:
+    def refuse(_parts: PartWriter, _state: object) -> None:
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "_write_part", refuse)
+        patch.setattr(PartWriter, "write", refuse)
         with pytest.raises(StorageError):
             run(replace(config, placement=PlacementConfig(rows_per_part=8)))
     retry = resuming(config, "truncated", max_new_tokens=ENOUGH)
@@ -516,7 +515,7 @@ def test_a_retry_that_ends_before_its_last_part_is_not_complete(
         write_part(path, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("batchcap.job.recorder.write_part", fail_at_last)
+        patch.setattr("batchcap.job.part_writer.write_part", fail_at_last)
         with pytest.raises((_KilledError, StorageError)):
             run(resuming(config, "failed"))
     status = read_status(Path(config.output))
