@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -168,7 +169,9 @@ def _serve(ours: socket.socket) -> dict[str, Any] | None:
             if not message:
                 return None
             request: dict[str, Any] = json.loads(message)
-            pid = os.fork()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of threads: see `_require_no_threads`
+                pid = os.fork()
             if pid == 0:
                 for descriptor in running:
                     os.close(descriptor)
