@@ -12,8 +12,10 @@ STALE := import os, sys; os.path.exists("$(BIN)/python%d.%d" % sys.version_info[
 # Where PyTorch comes from, if not from where all else does: https://download.pytorch.org/whl/cpu has the CPU build.
 TORCH_INDEX ?=
 DEMO_OUTPUT ?= demo-output
+# A file's tests share what they make, so they stay together; tests/conftest.py puts the long files first.
+TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos fuzz mutants load clean
+.PHONY: help install demo test test-quick check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos fuzz mutants load clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -34,7 +36,10 @@ demo: install  ## Caption sample_data with the embedded demo model and show the 
 	$(BIN)/batchcap caption sample_data --model demo --output $(DEMO_OUTPUT) --show 12
 
 test: install  ## Run the tests, two at once
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(TEST) --durations 10
+
+test-quick: install  ## Run the tests but the slow ones: two minutes
+	$(TEST) -m 'not slow'
 
 check: install  ## Lint, format and types
 	$(BIN)/ruff check .
