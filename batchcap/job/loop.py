@@ -42,7 +42,9 @@ def caption_rows(
                 monitor.watch(engine, recorder)
         if engine.in_flight:
             log.info(
-                "stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S
+                "stopping: %d rows in progress; those not finished in %g s are left for the next run",
+                engine.in_flight,
+                STOP_GRACE_S,
             )
         grace_ends_s = time.perf_counter() + STOP_GRACE_S
         while engine.in_flight and time.perf_counter() < grace_ends_s:

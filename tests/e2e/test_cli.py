@@ -200,7 +200,7 @@ def test_doctor(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
         "onnxruntime",
         "cores",
         "memory",
-        "every checksum is right",
+        "all checksums verified",
         "PyTorch",
         "KV cache",
         "the same caption everywhere",
