@@ -378,7 +378,7 @@ def test_status_of_what_is_no_job(tmp_path: Path) -> None:
     JobFolder(tmp_path / "captions").state_path.mkdir(parents=True)
     assert_refused(batchcap("status", tmp_path / "captoins"), "is not a job folder", "did you mean captions?")
     JobFolder(tmp_path / "begun").state_path.mkdir(parents=True)
-    assert_refused(batchcap("status", tmp_path / "begun"), "start it again")
+    assert_refused(batchcap("status", tmp_path / "begun"), "run the same command again")
 
 
 def _edit_config(checkpoint: Path, key: str, value: str) -> None:

@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
     "experts under a dense name": (text(num_experts=128), "mixture-of-experts"),
     "another family": (whole(model_type="qwen2_5_vl"), "of type 'qwen2_5_vl'; batchcap exports dense Qwen3-VL"),
     "text alone": (lambda config: config.pop("vision_config"), "has no vision_config: .*exports dense Qwen3-VL"),
-    "no type": (lambda config: (config.pop("model_type"), config.pop("architectures")), "does not say which model"),
+    "no type": (lambda config: (config.pop("model_type"), config.pop("architectures")), "names no model type"),
     "fp8": (quantized("fp8"), r"was quantized before \(fp8\): give the checkpoint it was made from, in BF16"),
     "bitsandbytes": (quantized("bitsandbytes"), r"was quantized before \(bitsandbytes\)"),
     "quantized text": (text(quantization_config={"bits": 8}), r"was quantized before \(by a method it does not name\)"),
@@ -351,7 +351,7 @@ def test_tensors_of_something_else_are_left_out(copy: Path, caplog: pytest.LogCa
         tensors = open_checkpoint(str(copy)).tensors
     assert "visual.rotary_pos_emb.inv_freq" not in tensors
     assert "language_model.norm.weight" in tensors
-    assert "left out 1 tensors that this model does not have: visual.rotary_pos_emb.inv_freq" in caplog.text
+    assert "ignored 1 tensors that are not part of this model: visual.rotary_pos_emb.inv_freq" in caplog.text
 
 
 def test_a_head_of_its_own_counts_whatever_the_configuration_says(tmp_path: Path) -> None:

@@ -213,4 +213,4 @@ def test_images_that_cannot_be_read(
         run(tiny_bundle_fp32.folder, tiny_checkpoint, tmp_path / "nothing")
     done = run(tiny_bundle_fp32.folder, tiny_checkpoint, image, "--images", str(tmp_path / "broken.png"))
     assert done.exit_code == ExitCode.COMPLETE
-    assert "broken.png is left out" in caplog.text
+    assert "broken.png is skipped" in caplog.text
