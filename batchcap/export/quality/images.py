@@ -16,6 +16,7 @@ from batchcap.core.errors import RowError, UsageError
 from batchcap.core.records import ImageRow, Patches
 from batchcap.core.sources import Bytes, Piece
 from batchcap.core.text import shown_name
+from batchcap.export.checkpoint.options import MAX_IMAGES
 from batchcap.images.preprocess import patches_of
 from batchcap.inputs.discover import discover
 from batchcap.inputs.encoded import read_image
@@ -26,7 +27,6 @@ from batchcap.model.prompt import PromptTemplate
 
 log = logging.getLogger(__name__)
 
-MAX_IMAGES = 24
 MIN_VISUAL_TOKENS = 4
 _PHOTOGRAPHS = ("astronaut", "cat-chelsea", "coffee", "hubble", "rocket")
 _DRAWN_SIDES_PX = (256, 448)
