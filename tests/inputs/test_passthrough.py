@@ -337,7 +337,7 @@ def test_a_job_begun_with_columns_that_nothing_has_goes_on(
     (tmp_path / "in" / "a.png").write_bytes(b"x")
     config = replace(config, input=replace(config.input, image_column=None, keep_columns=("title",)))
     with monkeypatch.context() as patch:
-        patch.setattr("batchcap.job.plan.column_options", lambda _config: [])
+        patch.setattr("batchcap.inputs.columns.column_options", lambda _config: [])
         run(config)
     (tmp_path / "in" / "b.png").write_bytes(b"y")
     run(config)
