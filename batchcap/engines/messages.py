@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from batchcap.config import GenerationConfig, VisionConfig
-from batchcap.core.records import Features
+from batchcap.core.records import Features, Request
 
 # One image at a time is the least there is; from here on nothing gets less.
 MAX_DIVISOR = 64
@@ -19,7 +19,6 @@ class VisionSpec:
     """What the vision worker is built from.
 
     Attributes:
-        find_twins: equal images are encoded and captioned once.
         divisor: readers, lanes and patches of a pass are so many times fewer than usual; never changes a feature.
     """
 
@@ -28,7 +27,6 @@ class VisionSpec:
     vision: VisionConfig
     threads: int
     patch_budget: int
-    find_twins: bool
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
     sign_file: int | None = None  # of a `BusyFlag`
     divisor: int = 1
@@ -40,7 +38,12 @@ class VisionSpec:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """What a decoder worker is built from. `share_weights`: see `decoder.kept.open_decoder`."""
+    """What a decoder worker is built from.
+
+    Attributes:
+        generation: what requests usually ask; decides how large a slot is.
+        share_weights: see `decoder.load.open_decoder`.
+    """
 
     bundle_folder: str
     bundle_id: str
@@ -90,16 +93,17 @@ class Fatal:
 
 @dataclass(frozen=True, slots=True)
 class DecodeWork:
-    """One row for a decoder."""
+    """One request for a decoder."""
 
-    row_id: str
+    request: Request
     features: Features
 
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """Images that the job has captions of: hex digest and row index."""
+    """Images that were captioned before; see `Engine.seed_dedup`."""
 
+    caption_key: str
     images: list[tuple[str, int]]
 
 

@@ -108,6 +108,11 @@ class Recorder:
             wanted = state.reopened if state.has_part else set(range(*state.shard.span))
             yield from self._plan.shard_rows(state.shard, wanted - self._journal.done_indexes(state.shard))
 
+    def attempt(self, index: int) -> int:
+        """Which time a row is captioned, from 1."""
+        reopened = self._journal.retry(index) if self._has_reopened else None
+        return 1 if reopened is None else reopened.before.attempts + 1
+
     def captioned_images(self, most: int) -> list[tuple[str, int]]:
         """Digest and row index of images that earlier runs captioned at the first try: the last `most`, in order."""
         found: list[tuple[str, int]] = []

@@ -13,9 +13,11 @@ from batchcap import __version__
 from batchcap.config import DEMO_MODEL, JobConfig, Profile
 from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
+from batchcap.core.prompts import caption_key
 from batchcap.core.records import RowCounts
 from batchcap.core.text import format_duration, one_line
 from batchcap.engines.base import Engine
+from batchcap.engines.config import EngineConfig
 from batchcap.engines.dedup import REMEMBERED_IMAGES
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.profiles import resolve
@@ -26,13 +28,13 @@ from batchcap.inputs.skipped import Skipped
 from batchcap.inputs.source import Source
 from batchcap.job.bottleneck import find_bottleneck
 from batchcap.job.failures import why_alike
-from batchcap.job.loop import caption_rows
+from batchcap.job.loop import caption_rows, requests_of
 from batchcap.job.monitor import Monitor
 from batchcap.job.plan import Plan
 from batchcap.job.progress import Progress
 from batchcap.job.recorder import Recorder
 from batchcap.job.retry import RetryPlanner
-from batchcap.job.stop import ShouldStop, StopRequest, stop_on_signals
+from batchcap.job.stop import StopRequest, stop_on_signals
 from batchcap.job.summary import Bottleneck, JobState, RunMetrics, Summary
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import bundle_opens_thinking
@@ -51,19 +53,10 @@ log = logging.getLogger(__name__)
 # A model that thinks first seldom comes to its caption in fewer tokens.
 FEW_TOKENS_FOR_THINKING = 1024
 
-EngineFactory = Callable[[Bundle, JobConfig, ShouldStop], Engine]
+EngineFactory = Callable[[EngineConfig], Engine]
 
 
-def start_local_engine(bundle: Bundle, config: JobConfig, should_stop: ShouldStop) -> Engine:
-    """Worker processes on this machine, their models loaded unless it was time to stop before that."""
-    from batchcap.engines.capacity import fitted_to_memory  # noqa: PLC0415 - loads ONNX Runtime
-
-    engine = LocalEngine(bundle, fitted_to_memory(config, bundle))
-    engine.start(should_stop)
-    return engine
-
-
-def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = start_local_engine) -> Summary:
+def run_job(config: JobConfig, progress: Progress, make_engine: EngineFactory = LocalEngine) -> Summary:
     """Caption what is left of a job; the same call begins it and resumes it.
 
     Args:
@@ -224,12 +217,15 @@ class JobRun:
         log.info("loading the model")
         stats = StatsWriter(self._folder.stats_path)
         monitor = Monitor(stats, self._started_s)
-        with closing(make_engine(self._bundle, self._config, self._stop_in_time)) as engine:
-            if not self._config.generation.depends_on_row and not self._retry_settings:
-                engine.seed_dedup(recorder.captioned_images(REMEMBERED_IMAGES))
+        asked = self._config.generation
+        with closing(make_engine(EngineConfig.of_job(self._bundle, self._config))) as engine:
+            engine.start(self._stop_in_time)
+            key = caption_key(asked.prompts, asked.sampling)
+            if key is not None and not self._retry_settings:
+                engine.seed_dedup(key, recorder.captioned_images(REMEMBERED_IMAGES))
             progress.start(self._total_rows or 0, recorder.counts.rows)
             try:
-                caption_rows(recorder, engine, monitor, progress, self._stop_in_time)
+                caption_rows(recorder, engine, requests_of(recorder, asked), monitor, progress, self._stop_in_time)
             except BaseException:
                 # A full disk refuses these too; the error that ended the work is the one to tell.
                 with suppress(StorageError):

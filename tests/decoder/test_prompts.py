@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from batchcap.config import GenerationConfig, Prompt
+from batchcap.config import GenerationConfig
+from batchcap.core.prompts import Prompt
 from batchcap.core.records import Caption, Features, FinishReason, Float32Array
 from batchcap.decoder import scheduler
 from batchcap.decoder.invariance import MAX_BATCH, TILES, find_batch_multiple, warn_if_a_split_shows
