@@ -41,13 +41,13 @@ docs: install  ## Write docs/commands.md, docs/job.schema.json and docs/model.sv
 	$(BIN)/python docs/make_figure.py
 
 demo-figures: install  ## Exact-match figures of the demo model on 1,000 unseen scenes
-	$(BIN)/python -m batchcap.demo.evaluate
+	$(BIN)/python -m training.evaluate
 
 quality-demo: install  ## What rounding costs the demo model, by algorithm, block size, 8-bit matrices and scaling
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python -m benchmarks.quality
 
 quality-profiles: install  ## What each profile costs the demo model: exact captions on 1,000 unseen scenes; takes ten minutes
-	$(BIN)/python benchmarks/profiles.py
+	$(BIN)/python -m benchmarks.profiles
 
 bench: install  ## The same 64 images through batchcap, OpenVINO, llama.cpp and transformers; 25 GiB in benchmarks/work
 	$(BIN)/python benchmarks/bench.py $(BENCH_OPTIONS)

@@ -3,11 +3,9 @@
 import copy
 import logging
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -18,9 +16,9 @@ from batchcap.commands.bundles import export, verify
 from batchcap.commands.captioning import caption, run
 from batchcap.commands.inspection import doctor, report, status, tune
 from batchcap.commands.one_style import OneStyleCommand
+from batchcap.commands.signals import StoppedError, ignore_signals, stop_by_signal
 from batchcap.commands.streams import open_standard_streams
 from batchcap.core.errors import BatchcapError, ExitCode, UsageError
-from batchcap.core.signals import STOP_SIGNALS, stop_signals
 from batchcap.core.text import harmless
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own of another name
@@ -106,43 +104,19 @@ class _Formatter(logging.Formatter):
         return harmless(super().format(record))
 
 
-class _Stopped(BaseException):
-    """A signal to stop outside a job: while inputs are listed, a bundle is checked or made.
-
-    No Exception, so that what catches every fault of a library lets it pass; and not KeyboardInterrupt, which the
-    command-line library would turn into exit code 1.
-    """
-
-    def __init__(self, message: str, exit_code: ExitCode) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    code = STOP_SIGNALS[signal.Signals(number)]
-    for other in stop_signals():  # asked twice while the first is being obeyed: the end comes at once
-        signal.signal(other, _stop_at_once if other != signal.SIGHUP else signal.SIG_IGN)
-    raise _Stopped("interrupted" if code is ExitCode.INTERRUPTED else "stopped", code)
-
-
-def _stop_at_once(number: int, _frame: FrameType | None) -> None:
-    os._exit(int(STOP_SIGNALS[signal.Signals(number)]))
-
-
 def main() -> None:
     """The `batchcap` command: every error becomes one line on stderr and the documented exit code.
 
     Set BATCHCAP_DEBUG=1 to see the traceback of an unexpected error.
     """
     open_standard_streams()
-    for number in stop_signals():
-        signal.signal(number, _stop)
+    stop_by_signal()
     try:
         try:
             app()
         finally:
             sys.stdout.flush()  # what can't be written is told, and not by the interpreter at its end
-    except (BatchcapError, _Stopped) as error:
+    except (BatchcapError, StoppedError) as error:
         typer.echo(harmless(f"batchcap: error: {error}"), err=True)
         sys.exit(int(error.exit_code))
     except Exception as error:  # noqa: BLE001 - the command line's edge
@@ -155,9 +129,7 @@ def main() -> None:
         )
         sys.exit(int(ExitCode.UNEXPECTED))
     finally:
-        # What is left is the interpreter's own end, with the signals' defaults: they would change the exit code.
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ TENTHS = 10
 TEXT = "A red bicycle leans on a brick wall in the rain; behind it a cat looks out of a half-open window, {name}."
 FACTS = ImageFacts(width=1024, height=768, sha256="0" * 64, read_ms=8.25, vision_ms=410.5)
 GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
-BUNDLE: Any = SimpleNamespace(id="0" * 64, source="none", precision="none", folder=Path("/none"), geometry=GEOMETRY)
+NAMED = {"id": "0" * 64, "source": "none", "precision": "none"}
+BUNDLE: Any = SimpleNamespace(**NAMED, named=NAMED, folder=Path("/none"), geometry=GEOMETRY)
 
 
 def _captioned(request: Request) -> Outcome:
@@ -118,8 +119,8 @@ def child(engine: str, inputs: Path, output: Path, rows: int, die_after: int | N
     watch = Watch(time.perf_counter(), rows, die_after)
     worker = patch("batchcap.engines.process._popen", _fake_worker)
     fitted = patch("batchcap.engines.local._fitted", lambda config: config)  # there is no bundle to measure
-    with patch("batchcap.job.run.load_model", lambda _model: BUNDLE), worker, fitted:
-        run_job(config, LogProgress(), _factory(engine, watch))
+    with worker, fitted:
+        run_job(config, LogProgress(), _factory(engine, watch), lambda _model: BUNDLE)
     watch.report()
 
 

@@ -1,6 +1,6 @@
 """The accuracy column of the profiles: what each costs the demo model, on scenes it was never trained on.
 
-usage: python benchmarks/profiles.py [--scenes 1000] [--answers 100] [--precision int4 w8a8]
+usage: python -m benchmarks.profiles [--scenes 1000] [--answers 100] [--precision int4 w8a8]
 
 Whole jobs, as a user runs them: exact captions, captions that are those of transformers in float32 (of the first
 scenes: it takes a second for each), and what the job itself reports about speed and memory. The model is so small that
@@ -18,13 +18,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from batchcap.config import InputConfig, JobConfig, Profile
-from batchcap.demo.evaluate import Reference, examples
 from batchcap.export.checkpoint.options import ExportOptions, Precision
-from batchcap.export.demo import demo_checkpoint
+from batchcap.export.demo import demo_checkpoint, load_model
 from batchcap.export.export import export_bundle
 from batchcap.job.progress import LogProgress
 from batchcap.job.run import run_job
 from batchcap.store.folder import JobFolder
+from training.evaluate import Reference, examples
 
 MAX_LOST = 0.01
 
@@ -80,7 +80,8 @@ class Row:
 def measure(scenes: Scenes, bundle: Path, profile: Profile, output: Path) -> Row:
     """Run a job with a profile, nothing else given."""
     inputs = InputConfig((str(scenes.folder),))
-    run_job(JobConfig(inputs, str(output), str(bundle), profile=profile, explicit=frozenset()), LogProgress())
+    job = JobConfig(inputs, str(output), str(bundle), profile=profile, explicit=frozenset())
+    run_job(job, LogProgress(), load_model=load_model)
     found = pq.read_table(output, columns=["id", "caption"]).to_pylist()
     captions = {row["id"]: row["caption"] for row in found}
     run = json.loads(JobFolder(output).summary_path.read_text())["run"]

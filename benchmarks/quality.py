@@ -1,6 +1,6 @@
 """The quality table of the demo checkpoint: algorithm x block size x matrices in 8 bits x scaling.
 
-usage: python benchmarks/quality.py [--scenes 300] [--json FILE]
+usage: python -m benchmarks.quality [--scenes 300] [--json FILE]
 
 KL divergence of the logits, top-1 agreement and share of identical captions beside transformers in float32, on scenes
 that the model was never trained on. The demo model's matrices are too small to tell anything about speed: the last
@@ -28,7 +28,6 @@ from onnx import TensorProto, helper, numpy_helper
 from batchcap.config import VisionConfig
 from batchcap.core.machine import available_cores
 from batchcap.core.records import ImageRow, Patches
-from batchcap.demo.evaluate import examples
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
 from batchcap.export.checkpoint.matrix_names import HEAD, in_sensitive_place
 from batchcap.export.checkpoint.options import (
@@ -48,6 +47,7 @@ from batchcap.export.quality.rollout import ROWS
 from batchcap.export.search.trials import Candidate, Material, Trials
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import Geometry
+from training.evaluate import examples
 
 CONTEXT = 1024
 MIXED_BLOCK_SIZES = (32, 128)

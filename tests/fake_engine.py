@@ -1,6 +1,7 @@
 """The package's engine without a model, with a memory of what it was given; and rows as requests."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 from batchcap.core.prompts import Prompt, Sampling
 from batchcap.core.records import ImageRow, Outcome, Request
@@ -9,6 +10,12 @@ from batchcap.engines.base import EngineLoad
 
 PROMPTS = (Prompt("What is it?"),)
 SAMPLING = Sampling(max_new_tokens=128)
+
+
+def fake_bundle() -> SimpleNamespace:
+    """What a job asks of a bundle whose model nobody loads."""
+    named = {"id": "b" * 64, "source": "none", "precision": "int4"}
+    return SimpleNamespace(**named, named=named)
 
 
 class SilentProgress:

@@ -5,7 +5,6 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from batchcap.job import run as job
 from batchcap.job.run import run_job
 from batchcap.report.status import read_status
 from batchcap.store.journal import Journal
+from tests.fake_engine import fake_bundle
 
 FEW, MANY = 1_000, 10_000
 ROWS_PER_PART = 500
@@ -85,7 +85,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 
     monkeypatch.setattr(Journal, "open", opened)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", decoded)
-    monkeypatch.setattr(job, "load_model", lambda _model: SimpleNamespace(id="b", source="none", precision="none"))
+    monkeypatch.setattr(job, "load_bundle", lambda _model: fake_bundle())
     return counted
 
 

@@ -24,23 +24,15 @@ FLOORS = (
     ("core",),
 )
 FLOOR_OF = {part: len(FLOORS) - number for number, parts in enumerate(FLOORS) for part in parts}
+# Folders of the repository that use the package, and that it does without.
+AROUND = frozenset({"benchmarks", "docs", "tests", "training"})
 # Imports that still run upward or sideways; each one that goes is taken out here, and none comes.
 OWED = frozenset(
     {
-        ("demo.evaluate", "config"),
-        ("demo.evaluate", "export.checkpoint.options"),
-        ("demo.evaluate", "export.demo"),
-        ("demo.evaluate", "export.export"),
-        ("demo.evaluate", "job.progress"),
-        ("demo.evaluate", "job.run"),
-        ("demo.train", "vision.linear"),
-        ("engines.tuning.tune", "export.demo"),
         ("inputs.discover", "images.decode"),
         ("inputs.discover", "store.folder"),
         ("inputs.parquet", "store.parts"),
         ("inputs.walk", "store.folder"),
-        ("model.bundle", "export.advice"),
-        ("model.tensors", "export.checkpoint.configuration"),
         ("store.plan_tables", "inputs.source"),
     }
 )
@@ -58,19 +50,21 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imported(name: str) -> Iterator[str]:
-    """The modules of the package that a module imports, anywhere in it."""
+def names_imported(name: str) -> Iterator[str]:
+    """The full names of what a module imports, anywhere in it."""
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for one in names:
-            if one.partition(".")[0] == "batchcap":
-                below = one.partition(".")[2]
-                yield below if below in MODULES else below.rpartition(".")[0]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported(name: str) -> Iterator[str]:
+    """The modules of the package that a module imports, anywhere in it."""
+    for one in names_imported(name):
+        top, _dot, below = one.partition(".")
+        if top == "batchcap":
+            yield below if below in MODULES else below.rpartition(".")[0]
 
 
 def part(name: str) -> str:
@@ -90,10 +84,20 @@ def test_every_module_has_its_floor() -> None:
     assert {part(name) for name in MODULES if name} == set(FLOOR_OF)
 
 
+def test_the_package_stands_without_what_is_around_it() -> None:
+    assert all((PACKAGE.parent / folder).is_dir() for folder in AROUND)
+    assert [(name, one) for name in MODULES for one in names_imported(name) if one.partition(".")[0] in AROUND] == []
+
+
 def test_no_import_runs_upward_or_sideways() -> None:
     wrong = {edge for edge in EDGES if not is_downward(*edge)}
     assert wrong - OWED == set(), "imports that run upward or sideways"
     assert OWED - wrong == set(), "mended: take them out of the list"
+
+
+def test_a_run_is_handed_its_bundle() -> None:
+    """A job does not know how bundles are made, though that stands below it."""
+    assert [edge for edge in EDGES if part(edge[0]) == "job" and part(edge[1]) in {"export", "verify"}] == []
 
 
 @pytest.mark.parametrize("depth", [1, 2, 9])

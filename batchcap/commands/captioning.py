@@ -12,6 +12,7 @@ import typer
 from batchcap.commands.begun import BegunJob
 from batchcap.commands.given_prompt import read_prompt
 from batchcap.commands.results import MAX_SHOWN, print_result
+from batchcap.commands.signals import stop_on_signals
 from batchcap.config import (
     DEFAULT_PROMPT,
     DEMO_MODEL,
@@ -345,11 +346,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _run(config: JobConfig, show: int) -> None:
+    from batchcap.export.demo import load_model
     from batchcap.job.progress import progress_for_terminal
     from batchcap.job.run import run_job
     from batchcap.report.status import first_captions
 
-    summary: Summary = run_job(config, progress_for_terminal())
+    summary: Summary = run_job(config, progress_for_terminal(), load_model=load_model, stopping=stop_on_signals())
     if show:
         print_result(first_captions(Path(config.output), show))
     print_result(summary.message)

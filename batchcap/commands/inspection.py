@@ -100,6 +100,9 @@ def tune(
     Captions generated images with several numbers of decoders, threads and slots and with the vision backends. Best
     done when nothing else runs. `batchcap doctor` shows what was found; `--profile auto` uses it.
     """
+    from batchcap.engines.tuning.tune import require_minutes
     from batchcap.engines.tuning.tune import tune as find_fastest
+    from batchcap.export.demo import load_model
 
-    print_result(find_fastest(model, minutes, rounded_vision=allow_rounded_vision).to_text())
+    require_minutes(minutes)
+    print_result(find_fastest(load_model(model), minutes, rounded_vision=allow_rounded_vision).to_text())

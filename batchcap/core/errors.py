@@ -39,6 +39,10 @@ class BundleError(UsageError):
     """A model bundle is missing, broken, or not what `bundle.json` says."""
 
 
+class NoBundleError(BundleError):
+    """There is no bundle where one is named."""
+
+
 class OutOfMemoryError(BatchcapError):
     """There is not enough memory for something that must be in memory as a whole."""
 

@@ -1,1 +1,1 @@
-"""The demo model: a tiny, genuine Qwen3-VL that knows drawn scenes, and the program that trained it from nothing."""
+"""The demo model: a tiny, genuine Qwen3-VL, and the drawn scenes that it knows."""

@@ -103,7 +103,7 @@ class FakeEngine:
         """
         if self._dies_after is not None and self._given >= self._dies_after:
             raise WorkerError("the decoder 0 process was killed by signal 9.")
-        outcomes = []
+        outcomes: list[Outcome] = []
         while self._requests and len(outcomes) < self._per_poll and self._given != self._dies_after:
             outcomes.append(self._outcome(self._requests.pop()))
             self._given += 1

@@ -4,10 +4,23 @@ import os
 import shlex
 from pathlib import Path
 
-from batchcap.core.errors import CheckpointError
+from batchcap.core.errors import BundleError, CheckpointError, NoBundleError
 from batchcap.export.checkpoint.kinds import EXPORTED, HUB_NAME, holds_a_model, look_at
+from batchcap.model.bundle import Bundle
 
 _PRECISION = "int4"  # what `batchcap export` makes where nothing else is asked for
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """Read a bundle that a person has named; every file is compared with its checksum.
+
+    Raises:
+        BundleError: as `Bundle.load`; where there is none, it says how to get one.
+    """
+    try:
+        return Bundle.load(folder)
+    except NoBundleError:
+        raise BundleError(how_to_get_a_bundle(Path(folder))) from None
 
 
 def how_to_get_a_bundle(folder: Path) -> str:

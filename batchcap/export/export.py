@@ -19,7 +19,7 @@ from batchcap.config import DEFAULT_PROMPT, VisionDtype
 from batchcap.core.errors import BatchcapError, BundleError, CheckpointError, UsageError
 from batchcap.export.checkpoint.chat_template import chat_template
 from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint, weights_sha256
-from batchcap.export.checkpoint.configuration import CONFIG_FILE, LFS_POINTER, LFS_REMEDY, read_json
+from batchcap.export.checkpoint.configuration import CONFIG_FILE
 from batchcap.export.checkpoint.matrix_names import matrix_name
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.checkpoint.prequantized import require_unquantized, stored_facts
@@ -48,6 +48,7 @@ from batchcap.model.bundle import (
     sha256_of,
 )
 from batchcap.model.prompt import PromptTemplate
+from batchcap.model.stored_json import LFS_POINTER, LFS_REMEDY, read_json
 from batchcap.model.tensors import VISION, embedding_tensor, read_file, vision_tensors, write_npy, write_safetensors
 
 if TYPE_CHECKING:

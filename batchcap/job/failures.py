@@ -23,7 +23,7 @@ _ADVICE = {
     ErrorKind.CORRUPT: f"the files may have been copied only in part: copy them again, {_AGAIN}",
     ErrorKind.TOO_LARGE: "raise --max-image-pixels if you trust the files, and add --retry failed",
     ErrorKind.BAD_SHAPE: "the model takes no such shape: crop the images",
-    ErrorKind.CRASHED: "memory may be short: try --profile small, or a longer --picture-timeout, with --retry failed",
+    ErrorKind.CRASHED: "memory may be short: try --profile small, or a longer --image-timeout, with --retry failed",
     ErrorKind.INTERNAL: "an error of batchcap: run one image with --verbose and another --output to see more",
 }
 _NULL_CELLS = "the column has no images there: choose another with --image-column"

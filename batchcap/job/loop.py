@@ -5,13 +5,11 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from batchcap.config import GenerationConfig
 from batchcap.core.errors import StorageError
 from batchcap.core.records import Outcome, Request
-from batchcap.engines.base import Engine, EngineLoad
+from batchcap.engines.base import Engine
 from batchcap.engines.drive import drive
 from batchcap.job.monitor import Monitor
-from batchcap.job.progress import Progress
 from batchcap.job.recorder import Recorder
 from batchcap.job.stop import ShouldStop
 from batchcap.job.watchdog import Watchdog
@@ -22,24 +20,8 @@ log = logging.getLogger(__name__)
 STOP_GRACE_S = 1.5
 
 
-def _tell(progress: Progress, recorder: Recorder, load: EngineLoad) -> None:
-    progress.advance(recorder.counts.rows, recorder.counts.failed, recorder.run_images, load)
-
-
-def requests_of(recorder: Recorder, generation: GenerationConfig) -> Iterator[Request]:
-    """What is asked about every row that is left, in order."""
-    prompts, sampling = generation.prompts, generation.sampling
-    for row in recorder.rows_to_do():
-        yield Request(row, prompts, sampling, recorder.attempt(row.index))
-
-
 def caption_rows(
-    recorder: Recorder,
-    engine: Engine,
-    requests: Iterator[Request],
-    monitor: Monitor,
-    progress: Progress,
-    should_stop: ShouldStop,
+    to_do: Iterator[Request], recorder: Recorder, engine: Engine, monitor: Monitor, should_stop: ShouldStop
 ) -> None:
     """Caption every row that is left, or until it is time to stop.
 
@@ -52,9 +34,9 @@ def caption_rows(
             def take(outcomes: list[Outcome]) -> None:
                 with watchdog.during("writing what is finished"):
                     recorder.record(outcomes)
-                _tell(progress, recorder, monitor.watch(engine, recorder))
+                monitor.watch(engine, recorder)
 
-            drive(engine, watchdog.each("reading the inputs", requests), take, should_stop)
+            drive(engine, watchdog.each("reading the inputs", to_do), take, should_stop)
         if engine.in_flight:
             log.info(
                 "stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S
@@ -67,4 +49,4 @@ def caption_rows(
             recorder.flush()
         raise
     recorder.flush()
-    _tell(progress, recorder, monitor.watch(engine, recorder))
+    monitor.watch(engine, recorder)

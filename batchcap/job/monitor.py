@@ -2,10 +2,12 @@
 
 import os
 import time
+from dataclasses import replace
 
 from batchcap.core.machine import MIB, memory_mib
 from batchcap.engines.base import Engine, EngineLoad
-from batchcap.job.recorder import Recorder
+from batchcap.job.progress import Progress
+from batchcap.job.recorder import Recorder, RunCounts
 from batchcap.job.summary import RunMetrics
 from batchcap.store.stats import StatsSample, StatsWriter
 
@@ -14,11 +16,12 @@ MEMORY_INTERVAL_S = 5.0
 
 
 class Monitor:
-    """Watches an engine while rows come out of it."""
+    """Watches an engine while rows come out of it, and tells the progress."""
 
-    def __init__(self, stats: StatsWriter, started_s: float) -> None:
+    def __init__(self, stats: StatsWriter, progress: Progress, started_s: float) -> None:
         """`started_s` is `time.perf_counter()` at the start of the command."""
         self._stats = stats
+        self._progress = progress
         self._started_s = started_s
         self._working_since_s: float | None = None
         self._last_row_s: float | None = None
@@ -26,27 +29,19 @@ class Monitor:
         self._next_memory_s = 0.0
         self._peak_memory_mib = 0.0
         self._load = EngineLoad()
-        self._rows = 0
-        self._images = 0
-        self._twins = 0
-        self._new_tokens = 0
+        self._seen = RunCounts()
 
     def begin(self) -> None:
         """The first row is about to be handed out."""
         self._working_since_s = time.perf_counter()
 
-    def watch(self, engine: Engine, recorder: Recorder) -> EngineLoad:
-        """Look at the engine and at what is recorded; take a sample and the memory when it is time to.
-
-        Returns:
-            The engine's load.
-        """
+    def watch(self, engine: Engine, recorder: Recorder) -> None:
+        """Look at the engine and at what is recorded; take a sample and the memory when it is time to."""
         now = time.perf_counter()
         self._load = engine.load()
-        self._load.busy_s["store"] = recorder.store_s
-        if recorder.run_rows > self._rows:
-            self._rows, self._new_tokens = recorder.run_rows, recorder.run_tokens
-            self._images, self._twins = recorder.run_images, recorder.run_twins
+        self._load.busy_s["store"] = recorder.run.store_s
+        if recorder.run.rows > self._seen.rows:
+            self._seen = replace(recorder.run)
             self._last_row_s = now
         if now >= self._next_memory_s:
             self._next_memory_s = now + MEMORY_INTERVAL_S
@@ -54,15 +49,15 @@ class Monitor:
         if now >= self._next_sample_s:
             self._next_sample_s = now + SAMPLE_INTERVAL_S
             self._sample(now)
-        return self._load
+        self._progress.advance(recorder.counts.rows, recorder.counts.failed, recorder.run.images, self._load)
 
     def _sample(self, now: float) -> None:
         self._stats.add(
             StatsSample(
                 elapsed_s=now - self._started_s,
-                rows=self._rows,
-                images=self._images,
-                new_tokens=self._new_tokens,
+                rows=self._seen.rows,
+                images=self._seen.images,
+                new_tokens=self._seen.tokens,
                 busy_s=dict(self._load.busy_s),
                 reading_rows=self._load.reading_rows,
                 queue_rows=self._load.queue_rows,
@@ -73,19 +68,20 @@ class Monitor:
         )
 
     def end(self) -> RunMetrics:
-        """The last sample is taken and the figures are made."""
+        """The last sample is taken, the progress ends, and the figures are made."""
+        self._progress.close()
         now = time.perf_counter()
         self._sample(now)
         working_s = 0.0
         if self._working_since_s is not None and self._last_row_s is not None:
             working_s = self._last_row_s - self._working_since_s
         return RunMetrics(
-            rows=self._rows,
-            new_tokens=self._new_tokens,
+            rows=self._seen.rows,
+            new_tokens=self._seen.tokens,
             elapsed_s=now - self._started_s,
             working_s=working_s,
             stage_busy_s=dict(self._load.busy_s),
             peak_memory_mib=self._peak_memory_mib,
-            twins=self._twins,
-            images=self._images,
+            duplicates=self._seen.duplicates,
+            images=self._seen.images,
         )

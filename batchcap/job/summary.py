@@ -34,8 +34,8 @@ class RunMetrics:
         working_s: from the first row handed out to the last one finished: model loading is not in it.
         stage_busy_s: seconds of work by stage, summed over its workers.
         peak_memory_mib: most memory of all processes together, shared pages counted once.
-        twins: rows of this run whose image had been captioned as another row.
-        images: images captioned in this run: its rows without twins, failures, and rows that kept an earlier caption.
+        duplicates: rows of this run whose image had been captioned as another row.
+        images: images captioned in this run: rows without duplicates, failures, and rows that kept a caption.
     """
 
     rows: int
@@ -44,7 +44,7 @@ class RunMetrics:
     working_s: float
     stage_busy_s: dict[str, float]
     peak_memory_mib: float
-    twins: int = 0
+    duplicates: int = 0
     images: int = 0
 
     @property
@@ -62,7 +62,7 @@ class RunMetrics:
         return {
             "rows": self.rows,
             "images": self.images,
-            "twins": self.twins,
+            "twins": self.duplicates,
             "new_tokens": self.new_tokens,
             "images_per_min": round(self.images_per_min, 2),
             "tokens_per_s": round(self.tokens_per_s, 2),

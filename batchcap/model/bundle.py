@@ -3,15 +3,15 @@
 import dataclasses
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 
-from batchcap.core.errors import BundleError
+from batchcap.core.errors import BundleError, NoBundleError
 from batchcap.core.records import Float32Array, Int64Array
-from batchcap.export.advice import how_to_get_a_bundle
 from batchcap.model.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
 
 FORMAT_VERSION = 2
@@ -81,6 +81,11 @@ class Bundle:
     source: str
 
     @property
+    def named(self) -> dict[str, str]:
+        """What names it in parts and summaries."""
+        return {"id": self.id, "source": self.source, "precision": self.precision}
+
+    @property
     def decoder_path(self) -> Path:
         """The decoder's graph; its weights lie beside it."""
         return self.folder / DECODER_FILE
@@ -132,7 +137,8 @@ class Bundle:
             verify: compare every file with its checksum; sizes are compared in any case.
 
         Raises:
-            BundleError: it is not there, not a bundle, of another format version, or a file is missing or changed.
+            NoBundleError: it is not there; `export.advice.load_bundle` says what is there instead.
+            BundleError: it is not a bundle, of another format version, or a file is missing or changed.
         """
         folder = Path(folder)
         content = _read_description(folder)
@@ -193,7 +199,10 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(how_to_get_a_bundle(folder)) from None
+        raise NoBundleError(
+            f"there is no bundle at {folder}; make one with `batchcap export CHECKPOINT --output "
+            f"{shlex.quote(str(folder))}`"
+        ) from None
     except NotADirectoryError:
         raise BundleError(f"{folder} is a file; --model wants a bundle, a folder made by `batchcap export`") from None
     except (OSError, ValueError, RecursionError) as error:

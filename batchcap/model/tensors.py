@@ -17,7 +17,7 @@ import numpy as np
 
 from batchcap.core.errors import CheckpointError
 from batchcap.core.records import Float32Array
-from batchcap.export.checkpoint.configuration import LFS_POINTER, LFS_REMEDY, read_json
+from batchcap.model.stored_json import LFS_POINTER, LFS_REMEDY, read_json
 
 _COPY_BYTES = 1 << 24
 _MAX_HEADER_BYTES = 100_000_000

@@ -215,7 +215,7 @@ class Journal:
             )
             connection.executemany("DELETE FROM rows WHERE row_index = ?", ((index,) for index, _row in rows))
 
-    def retry(self, index: int) -> ReopenedRow | None:
+    def reopened_row(self, index: int) -> ReopenedRow | None:
         """Why and as what a row was reopened, if it was."""
         found = next(self.query("SELECT before, is_changed, settings FROM reopened WHERE row_index = ?", index), None)
         return None if found is None else ReopenedRow(_row(found[0]), bool(found[1]), found[2])

@@ -10,7 +10,7 @@ reopened in the journal, added, the part is replaced, the journal forgets both. 
 * before the part appeared: its rows were in the journal. A part that has appeared since is whole and counts as such.
 * after the journal forgot: the part had appeared before, so it is there.
 * before rows were reopened: the part counts, be it the old one or the new one, with all its rows.
-* between retry and forgetting: the rows of the part that were not reopened are the same in the old and the new one,
+* between reopening and forgetting: the rows of the part that were not reopened are the same in the old and the new one,
   and reopened ones count as the journal had them. Such a shard is not done, however many of its rows have ended. (Had
   another retry begun and ended since, a row would show its newest words; the numbers of rows stay those of the moment.)
 

@@ -8,11 +8,11 @@ import pytest
 from profiles import MAX_LOST, Row, Scenes, measure
 
 from batchcap.config import Profile
-from batchcap.demo.evaluate import examples
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.demo import demo_checkpoint
 from batchcap.export.export import export_bundle
 from batchcap.store.folder import JobFolder
+from training.evaluate import examples
 
 SCENES = 120
 

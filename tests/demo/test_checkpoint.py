@@ -11,13 +11,13 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from batchcap.demo.evaluate import share_by_transformers
-from batchcap.demo.text import PROMPT
 from batchcap.export.demo import demo_checkpoint
+from training.evaluate import share_by_transformers
+from training.text import PROMPT
 
 MAX_BYTES = 16 * 2**20
 HELD_OUT = 60
-# 60 scenes say less than the 1,000 of `batchcap.demo.evaluate`, so the bound is lower.
+# 60 scenes say less than the 1,000 of `training.evaluate`, so the bound is lower.
 AT_LEAST = 0.9
 BELOW_WITHOUT_DEEPSTACK = 0.6
 FILES = {

@@ -18,7 +18,7 @@ from batchcap.config import GenerationConfig, LimitConfig, PlacementConfig, Prof
 from batchcap.core import errors
 from batchcap.core.records import FinishReason, RowCounts, Status, Verdict
 from batchcap.job import recorder
-from batchcap.job.run import part_metadata_of
+from batchcap.job.settings import part_metadata_of
 from batchcap.job.summary import SUMMARY_FORMAT_VERSION, JobState, RunMetrics, Summary
 from batchcap.model import bundle
 from batchcap.model.bundle import BUNDLE_FILE, Bundle

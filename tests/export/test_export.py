@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,36 @@ def test_the_same_checkpoint_gives_the_same_bytes(checkpoint: Path, bundle: Bund
     again = export_bundle(str(elsewhere), tmp_path / "again", OPTIONS)
     assert contents(again.folder) == contents(bundle.folder)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_no_repository_around_an_export_is_in_its_bytes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither that of the working folder nor the one that GIT_DIR names, which git asks before all others."""
+    made = []
+    for name in ("one", "other"):
+        repository = tmp_path / name
+        monkeypatch.delenv("GIT_DIR", raising=False)
+        subprocess.run(["git", "init", "-q", str(repository)], check=True)
+        author = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        git = ["git", "-C", str(repository), *author]
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", name], check=True)
+        monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
+        monkeypatch.chdir(repository)
+        made.append(export_bundle(str(checkpoint), repository / "bundle", OPTIONS))
+    heads = {
+        subprocess.check_output(["git", f"--git-dir={tmp_path / name}/.git", "rev-parse", "HEAD"])
+        for name in ("one", "other")
+    }
+    assert len(heads) == 2, "else nothing is shown"
+    assert made[0].id == made[1].id
+    assert contents(made[0].folder) == contents(made[1].folder)
+    model = onnx.load(made[0].decoder_path, load_external_data=False)
+    assert model.producer_name == "onnxruntime-genai"
+    assert model.producer_version.partition("+")[0] == version("onnxruntime-genai")
+    assert not any(head[:7] in contents(made[0].folder)["decoder/model.onnx"] for head in heads)
 
 
 def test_no_path_of_this_machine_is_in_it(bundle: Bundle) -> None:

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ from batchcap.job import run as job
 from batchcap.job.run import run_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import SCHEMA
-from tests.fake_engine import FakeEngine, SilentProgress
+from tests.fake_engine import FakeEngine, SilentProgress, fake_bundle
 from tests.inputs.hostile import damage_pages
 
 FOR_EVER = dt.datetime.fromisoformat("9999-12-31")
@@ -37,7 +36,7 @@ def end(request: Request) -> Outcome:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
-    monkeypatch.setattr(job, "load_model", lambda _model: SimpleNamespace(id="b" * 64, source="none", precision="int4"))
+    monkeypatch.setattr(job, "load_bundle", lambda _model: fake_bundle())
     (tmp_path / "in").mkdir()
     return JobConfig(
         InputConfig((str(tmp_path / "in"),), image_column="image", keep_columns=("*",)),

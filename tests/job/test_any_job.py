@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +26,7 @@ from batchcap.job import recorder
 from batchcap.job import run as job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
-from tests.fake_engine import SilentProgress
+from tests.fake_engine import SilentProgress, fake_bundle
 
 SEEDS = range(40)
 CONTENTS = ("cat", "bad one", "long tale", "dog", "long story", "bad two", "hen")
@@ -165,7 +164,7 @@ class Story:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_row_is_right_at_the_end(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "load_model", lambda _model: SimpleNamespace(id="b" * 64, source="none", precision="int4"))
+    monkeypatch.setattr(job, "load_bundle", lambda _model: fake_bundle())
     monkeypatch.setattr(job, "bundle_opens_thinking", lambda _bundle: False)
     monkeypatch.setattr(recorder, "FLUSH_ROWS", 2)
     story = Story(tmp_path, seed)

@@ -14,7 +14,9 @@ from batchcap.core.errors import StorageError
 from batchcap.core.records import CaptionRow, Duplicate, ImageFacts, ImageRow, Outcome, Shard, Status, Verdict
 from batchcap.inputs.discover import discover
 from batchcap.job import recorder as recorder_module
+from batchcap.job.open_shards import OpenShards
 from batchcap.job.output_rows import caption_row
+from batchcap.job.part_writer import PartWriter
 from batchcap.job.plan import Plan
 from batchcap.job.recorder import Recorder
 from batchcap.store.folder import JobFolder
@@ -37,11 +39,20 @@ def journal(folder: JobFolder) -> Iterator[Journal]:
         yield opened
 
 
-def make(folder: JobFolder, journal: Journal, prompts: tuple[str, ...] = UNNAMED) -> Recorder:
+class Recording(Recorder):
+    """A recorder with the shards and the part writer of its job."""
+
+    def __init__(self, folder: JobFolder, plan: Plan, journal: Journal, prompts: tuple[str, ...]) -> None:
+        self.shards = OpenShards(folder, plan, journal)
+        parts = PartWriter(folder, plan, journal, {"batchcap.bundle": "b"}, prompts)
+        super().__init__(folder, journal, self.shards, parts)
+
+
+def make(folder: JobFolder, journal: Journal, prompts: tuple[str, ...] = UNNAMED) -> Recording:
     config = InputConfig((str(folder.path.parent / "in.parquet"),), keep_columns=("label",))
     plan = Plan(journal, config, prompts)
     plan.extend(discover(config, folder.path), ROWS_PER_PART, 0)
-    return Recorder(folder, plan, journal, {"batchcap.bundle": "b"}, prompts)
+    return Recording(folder, plan, journal, prompts)
 
 
 def row_of(outcome: Outcome) -> CaptionRow:
@@ -50,7 +61,7 @@ def row_of(outcome: Outcome) -> CaptionRow:
 
 
 def test_the_row_of_a_caption_and_of_a_failure(folder: JobFolder, journal: Journal) -> None:
-    row = next(make(folder, journal).rows_to_do())
+    row = next(make(folder, journal).shards.rows_to_do())
     found = row_of(outcome_of(row))
     assert (found.id, found.caption, found.status, found.verdict) == (row.id, f"of {row.id}", Status.OK, Verdict.OK)
     assert (found.width, found.height, found.read_ms, found.vision_ms) == (64, 48, 1.0, 2.0)
@@ -61,7 +72,7 @@ def test_the_row_of_a_caption_and_of_a_failure(folder: JobFolder, journal: Journ
 
 
 def test_thinking_survives_a_restart(folder: JobFolder, journal: Journal) -> None:
-    first, *others = list(make(folder, journal).rows_to_do())[:ROWS_PER_PART]
+    first, *others = list(make(folder, journal).shards.rows_to_do())[:ROWS_PER_PART]
     outcome = outcome_of(first)
     assert isinstance(outcome.result, tuple)
     thoughtful = replace(outcome, result=(replace(outcome.result[0], thinking="It is\na cat."),))
@@ -78,7 +89,7 @@ def test_thinking_survives_a_restart(folder: JobFolder, journal: Journal) -> Non
 
 def test_a_part_appears_when_its_last_row_is_there(folder: JobFolder, journal: Journal) -> None:
     recorder = make(folder, journal)
-    rows = list(recorder.rows_to_do())
+    rows = list(recorder.shards.rows_to_do())
     for row in [rows[9], rows[7], rows[2], rows[0], rows[3]]:
         recorder.record([outcome_of(row)])
     recorder.flush()
@@ -100,7 +111,7 @@ def test_rows_count_when_they_are_durable(folder: JobFolder, journal: Journal, m
     monkeypatch.setattr(recorder_module, "FLUSH_ROWS", 3)
     monkeypatch.setattr(recorder_module, "FLUSH_INTERVAL_S", 1e9)
     recorder = make(folder, journal)
-    rows = list(recorder.rows_to_do())
+    rows = list(recorder.shards.rows_to_do())
     counted = []
     for row in rows[:7]:
         recorder.record([outcome_of(row)])
@@ -108,7 +119,7 @@ def test_rows_count_when_they_are_durable(folder: JobFolder, journal: Journal, m
         assert recorder.counts.rows == durable
         counted.append(durable)
     assert counted == [0, 0, 3, 3, 3, 6, 6]
-    assert (recorder.run_rows, recorder.run_images, recorder.run_tokens) == (6, 6, 18)
+    assert (recorder.run.rows, recorder.run.images, recorder.run.tokens) == (6, 6, 18)
 
 
 def test_rows_that_wait_too_long_are_made_durable(
@@ -116,16 +127,16 @@ def test_rows_that_wait_too_long_are_made_durable(
 ) -> None:
     monkeypatch.setattr(recorder_module, "FLUSH_INTERVAL_S", 0.0)
     recorder = make(folder, journal)
-    recorder.record([outcome_of(next(recorder.rows_to_do()))])
+    recorder.record([outcome_of(next(recorder.shards.rows_to_do()))])
     assert recorder.counts.rows == 1
 
 
 def test_shards_whose_rows_are_all_journalled_become_parts(folder: JobFolder, journal: Journal) -> None:
     recorder = make(folder, journal)
-    journal.add([(row.index, row_of(outcome_of(row))) for row in recorder.rows_to_do()])
+    journal.add([(row.index, row_of(outcome_of(row))) for row in recorder.shards.rows_to_do()])
     again = make(folder, journal)
     assert list(again.rows_to_do()) == []
-    again.close_whole_shards()
+    again.write_whole_parts()
     assert [pq.read_metadata(path).num_rows for path in folder.part_paths()] == [4, 4, 2]
     assert again.counts.rows == ROWS
 
@@ -148,18 +159,18 @@ def test_a_twin_is_the_same_row_wherever_the_first_is_by_now(
     monkeypatch.setattr(recorder_module, "FLUSH_INTERVAL_S", 1e9)
     answer = further if len(prompts) == 2 else lambda outcome: outcome
     recorder = make(folder, journal, prompts)
-    rows = list(recorder.rows_to_do())
+    rows = list(recorder.shards.rows_to_do())
     recorder.record([answer(outcome_of(rows[0])), twin_of(rows[1], 0)])  # in the buffer
     recorder.flush()
-    assert recorder.run_twins == 1
+    assert recorder.run.duplicates == 1
     recorder.record([twin_of(rows[2], 0), answer(outcome_of(rows[3]))])  # in the journal
     recorder.flush()
     assert folder.part_paths() == [folder.part_path(0)]
     again = make(folder, journal, prompts)  # nothing in memory: it is in the part
     again.record([twin_of(row, row.index % 3) for row in rows[4:]])
     again.flush()
-    assert again.run_rows == again.run_twins == 6
-    assert again.run_tokens == 0, "no token was written for them"
+    assert again.run.rows == again.run.duplicates == 6
+    assert again.run.tokens == 0, "no token was written for them"
     assert again.counts.new_tokens == ROWS * sum((3, 1)[: len(prompts)])
 
     table = pa.concat_tables([pq.read_table(path) for path in folder.part_paths()]).to_pylist()
@@ -181,7 +192,7 @@ def test_a_twin_is_the_same_row_wherever_the_first_is_by_now(
 
 def test_a_twin_of_a_failure_fails(folder: JobFolder, journal: Journal) -> None:
     recorder = make(folder, journal)
-    rows = list(recorder.rows_to_do())
+    rows = list(recorder.shards.rows_to_do())
     bad = replace(rows[0], id="bad")
     recorder.record([Outcome(request_of(rows[0]), outcome_of(bad).result), twin_of(rows[1], 0)])
     recorder.flush()
@@ -192,8 +203,8 @@ def test_a_twin_of_a_failure_fails(folder: JobFolder, journal: Journal) -> None:
 
 def test_images_of_earlier_runs(folder: JobFolder, journal: Journal) -> None:
     recorder = make(folder, journal)
-    rows = list(recorder.rows_to_do())
-    assert recorder.captioned_images(9) == []
+    rows = list(recorder.shards.rows_to_do())
+    assert recorder.shards.captioned_images(9) == []
 
     def outcome(index: int) -> Outcome:
         given = outcome_of(rows[index] if index not in (2, 5) else replace(rows[index], id="bad"))
@@ -211,7 +222,7 @@ def test_images_of_earlier_runs(folder: JobFolder, journal: Journal) -> None:
 
 def test_a_part_that_has_gone_while_the_job_ran(folder: JobFolder, journal: Journal) -> None:
     recorder = make(folder, journal)
-    rows = list(recorder.rows_to_do())
+    rows = list(recorder.shards.rows_to_do())
     recorder.record([outcome_of(row) for row in rows[:4]])
     recorder.flush()
     folder.part_path(0).write_bytes(b"torn")
@@ -229,7 +240,7 @@ def test_a_kill_between_part_and_journal_doubles_nothing(
         raise Killed
 
     recorder = make(folder, journal)
-    rows = list(recorder.rows_to_do())
+    rows = list(recorder.shards.rows_to_do())
     recorder.record([outcome_of(row) for row in rows[:5]])
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "forget", killed)
@@ -241,7 +252,7 @@ def test_a_kill_between_part_and_journal_doubles_nothing(
     written = folder.part_path(0).read_bytes()
 
     again = make(folder, journal)
-    again.close_whole_shards()
+    again.write_whole_parts()
     assert again.counts.rows == 5
     assert [row.index for row in again.rows_to_do()] == [5, 6, 7, 8, 9]
     assert journal.done_indexes(first) == set()

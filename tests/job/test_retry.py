@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -43,7 +42,7 @@ from batchcap.report.status import read_status
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import write_part
-from tests.fake_engine import FakeEngine, SilentProgress
+from tests.fake_engine import FakeEngine, SilentProgress, fake_bundle
 
 # What is in the images: how they end. Parts of three rows.
 IMAGES = {
@@ -61,8 +60,8 @@ SHORT, ENOUGH = 10, 100
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
-    bundle = SimpleNamespace(id="b" * 64, source="none", precision="int4")
-    monkeypatch.setattr(job, "load_model", lambda _model: bundle)
+    bundle = fake_bundle()
+    monkeypatch.setattr(job, "load_bundle", lambda _model: bundle)
     monkeypatch.setattr("batchcap.job.recorder.FLUSH_ROWS", 1)
     (tmp_path / "in").mkdir()
     for name, content in IMAGES.items():

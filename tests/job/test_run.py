@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -43,7 +42,7 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
 from tests.e2e.process import snapshot
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FakeEngine, fake_bundle
 
 ROWS = 23
 
@@ -71,8 +70,8 @@ class Listener:
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
     """A job of 23 rows, every tenth of them bad, in parts of five."""
-    bundle = SimpleNamespace(id="b" * 64, source="none", precision="int4")
-    monkeypatch.setattr(job, "load_model", lambda _model: bundle)
+    bundle = fake_bundle()
+    monkeypatch.setattr(job, "load_bundle", lambda _model: bundle)
     monkeypatch.setattr("batchcap.job.recorder.FLUSH_ROWS", 3)
     keys = [f"bad-{row}" if row % 10 == 2 else f"row-{row}" for row in range(ROWS)]
     pq.write_table(pa.table({"path": ["x.png"] * ROWS, "key": keys}), tmp_path / "in.parquet")
@@ -307,14 +306,14 @@ def test_a_refused_run_leaves_alone_what_another_one_began_while_it_loaded(
         run(mistaken, FakeEngine())
     assert not Path(config.output).exists()
 
-    load = job.load_model
+    load = job.load_bundle
 
     def slow_load(model: str) -> Any:
-        monkeypatch.setattr(job, "load_model", load)
+        monkeypatch.setattr(job, "load_bundle", load)
         run(config, FakeEngine())
         return load(model)
 
-    monkeypatch.setattr(job, "load_model", slow_load)
+    monkeypatch.setattr(job, "load_bundle", slow_load)
     with pytest.raises(UsageError, match="key"):
         run(mistaken, FakeEngine())
     assert summary_of(config)["state"] == "failed"

@@ -18,7 +18,7 @@ from tests.mutants.listing import ROOT, Mutant, read_mutants
 
 # What a test may read. What is large and never written to is linked.
 COPIED = ("batchcap", "tests", "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")
-LINKED = ("tests/data", "tests/fuzz/found", "jobs", "sample_data", "benchmarks")
+LINKED = ("tests/data", "tests/fuzz/found", "jobs", "sample_data", "benchmarks", "training")
 WHERE = "import batchcap; print(batchcap.__file__)"
 PASSED, FAILED = 0, 1  # of pytest's exit codes
 SHOWN_LINES = 15

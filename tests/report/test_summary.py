@@ -38,7 +38,14 @@ def test_the_share_of_failures() -> None:
 def test_rates_are_of_the_time_at_work() -> None:
     """Copies and failures are no images captioned."""
     figures = RunMetrics(
-        40, 600, elapsed_s=100, working_s=60, stage_busy_s={"vision": 1.234}, peak_memory_mib=99.96, twins=8, images=30
+        40,
+        600,
+        elapsed_s=100,
+        working_s=60,
+        stage_busy_s={"vision": 1.234},
+        peak_memory_mib=99.96,
+        duplicates=8,
+        images=30,
     )
     assert (figures.images_per_min, figures.tokens_per_s) == (30, 10)
     assert (figures.to_dict()["rows"], figures.to_dict()["images"], figures.to_dict()["twins"]) == (40, 30, 8)

@@ -47,7 +47,7 @@ with job_lock(folder):
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle_int4: Bundle) -> Path:
     """A job that a dying worker has stopped after some parts."""
-    monkeypatch.setattr(job_module, "load_model", lambda _model: tiny_bundle_int4)
+    monkeypatch.setattr(job_module, "load_bundle", lambda _model: tiny_bundle_int4)
     pq.write_table(pa.table({"path": ["x.png"] * ROWS}), tmp_path / "in.parquet")
     config = JobConfig(
         InputConfig((str(tmp_path / "in.parquet"),)), str(tmp_path / "out"), placement=PlacementConfig(rows_per_part=5)

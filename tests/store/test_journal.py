@@ -178,8 +178,8 @@ def test_a_journal_of_an_earlier_version_can_be_looked_at(tmp_path: Path) -> Non
         assert not journal.has_reopened()
     with closing(Journal.open(path)) as journal:
         journal.reopen([(0, caption_row(0))], "{}", is_changed=True)
-        assert journal.retry(0) == ReopenedRow(caption_row(0), is_changed=True, settings="{}")
-        assert (journal.reopened(Shard(0, 0, 5)), journal.retry(1), journal.row(0)) == ({0}, None, None)
+        assert journal.reopened_row(0) == ReopenedRow(caption_row(0), is_changed=True, settings="{}")
+        assert (journal.reopened(Shard(0, 0, 5)), journal.reopened_row(1), journal.row(0)) == ({0}, None, None)
         assert (journal.waiting(), journal.waiting("{}"), journal.waiting("")) == (1, 1, 0)
         journal.add([(0, caption_row(0))])
         assert (journal.waiting(), journal.reopened_settings(Shard(0, 0, 5))) == (0, ["{}"])

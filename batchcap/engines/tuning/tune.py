@@ -21,7 +21,6 @@ from batchcap.engines.profiles import Settings, Tuned, is_w8a8
 from batchcap.engines.tuned import MadeFor, write_tuned
 from batchcap.engines.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
 from batchcap.engines.tuning.search import MIN_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for
-from batchcap.export.demo import load_model
 from batchcap.model.bundle import Bundle
 from batchcap.vision.dtype import resolve_encoder
 
@@ -188,21 +187,28 @@ class _Course:
         return Trial(settings, [timing.row_s])
 
 
-def tune(model: str | None, minutes: float, *, rounded_vision: bool) -> TuneResult:
-    """Find the fastest settings for a bundle on this machine, and keep them.
-
-    Args:
-        model: bundle folder, or `DEMO_MODEL`.
-        minutes: time it may take about; the last measurement may end a little later.
-        rounded_vision: try vision encoders, too, that round more than the default one, and so change captions.
+def require_minutes(minutes: float) -> None:
+    """Refuse a time that no tuning takes; asked before a model is loaded.
 
     Raises:
-        UsageError: no model is named, the time is too short to compare anything, the memory is too small for the
-            model, or the result can't be kept.
+        UsageError: it is not above 0 and less than a day.
     """
     if not 0 < minutes < 24 * 60:
         raise UsageError("--minutes must be above 0, and less than a day")
-    bundle = load_model(model)
+
+
+def tune(bundle: Bundle, minutes: float, *, rounded_vision: bool) -> TuneResult:
+    """Find the fastest settings for a bundle on this machine, and keep them.
+
+    Args:
+        bundle: the model.
+        minutes: time it may take about, as `require_minutes` lets it pass; the last measurement may end a little later.
+        rounded_vision: try vision encoders, too, that round more than the default one, and so change captions.
+
+    Raises:
+        UsageError: the time is too short to compare anything, the memory is too small for the model, or the result
+            can't be kept.
+    """
     began_s = time.perf_counter()
     path = MadeFor.here(bundle.id).path  # a machine without a place for it is told before the work
     start = _start(bundle)

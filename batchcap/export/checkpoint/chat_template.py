@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.core.errors import CheckpointError
-from batchcap.export.checkpoint.configuration import read_json
 from batchcap.model.bundle import CHAT_TEMPLATE_FILE
+from batchcap.model.stored_json import read_json
 
 DEFAULT = "default"
 _JSON_FILES = ("chat_template.json", "tokenizer_config.json", "processor_config.json")

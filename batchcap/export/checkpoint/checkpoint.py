@@ -12,7 +12,6 @@ from batchcap.export.checkpoint.configuration import (
     MISTYPED,
     normalised,
     read_images,
-    read_json,
     stop_tokens,
 )
 from batchcap.export.checkpoint.inventory import chosen_tensors, with_true_head
@@ -22,6 +21,7 @@ from batchcap.export.checkpoint.requirements import require_sound
 from batchcap.export.hub import fetch
 from batchcap.model.bundle import sha256_of
 from batchcap.model.geometry import Geometry, ImageSettings, TextGeometry, TokenIds, VisionGeometry
+from batchcap.model.stored_json import read_json
 from batchcap.model.tensors import StoredTensor, read_index, weight_files
 
 

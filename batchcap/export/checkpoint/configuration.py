@@ -5,11 +5,11 @@ transformers is not installed.
 """
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 from batchcap.core.errors import CheckpointError
+from batchcap.model.stored_json import read_json
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "qwen3_vl"
@@ -17,8 +17,6 @@ ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 TIED = "tie_word_embeddings"
 # What reading a value of another type than expected, or one that is missing, raises.
 MISTYPED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
-LFS_POINTER = b"version https://git-lfs"
-LFS_REMEDY = "is a Git LFS pointer, not the file itself: run `git lfs pull` in the clone, or download the file"
 DEFAULT_MROPE_SECTION = [24, 20, 20]  # transformers, Qwen3VLTextRotaryEmbedding
 # transformers, Qwen2VLImageProcessor: for settings that leave them out.
 DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
@@ -49,38 +47,6 @@ _TEXT_KEYS = frozenset(
 )
 _ROPE_KEYS = frozenset(("mrope_interleaved", "mrope_section", "rope_theta"))
 _DTYPES = frozenset(("dtype", "torch_dtype"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in one of a checkpoint's files.
-
-    Raises:
-        CheckpointError: it is missing, can't be read, or holds something else.
-    """
-    try:
-        text = path.read_bytes()
-        if text.startswith(LFS_POINTER):
-            raise CheckpointError(f"{path} {LFS_REMEDY}")
-        content = json.loads(text.decode("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(_missing(path)) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"can't read {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return content
-
-
-def _missing(path: Path) -> str:
-    """Where a file is, if a person is likely to have meant another folder; else where to get it."""
-    folder = path.parent
-    inside = sorted((*folder.glob(f"*/{path.name}"), *folder.glob(f"snapshots/*/{path.name}")))
-    if inside:
-        return f"{path} is missing; there is one in {inside[-1].parent}: give that folder"
-    return (
-        f"{path} is missing: {folder} is not a whole checkpoint. Copy the file from where the checkpoint is from, or, "
-        "after training, from the model that was trained"
-    )
 
 
 def part_of(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from batchcap.export.checkpoint.configuration import (
     MISTYPED,
     MODEL_TYPE,
     part_of,
-    read_json,
     rope_type_of,
 )
+from batchcap.model.stored_json import read_json
 from batchcap.model.tensors import weight_files
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from batchcap.export.checkpoint.configuration import CONFIG_FILE, TIED, part_of, read_json
+from batchcap.export.checkpoint.configuration import CONFIG_FILE, TIED, part_of
 from batchcap.export.checkpoint.kinds import MERGE
+from batchcap.model.stored_json import read_json
 from batchcap.model.tensors import HEAD, VISION, canonical_name, stored_tensors
 
 LANGUAGE_MODEL = "language_model."

@@ -17,6 +17,7 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
 FIRST_NUMBER = 1000  # above every number that the builder puts into a graph by itself
+PRODUCER = "onnxruntime-genai"
 EXTRA_OPTIONS = ("exclude_embeds=true", "prune_lm_head=true", "hf_remote=false")
 
 
@@ -89,7 +90,7 @@ class Skeleton:
         if lost:
             raise ValueError(f"the builder left out {', '.join(sorted(lost))}")
         built.model.graph.sort()
-        type(built).stamp_build_metadata(built.model)
+        built.model.producer_name, built.model.producer_version = PRODUCER, builder_version()
         ir.save(built.model, graph)
         sources.write_text(json.dumps(found), encoding="utf-8")
 
@@ -111,6 +112,19 @@ class Skeleton:
         if (shape[::-1] if turned else shape) != self._shapes[index]:
             raise ValueError(f"the builder made {shape} of {self._names[index]} {self._shapes[index]}")
         return {"parameter": self._names[index], "turned": turned}
+
+
+def builder_version() -> str:
+    """The builder's release, and the commit that it was packed from.
+
+    The builder's own stamp asks git, which names the commit of the repository that the virtual environment happens to
+    lie in, or that GIT_DIR names: the same checkpoint would get other bytes, and another id, with every commit there.
+    """
+    import onnxruntime_genai  # noqa: PLC0415 - seconds
+
+    release: str = onnxruntime_genai.__version__
+    commit: str = getattr(onnxruntime_genai, "__commit__", "")
+    return f"{release}+{commit[:7]}" if commit else release
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_the_memory_must_be_enough(tiny_bundle_int4: Bundle, tmp_path: Path, mon
     monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
     monkeypatch.setattr(tune, "available_memory_bytes", lambda: 1 << 20)
     with pytest.raises(UsageError, match=r"not enough memory to measure: .* 1 MiB are free: end other programs"):
-        tune.tune(str(tiny_bundle_int4.folder), 1.0, rounded_vision=False)
+        tune.tune(tiny_bundle_int4, 1.0, rounded_vision=False)
     assert not list(tmp_path.iterdir())
 
 

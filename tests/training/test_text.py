@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 
 from batchcap.config import DEFAULT_PROMPT
 from batchcap.demo.scenes import compose
-from batchcap.demo.text import OTHER_PROMPTS, PROMPT, SPECIAL_TOKENS, VOCABULARY_SIZE, choose_prompt
-from batchcap.demo.train import make_tokenizer
 from batchcap.export.demo import demo_checkpoint
+from training.text import OTHER_PROMPTS, PROMPT, SPECIAL_TOKENS, VOCABULARY_SIZE, choose_prompt
+from training.train import make_tokenizer
 
 CHECKPOINT = demo_checkpoint()
 

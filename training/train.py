@@ -1,4 +1,4 @@
-"""Owns the training of the demo model: `python -m batchcap.demo.train` makes the checkpoint from nothing."""
+"""Owns the training of the demo model: `python -m training.train` makes the checkpoint from nothing."""
 
 import argparse
 import math
@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Qwen3VLForConditionalGeneration
 
-from batchcap.demo.batches import Batch, batches, make_batch
-from batchcap.demo.fast_model import FakeInt4Linear, caption_logits, patchify, use_fake_int4
-from batchcap.demo.huggingface import build_config, save_checkpoint
 from batchcap.demo.scenes import corpus
-from batchcap.demo.text import OTHER_PROMPTS, PROMPT, token_id, train_tokenizer
+from batchcap.export.demo import demo_checkpoint
 from batchcap.vision.linear import has_packed_kernels
+from training.batches import Batch, batches, make_batch
+from training.fast_model import FakeInt4Linear, caption_logits, patchify, use_fake_int4
+from training.huggingface import build_config, save_checkpoint
+from training.text import OTHER_PROMPTS, PROMPT, token_id, train_tokenizer
 
 BATCH_SIZE = 48
 PEAK_LEARNING_RATE = 1.2e-3
@@ -232,7 +233,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time; the same call resumes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path, default=Path("demo-train/state.pt"), help="file to resume from")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "checkpoint")
+    parser.add_argument("--output", type=Path, default=demo_checkpoint())
     options = parser.parse_args()
     # Adam's averages of tiny gradients become denormal numbers, which a CPU handles several times slower.
     torch.set_flush_denormal(True)

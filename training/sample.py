@@ -1,6 +1,6 @@
 """Owns `sample_data/`: drawn scenes in many file formats with their true captions, and a Parquet manifest.
 
-`python -m batchcap.demo.sample` writes the same bytes each time (with the same versions of Pillow and pyarrow).
+`python -m training.sample` writes the same bytes each time (with the same versions of Pillow and pyarrow).
 """
 
 import argparse
@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import ExifTags, Image
 
-from batchcap.demo.batches import GREYS
 from batchcap.demo.scenes import Scene, compose, draw, draw_things
+from training.batches import GREYS
 
 # Evaluation seeds are far below this one, training seeds above.
 SAMPLE_SEED_SPACE = 1 << 36

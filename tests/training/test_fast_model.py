@@ -7,9 +7,9 @@ from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 from tokenizers import Tokenizer
 from transformers import Qwen3VLForConditionalGeneration
 
-from batchcap.demo.fast_model import round_int4, use_fake_int4
-from batchcap.demo.train import assert_fast_equals_stock
 from batchcap.export.demo import demo_checkpoint
+from training.fast_model import round_int4, use_fake_int4
+from training.train import assert_fast_equals_stock
 
 SCALE_TOLERANCE = 1e-6
 # Half-way values go up in one and to the even neighbour in the other.

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from batchcap.demo.huggingface import MAX_AREA_PX, MIN_AREA_PX
 from batchcap.demo.scenes import compose, draw
-from batchcap.demo.text import choose_prompt
+from training.huggingface import MAX_AREA_PX, MIN_AREA_PX
+from training.text import choose_prompt
 
 TOKEN_PX = 32
 MAX_ASPECT = 2.2

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from batchcap.commands.signals import stop_on_signals
 from batchcap.core.errors import ExitCode
-from batchcap.job.stop import StopRequest, stop_on_signals
+from batchcap.job.stop import StopRequest
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_nohup_stays() -> None:
 
 TWICE = """
 import os, signal
-from batchcap.job.stop import stop_on_signals
+from batchcap.commands.signals import stop_on_signals
 with stop_on_signals():
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from batchcap.demo import train
-from batchcap.demo.batches import Batch, make_batch
-from batchcap.demo.train import Plan, Trainer
+from training import train
+from training.batches import Batch, make_batch
+from training.train import Plan, Trainer
 
 STEPS = 3
 

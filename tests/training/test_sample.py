@@ -8,17 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap.demo.evaluate import Reference
-from batchcap.demo.sample import ENTRIES, MANIFEST_ROWS, write_sample
 from batchcap.export.demo import demo_checkpoint
 from batchcap.images.decode import decode
+from training.evaluate import Reference
+from training.sample import ENTRIES, MANIFEST_ROWS, write_sample
 
 SAMPLE = Path(__file__).parents[2] / "sample_data"
 MAX_BYTES = 3 * 2**20
 MAX_PIXELS = 10**7
 WRITTEN_BY_HAND = {"README.md", "LICENSES.md"}
 # 57 scenes, two of them in grey, which training seldom shows: this bound finds a wrong orientation or a badly decoded
-# format, which cost far more. What the model knows is measured on 1,000 scenes by `batchcap.demo.evaluate`.
+# format, which cost far more. What the model knows is measured on 1,000 scenes by `training.evaluate`.
 AT_LEAST = 0.85
 
 

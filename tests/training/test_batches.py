@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from batchcap.demo.batches import GREYS, TOKEN_PX, batches, grids, make_batch, random_size, token_grid
-from batchcap.demo.fast_model import patchify
 from batchcap.demo.scenes import COLOURS
 from batchcap.export.demo import demo_checkpoint
+from training.batches import GREYS, TOKEN_PX, batches, grids, make_batch, random_size, token_grid
+from training.fast_model import patchify
 
 # The processor multiplies in another order.
 PATCH_TOLERANCE = 1e-6

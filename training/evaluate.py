@@ -1,6 +1,6 @@
 """Owns the demo model's figures: exact captions on scenes never trained on, by three ways of running it.
 
-`python -m batchcap.demo.evaluate` prints them.
+`python -m training.evaluate` prints them.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from batchcap.config import InputConfig, JobConfig, VisionConfig, VisionDtype
-from batchcap.demo.batches import random_size
 from batchcap.demo.scenes import compose, draw
-from batchcap.demo.text import PROMPT
 from batchcap.export.checkpoint.options import ExportOptions
-from batchcap.export.demo import demo_checkpoint
+from batchcap.export.demo import demo_checkpoint, load_model
 from batchcap.export.export import export_bundle
 from batchcap.job.progress import LogProgress
 from batchcap.job.run import run_job
+from training.batches import random_size
+from training.text import PROMPT
 
 MAX_NEW_TOKENS = 48
 # What the demo model is held to.
@@ -107,7 +107,7 @@ def share_by_batchcap(checkpoint: Path, block_size: int, count: int) -> float:
         vision = VisionConfig(dtype=VisionDtype.BF16)
         inputs = InputConfig((str(pictures),))
         job = JobConfig(inputs, str(scratch / "out"), str(scratch / "bundle"), vision=vision)
-        run_job(job, LogProgress())
+        run_job(job, LogProgress(), load_model=load_model)
         rows = pq.read_table(scratch / "out", columns=["id", "caption"]).to_pylist()
     exact: int = sum(row["caption"] == truth[row["id"]] for row in rows)
     return exact / count

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from batchcap.demo.text import SPECIAL_TOKENS, save_tokenizer, token_id
+from training.text import SPECIAL_TOKENS, save_tokenizer, token_id
 
 # A picture becomes 12 to 30 visual tokens of 32 x 32 pixels.
 MIN_AREA_PX = 112 * 112
