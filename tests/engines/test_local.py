@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,16 @@ def test_a_decoder_holds_no_more_rows_than_its_slots_answer(monkeypatch: pytest.
     with engine(monkeypatch, slots=7, generation=GenerationConfig(prompts)) as three:
         three._plan_workers()
         assert three._decoder_rows(three._decoders[0]) == 3 + local.DECODER_AHEAD_ROWS
+
+
+def test_slots_are_fitted_to_the_memory_when_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = remembered_specs(monkeypatch)
+    with engine(monkeypatch, slots=9) as made:
+        fewer = lambda config: replace(config, placement=replace(config.placement, slots=4))  # noqa: E731
+        monkeypatch.setattr(local, "_fitted", fewer)
+        made.start(never)
+        assert [spec.slots for spec in specs if isinstance(spec, DecoderSpec)] == [4]
+        assert made._decoder_rows(made._decoders[0]) == 4 + local.DECODER_AHEAD_ROWS
 
 
 @pytest.mark.parametrize(("decoders", "share"), [(1, False), (2, True)])
