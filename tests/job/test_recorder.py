@@ -104,7 +104,7 @@ def test_a_part_appears_when_its_last_row_is_there(folder: JobFolder, journal: J
 
     again = make(folder, journal)
     assert again.counts.rows == 6
-    assert [row.index for row in again.rows_to_do()] == [4, 5, 6, 8]
+    assert [row.index for row in again.shards.rows_to_do()] == [4, 5, 6, 8]
 
 
 def test_rows_count_when_they_are_durable(folder: JobFolder, journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_shards_whose_rows_are_all_journalled_become_parts(folder: JobFolder, jo
     recorder = make(folder, journal)
     journal.add([(row.index, row_of(outcome_of(row))) for row in recorder.shards.rows_to_do()])
     again = make(folder, journal)
-    assert list(again.rows_to_do()) == []
+    assert list(again.shards.rows_to_do()) == []
     again.write_whole_parts()
     assert [pq.read_metadata(path).num_rows for path in folder.part_paths()] == [4, 4, 2]
     assert again.counts.rows == ROWS
@@ -217,7 +217,7 @@ def test_images_of_earlier_runs(folder: JobFolder, journal: Journal) -> None:
     done = [0, 1, 3, 6, 9]  # in the first part, in the journal of two shards; a copy of a failure is tried anew
     for most in range(len(done) + 2):
         expected = done[len(done) - min(most, len(done)) :]
-        assert again.captioned_images(most) == [(f"{index:064x}", index) for index in expected]
+        assert again.shards.captioned_images(most) == [(f"{index:064x}", index) for index in expected]
 
 
 def test_a_part_that_has_gone_while_the_job_ran(folder: JobFolder, journal: Journal) -> None:
@@ -254,6 +254,6 @@ def test_a_kill_between_part_and_journal_doubles_nothing(
     again = make(folder, journal)
     again.write_whole_parts()
     assert again.counts.rows == 5
-    assert [row.index for row in again.rows_to_do()] == [5, 6, 7, 8, 9]
+    assert [row.index for row in again.shards.rows_to_do()] == [5, 6, 7, 8, 9]
     assert journal.done_indexes(first) == set()
     assert folder.part_path(0).read_bytes() == written

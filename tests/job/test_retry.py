@@ -35,7 +35,7 @@ from batchcap.core.records import (
     Verdict,
 )
 from batchcap.job import run as job
-from batchcap.job.recorder import Recorder
+from batchcap.job.part_writer import PartWriter
 from batchcap.job.run import run_job
 from batchcap.job.summary import Summary
 from batchcap.report.status import read_status
@@ -285,11 +285,11 @@ def test_a_changed_image_that_is_broken_has_no_caption(config: JobConfig) -> Non
 def test_other_settings_are_not_for_rows_that_are_in_no_part(
     config: JobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_recorder: Recorder, _seq: int) -> None:
+    def refuse(_parts: PartWriter, _state: object) -> None:
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "_write_part", refuse)
+        patch.setattr(PartWriter, "write", refuse)
         with pytest.raises(StorageError):
             run(replace(config, placement=PlacementConfig(rows_per_part=8)))
     retry = resuming(config, "truncated", max_new_tokens=ENOUGH)
@@ -526,7 +526,7 @@ def test_a_retry_that_ends_before_its_last_part_is_not_complete(
         write_part(path, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("batchcap.job.recorder.write_part", fail_at_last)
+        patch.setattr("batchcap.job.part_writer.write_part", fail_at_last)
         with pytest.raises((_KilledError, StorageError)):
             run(resuming(config, "failed"))
     status = read_status(Path(config.output))

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchcap.commands.signals import stop_on_signals
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.atomic import TEMPORARY_SUFFIX
 from batchcap.core.errors import (
@@ -83,7 +84,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
 
 
 def run(config: JobConfig, engine: FakeEngine, listener: Listener | None = None) -> Summary:
-    return run_job(config, listener or Listener(), lambda _config: engine)
+    return run_job(config, listener or Listener(), lambda _config: engine, stopping=stop_on_signals())
 
 
 def rows_of(config: JobConfig) -> list[dict[str, Any]]:
@@ -478,7 +479,7 @@ def test_an_error_before_the_jobs_are_compared_leaves_another_job_alone(
     def refuse(_vision: object) -> None:
         raise UsageError("not installed")
 
-    monkeypatch.setattr(job, "resolve_encoder", refuse)
+    monkeypatch.setattr("batchcap.job.settings.resolve_encoder", refuse)
     with pytest.raises(UsageError, match="not installed"):
         run(replace(config, generation=GenerationConfig("Other?")), FakeEngine())
     assert folder_bytes(config) == before
