@@ -245,6 +245,19 @@ def test_an_interrupted_retry_tries_nothing_twice(config: JobConfig) -> None:
     assert len(run(resuming(config, "failed"))[1]) == 5
 
 
+def test_a_request_says_which_attempt_it_is(config: JobConfig) -> None:
+    attempts = dict[int, int]()
+
+    def end(request: Request) -> Outcome:
+        attempts[request.index] = request.attempt
+        return Outcome(request, Failure(request.index, ErrorKind.CORRUPT, "cut"))
+
+    for attempt in (1, 2, 3):
+        attempts.clear()
+        run(config if attempt == 1 else resuming(config, "failed"), FakeEngine(end=end))
+        assert attempts == dict.fromkeys(range(len(rows_of(config))), attempt)
+
+
 def test_a_caption_is_not_lost_to_an_image_that_vanished(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
     def end(request: Request) -> Outcome:
         return Outcome(request, Failure(request.index, ErrorKind.MISSING, "no such file"))
