@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from batchcap.core.prompts import Prompt, Sampling
 from batchcap.core.setting import MAX_NUMBER, Form, did_you_mean, known_as, require_sense, setting
 
 # `--model` of the embedded demo model; a folder of this name is `./demo`.
@@ -140,14 +141,6 @@ class InputConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is asked about each image. Its columns in the output end with its name; "" leaves theirs as they are."""
-
-    text: str
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class GenerationConfig:
     """What decides the words of a caption. Temperature 0 is greedy.
 
@@ -228,14 +221,9 @@ class GenerationConfig:
         return tuple(prompt.name for prompt in self.prompts)
 
     @property
-    def needs_logits(self) -> bool:
-        """Whether the arg-max inside the graph is not enough."""
-        return self.temperature > 0 or self.repetition_penalty != 1.0
-
-    @property
-    def depends_on_row(self) -> bool:
-        """Whether equal images get other captions in other rows."""
-        return self.temperature > 0
+    def sampling(self) -> Sampling:
+        """How the tokens of a caption are chosen."""
+        return Sampling(**{one.name: getattr(self, one.name) for one in dataclasses.fields(Sampling)})
 
 
 @dataclass(frozen=True, slots=True)

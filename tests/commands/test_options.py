@@ -239,3 +239,17 @@ def test_bounds_of_an_export_and_a_verification_name_their_options() -> None:
         ExportOptions(block_size=5, context=1)
     with pytest.raises(UsageError, match=r"^--limit must be at least 1, not 0$"):
         VerifyOptions(limit=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("batchcap caption --vision-", ["--vision-dtype", "--vision-backend", "--vision-threads"]),
+        ("batchcap caption --vision-dtype ", ["auto", "bf16", "fp32", "int8"]),
+        ("batchcap export --precision f", ["fp32"]),
+    ],
+)
+def test_a_shell_completes_options_and_their_words(words: str, expected: list[str]) -> None:
+    variables = {"_BATCHCAP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = CliRunner().invoke(app, [], env=variables, prog_name="batchcap")
+    assert done.output.split() == expected
