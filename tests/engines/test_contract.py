@@ -10,6 +10,7 @@ import pytest
 from batchcap.core.errors import WorkerError
 from batchcap.core.prompts import Prompt, Sampling
 from batchcap.core.records import Duplicate, Failure, ImageRow, Outcome, Request
+from batchcap.core.sources import Bytes
 from batchcap.engines import supervisor
 from batchcap.engines.base import Engine
 from batchcap.engines.drive import drive
@@ -51,7 +52,7 @@ def never() -> bool:
 def asked(index: int, content: str | None = None, name: str = "seen") -> Request:
     """A request for an image of its own, or one of this content."""
     data = (content or f"image {index}").encode()
-    return Request(ImageRow(index, f"{name}-{index}", "/in", index, data=data), PROMPTS, SAMPLING)
+    return Request(ImageRow(index, f"{name}-{index}", "/in", index, Bytes(data)), PROMPTS, SAMPLING)
 
 
 @contextmanager
@@ -99,7 +100,7 @@ def test_every_request_has_one_outcome(make: Make) -> None:
         assert outcome.request == given.without_image(), (
             "prompts, sampling and attempt come with it; the image does not"
         )
-        assert outcome.row.data is None
+        assert outcome.row.image is None
         if given.row.id.startswith("bad"):
             assert isinstance(outcome.result, Failure)
             assert (outcome.result.index, outcome.facts) == (given.index, None)

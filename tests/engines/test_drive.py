@@ -8,6 +8,7 @@ import pytest
 
 from batchcap.core.errors import ErrorKind, WorkerError
 from batchcap.core.records import Failure, ImageRow, Outcome, Request
+from batchcap.core.sources import FileAt
 from batchcap.engines.drive import drive
 from batchcap.engines.fake import FakeEngine
 from tests.fake_engine import request_of
@@ -79,7 +80,9 @@ def test_an_image_that_is_not_there_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"image")
     engine = FakeEngine(reads_images=True)
     engine.start(lambda: False)
-    rows = [ImageRow(index, name, "s", 0, path=str(tmp_path / name)) for index, name in enumerate(("a.png", "b.png"))]
+    rows = [
+        ImageRow(index, name, "s", 0, FileAt(str(tmp_path / name))) for index, name in enumerate(("a.png", "b.png"))
+    ]
     found: list[Outcome] = []
     drive(engine, map(request_of, rows), found.extend)
     results = {outcome.request.index: outcome.result for outcome in found}

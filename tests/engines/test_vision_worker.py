@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,21 +21,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchcap.config import VisionBackend, VisionConfig, VisionDtype
+from batchcap.config import InputConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
 from batchcap.core.prompts import Prompt, Sampling
 from batchcap.core.records import Duplicate, EncodedImage, Failure, Features, ImageRow, Patches, Request
+from batchcap.core.sources import Bytes, FileAt, ImageRef
 from batchcap.engines import vision_worker
 from batchcap.engines.busy_flag import make_sign_file
 from batchcap.engines.dedup import SeenImages
 from batchcap.engines.messages import Captioned, Fatal, Ready, StageTime, VisionSpec
 from batchcap.engines.supervisor import WorkerSupervisor
 from batchcap.engines.vision_worker import VisionWorker, lane_count
+from batchcap.inputs.discover import discover
 from batchcap.inputs.encoded import read_image
+from batchcap.inputs.registry import READERS
+from batchcap.job.plan import Plan
 from batchcap.model.bundle import Bundle
+from batchcap.store.journal import Journal
 from batchcap.vision.torch_encoder import VisionEncoder
 from tests.engines.doubles import EndlessInbox, seen_elsewhere
 from tests.fake_engine import request_of
+from tests.inputs.blobs import BlobLists, write_blobs
 from tests.vision.towers import image
 
 SIDES = [(4, 4), (4, 4), (8, 8), (2, 2), (30, 30), (2, 2)]
@@ -92,11 +98,11 @@ def serve(worker: VisionWorker, encoder: FakeEncoder, inbox: EndlessInbox) -> No
 
 def row(index: int) -> Request:
     """A row whose image no other has."""
-    return asked(index, data=encoded((index % 250, index // 250, 7)))
+    return asked(index, Bytes(encoded((index % 250, index // 250, 7))))
 
 
-def asked(index: int, **image: Any) -> Request:
-    return request_of(ImageRow(index, f"row-{index}", "s", index, **image))
+def asked(index: int, image: ImageRef | None = None) -> Request:
+    return request_of(ImageRow(index, f"row-{index}", "s", index, image))
 
 
 def received(ours: Connection, rows: int) -> list[object]:
@@ -225,7 +231,7 @@ def test_an_image_alone_gets_all_threads(tiny_bundle_fp32: Bundle) -> None:
     assert answers(ours, 1) == [2]
     over.set()
     assert answers(ours, 1) == [1]
-    inbox.put(asked(3, data=b""))
+    inbox.put(asked(3, Bytes(b"")))
     assert answers(ours, 1) == [3]
     inbox.put(row(4))
     assert answers(ours, 1) == [4]
@@ -365,7 +371,7 @@ def test_the_process_ends_quietly_while_lanes_are_at_work(tiny_bundle_fp32: Bund
     ours.send(VisionSpec(str(bundle.folder), bundle.id, VisionConfig(dtype=VisionDtype.FP32), 2, 4096))
     assert isinstance(ours.recv(), Ready)
     for index in range(60):
-        ours.send(asked(index, data=encoded((index, 0, 7), (640, 480))))
+        ours.send(asked(index, Bytes(encoded((index, 0, 7), (640, 480)))))
     for _image in range(3):
         answers(ours, 1)
     ours.send_bytes(b"no message")
@@ -389,7 +395,7 @@ def test_failures_and_duplicates_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> N
         threading.Event().wait(0.01)
     inbox.put(dataclasses.replace(first, row=dataclasses.replace(first.row, index=1)))
     assert [type(message) for message in received(ours, 1)] == [Duplicate]
-    inbox.put(asked(2, data=b"no image"))
+    inbox.put(asked(2, Bytes(b"no image")))
     assert [type(message) for message in received(ours, 1)] == [Failure]
     over.set()
     assert answers(ours, 1) == [0]
@@ -399,11 +405,11 @@ def test_equal_images_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path)
     data = {name: encoded(colour) for name, colour in (("red", (200, 9, 9)), ("blue", (9, 9, 200)))}
     (tmp_path / "red.png").write_bytes(data["red"])
     rows = [
-        asked(3, data=data["red"]),
-        asked(4, data=data["blue"]),
-        asked(5, path=str(tmp_path / "red.png")),
-        asked(6, data=data["red"][:50]),
-        asked(7, data=data["red"][:50]),
+        asked(3, Bytes(data["red"])),
+        asked(4, Bytes(data["blue"])),
+        asked(5, FileAt(str(tmp_path / "red.png"))),
+        asked(6, Bytes(data["red"][:50])),
+        asked(7, Bytes(data["red"][:50])),
         asked(8),
         asked(9),
     ]
@@ -420,10 +426,32 @@ def test_equal_images_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path)
     assert passed[0].read_ms >= 0
 
 
+def test_images_inside_of_a_file_are_read(
+    tiny_bundle_fp32: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kind of input says that the worker does not know: found, planned, read and cut into patches."""
+    monkeypatch.setitem(READERS, BlobLists.kind, BlobLists)
+    red, blue = encoded((200, 9, 9)), encoded((9, 9, 200))
+    write_blobs(tmp_path / "a.offsets", [red, blue, b"no image", red])
+    config = InputConfig((str(tmp_path / "a.offsets"),))
+    with closing(Journal.open(tmp_path / "journal.sqlite")) as journal:
+        plan = Plan(journal, config)
+        assert plan.extend(discover(config, tmp_path / "out"), 3, 0) == 4
+        rows = [row for shard in plan.shards() for row in plan.shard_rows(shard)]
+    worker, ours = make_worker(tiny_bundle_fp32, 10_000)
+    for row in rows:
+        worker._read(request_of(row))
+    digests = [hashlib.sha256(data).hexdigest() for data in (red, blue)]
+    assert [(one.index, one.sha256) for one in worker._next_batch()] == list(enumerate(digests))
+    failed, twin = ours.recv(), ours.recv()
+    assert (failed.index, failed.kind) == (2, ErrorKind.NOT_AN_IMAGE)
+    assert (twin.index, twin.of) == (3, 0)
+
+
 def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
     red, blue = encoded((200, 9, 9)), encoded((9, 9, 200))
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
-    rows = [asked(7, data=red), asked(8, data=blue)]
+    rows = [asked(7, Bytes(red)), asked(8, Bytes(blue))]
     key = rows[0].caption_key
     assert key is not None
     messages: list[object] = [Captioned(key, [(hashlib.sha256(red).hexdigest(), 2)]), *rows]
@@ -446,7 +474,7 @@ def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
 def test_nothing_is_a_duplicate_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
     worker, _ours = make_worker(tiny_bundle_fp32, 10_000)
     for index in range(3):
-        one = asked(index, data=encoded((200, 9, 9)))
+        one = asked(index, Bytes(encoded((200, 9, 9))))
         worker._read(dataclasses.replace(one, sampling=Sampling(8, temperature=0.5)))
     assert [one.index for one in worker._next_batch()] == [0, 1, 2]
 
@@ -463,7 +491,7 @@ def test_the_images_met_longest_ago_are_forgotten() -> None:
 
 def test_equal_images_of_which_other_things_are_asked_are_not_equal(tiny_bundle_fp32: Bundle) -> None:
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
-    first = asked(0, data=encoded((200, 9, 9)))
+    first = asked(0, Bytes(encoded((200, 9, 9))))
     for index in range(6):
         one = dataclasses.replace(first, row=dataclasses.replace(first.row, index=index))
         if index % 3 == 1:

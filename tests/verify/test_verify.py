@@ -1,7 +1,7 @@
 """`verify` passes good bundles of every kind, and names what is wrong with a broken one, whatever its precision."""
 
 import json
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from batchcap.model.bundle import Bundle
 from batchcap.verify import verify
 from batchcap.verify.features import ENCODERS, EXACT, runs_here
 from batchcap.verify.images import generated_rows
-from batchcap.verify.verify import VerifyOptions, verify_bundle
+from batchcap.verify.options import VerifyOptions
+from batchcap.verify.table import Report
+from batchcap.verify.verify import verify_bundle
 from tests.checkpoints import Shape, make_checkpoint
-from tests.export.drawings import drawn_once
 from tests.verify import faults
 from tests.verify.faults import Fault, broken
 
@@ -49,10 +50,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def with_few_steps(folder: Path, checkpoint: str, options: VerifyOptions) -> Report:
+    return verify_bundle(folder, checkpoint, replace(options, steps=STEPS))
+
+
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few steps and one encoder: what these tests break lies elsewhere."""
-    monkeypatch.setattr(verify, "VerifyOptions", partial(VerifyOptions, steps=STEPS))
+    monkeypatch.setattr(verify, "verify_bundle", with_few_steps)
     monkeypatch.setattr(verify, "ENCODERS", (EXACT,))
 
 
@@ -137,7 +142,7 @@ def test_a_good_bundle_passes_with_every_encoder(
     request: pytest.FixtureRequest,
 ) -> None:
     bundle: Bundle = request.getfixturevalue(f"tiny_bundle_{precision}")
-    monkeypatch.setattr(verify, "VerifyOptions", partial(VerifyOptions, steps=STEPS))
+    monkeypatch.setattr(verify, "verify_bundle", with_few_steps)
     result = run(bundle.folder, tiny_checkpoint, image, "--json", str(tmp_path / "report.json"))
     assert result.exit_code == ExitCode.COMPLETE, result.stdout
     assert "checks passed" in result.stdout
@@ -168,13 +173,12 @@ def test_other_roundings_pass(tmp_path: Path, image: Path, few_steps: None) -> N
     config = json.loads((checkpoint / "config.json").read_text())
     config["text_config"]["rope_parameters"]["mrope_interleaved"] = False
     (checkpoint / "config.json").write_text(json.dumps(config))
-    with drawn_once(tmp_path):
-        for name, (options, calibrate) in ODD_EXPORTS.items():
-            choice = ImageChoice((str(image),)) if calibrate else None
-            bundle = export_bundle(str(checkpoint), tmp_path / name, options, calibrate=choice)
-            result = run(bundle.folder, checkpoint, image)
-            assert result.exit_code == ExitCode.COMPLETE, (name, result.stdout)
-            assert ("decoder, scales that cancel out" in result.stdout) is calibrate
+    for name, (options, calibrate) in ODD_EXPORTS.items():
+        choice = ImageChoice((str(image),)) if calibrate else None
+        bundle = export_bundle(str(checkpoint), tmp_path / name, options, calibrate=choice)
+        result = run(bundle.folder, checkpoint, image)
+        assert result.exit_code == ExitCode.COMPLETE, (name, result.stdout)
+        assert ("decoder, scales that cancel out" in result.stdout) is calibrate
 
 
 @pytest.mark.usefixtures("few_steps")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, VisionConfig
 from batchcap.core.errors import WorkerError
 from batchcap.core.records import Failure, ImageRow, Outcome, Request
+from batchcap.core.sources import Bytes
 from batchcap.demo.scenes import compose, draw
 from batchcap.engines.config import EngineConfig
 from batchcap.engines.drive import drive
@@ -103,7 +104,7 @@ class Track:
             # Bytes behind an image's end change its digest, and nothing else: so no row is another's duplicate.
             index = self._next_index
             self._next_index += 1
-            row = ImageRow(index, str(index), "generated", index, data=data + str(index).encode())
+            row = ImageRow(index, str(index), "generated", index, Bytes(data + str(index).encode()))
             yield Request(row, ASKED.prompts, ASKED.sampling)
 
     def _run(self, engine: LocalEngine, count: int, give_up_s: float = float("inf")) -> float:
