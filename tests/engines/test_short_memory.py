@@ -53,8 +53,8 @@ def test_an_image_too_large_for_the_memory_fails_alone(
     monkeypatch.setattr(process, "_popen", limited)
     vision = VisionConfig(dtype=VisionDtype.FP32, backend=VisionBackend.ONNX, max_visual_tokens=16)
     placement = PlacementConfig(slots=2, decoder_threads=1, vision_threads=1)
-    images = [Bytes(encoded(LARGE_SIDE_PX if index == 2 else 64, index)) for index in range(6)]
-    rows = [ImageRow(index, f"row-{index}", "s", index, image) for index, image in enumerate(images)]
+    images = [encoded(LARGE_SIDE_PX if index == 2 else 64, index) for index in range(6)]
+    rows = [ImageRow(index, f"row-{index}", "s", index, Bytes(image)) for index, image in enumerate(images)]
     found: dict[int, Outcome] = {}
     engine = LocalEngine(EngineConfig(tiny_bundle_fp32, GENERATION, vision, placement))
     try:

@@ -81,7 +81,6 @@ def engine_of(config: JobConfig, dies_after: int | None = None) -> FakeEngine:
 
     def end(request: Request) -> Outcome:
         row = request.row
-        assert path_of(row) is not None
         content = Path(path_of(row)).read_bytes()
         if content.startswith(b"bad"):
             return Outcome(request, Failure(row.index, ErrorKind.CORRUPT, "cut"))
