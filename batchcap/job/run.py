@@ -231,8 +231,8 @@ class JobRun:
         generation = settings.config.generation
         if generation.max_new_tokens < FEW_TOKENS_FOR_THINKING and bundle_opens_thinking(self._bundle):
             log.warning(
-                "this model thinks before it captions, and its thoughts count: where they take all of "
-                "--max-new-tokens %d the caption is empty and its verdict `truncated`. Give %d or more.",
+                "this is a Thinking model, and its thoughts count as new tokens: if they use up --max-new-tokens %d, "
+                "the caption is empty and its verdict `truncated`. Give %d or more.",
                 generation.max_new_tokens,
                 FEW_TOKENS_FOR_THINKING,
             )

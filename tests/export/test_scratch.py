@@ -98,7 +98,7 @@ def test_two_exports_to_one_place(tmp_path: Path) -> None:
     with scratch_folder(output) as folder:
         (folder / "work").touch()
         with (
-            pytest.raises(LockedError, match=r"another export to .*bundle is at work"),
+            pytest.raises(LockedError, match=r"another export to .*bundle is running"),
             scratch_folder(output),
         ):
             pass
