@@ -1,4 +1,8 @@
-"""Owns every setting of a job: frozen dataclasses, validated once, whether typed or read from a job file."""
+"""Owns every setting of a job: frozen dataclasses, validated once, whether typed or read from a job file.
+
+A setting is declared here alone: `setting` gives a field its help, range and names, and says whether it decides
+captions. The option of `batchcap caption`, the key of job files, the fingerprint and the pages are made from the field.
+"""
 
 import dataclasses
 import re
@@ -6,7 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from batchcap.core.setting import MAX_NUMBER, did_you_mean, require_sense, setting
+from batchcap.core.prompts import Prompt, Sampling
+from batchcap.core.setting import MAX_NUMBER, Form, did_you_mean, known_as, require_sense, setting
 
 # `--model` of the embedded demo model; a folder of this name is `./demo`.
 DEMO_MODEL = "demo"
@@ -99,33 +104,40 @@ def _model_fault(model: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class InputConfig:
-    """What is to be captioned.
+    """What is to be captioned; see the help of each setting."""
 
-    Attributes:
-        inputs: image files, folders, Parquet files, folders of Parquet files, or glob patterns.
-        image_column: Parquet column with the image (bytes, Hugging Face `Image` struct, path); None: found by itself.
-        id_column: Parquet column to use as `id`; None: file name and row number.
-        image_root: folder that relative paths of a path column start from and no path may lead out of; None: they
-            start from the Parquet file's folder and may lead anywhere.
-        keep_columns: input columns carried into the output; ("*",) carries all but the image.
-    """
-
-    inputs: tuple[str, ...] = field(metadata=setting(argument="INPUT", check=_inputs_fault))
-    image_column: str | None = None
-    id_column: str | None = None
-    image_root: str | None = None
-    keep_columns: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = field(
+        metadata=known_as(
+            help="Image files, folders, Parquet files, folders of Parquet files, globs in quotes.",
+            argument="INPUT",
+            form=Form.REPEATED,
+            check=_inputs_fault,
+        )
+    )
+    image_column: str | None = setting(
+        None,
+        "Parquet column with the image: bytes, Hugging Face Image, or path. Default: found by itself.",
+        decides_caption=True,
+    )
+    id_column: str | None = setting(
+        None, "Parquet column to use as id. Default: file name and row number.", decides_caption=True
+    )
+    image_root: str | None = setting(
+        None,
+        "Where relative paths of a path column start, and what no path may lead out of. Default: the Parquet "
+        "file's folder, and anywhere.",
+        decides_caption=True,
+    )
+    keep_columns: tuple[str, ...] = setting(
+        (),
+        "Input columns to carry into the output, separated by commas; * for all but the image.",
+        file_help='Input columns to carry into the output; ["*"]: all but the image.',
+        form=Form.COMMAS,
+        decides_caption=True,
+    )
 
     def __post_init__(self) -> None:
         require_sense(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is asked about each image. Its columns in the output end with its name; "" leaves theirs as they are."""
-
-    text: str
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +147,63 @@ class GenerationConfig:
     `prompt` is the text asked about each image, or several of them by name.
     """
 
-    prompt: str | dict[str, str] = field(default=DEFAULT_PROMPT, metadata=setting(check=_prompt_names_fault))
-    max_new_tokens: int = field(default=128, metadata=setting(at_least=1, at_most=MAX_NEW_TOKENS, decides_caption=True))
-    temperature: float = field(
-        default=0.0, metadata=setting(at_least=0, zero="greedy", at_most=2, decides_caption=True)
+    prompt: str | dict[str, str] = setting(
+        DEFAULT_PROMPT,
+        "What to ask about each image; @FILE reads it from a file, @@ begins a text with @. Give several as "
+        "NAME=TEXT for several captions of each image, in columns of their own: caption_NAME and so on.",
+        file_help="What to ask about each image; @FILE reads it from a file, @@ begins a text with @. A table "
+        "NAME = TEXT asks several, with columns of their own: caption_NAME and so on.",
+        metavar="[NAME=]TEXT",
+        form=Form.PROMPTS,
+        check=_prompt_names_fault,
+        decides_caption=True,
     )
-    top_p: float = field(default=1.0, metadata=setting(above=0, at_most=1))
-    top_k: int = field(default=0, metadata=setting(at_least=0, zero="off", at_most=MAX_TOP_K, decides_caption=True))
-    repetition_penalty: float = field(default=1.0, metadata=setting(above=0, at_most=10, decides_caption=True))
-    seed: int = 0
-    loop_stop: bool = True
+    max_new_tokens: int = setting(
+        128,
+        "Longest caption, in tokens.",
+        at_least=1,
+        at_most_anew=MAX_NEW_TOKENS,
+        decides_caption=True,
+        free_in_retry=True,
+    )
+    temperature: float = setting(
+        0.0,
+        "0: always the likeliest token; above 0: drawn by chance.",
+        at_least=0,
+        zero="greedy",
+        at_most_anew=2,
+        decides_caption=True,
+        free_in_retry=True,
+    )
+    top_p: float = setting(
+        1.0,
+        "Draw from the likeliest tokens that hold this probability; 1: off.",
+        above=0,
+        at_most=1,
+        decides_caption=True,
+        free_in_retry=True,
+    )
+    top_k: int = setting(
+        0,
+        "Draw from the K likeliest tokens; 0: off.",
+        at_least=0,
+        zero="off",
+        at_most_anew=MAX_TOP_K,
+        decides_caption=True,
+        free_in_retry=True,
+    )
+    repetition_penalty: float = setting(
+        1.0,
+        "Above 1: tokens used before get less likely; 1: off.",
+        above=0,
+        at_most_anew=10,
+        decides_caption=True,
+        free_in_retry=True,
+    )
+    seed: int = setting(0, "Seed of the draws; each row's id is mixed in.", decides_caption=True, free_in_retry=True)
+    loop_stop: bool = setting(
+        True, "Stop a caption early that repeats itself without end.", decides_caption=True, free_in_retry=True
+    )
 
     def __post_init__(self) -> None:
         require_sense(self)
@@ -162,36 +221,47 @@ class GenerationConfig:
         return tuple(prompt.name for prompt in self.prompts)
 
     @property
-    def needs_logits(self) -> bool:
-        """Whether the arg-max inside the graph is not enough."""
-        return self.temperature > 0 or self.repetition_penalty != 1.0
-
-    @property
-    def depends_on_row(self) -> bool:
-        """Whether equal images get other captions in other rows."""
-        return self.temperature > 0
+    def sampling(self) -> Sampling:
+        """How the tokens of a caption are chosen."""
+        return Sampling(**{one.name: getattr(self, one.name) for one in dataclasses.fields(Sampling)})
 
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """What decides an image's features.
+    """What decides an image's features; see the help of each setting."""
 
-    Attributes:
-        max_visual_tokens: budget an image; a token covers 32 × 32 pixels (merge² patches) after the resize.
-        dtype: arithmetic of the encoder.
-        max_image_pixels: images with more pixels are refused before they are decoded.
-        backend: what runs the encoder.
-    """
-
-    max_visual_tokens: int = field(
-        default=256, metadata=setting(at_least=4, at_most=MAX_VISUAL_TOKENS, decides_caption=True)
+    max_visual_tokens: int = setting(
+        256,
+        "Most visual tokens of an image. One covers 32 x 32 pixels after the resize, so 256 see about "
+        "512 x 512; more show more detail and take longer.",
+        at_least=4,
+        at_most_anew=MAX_VISUAL_TOKENS,
+        decides_caption=True,
     )
-    dtype: VisionDtype = field(default=VisionDtype.AUTO, metadata=setting(key="vision_dtype", old_keys=("dtype",)))
-    max_image_pixels: int = field(
-        default=256_000_000, metadata=setting(at_least=1024, at_most=MAX_IMAGE_PIXELS, decides_caption=True)
+    dtype: VisionDtype = setting(
+        VisionDtype.AUTO,
+        "Arithmetic of the vision encoder: bf16 (torch), fp32, int8 (onnx); auto: bf16 in torch where the CPU "
+        "has it, else fp32.",
+        key="vision_dtype",
+        old_keys=("dtype",),
+        decides_caption=True,
     )
-    backend: VisionBackend = field(
-        default=VisionBackend.AUTO, metadata=setting(key="vision_backend", old_keys=("backend",))
+    max_image_pixels: int = setting(
+        256_000_000,
+        "Refuse images with more pixels than this.",
+        order=1,
+        at_least=1024,
+        at_most_anew=MAX_IMAGE_PIXELS,
+        decides_caption=True,
+        free_in_retry=True,
+    )
+    backend: VisionBackend = setting(
+        VisionBackend.AUTO,
+        "What runs the vision encoder: torch (PyTorch) or onnx (ONNX Runtime, PyTorch need not be installed); "
+        "auto: torch where it is installed.",
+        key="vision_backend",
+        old_keys=("backend",),
+        decides_caption=True,
     )
 
     def __post_init__(self) -> None:
@@ -200,27 +270,30 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True)
 class PlacementConfig:
-    """Where the stages run and how much they hold; never changes a caption.
+    """Where the stages run and how much they hold; never changes a caption."""
 
-    Attributes:
-        decoders: decoder processes.
-        slots: captions a decoder works on at once.
-        decoder_threads: threads of one decoder; 0: the cores divided by the decoders.
-        vision_threads: threads of the vision encoder; 0: all cores.
-        patch_budget: the most patches that the vision encoder works on at once, all lanes together.
-        queue_mib: bound of the feature queue.
-        rows_per_part: rows of a part file.
-        own_cores: keep decoders on cores of their own where the machine has enough of them; see `cores`.
-    """
-
-    decoders: int = field(default=1, metadata=setting(at_least=1, at_most=MAX_DECODERS))
-    slots: int = field(default=24, metadata=setting(at_least=1, at_most=MAX_SLOTS))
-    decoder_threads: int = field(default=0, metadata=setting(at_least=0, zero="automatic", at_most=MAX_THREADS))
-    vision_threads: int = field(default=0, metadata=setting(at_least=0, zero="automatic", at_most=MAX_THREADS))
-    patch_budget: int = field(default=4096, metadata=setting(at_least=1, at_most=MAX_PATCHES))
-    queue_mib: int = field(default=128, metadata=setting(at_least=1, at_most=MAX_QUEUE_MIB))
-    rows_per_part: int = field(default=1000, metadata=setting(at_least=1, at_most=MAX_ROWS_PER_PART))
-    own_cores: bool = True
+    decoders: int = setting(
+        1, "Decoder processes; they share the weights of a large model.", at_least=1, at_most=MAX_DECODERS
+    )
+    slots: int = setting(24, "Captions one decoder works on at once; each takes memory.", at_least=1, at_most=MAX_SLOTS)
+    decoder_threads: int = setting(
+        0, "Threads of one decoder; 0: cores / decoders.", at_least=0, zero="automatic", at_most=MAX_THREADS
+    )
+    vision_threads: int = setting(
+        0, "Threads of the vision encoder; 0: all cores.", at_least=0, zero="automatic", at_most=MAX_THREADS
+    )
+    patch_budget: int = setting(
+        4096, "Patches (16 x 16 pixels) encoded at once; a larger image goes alone.", at_least=1, at_most=MAX_PATCHES
+    )
+    queue_mib: int = setting(
+        128, "Memory for encoded images that wait for a decoder.", at_least=1, at_most=MAX_QUEUE_MIB
+    )
+    rows_per_part: int = setting(1000, "Rows of one part-*.parquet.", at_least=1, at_most=MAX_ROWS_PER_PART)
+    own_cores: bool = setting(
+        True,
+        "On machines of 8 cores and more keep each decoder on cores of its own, of one NUMA node where it "
+        "fits; `batchcap doctor` shows the plan.",
+    )
 
     def __post_init__(self) -> None:
         require_sense(self)
@@ -228,23 +301,27 @@ class PlacementConfig:
 
 @dataclass(frozen=True, slots=True)
 class LimitConfig:
-    """When a run ends before, or fails at, the end of its work.
+    """When a run ends before, or fails at, the end of its work."""
 
-    Attributes:
-        limit: caption only the first rows of the inputs; 0: all.
-        max_runtime_s: stop in good order after this time; 0: never.
-        max_error_rate: largest share of failed rows for exit code 0.
-        picture_timeout_s: a worker that does not come to an end with an image for so long is ended itself.
-    """
-
-    limit: int = field(default=0, metadata=setting(at_least=0, zero="all", at_most=MAX_NUMBER))
-    max_runtime_s: float = field(
-        default=0.0, metadata=setting(key="max_runtime", old_keys=("max_runtime_s",), at_least=0, zero="no limit")
+    limit: int = setting(0, "Caption only the first N rows; 0: all.", at_least=0, zero="all", at_most=MAX_NUMBER)
+    max_runtime_s: float = setting(
+        0.0,
+        "Stop in good order after so many seconds (exit code 75); 0: never.",
+        key="max_runtime",
+        old_keys=("max_runtime_s",),
+        at_least=0,
+        zero="no limit",
     )
-    max_error_rate: float = field(default=1.0, metadata=setting(at_least=0, at_most=1))
-    image_timeout_s: float = field(
-        default=600.0,
-        metadata=setting(key="image_timeout", old_keys=("picture_timeout", "picture_timeout_s"), above=0),
+    max_error_rate: float = setting(
+        1.0, "Exit code 3 if a larger share of the rows failed; if all did, always.", at_least=0, at_most=1
+    )
+    image_timeout_s: float = setting(
+        600.0,
+        "Seconds before a worker that is stuck on an image is restarted; after two restarts the image fails.",
+        key="image_timeout",
+        old_keys=("picture_timeout", "picture_timeout_s"),
+        flags=("--image-timeout", "--picture-timeout"),
+        above=0,
     )
 
     def __post_init__(self) -> None:
@@ -271,15 +348,23 @@ class OnChanged(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ResumeConfig:
-    """What a run does about rows that earlier runs have finished.
+    """What a run does about rows that earlier runs have finished."""
 
-    Attributes:
-        retry: which of them it captions again.
-        on_changed: what becomes of those whose input has changed.
-    """
-
-    retry: tuple[str, ...] = field(default=(), metadata=setting(check=_retry_fault))
-    on_changed: OnChanged = OnChanged.STOP
+    retry: tuple[str, ...] = setting(
+        (),
+        "Caption these rows of earlier runs again, separated by commas: failed; truncated, repeated, "
+        "degenerate, empty (verdicts), which need another --max-new-tokens, or another option of Prompt and "
+        "decoding, than the job has.",
+        file_help="Rows of earlier runs to caption again: failed; truncated, repeated, degenerate, empty "
+        "(verdicts), which need another setting of [generation] than the job has.",
+        form=Form.COMMAS,
+        check=_retry_fault,
+    )
+    on_changed: OnChanged = setting(
+        OnChanged.STOP,
+        "If an image is not the one that an earlier run has captioned under its name, or a Parquet file was "
+        "changed: stop (exit code 5), keep the captions there are, or recaption.",
+    )
 
     def __post_init__(self) -> None:
         require_sense(self)
@@ -298,18 +383,38 @@ class JobConfig:
             profile decides nothing.
     """
 
-    input: InputConfig
-    output: str = field(metadata=setting(check=_output_fault))
-    model: str | None = field(default=None, metadata=setting(check=_model_fault))
-    profile: Profile = Profile.AUTO
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    vision: VisionConfig = field(default_factory=VisionConfig)
-    placement: PlacementConfig = field(
-        default_factory=PlacementConfig, metadata=setting(key="speed", old_keys=("placement",))
+    input: InputConfig = field(metadata=known_as(panel="Input"))
+    output: str = field(
+        metadata=known_as(
+            help="Job folder: captions, statistics, state.", flags=("--output", "-o"), check=_output_fault
+        ),
     )
-    limits: LimitConfig = field(default_factory=LimitConfig)
-    resume: ResumeConfig = field(default_factory=ResumeConfig)
-    explicit: frozenset[str] | None = None
+    model: str | None = setting(
+        None,
+        f"Bundle made by `batchcap export`. {DEMO_MODEL}: the embedded model, which knows drawn scenes only "
+        f"(a folder of that name: ./{DEMO_MODEL}).",
+        flags=("--model", "-m"),
+        variable=MODEL_VARIABLE,
+        check=_model_fault,
+        decides_caption=True,
+    )
+    profile: Profile = setting(
+        Profile.AUTO,
+        "Defaults of Speed and memory and of the vision encoder. auto: what `batchcap tune` found here, else "
+        "those shown; small: less memory; fast: the fastest encoder of this CPU, even where it rounds more, and "
+        "more slots where the bundle is w8a8. What you give yourself always counts.",
+    )
+    generation: GenerationConfig = field(
+        default_factory=GenerationConfig, metadata=known_as(panel="Prompt and decoding")
+    )
+    vision: VisionConfig = field(default_factory=VisionConfig, metadata=known_as(panel="Image and vision"))
+    placement: PlacementConfig = field(
+        default_factory=PlacementConfig,
+        metadata=known_as(key="speed", old_keys=("placement",), panel="Speed and memory"),
+    )
+    limits: LimitConfig = field(default_factory=LimitConfig, metadata=known_as(panel="Limits"))
+    resume: ResumeConfig = field(default_factory=ResumeConfig, metadata=known_as(panel="Resume"))
+    explicit: frozenset[str] | None = field(default=None, metadata=known_as(is_given=False))
 
     def __post_init__(self) -> None:
         require_sense(self)

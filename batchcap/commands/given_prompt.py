@@ -4,13 +4,47 @@ import re
 from pathlib import Path
 
 from batchcap.commands.begun import BegunJob
+from batchcap.config import PROMPT_NAME, prompt_name_fault
 from batchcap.core.setting import Mistake, SettingsError
 
 _NAME = r"[^\W\d]\w*"
 # A column to be filled in, as other programs write it: {title}, {{ title }}. JSON such as {"a": 1} is none.
 _PLACEHOLDER = re.compile(rf"(\\?)(\{{\{{\s*{_NAME}\s*\}}\}}|\{{{_NAME}\}})")
+# What stands before = and was meant as a name, though it may be none: `1=x`, `my-name=x`.
+_NAME_BY_ITS_LOOKS = re.compile(r"[\w.-]+")
 # A prompt fills some pages at most; what is larger is another file by mistake.
 _MAX_BYTES = 1024 * 1024
+
+
+def read_prompt_options(given: list[str], base: Path, begun: BegunJob) -> str | dict[str, str]:
+    """The prompt, or prompts by name, of the command line: one text, or several of NAME=TEXT.
+
+    Args:
+        given: each `--prompt`.
+        base: folder that relative paths of files start from.
+        begun: the job, which goes on if it has exactly these texts.
+
+    Raises:
+        SettingsError: a name is missing, double or none, or as for `read_prompt`.
+    """
+    named: dict[str, str] = {}
+    for text in given:
+        name, equals, asked = text.partition("=")
+        if equals and PROMPT_NAME.fullmatch(name):
+            if name in named:
+                raise SettingsError([Mistake("prompt", f"has two prompts called {name}: give each another name")])
+            named[name] = asked
+            continue
+        if len(given) > 1:
+            rule = (
+                "with several prompts each needs a name: write --prompt NAME=TEXT, with a NAME of letters, digits and _"
+            )
+            raise SettingsError([Mistake("prompt", f"{text!r} has no name; {rule}")])
+        if equals and _NAME_BY_ITS_LOOKS.fullmatch(name) and text != begun.prompt:
+            rule = f"{prompt_name_fault(name)}; for this very text, put it into a file and write @FILE"
+            raise SettingsError([Mistake("prompt", rule)])
+        return read_prompt(text, base, begun)
+    return read_prompt(named, base, begun)
 
 
 def read_prompt(given: str | dict[str, str], base: Path, begun: BegunJob) -> str | dict[str, str]:

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from batchcap.commands.captioning import given_settings
+from batchcap.commands.options import Given, options_of
 from batchcap.commands.results import MAX_SHOWN, print_result
-from batchcap.config import DEMO_MODEL, MODEL_VARIABLE, PlacementConfig, Profile
+from batchcap.config import DEMO_MODEL, JobConfig, PlacementConfig
 
 
 def status(
@@ -44,21 +45,17 @@ def report(
     print_result(str(write_page(output, to, images)))
 
 
+@options_of(
+    JobConfig,
+    only=("model", "profile", "decoders", "decoder_threads", "vision_threads"),
+    help={
+        "model": f"Bundle to look at, or {DEMO_MODEL}; without one no job is planned.",
+        "profile": "Profile of the job to be planned.",
+    },
+)
 def doctor(
     context_of_call: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            envvar=MODEL_VARIABLE,
-            help=f"Bundle to look at, or {DEMO_MODEL}; without one no job is planned.",
-        ),
-    ] = None,
-    profile: Annotated[Profile, typer.Option(help="Profile of the job to be planned.")] = Profile.AUTO,
-    decoders: Annotated[int, typer.Option(help="Decoder processes of that job.")] = 1,
-    decoder_threads: Annotated[int, typer.Option(help="Threads of one decoder; 0: cores / decoders.")] = 0,
-    vision_threads: Annotated[int, typer.Option(help="Threads of its vision encoder; 0: all cores.")] = 0,
+    given: Given,
     check: Annotated[
         bool,
         typer.Option(
@@ -74,17 +71,15 @@ def doctor(
     """
     from batchcap.report.doctor import examine
 
-    placement = PlacementConfig(decoders=decoders, decoder_threads=decoder_threads, vision_threads=vision_threads)
-    findings = examine(model, profile, placement, given_settings(context_of_call), check=check)
+    placement, asked_for = given.build(PlacementConfig), given_settings(context_of_call)
+    findings = examine(given["model"], given["profile"], placement, asked_for, check=check)
     print_result(findings.to_json() if json else findings.to_text())
     raise typer.Exit(int(findings.exit_code))
 
 
+@options_of(JobConfig, only=("model",), help={"model": f"Bundle to measure, or {DEMO_MODEL}."})
 def tune(
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", envvar=MODEL_VARIABLE, help=f"Bundle to measure, or {DEMO_MODEL}."),
-    ] = None,
+    given: Given,
     minutes: Annotated[float, typer.Option(help="Time to take, about; more tries more.")] = 1.0,
     allow_rounded_vision: Annotated[
         bool,
@@ -105,4 +100,5 @@ def tune(
     from batchcap.export.demo import load_model
 
     require_minutes(minutes)
-    print_result(find_fastest(load_model(model), minutes, rounded_vision=allow_rounded_vision).to_text())
+    found = find_fastest(load_model(given["model"]), minutes, rounded_vision=allow_rounded_vision)
+    print_result(found.to_text())

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.commands.begun import BegunJob
+from batchcap.commands.forms import Surroundings
 from batchcap.commands.jobmistakes import JobText, mistakes_of
-from batchcap.config import DEMO_MODEL, InputConfig, JobConfig, PlacementConfig, VisionConfig
+from batchcap.config import DEMO_MODEL, InputConfig, JobConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.text import is_address
-from batchcap.engines.profiles import names_in_tables
+from batchcap.engines.profiles import NAMES
 
 # A job with a thousand long prompts fits many times; what is larger is something else by mistake.
 _MAX_BYTES = 4 * 1024 * 1024
@@ -29,7 +30,7 @@ def load_job_file(path: Path) -> JobConfig:
     """
     from pydantic import ValidationError
 
-    from batchcap.commands.jobmodel import OUR_FAULT, Surroundings, build, given_names, model_of
+    from batchcap.commands.jobmodel import OUR_FAULT, build, given_keys, model_of
 
     text = JobText.of(_parsed(path))
     base = path.resolve().parent
@@ -42,8 +43,8 @@ def load_job_file(path: Path) -> JobConfig:
     if text.doubles:
         raise _mistaken(path, text.doubles)
     config: JobConfig = build(JobConfig, model)
-    given = names_in_tables(given_names(PlacementConfig, model.speed), given_names(VisionConfig, model.vision))
-    return _anchored(dataclasses.replace(config, explicit=given), base)
+    explicit = given_keys(model).intersection(NAMES)
+    return _anchored(dataclasses.replace(config, explicit=frozenset(explicit)), base)
 
 
 def _parsed(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from batchcap.config import JobConfig
-from batchcap.core.setting import Setting, choice_fault, nearest, settings_of
+from batchcap.core.setting import SettingField, choice_fault, fields_of, nearest
 
 # Characters of a file's own words that a message shows.
 _SHOWN_LENGTH = 60
@@ -26,15 +26,13 @@ _KINDS: Mapping[type[Any], str] = {
 _TOP = ""
 
 
-def _fields(kind: Any) -> dict[str, tuple[Setting, Any]]:  # noqa: ANN401 - a dataclass
-    """Setting and type of each key of a dataclass."""
-    hints = typing.get_type_hints(kind)
-    return {one.key: (one, hints[name]) for name, one in settings_of(kind).items() if name != "explicit"}
+def _fields(kind: Any) -> dict[str, SettingField]:  # noqa: ANN401 - a dataclass
+    return {one.setting.key: one for one in fields_of(kind)}
 
 
 # The keys of each table; those outside of the tables under _TOP.
 _KEYS = {_TOP: _fields(JobConfig)}
-_KEYS |= {key: _fields(hint) for key, (_, hint) in _KEYS[_TOP].items() if dataclasses.is_dataclass(hint)}
+_KEYS |= {key: _fields(one.hint) for key, one in _KEYS[_TOP].items() if one.is_table}
 
 
 @dataclass(slots=True)
@@ -63,8 +61,8 @@ class JobText:
 
     def _renamed(self, content: dict[str, Any], table: str) -> dict[str, Any]:
         found = dict(content)
-        for key, (setting, _hint) in _KEYS[table].items():
-            names = [name for name in (key, *setting.old_keys) if name in found]
+        for key, known in _KEYS[table].items():
+            names = [name for name in (key, *known.setting.old_keys) if name in found]
             if len(names) > 1:
                 given = " and ".join(map(repr, names))
                 self.doubles.append(f"{_in(table)}{given} are the same setting: give {key!r} alone")
@@ -132,8 +130,8 @@ def _unknown(table: str, key: str, text: JobText) -> tuple[str, str]:
     return f"unknown key {shown}{where}: {known}", meant
 
 
-def _names(fields: Iterable[tuple[Setting, Any]]) -> set[str]:
-    return {name for setting, _hint in fields for name in (setting.key, *setting.old_keys)}
+def _names(fields: Iterable[SettingField]) -> set[str]:
+    return {name for one in fields for name in (one.setting.key, *one.setting.old_keys)}
 
 
 def _missing(table: str, key: str) -> str:
@@ -148,7 +146,7 @@ def _in(table: str) -> str:
 
 def _type_fault(table: str, key: str, value: object) -> str:
     """What is wrong with a value of another type than its key wants."""
-    hint = _KEYS[table][key][1]
+    hint = _KEYS[table][key].hint
     if isinstance(hint, type) and issubclass(hint, Enum):
         choices = [str(one.value) for one in hint]
         if isinstance(value, str):

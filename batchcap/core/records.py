@@ -5,7 +5,7 @@ D DeepStack levels, C·t·p·p values of a patch (channels × frames × patch he
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchcap.core.errors import ErrorKind
+from batchcap.core.prompts import Prompt, Sampling, caption_key
+from batchcap.core.sources import ImageRef
 
 Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]
@@ -50,22 +52,50 @@ class ImageRow:
     Attributes:
         index: place in the whole job, from 0; the order of the output.
         id: the name of the row in the output.
-        source: absolute path of the image file or of the Parquet file.
+        source: absolute path of the file that it comes from.
         row: row inside the source; 0 for an image file.
-        path: file that holds the encoded image, or None where `data` holds it.
-        data: encoded image bytes from the manifest, or None. Both None: the manifest's cell is null.
+        image: where the encoded image lies; None: the manifest's cell is null.
         failure: why the manifest has no image for the row, if it is more than a null cell.
-        if_missing: what the error message says besides, if there is no file at `path`.
     """
 
     index: int
     id: str
     source: str
     row: int
-    path: str | None = None
-    data: bytes | None = None
+    image: ImageRef | None = None
     failure: tuple[ErrorKind, str] | None = None
-    if_missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A unit of work: an image, what is asked about it, and how the answers are written.
+
+    Attributes:
+        row: the image.
+        prompts: what is asked; one caption for each.
+        sampling: how the tokens of the captions are chosen.
+        attempt: which time the row is captioned, from 1.
+    """
+
+    row: ImageRow
+    prompts: tuple[Prompt, ...]
+    sampling: Sampling
+    attempt: int = 1
+
+    @property
+    def index(self) -> int:
+        """The row's `ImageRow.index`."""
+        return self.row.index
+
+    @property
+    def caption_key(self) -> str | None:
+        """What decides the captions beside the image's bytes; None where equal images have no equal captions."""
+        return caption_key(self.prompts, self.sampling)
+
+    def without_image(self) -> "Request":
+        """The same without the encoded image, which may take megabytes."""
+        row = self.row
+        return replace(self, row=ImageRow(row.index, row.id, row.source, row.row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,14 +358,22 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of one row: a caption for each prompt in order, a failure, or the word that it ends as another row did.
+    """The end of one request: a caption for each prompt in order, a failure, or the word that it ends as another did.
 
-    `facts` is None where the image was not read, or not read to its end. A twin comes after the row it is one of.
+    Attributes:
+        request: what was submitted, without the encoded image.
+        result: a duplicate comes after the row that had the image first.
+        facts: None where the image was not read, or not read to its end.
     """
 
-    row: ImageRow
+    request: Request
     result: tuple[Caption, ...] | Failure | Duplicate
     facts: ImageFacts | None = None
+
+    @property
+    def row(self) -> ImageRow:
+        """The row of the request."""
+        return self.request.row
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ AUTO_ENCODER: Encoder = (VisionBackend.AUTO, VisionDtype.AUTO)
 INT8_ENCODER: Encoder = (VisionBackend.ONNX, VisionDtype.INT8)
 # Decode steps of a W8A8 decoder get faster up to here; INT4 gains less, and stays below 5 GiB with the default.
 W8A8_SLOTS = 48
-_VISION_NAMES = {"backend": "vision_backend", "dtype": "vision_dtype"}
+_VISION_NAMES = ("vision_backend", "vision_dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Settings:
     vision_threads: int = PlacementConfig().vision_threads
     patch_budget: int = PlacementConfig().patch_budget
     queue_mib: int = PlacementConfig().queue_mib
-    vision_backend: VisionBackend = VisionBackend.AUTO
-    vision_dtype: VisionDtype = VisionDtype.AUTO
+    vision_backend: VisionBackend = VisionConfig().backend
+    vision_dtype: VisionDtype = VisionConfig().dtype
 
     @classmethod
     def of(cls, config: JobConfig) -> "Settings":
@@ -68,9 +68,9 @@ class Settings:
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(Settings))
-PLACEMENT_NAMES = tuple(name for name in NAMES if name not in _VISION_NAMES.values())
+PLACEMENT_NAMES = tuple(name for name in NAMES if name not in _VISION_NAMES)
 # Settings that only make sense together: where one was given, the profile's other one counts only beside the same.
-_PAIRS = (("vision_backend", "vision_dtype"), ("decoders", "decoder_threads"))
+_PAIRS = (_VISION_NAMES, ("decoders", "decoder_threads"))
 _GROUPS = (*_PAIRS, *((name,) for name in NAMES if not any(name in pair for pair in _PAIRS)))
 
 SMALL = Settings(slots=4, patch_budget=1024, queue_mib=32)
@@ -108,12 +108,6 @@ class Resolution:
     notes: tuple[str, ...] = ()
 
 
-def names_in_tables(placement: Iterable[str], vision: Iterable[str]) -> frozenset[str]:
-    """Names of the settings that a job file's tables `[speed]` and `[vision]` give."""
-    named = {*placement, *(_VISION_NAMES.get(key, "") for key in vision)}
-    return frozenset(named & set(NAMES))
-
-
 def resolve(
     config: JobConfig, bundle: Bundle, tuned: Tuned | None = None, begun_with: tuple[str, str] | None = None
 ) -> Resolution:
@@ -131,7 +125,7 @@ def resolve(
     wanted, why, notes = _of_profile(config.profile, bundle, tuned)
     kept = _known_encoder(begun_with)
     if kept is not None and _usable(kept):
-        if config.explicit.isdisjoint(_VISION_NAMES.values()) and _resolved(wanted.encoder) != kept:
+        if config.explicit.isdisjoint(_VISION_NAMES) and _resolved(wanted.encoder) != kept:
             now = " ".join(_resolved(wanted.encoder))
             keeps = (
                 f"this job keeps the vision encoder it was begun with, {' '.join(kept)}: what would be chosen now, "

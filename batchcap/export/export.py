@@ -105,18 +105,14 @@ def export_bundle(
     _require_free(output, overwrite=overwrite)
     opened = open_checkpoint(checkpoint)
     _require_context(opened, options.context)
-    images = calibrate if search is None else search.images
-    if images is not None:
-        require_unquantized(opened.tensors, "--calibrate" if search is None else "--auto")
-        require_inputs(images)
+    _require_images(opened, calibrate, search)
     try:
         with scratch_folder(output) as scratch:
             require_space(scratch, _working_bytes(opened, options, searching=search is not None))
             folder = scratch / "bundle"
             folder.mkdir()
             write_parts(opened, folder)
-            made, facts = write_decoder(opened, options, folder, calibrate, search)
-            _describe(opened, made, folder, facts)
+            _describe(opened, *write_decoder(opened, options, folder, calibrate, search), folder)
             _sync(folder)
             put_in_place(folder, output)
             _sync_folder(output.parent)
@@ -149,6 +145,14 @@ def _require_context(checkpoint: Checkpoint, context: int) -> None:
     known = checkpoint.config["text_config"].get("max_position_embeddings")
     if isinstance(known, int) and context > known:
         raise UsageError(f"--context is {context}, and the checkpoint knows {known} positions: choose at most that")
+
+
+def _require_images(checkpoint: Checkpoint, calibrate: ImageChoice | None, search: "Search | None") -> None:
+    """Where images decide the rounding, they must be there, and there must be something to round."""
+    images = calibrate if search is None else search.images
+    if images is not None:
+        require_unquantized(checkpoint.tensors, "--calibrate" if search is None else "--auto")
+        require_inputs(images)
 
 
 def _working_bytes(checkpoint: Checkpoint, options: ExportOptions, *, searching: bool) -> int:
@@ -271,7 +275,7 @@ def _require_prompt(checkpoint: Checkpoint, unfinished: Bundle) -> None:
         )
 
 
-def _describe(checkpoint: Checkpoint, options: ExportOptions, folder: Path, precision: dict[str, Any]) -> None:
+def _describe(checkpoint: Checkpoint, options: ExportOptions, precision: dict[str, Any], folder: Path) -> None:
     """Check the decoder and write bundle.json."""
     log.info("checking the decoder and the files")
     check: dict[str, float] = check_decoder(folder / DECODER_FILE, checkpoint.geometry, options.precision).to_dict()

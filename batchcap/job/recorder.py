@@ -62,6 +62,11 @@ class Recorder:
         self.counts.add(shards.counts)
         self.run = RunCounts()
 
+    def attempt(self, index: int) -> int:
+        """Which time a row is captioned, from 1."""
+        reopened = self._journal.reopened_row(index) if self._has_reopened else None
+        return 1 if reopened is None else reopened.before.attempts + 1
+
     def record(self, outcomes: list[Outcome]) -> None:
         """Take outcomes in; they are durable and counted after the next `flush`."""
         if outcomes and not self._buffer:

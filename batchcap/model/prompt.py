@@ -10,8 +10,8 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from batchcap.config import Prompt
 from batchcap.core.errors import BundleError, UsageError
+from batchcap.core.prompts import Prompt
 from batchcap.model.bundle import Bundle
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"

@@ -30,6 +30,7 @@ from batchcap.core.machine import (
     total_memory_bytes,
 )
 from batchcap.engines.capacity import memory_need
+from batchcap.engines.config import EngineConfig
 from batchcap.engines.cores import Threads, plan_for
 from batchcap.engines.profiles import Resolution, resolve
 from batchcap.engines.tuned import read_tuned
@@ -125,7 +126,7 @@ def _plan(bundle: Bundle, resolution: Resolution) -> tuple[dict[str, str], str |
     placement, vision = config.placement, config.vision
     threads = Threads.of(placement, available_cores())
     backend, dtype = resolve_encoder(vision)
-    need, free_bytes = memory_need(bundle, config), available_memory_bytes()
+    need, free_bytes = memory_need(EngineConfig.of_job(bundle, config)), available_memory_bytes()
     slots = need.slots_within(free_bytes, placement.slots)
     fewer = "" if slots == placement.slots else f" (of {placement.slots}: more do not fit into the free memory)"
     facts = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from batchcap.config import DEMO_MODEL, JobConfig
 from batchcap.core.errors import NotSameJobError, StorageError, UsageError
+from batchcap.core.setting import NEEDED, Setting, all_values
 from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import read_job_file, write_job_file
 from batchcap.store.journal import Journal
@@ -20,24 +21,27 @@ log = logging.getLogger(__name__)
 SHOWN_LENGTH = 80
 SHOWN_BEFORE = 30
 
-# A retry may have others for the rows that it captions again.
-RETRY_SETTINGS = frozenset(
-    {
-        "max-new-tokens",
-        "temperature",
-        "top-p",
-        "top-k",
-        "repetition-penalty",
-        "seed",
-        "loop-stop",
-        "max-image-pixels",
-    }
-)
-
 Fingerprint = dict[str, Any]
-# Settings that came after format 2, each with what jobs did before it existed: a folder that does not name it was begun
-# with that value, and goes on as it was.
-VALUE_BEFORE: Fingerprint = {}
+# Where a file has these, they stand in this order, whatever that of the configuration; what came later follows.
+_ORDER = (
+    "model",
+    "prompt",
+    "max-new-tokens",
+    "temperature",
+    "top-p",
+    "top-k",
+    "repetition-penalty",
+    "seed",
+    "loop-stop",
+    "max-visual-tokens",
+    "vision-backend",
+    "vision-dtype",
+    "max-image-pixels",
+    "image-column",
+    "id-column",
+    "image-root",
+    "keep-columns",
+)
 
 
 def fingerprint_of(config: JobConfig, bundle_id: str, encoder: tuple[str, str]) -> Fingerprint:
@@ -48,28 +52,36 @@ def fingerprint_of(config: JobConfig, bundle_id: str, encoder: tuple[str, str]) 
         bundle_id: the model.
         encoder: the vision encoder's backend and arithmetic, `auto` resolved.
     """
-    generation, vision, given = config.generation, config.vision, config.input
-    prompt = generation.prompt
-    return {
-        "model": bundle_id,
+    resolved = {"model": bundle_id, "vision-backend": encoder[0], "vision-dtype": encoder[1]}
+    found = {_name(one): _stored(value) for one, value in all_values(config) if one.decides_caption} | resolved
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _name(setting: Setting) -> str:
+    return setting.key.replace("_", "-")
+
+
+def _place(name: str) -> int:
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
+
+
+def _stored(value: object) -> object:
+    """The value in JSON types."""
+    if isinstance(value, dict):
         # Pairs, since the order of the prompts is that of the columns, and JSON objects are compared without it.
-        "prompt": prompt if isinstance(prompt, str) else [[name, text] for name, text in prompt.items()],
-        "max-new-tokens": generation.max_new_tokens,
-        "temperature": generation.temperature,
-        "top-p": generation.top_p,
-        "top-k": generation.top_k,
-        "repetition-penalty": generation.repetition_penalty,
-        "seed": generation.seed,
-        "loop-stop": generation.loop_stop,
-        "max-visual-tokens": vision.max_visual_tokens,
-        "vision-backend": encoder[0],
-        "vision-dtype": encoder[1],
-        "max-image-pixels": vision.max_image_pixels,
-        "image-column": given.image_column,
-        "id-column": given.id_column,
-        "image-root": given.image_root,
-        "keep-columns": list(given.keep_columns),
-    }
+        return [[name, text] for name, text in value.items()]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _values_before(config: JobConfig) -> Fingerprint:
+    """What jobs did before a setting existed: a folder that does not name it was begun with that value."""
+    known = [one for one, _value in all_values(config) if one.decides_caption]
+    return {_name(one): _stored(one.value_before) for one in known if one.value_before is not NEEDED}
+
+
+def _free_in_retry(config: JobConfig) -> frozenset[str]:
+    """Settings that a retry may have other values of, for the rows that it captions again."""
+    return frozenset(_name(one) for one, _value in all_values(config) if one.free_in_retry)
 
 
 def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfig) -> tuple[str, ...]:
@@ -79,7 +91,7 @@ def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfi
     may be corrected. What there is then, failed rows, is deleted, and the job starts over.
 
     Returns:
-        Names of the settings that differ, all of them in `RETRY_SETTINGS`; empty unless the run is a retry.
+        Names of the settings that differ, all of them such as a retry may change; empty unless the run is one.
 
     Raises:
         NotSameJobError: something differs; the message names it.
@@ -92,8 +104,9 @@ def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfi
         # Without them nobody knows which rows the parts hold, and with which settings they were written.
         raise UsageError(f"{lost} has been deleted, so this job can't go on: put it back, or use another --output")
     if stored is not None:
-        _require_known(folder, stored, fingerprint)
-        stored = {**VALUE_BEFORE, **stored}
+        values_before = _values_before(config)
+        _require_known(folder, stored, fingerprint, values_before)
+        stored = {**values_before, **stored}
     if stored is None or (stored != fingerprint and not _has_captions(folder)):
         if _has_results(folder):
             log.warning("nothing has been captioned yet and settings have changed: the job starts over")
@@ -101,7 +114,8 @@ def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfi
         write_job_file(folder, fingerprint, config.to_dict())
         return ()
     differing = tuple(name for name in fingerprint if stored[name] != fingerprint[name])
-    refused = [name for name in differing if not (config.resume.retry and name in RETRY_SETTINGS)]
+    may_differ = _free_in_retry(config) if config.resume.retry else frozenset()
+    refused = [name for name in differing if name not in may_differ]
     if refused:
         lines = [f"  --{name}: {_difference(stored[name], fingerprint[name])}" for name in refused]
         raise NotSameJobError(
@@ -111,14 +125,16 @@ def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfi
     return differing
 
 
-def _require_known(folder: JobFolder, stored: Fingerprint, fingerprint: Fingerprint) -> None:
+def _require_known(
+    folder: JobFolder, stored: Fingerprint, fingerprint: Fingerprint, values_before: Fingerprint
+) -> None:
     """Refuse a fingerprint with settings that this batchcap lacks, or without some that every job has."""
     if unknown := sorted(stored.keys() - fingerprint.keys()):
         raise UsageError(
             f"{folder.path} was begun by a later batchcap, with settings that this one does not know "
             f"({', '.join(unknown)}): use the batchcap that made it, or another --output"
         )
-    if missing := sorted(fingerprint.keys() - stored.keys() - VALUE_BEFORE.keys()):
+    if missing := sorted(fingerprint.keys() - stored.keys() - values_before.keys()):
         raise UsageError(f"{folder.job_path} is damaged, it lacks {', '.join(missing)}: choose another --output")
 
 

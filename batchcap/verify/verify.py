@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from batchcap import __version__
-from batchcap.config import DEFAULT_PROMPT, VisionConfig
+from batchcap.config import VisionConfig
 from batchcap.core.errors import RowError, UsageError
 from batchcap.core.records import Features, Patches
 from batchcap.export.advice import load_bundle
@@ -29,6 +29,7 @@ from batchcap.verify.decoder_weights import pieces
 from batchcap.verify.decoding import DecodingLimits, DecodingPlan, Image, check_captions, check_logits
 from batchcap.verify.features import ENCODERS, EXACT, check_features, encode_images, runs_here
 from batchcap.verify.images import chosen_rows
+from batchcap.verify.options import VerifyOptions
 from batchcap.verify.structure import Answers, Structure
 from batchcap.verify.table import Report, Row
 from batchcap.verify.weights import check_weights, decoder_tensors
@@ -51,27 +52,6 @@ LIMITS = {
     7: _OF_8_BITS,  # of w8a8
     4: DecodingLimits(error=1.0, divergence=0.3, same_top=0.05, same_captions=0.0),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyOptions:
-    """What a bundle is verified with.
-
-    Attributes:
-        images: image files, folders, Parquet files or patterns; none: generated images of many sizes.
-        limit: most images of the images that are taken, evenly spread.
-        steps: tokens an image, where the bundle's context has room for them.
-        prompt: what is asked about each image.
-    """
-
-    images: tuple[str, ...] = ()
-    limit: int = 24
-    steps: int = 64
-    prompt: str = DEFAULT_PROMPT
-
-    def __post_init__(self) -> None:
-        if self.limit < 1:
-            raise UsageError(f"--limit must be at least 1, not {self.limit}")
 
 
 @dataclass(frozen=True, slots=True)

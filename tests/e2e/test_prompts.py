@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcap.commands.begun import BegunJob
-from batchcap.commands.captioning import _prompt
+from batchcap.commands.given_prompt import read_prompt_options
 from batchcap.core.errors import ExitCode, UsageError
 from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
@@ -184,7 +184,7 @@ def test_carried_columns_keep_out_of_the_way(tmp_path: Path, tiny_bundle_int4: B
     ],
 )
 def test_what_is_a_name(given: list[str], expected: str | dict[str, str]) -> None:
-    assert _prompt(given, BegunJob(None)) == expected
+    assert read_prompt_options(given, Path(), BegunJob(None)) == expected
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_what_is_a_name(given: list[str], expected: str | dict[str, str]) -> Non
 )
 def test_names_that_are_missing_or_double(given: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        _prompt(given, BegunJob(None))
+        read_prompt_options(given, Path(), BegunJob(None))
 
 
 def test_mistaken_prompts_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from batchcap.engines.profiles import (
     W8A8_SLOTS,
     Settings,
     Tuned,
-    names_in_tables,
     resolve,
 )
 from batchcap.model.bundle import Bundle
@@ -210,11 +209,3 @@ def test_what_a_person_is_told() -> None:
     assert "batchcap verify" in note
     assert not resolve(asked(Profile.FAST), W8A8).notes
     assert not resolve(asked(), INT4, TUNED).notes
-
-
-def test_names_in_a_job_file() -> None:
-    assert names_in_tables({"slots": 1, "rows_per_part": 2}, {"dtype": "fp32", "max_visual_tokens": 3}) == {
-        "slots",
-        "vision_dtype",
-    }
-    assert names_in_tables(NAMES, ("backend", "dtype")) == set(NAMES)

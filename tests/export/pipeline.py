@@ -10,11 +10,13 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 
 from batchcap.config import GenerationConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, ImageRow
-from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
+from batchcap.core.sources import Bytes
+from batchcap.decoder.requests import DecoderPlacement
 from batchcap.export.quality.images import load_patches
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 from batchcap.vision.backend import load_encoder
+from tests.decoder.asking import AskingDecoder
 
 PROMPT = "Describe this image."
 MAX_VISUAL_TOKENS = 128
@@ -39,7 +41,7 @@ def features_of(bundle: Bundle, images: list[bytes], backend: VisionBackend = Vi
     config = VisionConfig(max_visual_tokens=MAX_VISUAL_TOKENS, dtype=VisionDtype.FP32, backend=backend)
     encoder = load_encoder(bundle, config, threads=1)
     geometry = bundle.geometry
-    rows = [ImageRow(index, str(index), "memory", index, data=data) for index, data in enumerate(images)]
+    rows = [ImageRow(index, str(index), "memory", index, Bytes(data)) for index, data in enumerate(images)]
     patches = [load_patches(row, geometry.vision, geometry.image, config) for row in rows]
     batches = [patches[start : start + IMAGES_A_PASS] for start in range(0, len(patches), IMAGES_A_PASS)]
     return [one for batch in batches for one in encoder.encode(batch)]
@@ -49,7 +51,7 @@ def captions(bundle: Bundle, features: list[Features]) -> dict[int, tuple[int, .
     """The bundle's greedy captions."""
     generation = GenerationConfig(prompt=PROMPT, max_new_tokens=NEW_TOKENS, loop_stop=False)
     prompt = PromptTemplate.from_bundle(bundle, PROMPT)
-    decoder = ContinuousBatcher(bundle, [prompt], generation, DecoderPlacement(SLOTS, 1, MAX_VISUAL_TOKENS))
+    decoder = AskingDecoder(bundle, [prompt], generation, DecoderPlacement(SLOTS, 1, MAX_VISUAL_TOKENS))
     waiting, done = list(features), {}
     while waiting or decoder.active:
         while waiting and decoder.free_slots:

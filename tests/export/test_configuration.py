@@ -18,7 +18,8 @@ from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
 from batchcap.export.transformers_model import load_model
 from batchcap.model.geometry import Geometry
-from batchcap.verify.verify import VerifyOptions, verify_bundle
+from batchcap.verify.options import VerifyOptions
+from batchcap.verify.verify import verify_bundle
 from tests.checkpoints import DATA, Shape, make_checkpoint
 
 Config = dict[str, Any]

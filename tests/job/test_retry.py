@@ -23,7 +23,17 @@ from batchcap.core.errors import (
     StorageError,
     UsageError,
 )
-from batchcap.core.records import Caption, Duplicate, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
+from batchcap.core.records import (
+    Caption,
+    Duplicate,
+    Failure,
+    FinishReason,
+    ImageFacts,
+    ImageRow,
+    Outcome,
+    Request,
+    Verdict,
+)
 from batchcap.job import run as job
 from batchcap.job.part_writer import PartWriter
 from batchcap.job.run import run_job
@@ -33,6 +43,7 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import write_part
 from tests.fake_engine import FakeEngine, SilentProgress, fake_bundle
+from tests.inputs.parquets import path_of
 
 # What is in the images: how they end. Parts of three rows.
 IMAGES = {
@@ -68,18 +79,18 @@ def engine_of(config: JobConfig, dies_after: int | None = None) -> FakeEngine:
     """Captions say what is in a file; `bad` ones fail, `long` ones want tokens, `again` ones a penalty."""
     words = config.generation
 
-    def end(row: ImageRow) -> Outcome:
-        assert row.path is not None
-        content = Path(row.path).read_bytes()
+    def end(request: Request) -> Outcome:
+        row = request.row
+        content = Path(path_of(row)).read_bytes()
         if content.startswith(b"bad"):
-            return Outcome(row, Failure(row.index, ErrorKind.CORRUPT, "cut"))
+            return Outcome(request, Failure(row.index, ErrorKind.CORRUPT, "cut"))
         verdict = Verdict.OK
         if content.startswith(b"long") and words.max_new_tokens < ENOUGH:
             verdict = Verdict.TRUNCATED
         if content.startswith(b"again") and words.repetition_penalty == 1:
             verdict = Verdict.REPEATED
         caption = Caption(row.index, (1,), f"of {content.decode()}", FinishReason.STOP, verdict, 9, 4, 3.0, 5.0)
-        return Outcome(row, (caption,), ImageFacts(64, 48, hashlib.sha256(content).hexdigest(), 1.0, 2.0))
+        return Outcome(request, (caption,), ImageFacts(64, 48, hashlib.sha256(content).hexdigest(), 1.0, 2.0))
 
     return FakeEngine(end=end, dies_after=dies_after)
 
@@ -87,7 +98,7 @@ def engine_of(config: JobConfig, dies_after: int | None = None) -> FakeEngine:
 def run(config: JobConfig, engine: FakeEngine | None = None) -> tuple[Summary, list[int]]:
     """The summary, and the rows that were given to the engine."""
     engine = engine or engine_of(config)
-    summary = run_job(config, SilentProgress(), lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type, return-value]
+    summary = run_job(config, SilentProgress(), lambda _config: engine)
     return summary, sorted(engine.submitted)
 
 
@@ -234,9 +245,22 @@ def test_an_interrupted_retry_tries_nothing_twice(config: JobConfig) -> None:
     assert len(run(resuming(config, "failed"))[1]) == 5
 
 
+def test_a_request_says_which_attempt_it_is(config: JobConfig) -> None:
+    attempts = dict[int, int]()
+
+    def end(request: Request) -> Outcome:
+        attempts[request.index] = request.attempt
+        return Outcome(request, Failure(request.index, ErrorKind.CORRUPT, "cut"))
+
+    for attempt in (1, 2, 3):
+        attempts.clear()
+        run(config if attempt == 1 else resuming(config, "failed"), FakeEngine(end=end))
+        assert attempts == dict.fromkeys(range(len(rows_of(config))), attempt)
+
+
 def test_a_caption_is_not_lost_to_an_image_that_vanished(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
-    def end(row: ImageRow) -> Outcome:
-        return Outcome(row, Failure(row.index, ErrorKind.MISSING, "no such file"))
+    def end(request: Request) -> Outcome:
+        return Outcome(request, Failure(request.index, ErrorKind.MISSING, "no such file"))
 
     run(config)
     before = rows_of(config)
@@ -254,9 +278,9 @@ def test_a_twin_does_not_get_the_caption_that_stays_for_another_image(config: Jo
     for name in ("d.png", "i.png"):
         write(config, name, "new")
 
-    def end(row: ImageRow) -> Outcome:
-        result = Failure(row.index, ErrorKind.CRASHED, "twice") if row.index == 3 else Duplicate(row.index, 3, 1.0)
-        return Outcome(row, result)
+    def end(request: Request) -> Outcome:
+        index = request.index
+        return Outcome(request, Failure(3, ErrorKind.CRASHED, "twice") if index == 3 else Duplicate(index, 3, 1.0))
 
     run(resuming(config, on_changed=OnChanged.RECAPTION), FakeEngine(room=1, end=end))
     rows = rows_of(config)
@@ -424,7 +448,7 @@ def test_an_image_that_can_not_be_read_is_not_changed(
     config: JobConfig, monkeypatch: pytest.MonkeyPatch, on_changed: OnChanged
 ) -> None:
     def refuse(row: ImageRow) -> bytes:
-        raise RowError(ErrorKind.UNREADABLE, f"{row.path}: Input/output error")
+        raise RowError(ErrorKind.UNREADABLE, f"{path_of(row)}: Input/output error")
 
     run(config)
     before = rows_of(config)
@@ -438,7 +462,7 @@ def test_an_image_that_can_not_be_read_is_looked_at_by_the_next_run(
     config: JobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(row: ImageRow) -> bytes:
-        raise RowError(ErrorKind.UNREADABLE, f"{row.path}: Input/output error")
+        raise RowError(ErrorKind.UNREADABLE, f"{path_of(row)}: Input/output error")
 
     run(config)
     write(config, "d.png", "fox")

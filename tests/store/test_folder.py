@@ -19,6 +19,7 @@ from batchcap.core import atomic
 from batchcap.core.atomic import atomic_file, write_atomic
 from batchcap.core.errors import LockedError, NotSameJobError, StorageError, UsageError
 from batchcap.core.records import CaptionRow, Shard
+from batchcap.core.setting import settings_of
 from batchcap.store.fingerprint import check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import UnknownFormatError
@@ -250,7 +251,8 @@ def test_of_long_values_the_difference_is_shown(folder: JobFolder) -> None:
 def test_every_setting_that_decides_captions_is_in_the_fingerprint() -> None:
     names = set(fingerprint_of(CONFIG, "m", "fp32"))
     decides = {name.replace("_", "-") for name in (*CONFIG.to_dict()["generation"], *CONFIG.to_dict()["input"])}
-    assert decides - {"inputs"} <= names
+    vision = {one.key.replace("_", "-") for one in settings_of(CONFIG.vision).values()}
+    assert names == (decides - {"inputs"}) | vision | {"model"}
 
 
 @pytest.mark.parametrize("version", [1, 99])

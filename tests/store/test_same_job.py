@@ -2,17 +2,17 @@
 
 import json
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batchcap.config import InputConfig, JobConfig, ResumeConfig
+from batchcap.config import GenerationConfig, InputConfig, JobConfig, ResumeConfig
 from batchcap.core.errors import ErrorKind, NotSameJobError, UsageError
 from batchcap.core.records import CaptionRow, Shard, Status
-from batchcap.store import fingerprint as module
-from batchcap.store.fingerprint import VALUE_BEFORE, check_same_job, fingerprint_of
+from batchcap.core.setting import NEEDED, all_values, setting
+from batchcap.store.fingerprint import check_same_job, fingerprint_of
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import TALLY_KEY, write_part
@@ -69,16 +69,47 @@ def test_every_setting_of_today_has_a_value_for_every_old_job() -> None:
     assert OLD_JOBS
     for path in OLD_JOBS:
         known = json.loads(path.read_text())["fingerprint"].keys()
-        assert FINGERPRINT.keys() - known == VALUE_BEFORE.keys() - known, path
+        came_later = {one.key.replace("_", "-") for one, _value in all_values(CONFIG) if one.value_before is not NEEDED}
+        assert FINGERPRINT.keys() - known == came_later - known, path
         assert not known - FINGERPRINT.keys(), path
 
 
-def test_a_setting_that_came_later_ends_no_old_job(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass(frozen=True, slots=True)
+class TomorrowsGeneration(GenerationConfig):
+    """With settings that came later."""
+
+    language: str | None = setting("en", "Language.", decides_caption=True, value_before=None)
+    mood: str = setting("merry", "Mood.", decides_caption=True, free_in_retry=True, value_before="merry")
+
+
+@dataclass(frozen=True, slots=True)
+class TomorrowsJob(JobConfig):
+    """A job of a later batchcap."""
+
+    generation: TomorrowsGeneration = field(default_factory=TomorrowsGeneration)
+
+
+def test_a_setting_that_came_later_ends_no_old_job(folder: JobFolder) -> None:
     finish(folder, caption_row(0), in_part=False)
-    monkeypatch.setattr(module, "VALUE_BEFORE", {"language": None})
-    assert check_same_job(folder, {**FINGERPRINT, "language": None}, CONFIG) == ()
+
+    def check(*, retry: tuple[str, ...] = (), **given: Any) -> tuple[str, ...]:
+        config = TomorrowsJob(CONFIG.input, "out", generation=TomorrowsGeneration(**given), resume=ResumeConfig(retry))
+        return check_same_job(folder, fingerprint_of(config, "m", ("torch", "bf16")), config)
+
+    assert check(language=None) == ()
+    with pytest.raises(NotSameJobError, match='--language: was null, now "en"'):
+        check()  # what is a default now was none then
+    with pytest.raises(NotSameJobError, match='--mood: was "merry", now "sad"'):
+        check(language=None, mood="sad")
+    assert check(language=None, mood="sad", retry=("failed",)) == ("mood",)
     with pytest.raises(NotSameJobError, match='--language: was null, now "fr"'):
-        check_same_job(folder, {**FINGERPRINT, "language": "fr"}, CONFIG)
+        check(language="fr", retry=("failed",))
+
+
+def test_settings_stand_in_a_job_folder_in_the_order_of_ever_and_later_ones_behind_them() -> None:
+    assert list(FINGERPRINT) == list(MAY_DIFFER_IN_A_RETRY)
+    later = fingerprint_of(TomorrowsJob(CONFIG.input, "out"), "m", ("torch", "bf16"))
+    assert list(later.items()) == [*FINGERPRINT.items(), ("language", "en"), ("mood", "merry")]
 
 
 def test_a_setting_that_only_a_later_batchcap_knows_is_refused(folder: JobFolder) -> None:

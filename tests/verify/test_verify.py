@@ -1,7 +1,7 @@
 """`verify` passes good bundles of every kind, and names what is wrong with a broken one, whatever its precision."""
 
 import json
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ from batchcap.model.bundle import Bundle
 from batchcap.verify import verify
 from batchcap.verify.features import ENCODERS, EXACT, runs_here
 from batchcap.verify.images import generated_rows
-from batchcap.verify.verify import VerifyOptions, verify_bundle
+from batchcap.verify.options import VerifyOptions
+from batchcap.verify.table import Report
+from batchcap.verify.verify import verify_bundle
 from tests.checkpoints import Shape, make_checkpoint
 from tests.verify import faults
 from tests.verify.faults import Fault, broken
@@ -48,10 +50,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def with_few_steps(folder: Path, checkpoint: str, options: VerifyOptions) -> Report:
+    return verify_bundle(folder, checkpoint, replace(options, steps=STEPS))
+
+
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few steps and one encoder: what these tests break lies elsewhere."""
-    monkeypatch.setattr(verify, "VerifyOptions", partial(VerifyOptions, steps=STEPS))
+    monkeypatch.setattr(verify, "verify_bundle", with_few_steps)
     monkeypatch.setattr(verify, "ENCODERS", (EXACT,))
 
 
@@ -136,7 +142,7 @@ def test_a_good_bundle_passes_with_every_encoder(
     request: pytest.FixtureRequest,
 ) -> None:
     bundle: Bundle = request.getfixturevalue(f"tiny_bundle_{precision}")
-    monkeypatch.setattr(verify, "VerifyOptions", partial(VerifyOptions, steps=STEPS))
+    monkeypatch.setattr(verify, "verify_bundle", with_few_steps)
     result = run(bundle.folder, tiny_checkpoint, image, "--json", str(tmp_path / "report.json"))
     assert result.exit_code == ExitCode.COMPLETE, result.stdout
     assert "checks passed" in result.stdout

@@ -5,7 +5,8 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import Any
 
-from batchcap.core.errors import UsageError
+from batchcap.config import DEFAULT_PROMPT
+from batchcap.core.setting import Form, require_sense, setting
 from batchcap.export.checkpoint.matrix_names import HEAD, in_sensitive_place
 
 
@@ -52,6 +53,8 @@ ACCURACY_LEVEL = 4
 BLOCK_SIZES = (32, 64, 128, 256)
 WHOLE_ROW = 0  # in the place of a block size
 MIN_CONTEXT = 64
+# Images that an export or a verification looks at, where there are more.
+MAX_IMAGES = 24
 # Nats, the mean over tokens: two distributions so near give any token probabilities that differ by at most 0.07
 # (Pinsker's inequality).
 DEFAULT_MAX_KL = 0.01
@@ -76,29 +79,45 @@ class Rounding:
 BY_ROWS = Rounding(bits=7, block_size=WHOLE_ROW, algorithm=RoundingAlgorithm.RTN)
 
 
+def _block_size_fault(block_size: int) -> str:
+    if block_size in BLOCK_SIZES:
+        return ""
+    return f"must be one of {', '.join(map(str, BLOCK_SIZES))}, not {block_size}"
+
+
+def _context_fault(context: int) -> str:
+    return f"must be at least {MIN_CONTEXT} tokens, not {context}" if context < MIN_CONTEXT else ""
+
+
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What the bundle shall be.
+    """What the bundle shall be; see the help of each setting."""
 
-    Attributes:
-        precision: weights of the decoder.
-        block_size: weights that share one scale; larger is faster and smaller, less exact.
-        algorithm: how weights are rounded.
-        int8_matrices: which matrices of an int4 decoder keep 8 bits.
-        context: positions of the decoder: longest prompt and caption together, in tokens.
-    """
-
-    precision: Precision = Precision.INT4
-    block_size: int = 128
-    algorithm: RoundingAlgorithm = RoundingAlgorithm.RTN
-    int8_matrices: Int8Matrices = Int8Matrices.NONE
-    context: int = 4096
+    precision: Precision = setting(
+        Precision.INT4,
+        "Weights of the decoder: int4 is small and fast, int8 closer to the original, fp32 exact and large; "
+        "w8a8 rounds what the weights are multiplied with, too: twice as large as int4, fastest for many captions "
+        "at once.",
+    )
+    block_size: int = setting(
+        128,
+        "Weights that share one scale: 32, 64, 128 or 256; fewer is closer and slower.",
+        check=_block_size_fault,
+    )
+    algorithm: RoundingAlgorithm = setting(
+        RoundingAlgorithm.RTN,
+        "How weights are rounded: rtn, nearest of the values about zero; default, nearest of all values; "
+        "k_quant, with the best scale of each block.",
+    )
+    int8_matrices: Int8Matrices = setting(
+        Int8Matrices.NONE,
+        "Matrices of an int4 decoder that keep 8 bits: head, the one that gives the words; sensitive, some of "
+        "the layers' too.",
+    )
+    context: int = setting(4096, "Longest prompt and caption together, in tokens.", check=_context_fault)
 
     def __post_init__(self) -> None:
-        if self.block_size not in BLOCK_SIZES:
-            raise UsageError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {self.block_size}")
-        if self.context < MIN_CONTEXT:
-            raise UsageError(f"--context must be at least {MIN_CONTEXT} tokens, not {self.context}")
+        require_sense(self)
 
     def rounding(self, matrix: str, layers: int) -> Rounding:
         """How a matrix is rounded.
@@ -126,6 +145,30 @@ class ExportOptions:
             **mixed,
             "accuracy_level": ACCURACY_LEVEL,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """By which images the rounding is fitted, if by any; see the help of each setting."""
+
+    calibrate: tuple[str, ...] = setting(
+        (),
+        "Images to calibrate by (folder, files, Parquet; repeat the option for more): weights are scaled so "
+        "that those which matter for such images are rounded in finer steps (AWQ). Takes minutes.",
+        form=Form.REPEATED,
+    )
+    auto: bool = setting(
+        False,
+        "Choose precision, block size, rounding and scaling by measurement: the fastest decoder that stays "
+        "within --max-kl of the checkpoint on the images of --calibrate, or on some that come with batchcap.",
+        flags=("--auto",),
+    )
+    max_kl: float = setting(
+        DEFAULT_MAX_KL,
+        "With --auto, the mean Kullback-Leibler divergence of the next token from the checkpoint's that is "
+        "allowed, in nats.",
+    )
+    prompt: str = setting(DEFAULT_PROMPT, "What will be asked about each image; for --calibrate and --auto.")
 
 
 def keeps_8_bits(matrix: str, layers: int, int8_matrices: Int8Matrices) -> bool:
