@@ -1,10 +1,21 @@
 # Everything runs in .venv, which the first target that needs it makes. `make help` lists the targets.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+# The supported versions, the newest first: make takes the first that works, or `make PYTHON=…`.
+PYTHONS := 3.14 3.13 3.12 3.11
+# Succeeds where a Python is supported and can make .venv; a name without a Python behind it (pyenv has some) fails.
+PROBE := import ensurepip, sys, venv; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split())
+PYTHON ?= $(shell for python in $(PYTHONS:%=python%) python3; do \
+	if $$python -c '$(PROBE)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# A .venv of another version is emptied first: mixed, neither Python finds its library.
+STALE := import os, sys; os.path.exists("$(BIN)/python%d.%d" % sys.version_info[:2]) or print("--clear")
+# Where PyTorch comes from, if not from where all else does: https://download.pytorch.org/whl/cpu has the CPU build.
+TORCH_INDEX ?=
 DEMO_OUTPUT ?= demo-output
+# A file's tests share what they make, so they stay together; tests/conftest.py puts the long files first.
+TEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos fuzz mutants load clean
+.PHONY: help install demo test test-quick check format docs demo-figures quality-demo quality-profiles bench bench-2b bench-export bench-rotary bench-growth chaos fuzz mutants load clean
 
 help:  ## List the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -12,11 +23,12 @@ help:  ## List the targets
 install: $(VENV)/.installed  ## Make .venv with the tested versions
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-		{ echo "batchcap is tested with Python 3.11 to 3.13: make PYTHON=/path/to/python3.13 $(MAKECMDGOALS)" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(PROBE)' || \
+		{ echo "batchcap is tested with Python $(lastword $(PYTHONS)) to $(firstword $(PYTHONS)), and needs its venv module:" \
+		"make PYTHON=/path/to/python$(firstword $(PYTHONS)) $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $$($(PYTHON) -c '$(STALE)') $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -24,7 +36,10 @@ demo: install  ## Caption sample_data with the embedded demo model and show the 
 	$(BIN)/batchcap caption sample_data --model demo --output $(DEMO_OUTPUT) --show 12
 
 test: install  ## Run the tests, two at once
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(TEST) --durations 10
+
+test-quick: install  ## Run the tests but the slow ones: two minutes
+	$(TEST) -m 'not slow'
 
 check: install  ## Lint, format and types
 	$(BIN)/ruff check .

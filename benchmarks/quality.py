@@ -28,6 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from batchcap.config import VisionConfig
 from batchcap.core.machine import available_cores
 from batchcap.core.records import ImageRow, Patches
+from batchcap.core.sources import Bytes
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
 from batchcap.export.checkpoint.matrix_names import HEAD, in_sensitive_place
 from batchcap.export.checkpoint.options import (
@@ -128,7 +129,7 @@ def scene_patches(geometry: Geometry, count: int) -> Iterator[Patches]:
     for index, example in enumerate(examples(count)):
         buffer = io.BytesIO()
         example.image.save(buffer, "PNG")
-        row = ImageRow(index, str(index), "scenes", index, data=buffer.getvalue())
+        row = ImageRow(index, str(index), "scenes", index, Bytes(buffer.getvalue()))
         yield load_patches(row, geometry.vision, geometry.image, VisionConfig())
 
 

@@ -202,7 +202,8 @@ def test_code_and_pickles_beside_a_checkpoint_are_left_alone(tiny_checkpoint: Pa
     (checkpoint / "conftest.py").write_text(f"open({str(harm)!r}, 'w')\n")
     bundle = export_bundle(str(checkpoint), tmp_path / "bundle", ExportOptions(context=512))
     assert not list(bundle.folder.rglob("evil.py"))
-    done = batchcap("verify", bundle.folder, "--checkpoint", checkpoint, "--limit", 1)
+    (tmp_path / "0.png").write_bytes(image(0))
+    done = batchcap("verify", bundle.folder, "--checkpoint", checkpoint, "--images", tmp_path / "0.png")
     assert "Traceback" not in done.stderr
     assert done.returncode in (0, 3), done.stderr
     assert not harm.exists()

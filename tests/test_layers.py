@@ -27,15 +27,7 @@ FLOOR_OF = {part: len(FLOORS) - number for number, parts in enumerate(FLOORS) fo
 # Folders of the repository that use the package, and that it does without.
 AROUND = frozenset({"benchmarks", "docs", "tests", "training"})
 # Imports that still run upward or sideways; each one that goes is taken out here, and none comes.
-OWED = frozenset(
-    {
-        ("inputs.discover", "images.decode"),
-        ("inputs.discover", "store.folder"),
-        ("inputs.parquet", "store.parts"),
-        ("inputs.walk", "store.folder"),
-        ("store.plan_tables", "inputs.source"),
-    }
-)
+OWED = frozenset[tuple[str, str]]()
 
 
 def modules() -> dict[str, Path]:

@@ -16,6 +16,7 @@ import pytest
 
 from batchcap.config import VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, Float32Array, ImageRow, Patches
+from batchcap.core.sources import FileAt
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from batchcap.export.export import export_bundle
 from batchcap.export.quality.images import load_patches
@@ -103,7 +104,7 @@ def plan(bundle: Bundle) -> DecodingPlan:
 @pytest.fixture(scope="module")
 def patches(bundle: Bundle) -> Patches:
     config = VisionConfig(max_visual_tokens=MAX_VISUAL_TOKENS)
-    row = ImageRow(0, "golden", "golden", 0, path=IMAGE)
+    row = ImageRow(0, "golden", "golden", 0, FileAt(IMAGE))
     found = load_patches(row, bundle.geometry.vision, bundle.geometry.image, config)
     assert found.sha256 == GOLDEN["picture"]["sha256"], f"{IMAGE} is not the image of the published run"
     return found

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchcap.core.errors import ErrorKind
+from batchcap.core.sources import ImageRef
 
 Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]
@@ -50,22 +51,18 @@ class ImageRow:
     Attributes:
         index: place in the whole job, from 0; the order of the output.
         id: the name of the row in the output.
-        source: absolute path of the image file or of the Parquet file.
+        source: absolute path of the file that it comes from.
         row: row inside the source; 0 for an image file.
-        path: file that holds the encoded image, or None where `data` holds it.
-        data: encoded image bytes from the manifest, or None. Both None: the manifest's cell is null.
+        image: where the encoded image lies; None: the manifest's cell is null.
         failure: why the manifest has no image for the row, if it is more than a null cell.
-        if_missing: what the error message says besides, if there is no file at `path`.
     """
 
     index: int
     id: str
     source: str
     row: int
-    path: str | None = None
-    data: bytes | None = None
+    image: ImageRef | None = None
     failure: tuple[ErrorKind, str] | None = None
-    if_missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ PROMPT_TOKENS, STEP_ROWS = 37, 3
 
 
 @dataclass(frozen=True, slots=True)
-class MadeFor:
+class MachineKey:
     """What a kept file holds for; another bundle, CPU or ONNX Runtime never uses it."""
 
     bundle_id: str
@@ -53,7 +53,7 @@ class MadeFor:
     onnxruntime: str
 
     @classmethod
-    def here(cls, bundle: Bundle) -> "MadeFor":
+    def here(cls, bundle: Bundle) -> "MachineKey":
         """A bundle on this machine."""
         build = f"{onnxruntime.__version__}, {onnxruntime.get_build_info()}"
         return cls(bundle.id, cpu_name(), " ".join(sorted(cpu_flags())), build)
@@ -74,9 +74,9 @@ class PackedWeightsCache:
     """
 
     def __init__(self, bundle: Bundle, folder: Path) -> None:
-        self.made_for = MadeFor.here(bundle)
-        self.packed_folder = folder / self.made_for.name
-        self._tile_path = folder / f"{self.made_for.name}.json"
+        self.key = MachineKey.here(bundle)
+        self.packed_folder = folder / self.key.name
+        self._tile_path = folder / f"{self.key.name}.json"
         # One at a time makes or removes anything; what a start that was killed leaves is always in the same place.
         self._lock = FileLock(folder / "lock")
         self._making = folder / "making"
@@ -98,7 +98,7 @@ class PackedWeightsCache:
 
         Measured at every start where the kernel does not say which CPU it is: a cache folder may serve several.
         """
-        if not self.made_for.cpu_flags:
+        if not self.key.cpu_flags:
             return find_batch_multiple(session, self._bundle.geometry)
         try:
             tile = json.loads(self._tile_path.read_bytes())["row_tile"]
@@ -137,7 +137,7 @@ class PackedWeightsCache:
         """Whether the packed weights are there, of the right sizes, and made for this."""
         try:
             entry = self._entry()
-            return entry["made_for"] == asdict(self.made_for) and all(
+            return entry["made_for"] == asdict(self.key) and all(
                 (self.packed_folder / name).stat().st_size == file["bytes"] for name, file in entry["files"].items()
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -189,7 +189,7 @@ class PackedWeightsCache:
             self._save(making / GRAPH_FILE, threads)
             files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in making.iterdir()}
             entry = {
-                "made_for": asdict(self.made_for),
+                "made_for": asdict(self.key),
                 "bundle_folder": str(self._bundle.folder.absolute()),
                 "files": files,
             }
@@ -217,7 +217,7 @@ class PackedWeightsCache:
                 entry = json.loads(path.read_bytes())
                 replaced = (
                     entry["bundle_folder"] == str(self._bundle.folder.absolute())
-                    and entry["made_for"]["cpu"] == self.made_for.cpu
+                    and entry["made_for"]["cpu"] == self.key.cpu
                     and path.parent != self.packed_folder
                 )
             except (OSError, ValueError, KeyError, TypeError):  # not ours to judge

@@ -18,7 +18,7 @@ from batchcap.decoder.packed_weights import PackedWeightsCache
 from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
 from batchcap.engines.busy_flag import BusyFlag
 from batchcap.engines.decoder_lane import DecoderLane
-from batchcap.engines.messages import DecoderSpec, Inbox
+from batchcap.engines.messages import DecoderSpec, Inbox, send
 from batchcap.engines.threads import run_until_first_failure
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate, load_tokenizer
@@ -57,7 +57,7 @@ class DecoderWorker:
 
     def _send(self, message: object) -> None:
         with self._sending:
-            self._connection.send(message)
+            send(self._connection, message)
 
     def run(self, inbox: Inbox) -> None:
         """Work until the coordinator goes away (the inbox ends the process then)."""

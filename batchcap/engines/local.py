@@ -168,7 +168,7 @@ class LocalEngine:
     def submit(self, row: ImageRow) -> None:
         """Send one row to the vision worker; never waits."""
         # The encoded image is kept until the worker has answered; what stays here must not hold it in memory.
-        self._ledger.rows[row.index] = ImageRow(row.index, row.id, row.source, row.row, row.path)
+        self._ledger.rows[row.index] = ImageRow(row.index, row.id, row.source, row.row)
         self._vision.give(row)
 
     def poll(self, timeout_s: float) -> list[Outcome]:

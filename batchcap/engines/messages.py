@@ -1,10 +1,12 @@
 """Owns what coordinator and workers say to each other; light to import, no model library."""
 
+import io
 import os
 import queue
 import threading
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from batchcap.config import GenerationConfig, VisionConfig
@@ -12,6 +14,20 @@ from batchcap.core.records import Features
 
 # One image at a time is the least there is; from here on nothing gets less.
 MAX_DIVISOR = 64
+
+
+def send(connection: Connection, message: object) -> None:
+    """Send a message as `connection.send` does, but leave no view of a buffer behind when nobody reads any more.
+
+    Such a view stays in the traceback, and the garbage collector meets the buffer first: Python 3.13 and later complain
+    on stderr, early releases of 3.12 crash.
+
+    Raises:
+        OSError: the other end is closed.
+    """
+    buffer = io.BytesIO()
+    ForkingPickler(buffer).dump(message)
+    connection.send_bytes(buffer.getvalue())
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from batchcap.core.errors import BatchcapError, ExitCode
 from batchcap.core.signals import STOP_SIGNALS
-from batchcap.engines.messages import DecoderSpec, Fatal, VisionSpec
+from batchcap.engines.messages import DecoderSpec, Fatal, VisionSpec, send
 
 # Giving back the memory of a large model takes the kernel a while.
 END_TIMEOUT_S = 30.0
@@ -76,7 +76,7 @@ class Worker:
     def _send(self) -> None:
         while (message := self._outbox.get()) is not None:
             try:
-                self.connection.send(message)
+                send(self.connection, message)
             except OSError:  # the worker is gone; reading from it tells the coordinator
                 return
 

@@ -24,7 +24,7 @@ FOLDER = "tuning"
 
 
 @dataclass(frozen=True, slots=True)
-class MadeFor:
+class TuningKey:
     """What a measurement holds for."""
 
     bundle: str
@@ -33,7 +33,7 @@ class MadeFor:
     onnxruntime: str
 
     @classmethod
-    def here(cls, bundle_id: str) -> "MadeFor":
+    def here(cls, bundle_id: str) -> "TuningKey":
         """A bundle on this machine."""
         try:
             version = metadata.version("onnxruntime")
@@ -54,9 +54,9 @@ class MadeFor:
 
 def read_tuned(bundle_id: str) -> Tuned | None:
     """What was tuned for a bundle on this machine; a file that is broken or of another machine is passed over."""
-    made_for = MadeFor.here(bundle_id)
+    key = TuningKey.here(bundle_id)
     try:
-        path = made_for.path
+        path = key.path
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, UsageError):
         return None
@@ -66,7 +66,7 @@ def read_tuned(bundle_id: str) -> Tuned | None:
     try:
         if content["format_version"] != FORMAT_VERSION:
             reason = f"is of format {content['format_version']}"
-        elif differing := _difference(content["made_for"], made_for):
+        elif differing := _difference(content["made_for"], key):
             reason = f"was measured {differing}"
         else:
             return _tuned(content)
@@ -76,9 +76,9 @@ def read_tuned(bundle_id: str) -> Tuned | None:
     return None
 
 
-def _difference(stored: dict[str, Any], made_for: MadeFor) -> str:
+def _difference(stored: dict[str, Any], key: TuningKey) -> str:
     """The first thing that differs, for a person; nothing where all is the same."""
-    for name, value in dataclasses.asdict(made_for).items():
+    for name, value in dataclasses.asdict(key).items():
         if stored[name] != value:
             return f"with {name} {stored[name]}, not {value}"
     return ""
@@ -111,17 +111,17 @@ def write_tuned(bundle_id: str, tuned: Tuned, measured: list[dict[str, Any]]) ->
     Raises:
         UsageError: the cache folder can't be written.
     """
-    made_for = MadeFor.here(bundle_id)
+    key = TuningKey.here(bundle_id)
     content = {
         "format_version": FORMAT_VERSION,
-        "made_for": dataclasses.asdict(made_for),
+        "made_for": dataclasses.asdict(key),
         "measured_at": tuned.measured_at.isoformat(timespec="seconds"),
         "speedup": tuned.speedup,
         "rounded_vision": tuned.rounded_vision,
         "settings": dataclasses.asdict(tuned.settings),
         "measured": measured,
     }
-    path = made_for.path
+    path = key.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

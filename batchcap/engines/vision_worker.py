@@ -19,7 +19,7 @@ from batchcap.core.errors import ErrorKind, RowError, lacks_memory
 from batchcap.core.records import Duplicate, Failure, Features, ImageRow, Patches
 from batchcap.engines.busy_flag import BusyFlag
 from batchcap.engines.dedup import SeenImages
-from batchcap.engines.messages import Captioned, Inbox, StageTime, VisionSpec
+from batchcap.engines.messages import Captioned, Inbox, StageTime, VisionSpec, send
 from batchcap.engines.threads import run_until_first_failure
 from batchcap.images.preprocess import patches_of
 from batchcap.inputs.encoded import read_image
@@ -148,7 +148,7 @@ class VisionWorker:
         with self._sending:
             self._answered += len(results)
             for message in (*busy, *results):
-                self._connection.send(message)
+                send(self._connection, message)
 
 
 def lane_count(threads: int) -> int:

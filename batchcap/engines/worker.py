@@ -15,7 +15,7 @@ from typing import Protocol
 from batchcap.core.errors import BatchcapError, ExitCode, lacks_memory
 from batchcap.core.signals import STOP_SIGNALS
 from batchcap.engines.cores import keep_on
-from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec
+from batchcap.engines.messages import DecoderSpec, Fatal, Inbox, Ready, VisionSpec, send
 
 
 class _Stage(Protocol):
@@ -45,17 +45,17 @@ def main() -> None:
     try:
         started = time.perf_counter()
         stage = _build(inbox.get(), connection)
-        connection.send(Ready(time.perf_counter() - started))
+        send(connection, Ready(time.perf_counter() - started))
         stage.run(inbox)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the coordinator is gone
     except BatchcapError as error:
-        connection.send(Fatal(str(error), int(error.exit_code), lacks_memory(error)))
+        send(connection, Fatal(str(error), int(error.exit_code), lacks_memory(error)))
     except Exception as error:  # noqa: BLE001 - a worker's edge: the coordinator tells the person
         if os.environ.get("BATCHCAP_DEBUG"):
             traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
-        connection.send(Fatal(message, int(ExitCode.UNEXPECTED), lacks_memory(error)))
+        send(connection, Fatal(message, int(ExitCode.UNEXPECTED), lacks_memory(error)))
     os._exit(0)  # other threads are not waited for; Python would stop them inside of native code, and that aborts
 
 

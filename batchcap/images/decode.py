@@ -12,12 +12,8 @@ from batchcap.core.errors import ErrorKind, RowError
 from batchcap.images import jpeg2000, tiff
 from batchcap.images.colour import to_rgb
 from batchcap.images.silence import silence
-from batchcap.inputs import content
+from batchcap.inputs.content import FORMATS, not_an_image
 
-# What people keep images in. Pillow knows more, among them formats without a signature, which would take any text
-# file for an image, and ones that start other programs (EPS); none of them gets at untrusted bytes.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
-_SIGNATURE_BYTES = 16
 _TIFF = (b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+")
 _JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 
@@ -115,25 +111,6 @@ def _open(encoded: bytes) -> Image.Image:
         if what is None:
             raise RowError(ErrorKind.CORRUPT, "the image's header is damaged or cut off") from error
         raise RowError(ErrorKind.NOT_AN_IMAGE, f"the content is {what}") from error
-
-
-def not_an_image(encoded: bytes) -> str | None:
-    """What bytes are instead of an image in a known format, and what to do; None where they begin as such an image.
-
-    Args:
-        encoded: a file's bytes, or the first `content.PREFIX_BYTES` of them.
-    """
-    what = content.other_format(encoded)
-    if what is None and not _has_known_signature(encoded):
-        what = content.plain_content(encoded) or f"no image in a known format ({', '.join(FORMATS)})"
-    return what
-
-
-def _has_known_signature(encoded: bytes) -> bool:
-    Image.init()
-    prefix = encoded[:_SIGNATURE_BYTES]
-    checks = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
-    return any(accepts(prefix) for accepts in checks if accepts is not None)
 
 
 def _require_size(image: Image.Image, max_pixels: int) -> None:

@@ -1,10 +1,12 @@
-"""Owns what is said of a manifest's cell that holds no usable path: what it holds instead, and what to do."""
+"""Owns what the text in a manifest's cell is: a path, an address, or nothing usable, and what to do about it."""
 
+import os
 import re
+from pathlib import Path
 
-import pyarrow as pa
-
-from batchcap.core.text import is_address, one_line
+from batchcap.core.errors import ErrorKind, UsageError
+from batchcap.core.sources import Address, FileAt
+from batchcap.core.text import is_address, one_line, shown_name
 from batchcap.inputs.content import base64_image
 
 # No path is longer on Linux; what a column of something else holds may be.
@@ -14,6 +16,40 @@ _QUOTES = "\"'`“”\u2018\u2019«»"
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
 _VARIABLE = re.compile(r"\$\w|\$\{|%\w+%")
+
+
+def image_of_text(cell: str, folder: Path, allowed_root: str | None) -> FileAt | Address | tuple[ErrorKind, str]:
+    """Where the image is that a cell names, or why there is none.
+
+    Args:
+        cell: the text.
+        folder: that relative paths start from.
+        allowed_root: real path of the folder that paths must not lead out of; None: they may lead anywhere.
+    """
+    if is_address(cell):
+        return Address(cell)
+    if (reason := why_no_path(cell)) is not None:
+        return ErrorKind.MISSING, reason
+    file = os.path.join(folder, cell)  # noqa: PTH118 - pathlib interns each name
+    hint = hint_at(cell)
+    if allowed_root is not None and "\0" not in cell:  # with a NUL it is no path at all, as the image stage says
+        real = os.path.realpath(file)
+        if os.path.commonpath([real, allowed_root]) != allowed_root:
+            reason = f"{shown_cell(cell)}: leads out of --image-root {shown_name(str(folder))}"
+            return ErrorKind.REFUSED, f"{reason}; {hint}" if hint else reason
+    return FileAt(file, if_missing=hint)
+
+
+def image_root_at(name: str) -> Path:
+    """The folder that `--image-root` names.
+
+    Raises:
+        UsageError: it is none.
+    """
+    root = Path(name).expanduser().absolute()
+    if not root.is_dir():
+        raise UsageError(f"--image-root {shown_name(str(root))} is no folder: name the one that the paths start from")
+    return root
 
 
 def shown_cell(cell: str) -> str:
@@ -70,24 +106,3 @@ def _oddities(cell: str, bare: str) -> list[tuple[bool, str]]:
         ("\\" in bare and not is_of_windows, "has back-slashes: paths use / on this system"),
         (_PERCENT.search(bare) is not None, "has characters written as %20, as in an address: decode them"),
     ]
-
-
-def list_value(kind: pa.DataType) -> pa.DataType | None:
-    """The type of a list's values; None where it is no list."""
-    is_list = (
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-        or pa.types.is_list_view(kind)
-        or pa.types.is_large_list_view(kind)
-    )
-    return kind.value_type if is_list else None
-
-
-def list_advice(value: pa.DataType) -> str:
-    """What to do with a column whose lists have values of a type."""
-    while (inner := list_value(value)) is not None:
-        value = inner
-    if pa.types.is_integer(value) or pa.types.is_floating(value):
-        return "lists of numbers are not read as an image: store the bytes of a JPEG or PNG"
-    return "a list of images is not supported: give each image a row of its own (explode in pandas, unnest in DuckDB)"

@@ -5,9 +5,15 @@ import binascii
 import codecs
 import re
 
+from PIL import Image
+
 from batchcap.core.text import one_line
 
+# What people keep images in. Pillow knows more, among them formats without a signature, which would take any text
+# file for an image, and ones that start other programs (EPS); none of them gets at untrusted bytes.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI")
 PREFIX_BYTES = 4096
+_SIGNATURE_BYTES = 16
 _SHOWN_LETTERS = 40
 
 _CONVERT = "convert it to JPEG or PNG"
@@ -73,6 +79,25 @@ _IMAGES = (
 )
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 _LEAST_BASE64 = 32
+
+
+def not_an_image(encoded: bytes) -> str | None:
+    """What bytes are instead of an image in a known format, and what to do; None where they begin as such an image.
+
+    Args:
+        encoded: a file's bytes, or the first `PREFIX_BYTES` of them.
+    """
+    what = other_format(encoded)
+    if what is None and not _has_known_signature(encoded):
+        what = plain_content(encoded) or f"no image in a known format ({', '.join(FORMATS)})"
+    return what
+
+
+def _has_known_signature(encoded: bytes) -> bool:
+    Image.init()
+    prefix = encoded[:_SIGNATURE_BYTES]
+    checks = (Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN)
+    return any(accepts(prefix) for accepts in checks if accepts is not None)
 
 
 def other_format(encoded: bytes) -> str | None:

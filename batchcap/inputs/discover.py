@@ -10,31 +10,20 @@ from pathlib import Path
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
+from batchcap.core.jobfolder import is_job_folder
+from batchcap.core.sources import Source
 from batchcap.core.text import is_address, printable_name, shown_name
-from batchcap.images.decode import not_an_image
-from batchcap.inputs.content import PREFIX_BYTES
+from batchcap.inputs.content import PREFIX_BYTES, not_an_image
 from batchcap.inputs.encoded import read_beginning
-from batchcap.inputs.parquet import count_rows
+from batchcap.inputs.registry import DEFAULT_READER, READERS, readers_by_suffix
 from batchcap.inputs.skipped import Skipped
-from batchcap.inputs.source import Source, SourceKind
-from batchcap.inputs.suffix import (
-    IMAGE_SUFFIXES,
-    NOT_READ,
-    PARQUET_SUFFIXES,
-    UNREADABLE_IMAGE_SUFFIXES,
-    suffix_of,
-)
-from batchcap.inputs.tables import table_above
+from batchcap.inputs.suffix import NOT_READ, UNREADABLE_IMAGE_SUFFIXES, suffix_of
 from batchcap.inputs.walk import Walk, asks_for_parts, fixed_part
-from batchcap.store.folder import is_job_folder
 
 log = logging.getLogger(__name__)
 
 # Folders in which a writer keeps what is not finished, and a table its log: nothing in them is input.
 _WRITERS_FOLDERS = frozenset({"_temporary", "_delta_log"})
-
-# A named file with one of these says what it is meant to be; what it is its row says.
-_KNOWN_SUFFIXES = IMAGE_SUFFIXES | UNREADABLE_IMAGE_SUFFIXES | PARQUET_SUFFIXES | NOT_READ.keys()
 
 
 def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None) -> Iterator[Source]:
@@ -62,14 +51,16 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     for name in config.inputs:
         _require_input(name)
     rows = 0
-    tables = _Tables()
+    nouns = dict[str, None]()  # of the sources, in their order
+    warnings = _Warnings()
     for name in config.inputs:
         search = _Search(os.path.realpath(exclude))
         found = False
         for source in search.input(name):
             found = True
             rows += source.rows
-            tables.warn(source)
+            nouns[READERS[source.kind].noun] = None
+            warnings.tell(source)
             yield source
         if not found:
             raise UsageError(search.skipped.nothing_found(name))
@@ -78,9 +69,8 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
         if skipped is not None:
             skipped.add(search.skipped)
     if not rows:
-        raise UsageError(
-            f"no Parquet file in {', '.join(map(shown_name, config.inputs))} has a row: name files that have some"
-        )
+        what = " and ".join(f"no {noun}" for noun in nouns)
+        raise UsageError(f"{what} in {', '.join(map(shown_name, config.inputs))} has a row: name files that have some")
 
 
 def _require_input(name: str) -> None:
@@ -100,36 +90,32 @@ def _require_input(name: str) -> None:
             f"{shown_name(name)} is a job folder of batchcap, which holds captions and no images: leave it out. If "
             "its part files carry a column of images, name these, in quotes: '…/part-*.parquet'"
         )
-    if suffix_of(path) not in _KNOWN_SUFFIXES and (beginning := read_beginning(path, PREFIX_BYTES)) is not None:
+    # A suffix that is known says what the file is meant to be; what it is its row says.
+    known = readers_by_suffix().keys() | UNREADABLE_IMAGE_SUFFIXES | NOT_READ.keys()
+    if suffix_of(path) not in known and (beginning := read_beginning(path, PREFIX_BYTES)) is not None:
         what = not_an_image(beginning)
         if what is not None:
             raise UsageError(f"the input {shown_name(name)} is {what}")
 
 
 @dataclass(slots=True)
-class _Tables:
-    """The tables that a warning has told of, and the folders looked at."""
+class _Warnings:
+    """What a person was told of sources, each once, and the folders looked at."""
 
-    told: set[Path] = field(default_factory=set)
-    seen: set[Path] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
+    seen: set[tuple[str, Path]] = field(default_factory=set)
 
-    def warn(self, source: Source) -> None:
-        """Say once of a table that its folder holds more rows than it has."""
-        folder = source.path.parent
-        if source.kind is not SourceKind.PARQUET or folder in self.seen:
+    def tell(self, source: Source) -> None:
+        """Say what is to be said of the folder of a source."""
+        reader = READERS[source.kind]
+        folder = (source.kind, source.path.parent) if reader.is_container else None  # of images there may be a million
+        if folder is None or folder in self.seen:
             return
         self.seen.add(folder)
-        table = table_above(folder)
-        if table is None or table[0] in self.told:
-            return
-        path, table_format = table
-        self.told.add(path)
-        log.warning(
-            "%s is a %s table: its folder also holds the files of deleted rows and old versions, and these are read, "
-            "too. Export the current version of the table to Parquet and caption that.",
-            shown_name(str(path)),
-            table_format,
-        )
+        warning = reader.warning(folder[1])
+        if warning is not None and warning not in self.told:
+            self.told.add(warning)
+            log.warning("%s", warning)
 
 
 class _Search:
@@ -138,6 +124,7 @@ class _Search:
     def __init__(self, exclude: str) -> None:
         self.skipped = Skipped()
         self._walk = Walk(exclude, self.skipped.job_folders)
+        self._readers = readers_by_suffix()
 
     def input(self, name: str) -> Iterator[Source]:
         """The sources of the input."""
@@ -145,7 +132,7 @@ class _Search:
         if os.path.isdir(path):
             yield from self._folder(path)
         elif os.path.lexists(path):
-            yield _source(os.path.abspath(path), os.path.basename(path), suffix_of(path))
+            yield self._source(os.path.abspath(path), os.path.basename(path), suffix_of(path))
         else:
             yield from self._pattern(path)
 
@@ -162,7 +149,7 @@ class _Search:
                 continue
             relative, suffix = os.path.relpath(path, base), suffix_of(path)
             if self._is_wanted(relative, suffix, asked_for, names_suffix=names_suffix):
-                yield _source(os.path.abspath(path), relative, suffix)
+                yield self._source(os.path.abspath(path), relative, suffix)
 
     def _folder(self, folder: str, base: str | None = None, asked_for: Sequence[str] = ()) -> Iterator[Source]:
         """The sources below a folder; their ids are relative to `base`, or to the folder."""
@@ -171,7 +158,7 @@ class _Search:
         for name in self._walk.below(absolute):
             relative, suffix = os.path.join(above, name), suffix_of(name)
             if self._is_wanted(relative, suffix, asked_for):
-                yield _source(os.path.join(absolute, name), relative, suffix)
+                yield self._source(os.path.join(absolute, name), relative, suffix)
 
     def _is_wanted(
         self, relative: str, suffix: str, asked_for: Sequence[str] = (), *, names_suffix: bool = False
@@ -185,9 +172,11 @@ class _Search:
             names_suffix: whether the pattern says which suffix it wants.
         """
         internal = _internal_names(relative, asked_for)
-        if internal and (suffix in PARQUET_SUFFIXES or _WRITERS_FOLDERS.intersection(internal)):
+        reader = self._readers.get(suffix)
+        is_of_a_table = reader is not None and reader.is_container
+        if internal and (is_of_a_table or _WRITERS_FOLDERS.intersection(internal)):
             self.skipped.internal += 1
-        elif names_suffix or suffix in IMAGE_SUFFIXES or suffix in PARQUET_SUFFIXES:
+        elif names_suffix or reader is not None:
             return True
         elif suffix in UNREADABLE_IMAGE_SUFFIXES:
             self.skipped.images[suffix] += 1
@@ -197,6 +186,21 @@ class _Search:
             self.skipped.others[shown_name(suffix)] += 1
         return False
 
+    def _source(self, path: str, relative: str, suffix: str) -> Source:
+        """The source at an absolute path."""
+        reader = self._readers.get(suffix)
+        if reader is None:
+            if suffix in NOT_READ:
+                raise UsageError(f"{shown_name(path)} {NOT_READ[suffix]}")
+            reader = DEFAULT_READER
+        try:
+            status = os.stat(path)
+            size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
+        except OSError:  # reading its rows tells what is wrong
+            size_bytes = mtime_ns = 0
+        file = Path(path)
+        return Source(printable_name(relative), file, reader.kind, reader.count(file), size_bytes, mtime_ns)
+
 
 def _internal_names(relative: str, asked_for: Sequence[str]) -> list[str]:
     """Names on a path that Parquet readers skip: with `_` at the beginning, but for partitions (`_day=1`)."""
@@ -204,18 +208,3 @@ def _internal_names(relative: str, asked_for: Sequence[str]) -> list[str]:
         return []
     names = (name for name in relative.split(os.sep) if name.startswith("_") and "=" not in name)
     return [name for name in names if not any(fnmatchcase(name, part) for part in asked_for)]
-
-
-def _source(path: str, relative: str, suffix: str) -> Source:
-    """The source at an absolute path."""
-    name = printable_name(relative)
-    if suffix in NOT_READ:
-        raise UsageError(f"{shown_name(path)} {NOT_READ[suffix]}")
-    try:
-        status = os.stat(path)
-        size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
-    except OSError:  # reading its rows tells what is wrong
-        size_bytes = mtime_ns = 0
-    if suffix not in PARQUET_SUFFIXES:
-        return Source(name, Path(path), SourceKind.IMAGE, 1, size_bytes, mtime_ns)
-    return Source(name, Path(path), SourceKind.PARQUET, count_rows(Path(path)), size_bytes, mtime_ns)

@@ -6,9 +6,12 @@ import os
 import stat
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.core.records import EncodedImage, ImageRow
+from batchcap.core.sources import Address, Bytes, FileAt, ImageRef
+from batchcap.inputs.cells import why_no_file
 
 # No image within the pixel limit needs more; what is larger is no image, and would not fit in memory.
 MAX_ENCODED_MIB = 1024
@@ -27,16 +30,14 @@ def read_encoded(row: ImageRow) -> bytes:
 
     Raises:
         RowError: what the manifest says of the row, MISSING (null cell, no such file), UNREADABLE (folder, device, no
-            permission, input/output error), NOT_AN_IMAGE (nothing in it) or TOO_LARGE.
+            permission, input/output error), REFUSED (an address), NOT_AN_IMAGE (nothing in it), CORRUPT (the file ends
+            before the image does) or TOO_LARGE.
     """
     if row.failure is not None:
         raise RowError(*row.failure)
-    if row.data is not None:
-        encoded = row.data
-    elif row.path is not None:
-        encoded = _read_file(row.path, row.if_missing)
-    else:
+    if row.image is None:
         raise RowError(ErrorKind.MISSING, "the image's cell is null")
+    encoded = _bytes_of(row.image)
     if not encoded:
         raise RowError(ErrorKind.NOT_AN_IMAGE, "the image has no bytes at all")
     _require_size("the encoded image", len(encoded))
@@ -53,21 +54,45 @@ def read_beginning(path: str, size_bytes: int) -> bytes | None:
         return None
 
 
-def _read_file(path: str, if_missing: str) -> bytes:
+def _bytes_of(image: ImageRef) -> bytes:
+    match image:
+        case Bytes(data):
+            return data
+        case FileAt():
+            return _read_file(image)
+        case Address(url):
+            raise RowError(ErrorKind.REFUSED, why_no_file(url))
+
+
+def _read_file(image: FileAt) -> bytes:
+    path, if_missing = image.path, image.if_missing
     try:
         _require_regular(path, Path(path).stat().st_mode)
         # Should a pipe take the file's place in between: do not wait for its writer.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             _require_regular(path, status.st_mode)
-            _require_size(path, status.st_size)  # before there is memory taken for it
-            return file.read(MAX_ENCODED_MIB * _MIB + 1)
+            if image.size is None and not image.offset:
+                _require_size(path, status.st_size)  # before there is memory taken for it
+                return file.read(MAX_ENCODED_MIB * _MIB + 1)
+            return _read_range(file, image, status.st_size)
     except OSError as error:
         kind = ErrorKind.MISSING if error.errno in _NOT_THERE else ErrorKind.UNREADABLE
         is_nothing = kind is ErrorKind.MISSING or error.errno == errno.ENAMETOOLONG
         raise RowError(kind, _reason(path, error.strerror or str(error), if_missing if is_nothing else "")) from error
     except ValueError as error:  # a NUL in the path
         raise RowError(ErrorKind.MISSING, _reason(repr(path), str(error), if_missing)) from error
+
+
+def _read_range(file: BinaryIO, image: FileAt, file_bytes: int) -> bytes:
+    """The bytes of an image that does not fill its file; where they lie others have written."""
+    size = file_bytes - image.offset if image.size is None else image.size
+    if image.offset < 0 or size < 0 or image.offset + size > file_bytes:
+        where = f"{image.path}: the image begins at byte {image.offset} and has {size} bytes"
+        raise RowError(ErrorKind.CORRUPT, f"{where}, the file has {file_bytes} in all: it is cut off, or another one")
+    _require_size("the encoded image", size)
+    file.seek(image.offset)
+    return file.read(size)
 
 
 def _reason(path: str, reason: str, hint: str) -> str:
@@ -90,7 +115,7 @@ def _require_size(name: str, size_bytes: int) -> None:
 
 
 def read_image(row: ImageRow) -> EncodedImage:
-    """Read one image's bytes: `row.data`, else the file at `row.path`. Safe to call from several threads.
+    """Read one image's bytes from where they lie. Safe to call from several threads.
 
     Raises:
         RowError: there are none, or too many.

@@ -1,257 +1,93 @@
-"""Owns what a Parquet input is: whether it can be read, its number of rows, and which column means what."""
+"""Owns Parquet files as inputs: each is looked at once a job, and one is open at a time for images and for columns."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchcap.config import InputConfig
-from batchcap.core.errors import UsageError
-from batchcap.core.text import one_line, shown_name
-from batchcap.inputs.cells import list_advice, list_value
-from batchcap.store.parts import SCHEMA as OUTPUT_SCHEMA
-
-# A plan of more would take days to make. Only a footer that lies has them.
-_MAX_ROWS = 1_000_000_000
-# How much of other people's column names a message shows.
-_SHOWN_NAMES, _SHOWN_LETTERS = 8, 40
-PATH_NAMES = ("image", "image_path", "path", "file_name", "filename", "filepath", "file")
-ALL_COLUMNS = "*"
-RENAMED_PREFIX = "input_"
-IMAGE_STRUCT, BYTES, PATH = 3, 2, 1
-
-
-@dataclass(frozen=True, slots=True)
-class ParquetLayout:
-    """Which columns of a Parquet file mean what.
-
-    Attributes:
-        image: column with the image.
-        id: column with the row's id, or None.
-        kept: the columns to carry, with their types in the file; any may hold nulls.
-        kept_as: their names in the output.
-        rank: what the image column holds: `IMAGE_STRUCT`, `BYTES` or `PATH`.
-        image_root: folder that relative paths start from.
-        allowed_root: real path of the folder that paths must not lead out of; None: they may lead anywhere.
-    """
-
-    image: str
-    id: str | None
-    kept: pa.Schema
-    kept_as: tuple[str, ...]
-    rank: int
-    image_root: Path
-    allowed_root: str | None
+from batchcap.core.records import ImageRow
+from batchcap.core.sources import Piece
+from batchcap.core.text import shown_name
+from batchcap.inputs.parquet_layout import ParquetLayout, count_rows, read_layout
+from batchcap.inputs.parquet_rows import (
+    SMALL_BATCH_ROWS,
+    RowReader,
+    carried_reader,
+    image_reader,
+    image_row,
+    read_columns,
+    read_rows,
+)
+from batchcap.inputs.reader import PassthroughColumns, Reader, Unreadable
+from batchcap.inputs.tables import table_above
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """What goes wrong with a Parquet file, as an error that says what to do.
+class ParquetFiles(Reader):
+    """Parquet files, each row of which has an image or says where it is."""
 
-    Raises:
-        UsageError: the file can't be read.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise UsageError(f"the Parquet file {shown(path)} is missing: put it back to go on") from None
-    except UnicodeEncodeError:
-        raise UsageError(f"the name of the Parquet file {shown(path)} is not UTF-8: rename it") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"can't read the Parquet file {shown(path)} ({reason_of(error)}): mend it or leave it out"
-        ) from None
+    kind = "parquet"
+    noun = "Parquet file"
+    suffixes = frozenset({".parquet", ".pq"})
 
+    def __init__(self, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> None:
+        super().__init__(config, own_columns)
+        self._layouts: dict[Path, ParquetLayout] = {}
+        # One file open for each purpose: a job may have thousands.
+        self._images: RowReader | None = None
+        self._columns: RowReader | None = None
 
-def reason_of(error: Exception) -> str:
-    """What a library says is wrong with a file, in one line."""
-    if isinstance(error, UnicodeDecodeError):
-        return "it has a column name that is not UTF-8"
-    lines = str(error).splitlines()
-    return one_line(lines[0]) if lines else type(error).__name__
+    @staticmethod
+    def count(path: Path) -> int:
+        """Rows of a file; see `count_rows`."""
+        return count_rows(path)
 
-
-def shown(path: Path) -> str:
-    """A file's name in a message."""
-    return shown_name(str(path))
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """An input, opened for its rows; every reading of rows or types goes through here.
-
-    Old timestamps of 96 bits come in microseconds: in nanoseconds, which PyArrow takes by default, every date after
-    2262 would be another one without a word, such as the 9999-12-31 that stands for "for ever" in many tables.
-
-    Raises:
-        pa.ArrowException, OSError, UnicodeDecodeError: it can't be read; see `readable`.
-    """
-    # Checksums are verified where a file has them: an image with a flipped bit would be another image.
-    return pq.ParquetFile(
-        path,
-        memory_map=False,
-        buffer_size=1 << 20,
-        coerce_int96_timestamp_unit="us",
-        page_checksum_verification=True,
-    )
-
-
-def count_rows(path: Path) -> int:
-    """Rows of a Parquet file.
-
-    Raises:
-        UsageError: it can't be read.
-    """
-    with readable(path):
-        return sum(row_group_sizes(pq.read_metadata(path)))
-
-
-def row_group_sizes(metadata: pq.FileMetaData) -> list[int]:
-    """The rows of each row group.
-
-    Raises:
-        pa.ArrowInvalid: the footer contradicts itself, or has more rows than a job can have.
-    """
-    # No column of a row group is looked at: where its statistics are damaged, pyarrow ends the process.
-    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    if metadata.num_rows != sum(sizes) or any(size < 0 for size in sizes):
-        raise pa.ArrowInvalid(f"its footer says {metadata.num_rows} rows, its row groups have {sum(sizes)}")
-    if metadata.num_rows > _MAX_ROWS:
-        raise pa.ArrowInvalid(f"it says it has {metadata.num_rows} rows, and {_MAX_ROWS} are the most a file may have")
-    return sizes
-
-
-def read_layout(
-    path: Path, config: InputConfig, own_columns: frozenset[str] = frozenset(OUTPUT_SCHEMA.names)
-) -> ParquetLayout:
-    """Decide which columns of a file are used.
-
-    Args:
-        path: the file.
-        config: which columns were asked for.
-        own_columns: names in the output that carried columns can't have.
-
-    Raises:
-        UsageError: no column or several may hold the image, or a column that was named is missing.
-    """
-    with readable(path), open_parquet(path) as file:
-        return _layout_of(path, file.schema_arrow, config, own_columns)
-
-
-def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: frozenset[str]) -> ParquetLayout:
-    names = Counter(schema.names)
-    doubles = [name for name, count in names.items() if count > 1]
-    if doubles:
-        raise UsageError(f"{shown(path)} has several columns called {listed(sorted(doubles))}: rename them")
-    for option, name in column_options(config):
-        if name not in names:
-            raise UsageError(f"{shown(path)} has no column {quoted(name)} ({option}): name one of {listed(names)}")
-    image = config.image_column or _find_image_column(path, schema)
-    kind = schema.field(image)
-    rank = rank_of(kind)
-    if not rank:
-        value, advice = list_value(kind.type), "neither bytes, an Image, nor a path: name another with --image-column"
-        advice = advice if value is None else list_advice(value)
-        raise UsageError(f"column {quoted(image)} of {shown(path)} is {_cut(str(kind.type))}: {advice}")
-    kept = [name for name in names if name != image] if ALL_COLUMNS in config.keep_columns else config.keep_columns
-    kept = list(dict.fromkeys(kept))
-    root = _image_root(config.image_root) if config.image_root else None
-    return ParquetLayout(
-        image=image,
-        id=config.id_column,
-        kept=pa.schema([(name, schema.field(name).type) for name in kept]),
-        kept_as=_output_names(path, kept, own_columns),
-        rank=rank,
-        image_root=root or path.parent,
-        allowed_root=None if root is None else str(root.resolve()),
-    )
-
-
-def column_options(config: InputConfig) -> list[tuple[str, str]]:
-    """The columns that were asked for by name: option and name."""
-    kept = (("--keep-columns", name) for name in config.keep_columns if name != ALL_COLUMNS)
-    pairs = (("--image-column", config.image_column), ("--id-column", config.id_column), *kept)
-    return [(option, name) for option, name in pairs if name is not None]
-
-
-def _image_root(name: str) -> Path:
-    root = Path(name).expanduser().absolute()
-    if not root.is_dir():
-        raise UsageError(f"--image-root {shown(root)} is no folder: name the one that the paths start from")
-    return root
-
-
-def _cut(text: str) -> str:
-    return one_line(text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}…")
-
-
-def quoted(name: str) -> str:
-    """The name of a column in a message."""
-    return f"'{_cut(name)}'"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names of columns, as many as fit into a line."""
-    every = list(names)
-    more = len(every) - _SHOWN_NAMES
-    return ", ".join(map(_cut, every[:_SHOWN_NAMES])) + (f", … and {more} more" if more > 0 else "")
-
-
-def rank_of(field: pa.Field) -> int:
-    """How surely a column holds images: an Image, bytes, a path, or 0 for not at all."""
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    if pa.types.is_struct(kind):
-        parts = {part.name: part for part in kind}
-        if len(parts) < kind.num_fields:  # two of a name: nobody knows which one is meant
-            return 0
-        fits = ("bytes" in parts and rank_of(parts["bytes"]) == BYTES) or (
-            "path" in parts and rank_of(parts["path"]) == PATH
+    @staticmethod
+    def warning(folder: Path) -> str | None:
+        """Say of a table that its folder holds more rows than it has."""
+        table = table_above(folder)
+        if table is None:
+            return None
+        path, table_format = table
+        return (
+            f"{shown_name(str(path))} is a {table_format} table: its folder also holds the files of deleted rows and "
+            "old versions, and these are read, too. Export the current version of the table to Parquet and caption "
+            "that."
         )
-        return IMAGE_STRUCT if fits else 0
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return BYTES
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    # Without any value pandas leaves a column without a type.
-    return PATH if is_text or pa.types.is_null(kind) else 0
 
+    def rows(self, piece: Piece, indexes: Sequence[int]) -> Iterator[ImageRow]:
+        """Rows of a file; a row group that is open already is gone on with."""
+        file = Path(piece.path)
+        layout = self._layout(file)
+        if self._images is None or self._images.path != file:
+            self._images = image_reader(file, layout)
+        wanted = frozenset(indexes)
+        skip = indexes[0] - piece.first_row
+        found = read_rows(self._images, piece.start + skip, 1 + indexes[-1] - indexes[0])
+        for offset, values in enumerate(found, skip):
+            index = piece.first_row + offset
+            if index in wanted:
+                yield image_row(values, layout, (index, piece.source_id, file, piece.start + offset))
 
-def _find_image_column(path: Path, schema: pa.Schema) -> str:
-    for rank in (IMAGE_STRUCT, BYTES, PATH):
-        names = [field.name for field in schema if rank_of(field) == rank]
-        if rank == PATH:  # any text may be a path: only the usual names count, the most usual first
-            names = [name for name in PATH_NAMES if name in names][:1]
-        if len(names) == 1:
-            return str(names[0])
-        if names:
-            raise UsageError(
-                f"{shown(path)} has several columns that may hold the image ({listed(names)}): "
-                "name one with --image-column"
-            )
-    lists = [f"; {quoted(field.name)}: {list_advice(field.type.value_type)}" for field in schema if _has_lists(field)]
-    raise UsageError(
-        f"{shown(path)} has no column with images; it has {listed(schema.names)}. Name one with "
-        f"--image-column: bytes, a Hugging Face Image, or a path{''.join(lists[:1])}"
-    )
+    def passthrough(self, path: Path) -> PassthroughColumns:
+        """Those that `--keep-columns` names."""
+        layout = self._layout(path)
+        return PassthroughColumns(path, layout.kept, layout.kept_as)
 
+    def columns(self, piece: Piece) -> pa.Table:
+        """Those of a piece; see `read_columns`."""
+        file = Path(piece.path)
+        layout = self._layout(file)
+        if self._columns is None or self._columns.path != file:
+            self._columns = carried_reader(file, layout)
+        return read_columns(self._columns, layout, piece.start, piece.rows)
 
-def _has_lists(field: pa.Field) -> bool:
-    """Whether a column's cells may hold several images."""
-    value = list_value(field.type)
-    return value is not None and (rank_of(field.with_type(value)) > PATH or field.name.removesuffix("s") in PATH_NAMES)
+    def values(self, path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch | Unreadable]:
+        """The columns, and no others, piece by piece; of a damaged row group nothing."""
+        reader = RowReader(path, list(names), SMALL_BATCH_ROWS)
+        return reader.read(0, reader.rows)
 
-
-def _output_names(path: Path, wanted: list[str], own_columns: frozenset[str]) -> tuple[str, ...]:
-    """The names of carried columns in the output: `input_` before one that is called like a column of ours."""
-    # Names that differ in case only are the same for DuckDB and other readers.
-    own, taken = ({name.lower() for name in names} for names in (own_columns, wanted))
-    names = [RENAMED_PREFIX + name if name.lower() in own else name for name in wanted]
-    for name, new in zip(wanted, names, strict=True):
-        if new != name and new.lower() in taken:
-            raise UsageError(
-                f"{shown(path)} has columns {quoted(name)} and {quoted(new)}, and the first would get the name of "
-                "the second in the output: rename one, or keep one with --keep-columns"
-            )
-    return tuple(names)
+    def _layout(self, path: Path) -> ParquetLayout:
+        if path not in self._layouts:
+            self._layouts[path] = read_layout(path, self.config, self.own_columns)
+        return self._layouts[path]

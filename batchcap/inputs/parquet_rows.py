@@ -5,7 +5,6 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,20 @@ import pyarrow as pa
 
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import ImageRow
-from batchcap.core.text import is_address, printable_name
-from batchcap.inputs.cells import hint_at, shown_cell, why_no_file, why_no_path
-from batchcap.inputs.parquet import (
+from batchcap.core.sources import Bytes
+from batchcap.core.text import printable_name
+from batchcap.inputs.cells import image_of_text
+from batchcap.inputs.columns import listed, shown
+from batchcap.inputs.parquet_layout import (
     PATH,
     ParquetLayout,
-    listed,
     open_parquet,
     rank_of,
     readable,
     reason_of,
     row_group_sizes,
-    shown,
 )
+from batchcap.inputs.reader import Unreadable
 from batchcap.inputs.source import source_name
 
 log = logging.getLogger(__name__)
@@ -36,19 +36,6 @@ log = logging.getLogger(__name__)
 _IMAGE_BATCH_ROWS = 1
 SMALL_BATCH_ROWS = 1024
 _MAX_BATCH_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """Rows in the place of which there is only a reason.
-
-    Attributes:
-        rows: how many.
-        reason: names the file and the row group.
-    """
-
-    rows: int
-    reason: str
 
 
 def rows_at_once(group_bytes: int, most: int) -> int:
@@ -310,25 +297,10 @@ def image_row(
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):
-        return ImageRow(index, name, source, row, data=cell)
+        return ImageRow(index, name, source, row, Bytes(cell))
     if cell is None:
         return ImageRow(index, name, source, row)
-    failure = _refusal(cell, layout)
-    if failure is not None:
-        return ImageRow(index, name, source, row, failure=failure)
-    file = os.path.join(layout.image_root, cell)  # noqa: PTH118 - pathlib interns each name
-    return ImageRow(index, name, source, row, path=file, if_missing=hint_at(cell))
-
-
-def _refusal(cell: str, layout: ParquetLayout) -> tuple[ErrorKind, str] | None:
-    """Why a path in a manifest is not opened, if so."""
-    if is_address(cell):
-        return ErrorKind.REFUSED, why_no_file(cell)
-    if (reason := why_no_path(cell)) is not None:
-        return ErrorKind.MISSING, reason
-    if layout.allowed_root is not None and "\0" not in cell:  # with a NUL it is no path at all, as the image stage says
-        real = os.path.realpath(os.path.join(layout.image_root, cell))  # noqa: PTH118
-        if os.path.commonpath([real, layout.allowed_root]) != layout.allowed_root:
-            hint = f"; {hint_at(cell)}" if hint_at(cell) else ""
-            return ErrorKind.REFUSED, f"{shown_cell(cell)}: leads out of --image-root {shown(layout.image_root)}{hint}"
-    return None
+    found = image_of_text(cell, layout.image_root, layout.allowed_root)
+    if isinstance(found, tuple):
+        return ImageRow(index, name, source, row, failure=found)
+    return ImageRow(index, name, source, row, found)

@@ -21,8 +21,8 @@ from batchcap.inputs.column_type import (
     keeps,
     writable,
 )
-from batchcap.inputs.parquet import ParquetLayout, listed, quoted, shown
-from batchcap.inputs.parquet_rows import SMALL_BATCH_ROWS, RowReader, Unreadable
+from batchcap.inputs.columns import listed, quoted, shown
+from batchcap.inputs.reader import PassthroughColumns, Reader, Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ class _Column:
     found: dict[pa.DataType, Path] = field(default_factory=dict)
 
 
-def passthrough_schema(files: Iterable[tuple[Path, ParquetLayout]], written: pa.Schema | None) -> pa.Schema:
-    """The carried columns of all Parquet files of a job, in their order.
+def passthrough_schema(sources: Iterable[PassthroughColumns], written: pa.Schema | None) -> pa.Schema:
+    """The carried columns of all sources of a job, in their order.
 
     Args:
-        files: the files, and which of their columns are carried.
+        sources: which columns of each source are carried.
         written: the carried columns of the parts that are there, which all others must have, too; None: no part is.
 
     Raises:
@@ -61,8 +61,9 @@ def passthrough_schema(files: Iterable[tuple[Path, ParquetLayout]], written: pa.
     """
     columns = {one.name: _Column(writable(one.type) or one.type, None) for one in written or ()}
     left_out: dict[str, Path] = {}
-    for path, layout in files:
-        for kept, name in zip(layout.kept, layout.kept_as, strict=True):
+    for source in sources:
+        path = source.path
+        for kept, name in zip(source.schema, source.names, strict=True):
             if name in columns:
                 _add(columns[name], name, kept.type, path)
             elif written is None:
@@ -122,37 +123,37 @@ def _clash(column: _Column, name: str, kind: pa.DataType, path: Path) -> str:
     )
 
 
-def require_values_fit(path: Path, layout: ParquetLayout, passthrough: pa.Schema, *, is_written: bool) -> None:
-    """Look whether the values of a file fit the types that its columns are carried with.
+def require_values_fit(reader: Reader, source: PassthroughColumns, passthrough: pa.Schema, *, is_written: bool) -> None:
+    """Look whether the values of a source fit the types that its columns are carried with.
 
     Only columns are read whose type does not tell, and of a damaged row group nothing.
 
     Args:
-        path: the file.
-        layout: which of its columns are carried.
+        reader: of the source.
+        source: which of its columns are carried.
         passthrough: the columns as they are carried.
         is_written: whether parts that are there have decided these types.
 
     Raises:
-        UsageError: one does not, or the file can't be read.
+        UsageError: one does not, or the source can't be read.
     """
     kinds = dict(zip(passthrough.names, passthrough.types, strict=True))
     wanted = {
         kept.name: kinds[name]
-        for kept, name in zip(layout.kept, layout.kept_as, strict=True)
+        for kept, name in zip(source.schema, source.names, strict=True)
         if name in kinds and not is_certain(kept.type, kinds[name])
     }
     if not wanted:
         return
-    reader, row = RowReader(path, list(wanted), SMALL_BATCH_ROWS), 0
-    for piece in reader.read(0, reader.rows):
+    row = 0
+    for piece in reader.values(source.path, list(wanted)):
         if isinstance(piece, Unreadable):
             row += piece.rows
             continue
         for name, target in wanted.items():
             _column, misfits = fitted(pa.chunked_array([piece[name]]), target)
             if misfits:
-                value = f"column {quoted(name)} of {shown(path)} has a value in row {row + misfits[0]}"
+                value = f"column {quoted(name)} of {shown(source.path)} has a value in row {row + misfits[0]}"
                 raise UsageError(f"{value} that does not fit {_cut(target)}, {_WHY[is_written]}")
         row += len(piece)
 

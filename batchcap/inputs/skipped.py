@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from batchcap.core.text import shown_name
+from batchcap.inputs.registry import READERS
 from batchcap.inputs.suffix import NOT_READ
 
 _SHOWN_SUFFIXES = 5
@@ -51,7 +52,8 @@ class Skipped:
 
     def nothing_found(self, name: str) -> str:
         """The error message for an input in which all was skipped."""
-        text = "; ".join([f"no image and no Parquet file in {shown_name(name)}", *(line for _, line in self.lines())])
+        none = " and ".join(f"no {reader.noun}" for reader in READERS.values())
+        text = "; ".join([f"{none} in {shown_name(name)}", *(line for _, line in self.lines())])
         if self.others:
             ((suffix, _count),) = self.others.most_common(1)
             advice = NOT_READ.get(suffix)

@@ -1,38 +1,8 @@
-"""Owns the source: one file that rows come from, and how its name becomes text."""
+"""Owns how the name of a source becomes text."""
 
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from batchcap.core.text import printable_name
-
-
-class SourceKind(StrEnum):
-    """What a source is."""
-
-    IMAGE = "image"
-    PARQUET = "parquet"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file of the inputs.
-
-    Attributes:
-        id: its name in the output; valid text whatever the file's name is.
-        path: absolute path.
-        kind: an image, or a Parquet file of images.
-        rows: 1, or the rows of the Parquet file.
-        size_bytes: its size when it was found; 0 where it could not be looked at.
-        mtime_ns: time of its last change then; 0 where it could not be looked at.
-    """
-
-    id: str
-    path: Path
-    kind: SourceKind
-    rows: int
-    size_bytes: int = 0
-    mtime_ns: int = 0
 
 
 def source_name(path: str) -> str:

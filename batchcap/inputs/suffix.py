@@ -1,21 +1,15 @@
-"""Owns what a file's suffix says: an image, a Parquet file, or something that batchcap does not read."""
+"""Owns what a file's suffix says where no reader has it: an image or something else that batchcap does not read."""
 
 import os
 
 
-def _suffixes(extensions: str) -> frozenset[str]:
+def suffix_set(extensions: str) -> frozenset[str]:
+    """Extensions between blanks as suffixes."""
     return frozenset(f".{extension}" for extension in extensions.split())
 
 
-PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
-IMAGE_SUFFIXES = _suffixes(
-    """
-    apng avif avifs bmp bw cur dds dib gif icns ico im j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm pgm png
-    pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm xpm
-    """
-)
 # Images that nothing here decodes. Found in a folder they are no rows, since nobody named them.
-UNREADABLE_IMAGE_SUFFIXES = _suffixes(
+UNREADABLE_IMAGE_SUFFIXES = suffix_set(
     """
     heic heics heif heifs hif avci jxl jxr wdp hdp
     3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from batchcap.core.jobfolder import is_job_folder
 from batchcap.core.text import shown_name
-from batchcap.store.folder import is_job_folder
 
 log = logging.getLogger(__name__)
 

@@ -12,20 +12,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchcap.config import InputConfig
-from batchcap.core.errors import ChangedInputError, UsageError
+from batchcap.core.errors import ChangedInputError
 from batchcap.core.records import ImageRow, Shard
+from batchcap.core.sources import Source
 from batchcap.core.text import shown_name
-from batchcap.inputs.parquet import ParquetLayout, column_options, quoted, read_layout
-from batchcap.inputs.parquet_rows import (
-    RowReader,
-    carried_reader,
-    image_reader,
-    image_row,
-    read_columns,
-    read_rows,
-)
+from batchcap.inputs.columns import require_no_columns
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
-from batchcap.inputs.source import Source, SourceKind, source_name
+from batchcap.inputs.reader import PassthroughColumns, Reader
+from batchcap.inputs.registry import open_readers
+from batchcap.inputs.source import source_name
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
 from batchcap.store.plan_tables import ChangedSource, KnownSource, PlanChange, PlanTables
@@ -56,12 +51,9 @@ class Plan:
         self._config = config
         self._written = written
         # Also the plain names: a carried `caption` beside `caption_short` would be taken for ours.
-        self._own_columns = frozenset((*SCHEMA.names, *output_schema(prompts).names))
-        self._layouts: dict[Path, ParquetLayout] = {}
+        self._readers = open_readers(config, frozenset((*SCHEMA.names, *output_schema(prompts).names)))
+        self._containers = [kind for kind, reader in self._readers.items() if reader.is_container]
         self._passthrough: pa.Schema | None = None
-        # One file open for each purpose: a job may have thousands.
-        self._images: RowReader | None = None
-        self._columns: RowReader | None = None
 
     @property
     def total_rows(self) -> int:
@@ -85,8 +77,8 @@ class Plan:
             limit: plan no more than so many rows in all; 0: no limit.
 
         Raises:
-            ChangedInputError: a known Parquet file has another number of rows.
-            UsageError: a Parquet file's columns don't fit, or not together with those of another.
+            ChangedInputError: a known source has another number of rows.
+            UsageError: a source's columns don't fit, or not together with those of another.
         """
         is_begun = self.total_rows > 0
         with self._tables.change() as change:
@@ -95,7 +87,7 @@ class Plan:
             return change.plan_rows(rows_per_part, limit)
 
     def _take_in(self, change: PlanChange, sources: Iterable[Source]) -> set[Path]:
-        """Keep sources; gives the Parquet files that are new."""
+        """Keep sources; gives those that are new and hold rows."""
         new_files: set[Path] = set()
         unread = iter(sources)
         while batch := list(islice(unread, _SOURCES_AT_ONCE)):
@@ -103,19 +95,19 @@ class Plan:
             paths = [os.fsencode(source.path) for source in batch]
             known = change.known(paths)
             for path, source in zip(paths, batch, strict=True):
-                if source.kind is SourceKind.PARQUET:
-                    self._layout(source.path)  # columns that don't fit are told before any work
+                self._readers[source.kind].passthrough(source.path)  # columns that don't fit are told before any work
                 if path in known:
                     _compare(change, known[path], source)
                 else:
                     new.setdefault(path, source)
             change.add(new)
-            new_files.update(source.path for source in new.values() if source.kind is SourceKind.PARQUET)
+            new_files.update(source.path for source in new.values() if source.kind in self._containers)
         return new_files
 
-    def vanished(self) -> frozenset[str]:
-        """Parquet files of the plan that are gone, as the rows' `source` has them."""
-        return frozenset(source_name(str(file)) for file in self._tables.parquet_files() if not file.exists())
+    def vanished(self) -> dict[str, str]:
+        """Sources with rows that are gone, as the rows' `source` has them, and what each is called in messages."""
+        sources = self._tables.sources(self._containers)
+        return {source_name(str(file)): self._readers[kind].noun for kind, file in sources if not file.exists()}
 
     def changed(self) -> Iterator[ChangedSource]:
         """The sources that `extend` found to look otherwise than before, in the order of their rows."""
@@ -130,37 +122,24 @@ class Plan:
 
         Args:
             shard: the shard.
-            wanted: indexes of the rows that are given; None: all. Files without any are not opened.
+            wanted: indexes of the rows that are given; None: all. Sources without any are not opened.
 
         Raises:
-            UsageError: a Parquet file can't be read.
+            UsageError: a source can't be read.
         """
         wanted = range(*shard.span) if wanted is None else wanted
-        for first_row, name, path, kind, start, count in self._tables.pieces(shard):
-            inside = [index for index in range(first_row, first_row + count) if index in wanted]
-            if not inside:
-                continue
-            if kind == SourceKind.IMAGE:
-                text = os.fsdecode(path)
-                yield ImageRow(first_row, name, source_name(text), 0, path=text)
-                continue
-            file = Path(os.fsdecode(path))
-            layout = self._layout(file)
-            if self._images is None or self._images.path != file:
-                self._images = image_reader(file, layout)
-            skip = inside[0] - first_row
-            for offset, values in enumerate(read_rows(self._images, start + skip, 1 + inside[-1] - inside[0]), skip):
-                if first_row + offset in wanted:
-                    yield image_row(values, layout, (first_row + offset, name, file, start + offset))
+        for piece in self._tables.pieces(shard):
+            inside = [index for index in range(piece.first_row, piece.first_row + piece.rows) if index in wanted]
+            if inside:
+                yield from self._readers[piece.kind].rows(piece, inside)
 
     def shard_columns(self, shard: Shard) -> pa.Table | None:
         """The carried columns of a shard, one row for each of its rows; None where none are carried.
 
-        Every shard has the same columns: null for an image file, and where a Parquet file lacks a column that another
-        one has.
+        Every shard has the same columns: null where a source has no columns, or lacks one that another source has.
 
         Raises:
-            UsageError: a Parquet file can't be read, or the columns of two files don't fit together.
+            UsageError: a source can't be read, or the columns of two sources don't fit together.
         """
         if self._passthrough is None:
             self._passthrough = self._carried_schema()
@@ -168,61 +147,42 @@ class Plan:
         if not schema.names:
             return None
         tables = []
-        for _first_row, _name, path, kind, start, count in self._tables.pieces(shard):
-            file = Path(os.fsdecode(path))
-            if kind == SourceKind.IMAGE:
-                columns = pa.table([pa.nulls(count)], [""]).select([])
-            else:
-                layout = self._layout(file)
-                if self._columns is None or self._columns.path != file:
-                    self._columns = carried_reader(file, layout)
-                columns = read_columns(self._columns, layout, start, count)
-            tables.append(fitted_columns(columns, schema, file))
+        for piece in self._tables.pieces(shard):
+            columns = self._readers[piece.kind].columns(piece)
+            if columns is None:
+                columns = pa.table([pa.nulls(piece.rows)], [""]).select([])
+            tables.append(fitted_columns(columns, schema, Path(piece.path)))
         return pa.concat_tables(tables)
 
     def _settle_columns(self, new: Collection[Path], *, is_begun: bool) -> None:
         """Decide what is carried, and tell what can't be before any work.
 
         Args:
-            new: the Parquet files that are new.
-            is_begun: whether there were rows before.
+            new: the sources with rows that are new.
+            is_begun: whether there were rows before: a job that was begun with columns that no input has goes on.
         """
-        if not is_begun and not any(True for _file in self._tables.parquet_files()):
-            self._require_no_columns()
+        if not is_begun and next(self._with_columns(), None) is None:
+            require_no_columns(self._config)
         self._passthrough = self._carried_schema()
-        for file, layout in self._parquet_layouts() if self._passthrough.names else ():
-            if self._written is None or file in new:
-                require_values_fit(file, layout, self._passthrough, is_written=self._written is not None)
+        for reader, columns in self._with_columns() if self._passthrough.names else ():
+            if self._written is None or columns.path in new:
+                require_values_fit(reader, columns, self._passthrough, is_written=self._written is not None)
 
     def _carried_schema(self) -> pa.Schema:
-        """The carried columns of all Parquet files of the job."""
-        return (
-            passthrough_schema(self._parquet_layouts(), self._written) if self._config.keep_columns else pa.schema([])
-        )
+        """The carried columns of all sources of the job."""
+        if not self._config.keep_columns:
+            return pa.schema([])
+        return passthrough_schema((columns for _reader, columns in self._with_columns()), self._written)
 
-    def _parquet_layouts(self) -> Iterator[tuple[Path, ParquetLayout]]:
-        """The Parquet files of the job in the order they were planned, without those that are gone.
+    def _with_columns(self) -> Iterator[tuple[Reader, PassthroughColumns]]:
+        """The sources that have columns, in the order they were planned, without those that are gone.
 
         What is gone is captioned already, or reported when its rows are read.
         """
-        for file in list(self._tables.parquet_files()):
-            if file.exists():
-                yield file, self._layout(file)
-
-    def _require_no_columns(self) -> None:
-        """Refuse columns of inputs that have none; a job that was begun with such goes on."""
-        options = column_options(self._config)
-        if options:
-            option, name = options[0]
-            raise UsageError(
-                f"no input has a column {quoted(name)} ({option}): only Parquet inputs have columns, and these are all "
-                f"image files; leave out {option}"
-            )
-
-    def _layout(self, path: Path) -> ParquetLayout:
-        if path not in self._layouts:
-            self._layouts[path] = read_layout(path, self._config, self._own_columns)
-        return self._layouts[path]
+        for kind, file in list(self._tables.sources(self._containers)):
+            columns = self._readers[kind].passthrough(file) if file.exists() else None
+            if columns is not None:
+                yield self._readers[kind], columns
 
 
 def _compare(change: PlanChange, known: KnownSource, source: Source) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from batchcap.config import OnChanged, Retry
 from batchcap.core.errors import ChangedInputError, ErrorKind, RowError, UsageError
 from batchcap.core.records import CaptionRow, ImageRow, RowCounts, Shard, Status
+from batchcap.core.sources import FileAt
 from batchcap.core.text import shown_name
 from batchcap.inputs.encoded import digest, read_encoded
-from batchcap.inputs.source import SourceKind
+from batchcap.inputs.registry import READERS
 from batchcap.job.plan import Plan
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
@@ -48,11 +49,11 @@ class _EndedRows:
 
     def _is_stale(self, source: ChangedSource, row: CaptionRow) -> bool:
         """Whether a row is not what its source gives now. Of one that can't be read its caption is all there is."""
-        if source.kind is SourceKind.PARQUET or row.image_sha256 is None:
+        if READERS[source.kind].is_container or row.image_sha256 is None:
             return True
         path = os.fsdecode(source.path)
         try:
-            return digest(read_encoded(ImageRow(0, row.id, path, 0, path=path))) != row.image_sha256
+            return digest(read_encoded(ImageRow(0, row.id, path, 0, FileAt(path)))) != row.image_sha256
         except RowError as error:
             is_unread = error.kind in (ErrorKind.MISSING, ErrorKind.UNREADABLE)
             self.has_unread |= is_unread
@@ -109,7 +110,7 @@ class RetryPlanner:
         """Do as the person wants with captions whose input is not what it was.
 
         An image has changed if its bytes are not those that were captioned; only images of another size or time
-        than before are read. A Parquet file has changed if its size or time has. Rows without a caption are not
+        than before are read. A source with rows has changed if its size or time has. Rows without a caption are not
         asked about: they are read as they are now.
 
         Raises:
@@ -174,7 +175,7 @@ class RetryPlanner:
             wanted = [Retry.FAILED] if Retry.FAILED in wanted else []
         if is_interrupted:
             return
-        found, without_input = Counter[str](), 0
+        found, without_input = Counter[str](), Counter[str]()
         gone = self.plan.vanished()
         for state in states:
             if not any(_counts(state.counts)[name] for name in wanted):
@@ -182,13 +183,14 @@ class RetryPlanner:
             ended = finished_rows(self.folder, self.journal, state.shard, has_part=state.has_part)
             rows = [(index, row) for index, row in ended if _reasons(row) & set(wanted)]
             there = [(index, row) for index, row in rows if row.source not in gone]
-            without_input += sum(row.source in gone for _index, row in rows)
+            without_input.update(gone[row.source] for _index, row in rows if row.source in gone)
             self.journal.reopen(there, self.settings)
             found.update(reason for _index, row in there for reason in _reasons(row) & set(wanted))
         kinds = ", ".join(f"{name} {count}" for name, count in found.items())
         log.info("retry: %s", kinds or "no row is to be captioned again")
         if without_input:
-            log.warning("%d rows can't be tried again: their Parquet files are gone", without_input)
+            nouns = " and ".join(f"{noun}s" for noun in without_input)
+            log.warning("%d rows can't be tried again: their %s are gone", without_input.total(), nouns)
 
     def _require_all_ended(self, states: Sequence[ShardState]) -> None:
         fresh = sum(state.left for state in states) - self.journal.waiting(self.settings)

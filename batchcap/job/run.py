@@ -12,12 +12,12 @@ from pathlib import Path
 
 from batchcap.config import JobConfig
 from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError, UsageError
+from batchcap.core.sources import Source
 from batchcap.engines.base import Engine
 from batchcap.engines.dedup import REMEMBERED_IMAGES
 from batchcap.engines.local import LocalEngine
 from batchcap.inputs.discover import discover
 from batchcap.inputs.skipped import Skipped
-from batchcap.inputs.source import Source
 from batchcap.job.bottleneck import find_bottleneck
 from batchcap.job.conclusion import Conclusion, record_early_failure
 from batchcap.job.loop import caption_rows

@@ -5,28 +5,17 @@ else is in one folder that readers skip: pandas, PyArrow and Spark skip names th
 `datasets` those that begin with `__` or `.`; Polars and DuckDB take a pattern, `OUT/*.parquet`.
 """
 
-import os
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
 from batchcap.core.atomic import remove_leftovers, storage_error, sync
 from batchcap.core.errors import UsageError
+from batchcap.core.jobfolder import STATE, STATE_2, has_folder, is_job_folder
 from batchcap.core.text import printable_name
 
 FORMAT_VERSION = 3
-STATE = "__batchcap"
-# Format 2: the parts in a folder of their own, statistics, summary and report beside it.
-STATE_2, CAPTIONS_2 = "_batchcap", "captions"
-
-
-def is_job_folder(path: Path) -> bool:
-    """Whether a folder is one, of any format."""
-    return _has(path, STATE) or _has(path, STATE_2)
-
-
-def _has(path: Path, name: str) -> bool:
-    return os.path.isdir(path / name)  # noqa: PTH112 - Path.is_dir raises for a name that no folder can have
+CAPTIONS_2 = "captions"  # the folder of the parts in format 2
 
 
 def alike(path: Path) -> str:
@@ -52,7 +41,7 @@ class JobFolder:
     format_version: int = field(init=False, default=FORMAT_VERSION)
 
     def __post_init__(self) -> None:
-        if _has(self.path, STATE_2) and not _has(self.path, STATE):
+        if has_folder(self.path, STATE_2) and not has_folder(self.path, STATE):
             object.__setattr__(self, "format_version", 2)
         # PyArrow takes a relative `a:b` for an address, and `~` for somebody's home.
         if self.path.parts and (self.path.parts[0].startswith("~") or ":" in self.path.parts[0]):

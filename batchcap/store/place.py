@@ -10,7 +10,8 @@ from pathlib import Path
 
 from batchcap.core.atomic import storage_error
 from batchcap.core.errors import UsageError
-from batchcap.store.folder import STATE, STATE_2, JobFolder, is_job_folder
+from batchcap.core.jobfolder import STATE, STATE_2, is_job_folder
+from batchcap.store.folder import JobFolder
 
 # What is wrong with the place itself. Other errors (a full disk, a server that is gone) may be over soon.
 _ADVICE = {

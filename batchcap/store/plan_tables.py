@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from batchcap.core.records import Shard
+from batchcap.core.sources import Piece, Source
 from batchcap.core.text import printable_name
-from batchcap.inputs.source import Source, SourceKind
 from batchcap.store.journal import Journal
 
 # Spans lie end to end, so the first one of a shard is the last that begins at or before it: no other span is looked at.
@@ -43,26 +43,6 @@ SELECT first_row, seq, start, min(rows, :end - first_row) FROM placed WHERE firs
 """
 
 
-class Piece(NamedTuple):
-    """Consecutive rows of the job that are of one source.
-
-    Attributes:
-        first_row: in the job.
-        source_id: the source's id.
-        path: of the source, as bytes of the file system.
-        kind: a value of `SourceKind`.
-        start: the first of the rows inside the source.
-        rows: how many.
-    """
-
-    first_row: int
-    source_id: str
-    path: bytes
-    kind: str
-    start: int
-    rows: int
-
-
 class KnownSource(NamedTuple):
     """A source of the plan, with its number there and how it looked when it was planned or accepted."""
 
@@ -85,7 +65,7 @@ class ChangedSource:
 
     number: int
     path: bytes
-    kind: SourceKind
+    kind: str
     spans: tuple[tuple[int, int], ...]
 
 
@@ -175,10 +155,11 @@ class PlanTables:
         """Rows of the job."""
         return int(next(self._journal.query("SELECT coalesce(sum(rows), 0) FROM shards"))[0])
 
-    def parquet_files(self) -> Iterator[Path]:
-        """The Parquet files in the order they were planned."""
-        files = self._journal.query("SELECT path FROM sources WHERE kind = ? ORDER BY seq", SourceKind.PARQUET)
-        return (Path(os.fsdecode(path)) for (path,) in files)
+    def sources(self, kinds: Sequence[str]) -> Iterator[tuple[str, Path]]:
+        """Kind and path of each source that is of some kinds, in the order they were planned."""
+        marks = ", ".join("?" * len(kinds))
+        found = self._journal.query(f"SELECT kind, path FROM sources WHERE kind IN ({marks}) ORDER BY seq", *kinds)  # noqa: S608 - question marks
+        return ((kind, Path(os.fsdecode(path))) for kind, path in found)
 
     def pieces(self, shard: Shard) -> list[Piece]:
         """The pieces of sources that make up a shard, cut to it.
@@ -187,10 +168,10 @@ class PlanTables:
         """
         low, high = shard.span
         pieces = []
-        for piece in map(Piece._make, self._journal.query(_PIECES, low, high)):
-            skip = max(0, low - piece.first_row)
-            rows = min(piece.rows, high - piece.first_row) - skip
-            pieces.append(piece._replace(first_row=piece.first_row + skip, start=piece.start + skip, rows=rows))
+        for first_row, name, path, kind, start, count in self._journal.query(_PIECES, low, high):
+            skip = max(0, low - first_row)
+            rows = min(count, high - first_row) - skip
+            pieces.append(Piece(first_row + skip, name, os.fsdecode(path), kind, start + skip, rows))
         return pieces
 
     def changed(self) -> Iterator[ChangedSource]:
@@ -203,7 +184,7 @@ class PlanTables:
             """
         )
         for (number, path, kind), spans in groupby(found, key=lambda row: row[:3]):
-            yield ChangedSource(number, path, SourceKind(kind), tuple((first, rows) for *_, first, rows in spans))
+            yield ChangedSource(number, path, kind, tuple((first, rows) for *_, first, rows in spans))
 
     def accept(self, changed: Sequence[ChangedSource]) -> None:
         """What these sources look like now is how they are to look at the next run.

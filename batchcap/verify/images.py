@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from batchcap.core.records import ImageRow
+from batchcap.core.sources import Bytes
 from batchcap.demo.scenes import compose, draw
 from batchcap.export.quality.images import ImageChoice, input_rows
 
@@ -36,7 +37,7 @@ def generated_rows() -> list[ImageRow]:
     images = {f"scene {width} x {height}": _scene(width, height) for width, height in SCENES}
     images |= {f"colours {width} x {height}": _colours(width, height) for width, height in SHAPES}
     return [
-        ImageRow(index, name, "generated", index, data=_encoded(image))
+        ImageRow(index, name, "generated", index, Bytes(_encoded(image)))
         for index, (name, image) in enumerate(images.items())
     ]
 

@@ -142,12 +142,12 @@ def test_a_bundle_is_loaded(data: Path) -> None:
 @pytest.mark.parametrize("data", FORMATS, ids=lambda path: path.name)
 def test_a_tuning_file_is_read(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = json.loads((data / "tuning.json").read_text())
-    made_for = record.MadeFor(**stored["made_for"])
-    monkeypatch.setattr(record.MadeFor, "here", classmethod(lambda _cls, _bundle_id: made_for))
+    key = record.TuningKey(**stored["made_for"])
+    monkeypatch.setattr(record.TuningKey, "here", classmethod(lambda _cls, _bundle_id: key))
     monkeypatch.setenv("BATCHCAP_CACHE", str(tmp_path))
-    made_for.path.parent.mkdir(parents=True)
-    shutil.copy(data / "tuning.json", made_for.path)
-    tuned = record.read_tuned(made_for.bundle)
+    key.path.parent.mkdir(parents=True)
+    shutil.copy(data / "tuning.json", key.path)
+    tuned = record.read_tuned(key.bundle)
     assert tuned is not None
     assert (tuned.settings.slots, tuned.settings.vision_backend, tuned.speedup) == (12, "onnx", 1.25)
 

@@ -171,10 +171,10 @@ def test_what_the_same_bundle_folder_left_before_is_removed(kept: PackedWeightsC
     folder = kept.packed_folder.parent
     elsewhere = dataclasses.replace(tiny_bundle_int4, id="e" * 64, folder=tiny_bundle_int4.folder / ".." / "other")
     for source, name in ((dataclasses.replace(tiny_bundle_int4, id="f" * 64), "old"), (elsewhere, "other")):
-        made_for = dataclasses.asdict(dataclasses.replace(kept.made_for, bundle_id=source.id))
+        key = dataclasses.asdict(dataclasses.replace(kept.key, bundle_id=source.id))
         (folder / name).mkdir(parents=True)
         (folder / f"{name}.json").write_text("{}")
-        entry = {"made_for": made_for, "bundle_folder": str(source.folder), "files": {}}
+        entry = {"made_for": key, "bundle_folder": str(source.folder), "files": {}}
         (folder / name / ENTRY_FILE).write_text(json.dumps(entry))
     shared_bits(tiny_bundle_int4, kept)
     assert {path.name for path in folder.iterdir()} == {"lock", kept.packed_folder.name, "other", "other.json"}

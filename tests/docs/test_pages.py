@@ -14,9 +14,12 @@ import typer
 from batchcap.cli import app
 from batchcap.commands.jobfile import load_job_file
 from batchcap.commands.jobmistakes import _KEYS
-from batchcap.config import GenerationConfig, LimitConfig, PlacementConfig, Profile, VisionConfig
+from batchcap.config import GenerationConfig, LimitConfig, PlacementConfig, Profile, VisionBackend, VisionConfig
 from batchcap.core import errors
 from batchcap.core.records import FinishReason, RowCounts, Status, Verdict
+from batchcap.core.setting import fields_of
+from batchcap.inputs.reader import Reader
+from batchcap.inputs.registry import READERS
 from batchcap.job import recorder
 from batchcap.job.settings import part_metadata_of
 from batchcap.job.summary import SUMMARY_FORMAT_VERSION, JobState, RunMetrics, Summary
@@ -246,8 +249,9 @@ def test_every_dependency_has_its_reason() -> None:
     assert sorted(re.findall(r"`([\w-]+)`", development)) == names(project["optional-dependencies"]["dev"])
 
 
-def test_every_name_in_the_architecture_exists() -> None:
-    text = without_blocks(text_of("docs/architecture.md"))
+@pytest.mark.parametrize("page", ["architecture", "decisions", "extending"])
+def test_every_name_in_the_architecture_exists(page: str) -> None:
+    text = without_blocks(text_of(f"docs/{page}.md"))
     modules = {
         ".".join(path.relative_to(PROJECT / "batchcap").with_suffix("").parts).removesuffix(".__init__"): path
         for path in (PROJECT / "batchcap").rglob("*.py")
@@ -263,7 +267,30 @@ def test_every_name_in_the_architecture_exists() -> None:
         source = modules[module].read_text(encoding="utf-8")
         for part in name.removeprefix(f"{module}.").split("."):
             assert re.search(rf"^\s*(?:def|class) {part}\b|^{part}\b", source, re.MULTILINE), name
-    assert found >= 15
+    assert found >= 5
+
+
+def test_each_extension_touches_three_files_at_most() -> None:
+    text = text_of("docs/extending.md")
+    kinds = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert kinds == ["An input kind", "An output form", "An option", "A kernel"]
+    for kind in kinds:
+        steps = re.findall(r"^(\d)\. ", section(text, f"## {kind}"), re.MULTILINE)
+        assert 1 <= len(steps) <= 3, kind
+
+
+def test_the_lists_to_add_to_are_those_that_are_read() -> None:
+    """What extending.md says of a reader, an encoder and a setting."""
+    text = text_of("docs/extending.md")
+    assert "`inputs.registry.READERS`" in text
+    assert all(issubclass(kind, Reader) for kind in READERS.values())
+    assert "`vision.backend.load_encoder`" in text
+    source = (PROJECT / "batchcap/vision/backend.py").read_text(encoding="utf-8")
+    assert {one.name for one in VisionBackend if f"VisionBackend.{one.name}" in source} == {
+        "ONNX"
+    }  # torch is the other
+    assert "`core.setting.setting`" in text
+    assert fields_of(GenerationConfig), "settings are fields"
 
 
 def _toml_examples() -> list[tuple[str, str]]:

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pytest
 
 from batchcap.export.checkpoint.options import ExportOptions
-from batchcap.export.export import export_bundle
 from batchcap.model.bundle import Bundle
 from tests.e2e.inputs import write_images, write_parquet
 from tests.e2e.process import STARTED, captions, run
+from tests.shared import made_once, shared_bundle, shared_folder
 
 IMAGES, PARQUET_ROWS = 180, 80
 ROWS = IMAGES + 1 + PARQUET_ROWS
+SMALL = (70, 35)  # images and rows
 # ONNX Runtime starts in a fraction of the time that PyTorch takes; what PyTorch decides has tests of its own.
 SETTINGS = ("--max-new-tokens", "48", "--slots", "4", "--rows-per-part", "32", "--keep-columns", "label")
 SETTINGS = (*SETTINGS, "--vision-backend", "onnx")
@@ -37,7 +38,7 @@ class Job:
         return ("caption", *self.inputs, "--output", str(output), "--model", self.model, *SETTINGS, *options)
 
 
-def uninterrupted_job(folder: Path, bundle: Bundle, images: int = IMAGES, parquet_rows: int = PARQUET_ROWS) -> Job:
+def uninterrupted_job(folder: Path, bundle: Bundle, images: int, parquet_rows: int, *options: str) -> Job:
     """A job of so many images and rows, run once without interruption."""
     inputs = (
         str(write_images(folder / "pictures", images)),
@@ -45,7 +46,7 @@ def uninterrupted_job(folder: Path, bundle: Bundle, images: int = IMAGES, parque
     )
     begun = Job(inputs, str(bundle.folder), pa.table({}))
     started_s = time.monotonic()
-    run(*begun.arguments(folder / "out"))
+    run(*begun.arguments(folder / "out", *options))
     return replace(begun, expected=captions(folder / "out"), took_s=time.monotonic() - started_s)
 
 
@@ -63,14 +64,21 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> B
     Its kernel rounds the last row of an odd batch differently (that of smaller blocks does not): a decoder that did
     not pad its batches would be found out.
     """
-    folder = tmp_path_factory.mktemp("bundle") / "default"
-    return export_bundle(str(tiny_checkpoint), folder, ExportOptions(context=1024))
+    return shared_bundle(tmp_path_factory, "default", tiny_checkpoint, ExportOptions(context=1024))
+
+
+def _write_inputs(folder: Path) -> None:
+    write_images(folder / "pictures", IMAGES)
+    write_parquet(folder / "rows.parquet", PARQUET_ROWS)
 
 
 @pytest.fixture(scope="session")
 def job(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The shared job, run once without interruption."""
-    job = uninterrupted_job(tmp_path_factory.mktemp("job"), bundle)
+    inputs = made_once(shared_folder(tmp_path_factory) / "job-inputs", _write_inputs)
+    begun = Job((str(inputs / "pictures"), str(inputs / "rows.parquet")), str(bundle.folder), pa.table({}))
+    output = made_once(shared_folder(tmp_path_factory) / "job", lambda folder: run(*begun.arguments(folder)))
+    job = replace(begun, expected=captions(output))
     # What could never differ would prove nothing.
     assert len(job.expected) == ROWS
     assert len(set(job.expected["caption"].to_pylist())) > ROWS / 2
@@ -81,6 +89,11 @@ def job(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Job:
 @pytest.fixture(scope="session")
 def long_job(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The shared job with `LONG` captions, and its uninterrupted run."""
-    output = tmp_path_factory.mktemp("long-job") / "out"
-    run(*job.arguments(output, *LONG))
+    output = made_once(shared_folder(tmp_path_factory) / "long-job", lambda folder: run(*job.arguments(folder, *LONG)))
     return replace(job, expected=captions(output))
+
+
+@pytest.fixture(scope="session")
+def small_job(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job of fewer rows, for tests that need some, or run it whole several times."""
+    return uninterrupted_job(tmp_path_factory.mktemp("small-job"), bundle, *SMALL)

@@ -21,6 +21,7 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import read_holder
 from batchcap.store.parts import part_is_complete
+from tests.e2e.warm import Warm, is_cold, obeying
 
 TIMEOUT_S = 120.0
 LOADING = "loading the model"
@@ -41,21 +42,26 @@ class Process:
         file_size: int | None = None,
         program: Sequence[str] = ("batchcap.cli",),
         obeys_modes: bool = False,
+        warm: bool = False,
     ) -> None:
-        command = [sys.executable, "-m", *program, *arguments]
-        if obeys_modes and os.geteuid() == 0:  # root may write everywhere, unless it gives that up
-            command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
-        if file_size is not None:
-            command = ["prlimit", f"--fsize={file_size}", *command]
-        self.popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, **(environment or {})},
-        )
+        environment = {**os.environ, **(environment or {})}
+        if warm and not is_cold() and file_size is None:
+            self.popen: Any = _warm([*program, *arguments], environment, obeys_modes=obeys_modes)
+        else:
+            command = [sys.executable, "-m", *program, *arguments]
+            if obeys_modes:  # root may write everywhere, unless it gives that up
+                command = obeying(command)
+            if file_size is not None:
+                command = ["prlimit", f"--fsize={file_size}", *command]
+            self.popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                env=environment,
+            )
         STARTED.append(self)
         self.started_s = time.monotonic()
         self._lines: list[str] = []
@@ -124,6 +130,17 @@ class Process:
         self.wait()
 
 
+def _warm(words: Sequence[str], environment: dict[str, str], *, obeys_modes: bool) -> Warm:
+    """A process that starts in a moment; its stderr can be read as that of any other."""
+    ours, theirs = os.pipe()
+    with Path(os.devnull).open("r+") as nothing:
+        streams = (nothing.fileno(), nothing.fileno(), theirs)
+        process = Warm(words[0], words[1:], streams, environment, new_session=True, obeys_modes=obeys_modes)
+    os.close(theirs)
+    process.stderr = os.fdopen(ours)
+    return process
+
+
 def group_members(group: int) -> list[int]:
     """Living processes of a process group; those that are only waiting to be reaped don't count."""
     members = []
@@ -139,9 +156,9 @@ def group_members(group: int) -> list[int]:
     return members
 
 
-def run(*arguments: str, expect: int = 0, **options: Any) -> Process:
+def run(*arguments: str, expect: int = 0, warm: bool = True, **options: Any) -> Process:
     """Run a command to its end, which must be with the exit code expected and without a traceback."""
-    process = Process(*arguments, **options)
+    process = Process(*arguments, warm=warm, **options)
     code = process.wait()
     assert code == expect, f"exit code {code}, not {expect}; stderr:\n{process.stderr}"
     assert_clean(process)

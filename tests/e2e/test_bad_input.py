@@ -17,7 +17,7 @@ from PIL import Image
 from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.checkpoints import make_checkpoint
-from tests.e2e.command import assert_refused, batchcap, read_rows
+from tests.e2e.command import ONNX, assert_refused, batchcap, read_rows
 from tests.inputs.hostile import damage_pages
 from tests.inputs.parquets import write_table
 
@@ -87,7 +87,7 @@ def test_a_bad_image_is_a_row_and_the_others_are_captioned(tmp_path: Path, tiny_
     folder, output = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
     expected = write_bad_images(folder)
-    command = ("caption", folder, "-o", output, "-m", tiny_bundle_int4.folder, "--max-new-tokens", 4)
+    command = ("caption", folder, "-o", output, "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
     done = batchcap(*command)
     assert done.returncode == 0, done.stderr
     rows = read_rows(output)
@@ -111,7 +111,7 @@ def test_a_bad_image_is_a_row_and_the_others_are_captioned(tmp_path: Path, tiny_
 def test_all_rows_failed(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
     for number in range(5):
         (tmp_path / f"{number}.png").write_text("no image")
-    command = ("caption", tmp_path / "*.png", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
+    command = ("caption", tmp_path / "*.png", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder, *ONNX)
     done = batchcap(*command, "--max-error-rate", 0.99)
     assert done.returncode == 3, done.stderr
     assert "0 captions, 5 failed" in done.stdout
@@ -187,7 +187,7 @@ def test_a_damaged_row_group_is_failed_rows_and_the_others_are_captioned(
     write_table(tmp_path / "paths.parquet", {"path": ["good.png", "../in.parquet", "https://example.org/a.png"]})
     damage_pages(path, group=1, column=0)
     damage_pages(path, group=2, column=1)
-    command = ("caption", tmp_path / "*.parquet", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
+    command = ("caption", tmp_path / "*.parquet", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder, *ONNX)
     done = batchcap(*command, "--max-new-tokens", 4, "--keep-columns", "", "--image-root", images)
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "out")
@@ -305,7 +305,7 @@ def test_a_refused_command_leaves_no_new_folder(
         (tmp_path / "a" / "b").mkdir(parents=True)
     pq.write_table(pa.table({"image": [(images / "good.png").read_bytes()]}), tmp_path / "in.parquet")
     before = sorted(tmp_path.rglob("*"))
-    command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "a" / "b", "-m", tiny_bundle_int4.folder)
+    command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "a" / "b", "-m", tiny_bundle_int4.folder, *ONNX)
     assert_refused(batchcap(*command, "--keep-columns", "nothing"), "nothing")
     assert_refused(batchcap(*command, "--image-column", "nothing"), "nothing")
     assert sorted(tmp_path.rglob("*")) == before
@@ -316,7 +316,7 @@ def test_a_refused_command_leaves_no_new_folder(
 
 def test_a_mistyped_column_can_be_mended(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
     pq.write_table(pa.table({"image": [(images / "good.png").read_bytes()]}), tmp_path / "in.parquet")
-    command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
+    command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder, *ONNX)
     assert_refused(
         batchcap(*command, "--image-column", "imgae"), "no column 'imgae' (--image-column): name one of image"
     )
@@ -328,7 +328,7 @@ def test_a_mistyped_column_can_be_mended(tmp_path: Path, images: Path, tiny_bund
 
 
 def test_an_output_inside_of_its_input_is_no_input(images: Path, tiny_bundle_int4: Bundle) -> None:
-    command = ("caption", images, "-o", images / "out", "-m", tiny_bundle_int4.folder, "--max-new-tokens", 4)
+    command = ("caption", images, "-o", images / "out", "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
     for _run in range(2):
         assert batchcap(*command).returncode == 0
     assert [row["id"] for row in read_rows(images / "out")] == ["good.png"]
@@ -434,7 +434,7 @@ def test_folder_names_that_pyarrow_would_take_for_something_else(
     images: Path, tmp_path: Path, name: str, folder: str, tiny_bundle_int4: Bundle
 ) -> None:
     (tmp_path / "home").mkdir()
-    command = ("caption", images, "--output", name, "--model", tiny_bundle_int4.folder, "--max-new-tokens", 2)
+    command = ("caption", images, "--output", name, "--model", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 2)
     for _time in range(2):
         done = batchcap(*command, cwd=tmp_path, HOME=str(tmp_path / "home"))
         assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from PIL import Image
 from batchcap import __version__
 from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
-from tests.e2e.command import TIMEOUT_S, assert_refused, batchcap, read_rows
+from tests.e2e.command import ONNX, TIMEOUT_S, assert_refused, batchcap, read_rows
 
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "numpy", "pyarrow", "PIL", "tokenizers", "huggingface_hub")
 IMPORTS = f"""
@@ -70,7 +70,7 @@ def test_version() -> None:
 
 
 def test_results_on_stdout_progress_on_stderr(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
-    command = ("caption", images, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder, "--max-new-tokens", 4)
+    command = ("caption", images, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
     done = batchcap(*command, "--show", 2)
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
@@ -92,6 +92,7 @@ def test_no_error_stream_an_old_encoding_and_a_reader_that_leaves(
 ) -> None:
     """What cron lines and pipes do to a command changes neither its work nor its exit code."""
     options = f"-o {tmp_path / 'out'} -m {tiny_bundle_int4.folder} --max-new-tokens 4 --max-error-rate 0 --show 9"
+    options += " --vision-backend onnx"
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "broken.png").touch()
     line = f"{sys.executable} -m batchcap.cli caption {images} {tmp_path / 'more'} {options}"
@@ -108,7 +109,7 @@ def test_no_error_stream_an_old_encoding_and_a_reader_that_leaves(
 def test_streams_that_are_closed_lead_nowhere(
     tmp_path: Path, images: Path, tiny_bundle_int4: Bundle, closed: str
 ) -> None:
-    options = f"-o {tmp_path / 'out'} -m {tiny_bundle_int4.folder} --max-new-tokens 4"
+    options = f"-o {tmp_path / 'out'} -m {tiny_bundle_int4.folder} --max-new-tokens 4 --vision-backend onnx"
     for command in (f"caption {images} {options} --show 9", f"status {tmp_path / 'out'}", "--version"):
         line = f"{sys.executable} -m batchcap.cli {command} {closed}"
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
@@ -124,7 +125,7 @@ def test_more_captions_than_anybody_looks_at_are_refused_before_the_work(tmp_pat
 
 
 def test_verbose_says_no_less(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
-    command = ("caption", images, "-m", tiny_bundle_int4.folder, "--max-new-tokens", 4, "-o")
+    command = ("caption", images, "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4, "-o")
     usual, verbose = batchcap(*command, tmp_path / "a"), batchcap("-v", *command, tmp_path / "b")
     assert verbose.returncode == 0
     assert len(verbose.stderr.splitlines()) >= len(usual.stderr.splitlines())
@@ -139,7 +140,7 @@ def test_a_bar_with_rate_and_time_left_on_a_terminal(
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, size)
     with subprocess.Popen(
-        [sys.executable, "-m", "batchcap.cli", *arguments, "--max-new-tokens", "4"],
+        [sys.executable, "-m", "batchcap.cli", *arguments, *ONNX, "--max-new-tokens", "4"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -171,7 +172,7 @@ def _read_to_end(terminal: int) -> str:
 def test_status_of_a_finished_job_and_as_json(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
     (images / "9.png").write_text("no image")
     output = tmp_path / "out"
-    done = batchcap("caption", images, "-o", output, "-m", tiny_bundle_int4.folder, "--max-new-tokens", 4)
+    done = batchcap("caption", images, "-o", output, "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4)
     assert done.returncode == 0, done.stderr
     text = batchcap("status", output)
     assert (text.returncode, text.stderr) == (0, "")

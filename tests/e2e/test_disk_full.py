@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from batchcap.core.errors import ExitCode
-from batchcap.store.folder import STATE, JobFolder
+from batchcap.core.jobfolder import STATE
+from batchcap.store.folder import JobFolder
 from tests.e2e.conftest import ROWS, Job
 from tests.e2e.process import Process, assert_whole, durable_rows, read_summary, run
 

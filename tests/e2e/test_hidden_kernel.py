@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from batchcap.model.bundle import Bundle
-from tests.e2e.command import TIMEOUT_S, read_rows
+from tests.e2e.command import ONNX, TIMEOUT_S, read_rows
 
 NAMESPACE = ["unshare", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-ec"]
 
@@ -24,7 +24,7 @@ def test_a_job_where_the_kernel_is_hidden(tiny_bundle_fp32: Bundle, tmp_path: Pa
     if subprocess.run([*NAMESPACE, hide], check=False, capture_output=True).returncode:
         pytest.skip("no namespaces here")
     Image.new("RGB", (64, 48), "red").save(tmp_path / "red.png")
-    told = ["--model", str(tiny_bundle_fp32.folder), "--max-new-tokens", "4", "--max-visual-tokens", "16"]
+    told = ["--model", str(tiny_bundle_fp32.folder), "--max-new-tokens", "4", "--max-visual-tokens", "16", *ONNX]
     command = [
         sys.executable,
         "-m",

@@ -18,6 +18,7 @@ import pytest
 
 from batchcap.store.folder import JobFolder
 from tests.e2e.shell import PROJECT, Shell, read_captions
+from tests.shared import linked_copy
 
 JOBS = PROJECT / "jobs"
 NAMES = ("folder", "nightly-parquet", "resume")
@@ -27,9 +28,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the demo model is exported to, once."""
-    return tmp_path_factory.mktemp("cache")
+def cache(demo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demo model is."""
+    return linked_copy(demo_cache, tmp_path_factory.mktemp("jobs") / "cache")
 
 
 @pytest.fixture
@@ -128,8 +129,7 @@ def _kill_once_begun(process: "subprocess.Popen[bytes]", output: Path) -> None:
 def test_resume_job_is_killed_and_equals_an_uninterrupted_run(shell: Shell) -> None:
     job = shell.folder.parent / "project" / "jobs" / "resume.toml"
     output = _output(shell, "resume")
-    _add_images(shell.folder.parent / "project", copies=10)  # so that it is not over before it can be killed
-    shell.run("batchcap doctor --model demo --no-check")  # exports the demo model, so that the kill meets the job
+    _add_images(shell.folder.parent / "project", copies=5)  # so that it is not over before it can be killed
     _kill_once_begun(shell.start(f"batchcap run {job}"), output)
     done = _rows_done(output)
     status = json.loads(shell.run(f"batchcap status {output} --json").stdout)

@@ -10,15 +10,16 @@ from PIL import Image
 from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap, read_rows
+from tests.shared import linked_copy
 
 OPTIONS = ("--max-new-tokens", 4, "--vision-backend", "onnx")
 JOB = 'output = "out"\n[input]\ninputs = ["0.png"]\n[generation]\nmax_new_tokens = 4\n[vision]\nbackend = "onnx"\n'
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where the demo model is exported to, once."""
-    return str(tmp_path_factory.mktemp("cache"))
+def cache(demo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the demo model is."""
+    return str(linked_copy(demo_cache, tmp_path_factory.mktemp("no-model") / "cache"))
 
 
 @pytest.fixture

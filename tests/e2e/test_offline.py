@@ -9,6 +9,7 @@ import pytest
 
 from batchcap.core import offline
 from batchcap.model.bundle import Bundle
+from tests.e2e.command import ONNX
 from tests.e2e.inputs import write_images
 from tests.e2e.traces import Home, suspicious, why_no_trace
 
@@ -58,11 +59,12 @@ def ran(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Ran:
     """Each command once; what it may write goes to `output`."""
+    one_image = ("--images", images / "0" / "0003.png")
     home, model = Home(tmp_path_factory.mktemp("user")), ("--model", tiny_bundle_int4.folder)
     output = home.folder / "output"
     captioning = ("caption", images, "--output", output, *model, "--max-new-tokens", "8")
     if request.param in ("status", "report"):
-        assert home.command(*captioning).returncode in (0, 3)
+        assert home.command(*captioning, *ONNX).returncode in (0, 3)
     if request.param == "run":
         job = home.folder / "work" / "job.toml"
         home.environment()
@@ -73,7 +75,7 @@ def ran(
     arguments: dict[str, tuple[object, ...]] = {
         "--help": ("--help",),
         "export": ("export", tiny_checkpoint, "--output", output, "--context", 256),
-        "verify": ("verify", tiny_bundle_int4.folder, "--checkpoint", tiny_checkpoint),
+        "verify": ("verify", tiny_bundle_int4.folder, "--checkpoint", tiny_checkpoint, *one_image),
         "caption": captioning,
         "run": ("run", home.folder / "work" / "job.toml"),
         "status": ("status", output, "--captions", 2),

@@ -15,7 +15,7 @@ from batchcap.commands.given_prompt import read_prompt_options
 from batchcap.core.errors import ExitCode, UsageError
 from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
-from tests.e2e.command import assert_refused, batchcap, read_rows
+from tests.e2e.command import ONNX, assert_refused, batchcap, read_rows
 from tests.e2e.conftest import Job
 from tests.e2e.inputs import image, write_images, write_parquet
 from tests.e2e.process import Process, durable_rows, read_summary, run
@@ -112,7 +112,7 @@ def test_a_job_file_shows_and_status(tmp_path: Path, tiny_bundle_int4: Bundle) -
     (tmp_path / "pictures" / "3.png").write_text("no image")
     (tmp_path / "job.toml").write_text(
         f'output = "out"\nmodel = "{tiny_bundle_int4.folder}"\n[input]\ninputs = ["pictures"]\n[generation]\n'
-        f'max_new_tokens = 5\n[generation.prompt]\nshort = "{SHORT}"\nlong = "{LONG}"\n'
+        f'max_new_tokens = 5\n[generation.prompt]\nshort = "{SHORT}"\nlong = "{LONG}"\n[vision]\nbackend = "onnx"\n'
     )
     done = batchcap("run", tmp_path / "job.toml", "--show", 9)
     assert done.returncode == 0, done.stderr
@@ -150,7 +150,7 @@ def test_carried_columns_keep_out_of_the_way(tmp_path: Path, tiny_bundle_int4: B
         }
     )
     pq.write_table(table, tmp_path / "in.parquet")
-    command = ("caption", tmp_path / "in.parquet", "-m", tiny_bundle_int4.folder, "--max-new-tokens", 3)
+    command = ("caption", tmp_path / "in.parquet", "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 3)
     kept = (*command, "--keep-columns", "*", "-o")
     done = batchcap(*kept, tmp_path / "a", "--prompt", f"short={SHORT}")
     assert done.returncode == 0, done.stderr
@@ -218,6 +218,7 @@ def test_a_job_goes_on_with_what_a_new_one_may_not_have(tmp_path: Path, tiny_bun
         tmp_path / "pictures",
         "-m",
         tiny_bundle_int4.folder,
+        *ONNX,
         "--max-new-tokens",
         3,
         "-o",
@@ -235,7 +236,7 @@ def test_a_job_goes_on_with_what_a_new_one_may_not_have(tmp_path: Path, tiny_bun
     job = tmp_path / "job.toml"
     job.write_text(
         f'output = "out"\nmodel = "{tiny_bundle_int4.folder}"\n[input]\ninputs = ["pictures"]\n'
-        f'[generation]\nmax_new_tokens = 3\nprompt = "{text}"\ntemperature = 9\n'
+        f'[generation]\nmax_new_tokens = 3\nprompt = "{text}"\ntemperature = 9\n[vision]\nbackend = "onnx"\n'
     )
     done = batchcap(*command, *asked)
     assert done.returncode == 0, done.stderr
@@ -256,6 +257,7 @@ def test_a_prompt_from_a_file(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
         tmp_path / "pictures",
         "-m",
         tiny_bundle_int4.folder,
+        *ONNX,
         "--max-new-tokens",
         3,
         "-o",
@@ -267,7 +269,7 @@ def test_a_prompt_from_a_file(tmp_path: Path, tiny_bundle_int4: Bundle) -> None:
     job = tmp_path / "job.toml"
     job.write_text(
         f'output = "out"\nmodel = "{tiny_bundle_int4.folder}"\n[input]\ninputs = ["pictures"]\n'
-        '[generation]\nmax_new_tokens = 3\n[generation.prompt]\na = "@asked.txt"\n'
+        '[generation]\nmax_new_tokens = 3\n[generation.prompt]\na = "@asked.txt"\n[vision]\nbackend = "onnx"\n'
     )
     again = batchcap("run", job)
     assert (again.returncode, again.stderr) == (0, "")
@@ -292,7 +294,7 @@ def doubles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def caption_doubles(job: Job, doubles: Path, output: Path, *options: str, images: int = 30) -> list[dict[str, Any]]:
     run("caption", str(doubles), "-o", str(output), "-m", job.model, "--keep-columns", "number",
-        "--max-new-tokens", "24", "--rows-per-part", "10", *options)  # fmt: skip
+        "--max-new-tokens", "24", "--rows-per-part", "10", *ONNX, *options)  # fmt: skip
     rows: list[dict[str, Any]] = read_rows(output)
     assert [row["row"] for row in rows] == list(range(3 * images))
     return rows
@@ -323,7 +325,7 @@ def test_equal_images_end_alike_whatever_interrupts(job: Job, tmp_path: Path) ->
     doubles, output = write_doubles(tmp_path, images), tmp_path / "out"
     expected = caption_doubles(job, doubles, tmp_path / "whole", images=images)
     arguments = ("caption", str(doubles), "-o", str(output), "-m", job.model, "--keep-columns", "number",
-                 "--max-new-tokens", "24", "--rows-per-part", "10", "--slots", "1")  # fmt: skip
+                 "--max-new-tokens", "24", "--rows-per-part", "10", *ONNX, "--slots", "1")  # fmt: skip
     process = Process(*arguments)
     assert process.wait_until(lambda: len(JobFolder(output).part_paths()) >= 2)
     process.signal_group(signal.SIGKILL)

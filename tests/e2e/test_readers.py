@@ -22,7 +22,7 @@ from batchcap.core.atomic import TEMPORARY_SUFFIX
 from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import SCHEMA
-from tests.e2e.command import batchcap, read_rows
+from tests.e2e.command import ONNX, batchcap, read_rows
 
 ROWS, ROWS_PER_PART = 12, 5
 MIB = 1 << 20
@@ -82,7 +82,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, tiny_bundle_int4: Bundle) -> t
         "--max-new-tokens",
         4,
     )
-    command = ("caption", folder / "in.parquet", "-o", folder / "out", "-m", tiny_bundle_int4.folder, *options)
+    command = ("caption", folder / "in.parquet", "-o", folder / "out", "-m", tiny_bundle_int4.folder, *ONNX, *options)
     done = batchcap(*command)
     assert done.returncode == 0, done.stderr
     done = batchcap("report", folder / "out")  # its page must not be in the readers' way, nor what a killed run leaves
@@ -224,7 +224,7 @@ def test_every_form_of_input_gives_the_same_captions(tmp_path: Path, tiny_bundle
         "parts",
         "parts/*/*.parquet",
     ]
-    command = ("caption", *inputs, "-o", "out", "-m", tiny_bundle_int4.folder, "--max-new-tokens", 8)
+    command = ("caption", *inputs, "-o", "out", "-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 8)
     done = batchcap(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "out")

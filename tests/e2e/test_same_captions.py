@@ -1,13 +1,13 @@
 """A caption depends on its image and the settings alone: never on neighbours, workers, slots, threads or order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from batchcap.model.bundle import Bundle
-from tests.e2e.conftest import PARQUET_ROWS, Job
+from tests.e2e.conftest import SMALL, Job
 from tests.e2e.process import captions, run
 
 GREEDY = ("--vision-backend", "torch", "--vision-dtype", "auto")
@@ -46,7 +46,7 @@ def caption_at(job: Job, output: Path, settings: tuple[str, ...], place: Place) 
     there = Job(inputs, job.model, job.expected)
     for piece in range(1, place.pieces):
         # A limit that grows: the job ends in between, and goes on in the middle of a part.
-        run(*there.arguments(output, *settings, *place.options, "--limit", str(piece * 25 + 3)))
+        run(*there.arguments(output, *settings, *place.options, "--limit", str(piece * 11 + 3)))
     run(*there.arguments(output, *settings, *place.options))
     return by_id(captions(output))
 
@@ -58,24 +58,24 @@ def by_id(table: pa.Table) -> dict[str, dict[str, object]]:
 def assert_same(found: dict[str, dict[str, object]], expected: dict[str, dict[str, object]], place: Place) -> None:
     if place.rows_only:
         expected = {name: row for name, row in expected.items() if name.startswith("rows.parquet")}
-        assert len(expected) == PARQUET_ROWS
+        assert len(expected) == SMALL[1]
     assert found.keys() == expected.keys()
     differing = {name: (expected[name], row) for name, row in found.items() if row != expected[name]}
     assert not differing, f"{len(differing)} of {len(expected)} rows differ, one of them: {differing.popitem()}"
 
 
 @pytest.fixture(scope="module")
-def greedy(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+def greedy(small_job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     """The job's captions with PyTorch's vision encoder."""
-    return caption_at(job, tmp_path_factory.mktemp("greedy") / "out", GREEDY, Place(()))
+    return caption_at(small_job, tmp_path_factory.mktemp("greedy") / "out", GREEDY, Place(()))
 
 
 @pytest.fixture(scope="module")
-def sampled(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+def sampled(small_job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     """The job's captions by seeded sampling."""
-    rows = caption_at(job, tmp_path_factory.mktemp("sampled") / "out", SAMPLED, Place(()))
+    rows = caption_at(small_job, tmp_path_factory.mktemp("sampled") / "out", SAMPLED, Place(()))
     # Sampling is at work: the words are others than the likeliest ones.
-    greedy = by_id(job.expected)
+    greedy = by_id(small_job.expected)
     assert sum(row["caption"] != greedy[name]["caption"] for name, row in rows.items()) > len(rows) / 2
     return rows
 
@@ -83,25 +83,27 @@ def sampled(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dic
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLACES)
 def test_greedy_captions_are_the_same_everywhere(
-    job: Job, greedy: dict[str, dict[str, object]], tmp_path: Path, name: str
+    small_job: Job, greedy: dict[str, dict[str, object]], tmp_path: Path, name: str
 ) -> None:
     place = PLACES[name]
-    assert_same(caption_at(job, tmp_path / "out", GREEDY, place), greedy, place)
+    assert_same(caption_at(small_job, tmp_path / "out", GREEDY, place), greedy, place)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(PLACES)[1:3])
 def test_sampled_captions_are_the_same_everywhere(
-    job: Job, sampled: dict[str, dict[str, object]], tmp_path: Path, name: str
+    small_job: Job, sampled: dict[str, dict[str, object]], tmp_path: Path, name: str
 ) -> None:
     place = PLACES[name]
-    assert_same(caption_at(job, tmp_path / "out", SAMPLED, place), sampled, place)
+    assert_same(caption_at(small_job, tmp_path / "out", SAMPLED, place), sampled, place)
 
 
 @pytest.mark.slow
-def test_integer_products_give_the_same_captions_everywhere(job: Job, tiny_bundle_w8a8: Bundle, tmp_path: Path) -> None:
+def test_integer_products_give_the_same_captions_everywhere(
+    small_job: Job, tiny_bundle_w8a8: Bundle, tmp_path: Path
+) -> None:
     """The profile that rounds most, with as few and as many beside each other as the slots and decoders allow."""
-    fast = Job(job.inputs, str(tiny_bundle_w8a8.folder), job.expected)
+    fast = replace(small_job, model=str(tiny_bundle_w8a8.folder))
     settings = ("--profile", "fast", "--vision-backend", "onnx", "--vision-dtype", "int8")
     expected = caption_at(fast, tmp_path / "one", settings, Place(("--slots", "1", "--patch-budget", "1")))
     for number, options in enumerate((("--slots", "32"), ("--slots", "8", "--decoders", "4"))):

@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 
 from batchcap.core.errors import ExitCode
+from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from batchcap.store.lock import read_holder
-from tests.e2e.conftest import LONG, ROWS, Job
+from tests.e2e.conftest import LONG, Job, uninterrupted_job
 from tests.e2e.process import Process, assert_clean, assert_whole, durable_rows, leftovers, read_summary, run
 
 # The captions in flight get 1.5 s and closing files a moment; this only tells a stop from a hang on a busy machine.
 STOP_S = 30.0
+IMAGES, PARQUET_ROWS = 84, 20
+ROWS = IMAGES + 1 + PARQUET_ROWS
 # Slow enough that the job is never done before it is stopped.
 SLOW = (*LONG, "--slots", "1", "--rows-per-part", "16")
 ENDS = [
@@ -27,6 +30,12 @@ ENDS = [
     (signal.SIGTERM, ExitCode.STOPPED_EARLY, "stopped"),
     (signal.SIGHUP, ExitCode.STOPPED_EARLY, "stopped"),
 ]
+
+
+@pytest.fixture(scope="module")
+def long_job(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job of `LONG` captions with rows for two parts and a long rest; its uninterrupted run."""
+    return uninterrupted_job(tmp_path_factory.mktemp("long"), bundle, IMAGES, PARQUET_ROWS, *LONG)
 
 
 def assert_stopped(output: Path, process: Process, code: ExitCode, state: str) -> int:
@@ -101,9 +110,9 @@ def test_a_terminal_that_is_closed(long_job: Job, tmp_path: Path, is_ignored: bo
 def test_the_time_limit_stops_in_good_order(long_job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     begun_s = time.monotonic()
-    process = Process(*long_job.arguments(output, *SLOW, "--max-runtime", "5"))
-    assert process.wait(5 + STOP_S) == ExitCode.STOPPED_EARLY
-    assert time.monotonic() - begun_s >= 5
+    process = Process(*long_job.arguments(output, *SLOW, "--max-runtime", "4"))
+    assert process.wait(4 + STOP_S) == ExitCode.STOPPED_EARLY
+    assert time.monotonic() - begun_s >= 4
     done = assert_stopped(output, process, ExitCode.STOPPED_EARLY, "stopped")
     assert run(*long_job.arguments(output, *LONG)).done_before == done
     assert_whole(output, long_job.expected)
@@ -115,10 +124,10 @@ def test_the_time_limit_stops_in_good_order(long_job: Job, tmp_path: Path) -> No
 )
 @pytest.mark.parametrize("after_s", [0.0, 0.06])
 def test_a_signal_while_the_model_loads_does_not_wait_for_it(
-    job: Job, tmp_path: Path, number: signal.Signals, code: ExitCode, state: str, after_s: float
+    long_job: Job, tmp_path: Path, number: signal.Signals, code: ExitCode, state: str, after_s: float
 ) -> None:
     output = tmp_path / "out"
-    process = Process(*job.arguments(output))
+    process = Process(*long_job.arguments(output))
     # The workers are only just born: the signal meets them before Python is up, or among their first imports.
     assert process.wait_until(lambda: len(process.workers()) == 2, interval_s=0)
     time.sleep(after_s)
@@ -128,12 +137,12 @@ def test_a_signal_while_the_model_loads_does_not_wait_for_it(
     assert assert_stopped(output, process, code, state) == 0
 
 
-def test_sigterm_before_the_job_is_begun(job: Job, tmp_path: Path) -> None:
+def test_sigterm_before_the_job_is_begun(long_job: Job, tmp_path: Path) -> None:
     output, model = tmp_path / "out", tmp_path / "model"
     model.mkdir()
     # A bundle whose description never comes: the run waits for it, as for a very slow disk.
     os.mkfifo(model / "bundle.json")
-    process = Process("caption", *job.inputs, "--output", str(output), "--model", str(model))
+    process = Process("caption", *long_job.inputs, "--output", str(output), "--model", str(model))
     writer: list[int] = []
     assert process.wait_until(lambda: writer or _opened(model / "bundle.json", writer))
     process.signal_group(signal.SIGTERM)

@@ -13,7 +13,7 @@ from batchcap.model.bundle import Bundle
 from batchcap.report.status import printable
 from batchcap.store.folder import JobFolder
 from tests.checkpoints import Shape, make_checkpoint
-from tests.e2e.command import batchcap, read_rows
+from tests.e2e.command import ONNX, batchcap, read_rows
 from tests.e2e.inputs import image
 
 IMAGES, NEW_TOKENS = 16, 40
@@ -35,8 +35,8 @@ def begin(text: str) -> str:
 def test_thoughts_have_a_column_of_their_own(thinker: Bundle, tmp_path: Path) -> None:
     numbers = [number for number in range(2 * IMAGES) if number % 41 != 7][:IMAGES]
     pq.write_table(pa.table({"image": [image(number) for number in numbers]}), tmp_path / "in.parquet")
-    command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "out", "-m", thinker.folder, "--no-loop-stop")
-    done = batchcap(*command, "--max-new-tokens", NEW_TOKENS, "--show", IMAGES)
+    command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "out", "-m", thinker.folder, *ONNX)
+    done = batchcap(*command, "--no-loop-stop", "--max-new-tokens", NEW_TOKENS, "--show", IMAGES)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("thinks before it captions") == 1
 
@@ -59,7 +59,7 @@ def test_thoughts_have_a_column_of_their_own(thinker: Bundle, tmp_path: Path) ->
 
 def test_no_warning_where_there_is_room_for_thoughts(thinker: Bundle, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(image(1))
-    command = ("caption", tmp_path / "a.png", "-o", tmp_path / "out", "-m", thinker.folder)
+    command = ("caption", tmp_path / "a.png", "-o", tmp_path / "out", "-m", thinker.folder, *ONNX)
     done = batchcap(*command, "--max-new-tokens", 1024)
     assert done.returncode == 0, done.stderr
     assert "thinks before" not in done.stderr

@@ -126,7 +126,7 @@ def test_a_run_with_onnx_never_loads_torch(bundle: Bundle, tmp_path: Path) -> No
         (tmp_path / "trap" / name / "__init__.py").write_text("import os; os._exit(99)")
     images = str(write_images(tmp_path / "pictures", 2))
     job = ("caption", images, "--model", str(bundle.folder), *SETTINGS, "--output", str(tmp_path / "out"))
-    run(*job, environment={"PYTHONPATH": str(tmp_path / "trap")})
+    run(*job, environment={"PYTHONPATH": str(tmp_path / "trap")}, warm=False)
     trapped = [sys.executable, "-c", "import torch"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "trap")}
     assert subprocess.run(trapped, env=environment, check=False).returncode == 99

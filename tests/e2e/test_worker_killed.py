@@ -14,36 +14,36 @@ from tests.e2e.process import Process, assert_clean, assert_whole, read_summary
 
 @pytest.mark.slow
 @pytest.mark.parametrize("worker", ["vision", "decoder"])
-def test_a_worker_killed_at_work(job: Job, tmp_path: Path, worker: str) -> None:
+def test_a_worker_killed_at_work(small_job: Job, tmp_path: Path, worker: str) -> None:
     output = tmp_path / "out"
-    process = Process(*job.arguments(output, "--slots", "1", "--rows-per-part", "16"))
+    process = Process(*small_job.arguments(output, "--slots", "1", "--rows-per-part", "16"))
     assert process.wait_until(lambda: JobFolder(output).part_paths())
     os.kill(process.workers()[worker], signal.SIGKILL)
     assert process.wait() == ExitCode.COMPLETE
     assert_clean(process)
     assert f"the {worker}" in process.stderr
     assert "was killed by signal 9; a new one is started" in process.stderr
-    assert_whole(output, job.expected)
+    assert_whole(output, small_job.expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("worker", ["vision", "decoder"])
 def test_a_worker_that_hangs(job: Job, tmp_path: Path, worker: str) -> None:
     output = tmp_path / "out"
-    process = Process(*job.arguments(output, "--slots", "1", "--rows-per-part", "16", "--picture-timeout", "8"))
+    process = Process(*job.arguments(output, "--slots", "1", "--rows-per-part", "16", "--picture-timeout", "6"))
     # The vision worker is soon through with all rows, and who has nothing to do can't hang.
     at_work = {"vision": lambda: process.done_before is not None, "decoder": lambda: JobFolder(output).part_paths()}
     assert process.wait_until(at_work[worker], interval_s=0.0005)
     os.kill(process.workers()[worker], signal.SIGSTOP)
     assert process.wait() == ExitCode.COMPLETE
     assert_clean(process)
-    assert "has not come to an end with a row in 8 s; a new one is started" in process.stderr
+    assert "has not come to an end with a row in 6 s; a new one is started" in process.stderr
     assert_whole(output, job.expected)
 
 
-def test_a_worker_killed_while_it_loads(job: Job, tmp_path: Path) -> None:
+def test_a_worker_killed_while_it_loads(small_job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    process = Process(*job.arguments(output))
+    process = Process(*small_job.arguments(output))
     assert process.wait_until(lambda: len(process.workers()) == 2, interval_s=0)
     os.kill(process.workers()["decoder"], signal.SIGKILL)
     assert process.wait() == ExitCode.UNEXPECTED

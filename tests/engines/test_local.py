@@ -16,6 +16,7 @@ import pytest
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, WorkerError
 from batchcap.core.records import Duplicate, Failure, ImageRow, Outcome
+from batchcap.core.sources import Bytes
 from batchcap.engines import local, process
 from batchcap.engines import supervisor as seat
 from batchcap.engines.local import LocalEngine
@@ -85,7 +86,7 @@ def never() -> bool:
 
 
 def row(index: int, name: str = "good") -> ImageRow:
-    return ImageRow(index, f"{name}-{index}", "/in", index, data=b"x" * 1000)
+    return ImageRow(index, f"{name}-{index}", "/in", index, Bytes(b"x" * 1000))
 
 
 def collect(running: LocalEngine, count: int) -> dict[int, Outcome]:
@@ -118,7 +119,7 @@ def test_every_row_has_one_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
             assert [caption.text for caption in outcome.result] == [f"of good-{index}"]
             assert outcome.facts is not None
             assert (outcome.facts.width, outcome.facts.height, outcome.facts.vision_ms) == (64, 48, 2.0)
-        assert outcome.row.data is None, "images must not pile up here"
+        assert outcome.row.image is None, "images must not pile up here"
     assert load.busy_s == {"read": 0.0, "vision": 13 * 0.5, "prefill": 0.0, "decode": 13 * 0.25}
     assert (load.reading_rows, load.queue_rows, load.queue_mib, load.decoding_rows) == (0, 0, 0.0, 0)
 

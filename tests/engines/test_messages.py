@@ -1,11 +1,12 @@
 """What comes out of a worker's inbox."""
 
+import traceback
 from multiprocessing import Pipe
 from typing import Any
 
 import pytest
 
-from batchcap.engines.messages import Inbox
+from batchcap.engines.messages import Inbox, send
 
 
 class Unreadable:
@@ -39,3 +40,21 @@ def test_what_befalls_the_reading_of_a_message_is_told() -> None:
     assert inbox.get() == "sound"
     with pytest.raises(MemoryError, match="no room for the image"):
         inbox.get()
+
+
+@pytest.mark.parametrize("items", [10, 100_000])
+def test_a_message_that_nobody_reads_leaves_no_view_of_a_buffer(items: int) -> None:
+    ours, theirs = Pipe()
+    theirs.close()
+    with pytest.raises(OSError, match="Broken pipe") as raised:
+        send(ours, list(range(items)))
+    frames = [frame for frame, _line in traceback.walk_tb(raised.value.__traceback__)]
+    views = [value for frame in frames for value in frame.f_locals.values() if isinstance(value, memoryview)]
+    assert views
+    assert all(isinstance(view.obj, bytes) for view in views)
+
+
+def test_a_message_comes_out_as_it_went_in() -> None:
+    ours, theirs = Pipe()
+    send(ours, {"text": ["a cat"] * 100})
+    assert theirs.recv() == {"text": ["a cat"] * 100}

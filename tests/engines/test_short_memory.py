@@ -13,6 +13,7 @@ from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBacke
 from batchcap.core.errors import ErrorKind
 from batchcap.core.machine import MIB
 from batchcap.core.records import Failure, ImageRow, Outcome
+from batchcap.core.sources import Bytes
 from batchcap.engines import process
 from batchcap.engines.local import LocalEngine
 from batchcap.model.bundle import Bundle
@@ -49,8 +50,8 @@ def test_an_image_too_large_for_the_memory_fails_alone(
     monkeypatch.setattr(process, "_popen", limited)
     vision = VisionConfig(dtype=VisionDtype.FP32, backend=VisionBackend.ONNX, max_visual_tokens=16)
     placement = PlacementConfig(slots=2, decoder_threads=1, vision_threads=1)
-    rows = [ImageRow(index, f"row-{index}", "s", index, data=encoded(64, index)) for index in range(6)]
-    rows[2] = ImageRow(2, "large", "s", 2, data=encoded(LARGE_SIDE_PX, 9))
+    rows = [ImageRow(index, f"row-{index}", "s", index, Bytes(encoded(64, index))) for index in range(6)]
+    rows[2] = ImageRow(2, "large", "s", 2, Bytes(encoded(LARGE_SIDE_PX, 9)))
     found: dict[int, Outcome] = {}
     engine = LocalEngine(tiny_bundle_fp32, JobConfig(InputConfig(("p",)), "o", vision=vision, placement=placement))
     try:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,19 +21,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchcap.config import VisionBackend, VisionConfig, VisionDtype
+from batchcap.config import InputConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import Duplicate, EncodedImage, Failure, Features, ImageRow, Patches
+from batchcap.core.sources import Bytes, FileAt
 from batchcap.engines import vision_worker
 from batchcap.engines.busy_flag import make_sign_file
 from batchcap.engines.dedup import SeenImages
 from batchcap.engines.messages import Captioned, Fatal, Ready, StageTime, VisionSpec
 from batchcap.engines.supervisor import WorkerSupervisor
 from batchcap.engines.vision_worker import VisionWorker, lane_count
+from batchcap.inputs.discover import discover
 from batchcap.inputs.encoded import read_image
+from batchcap.inputs.registry import READERS
+from batchcap.job.plan import Plan
 from batchcap.model.bundle import Bundle
+from batchcap.store.journal import Journal
 from batchcap.vision.torch_encoder import VisionEncoder
 from tests.engines.doubles import EndlessInbox, seen_elsewhere
+from tests.inputs.blobs import BlobLists, write_blobs
 from tests.vision.towers import image
 
 SIDES = [(4, 4), (4, 4), (8, 8), (2, 2), (30, 30), (2, 2)]
@@ -90,7 +96,7 @@ def serve(worker: VisionWorker, encoder: FakeEncoder, inbox: EndlessInbox) -> No
 
 def row(index: int) -> ImageRow:
     """A row whose image no other has."""
-    return ImageRow(index, f"row-{index}", "s", index, data=encoded((index % 250, index // 250, 7)))
+    return ImageRow(index, f"row-{index}", "s", index, Bytes(encoded((index % 250, index // 250, 7))))
 
 
 def received(ours: Connection, rows: int) -> list[object]:
@@ -219,7 +225,7 @@ def test_an_image_alone_gets_all_threads(tiny_bundle_fp32: Bundle) -> None:
     assert answers(ours, 1) == [2]
     over.set()
     assert answers(ours, 1) == [1]
-    inbox.put(ImageRow(3, "nothing", "s", 3, data=b""))
+    inbox.put(ImageRow(3, "nothing", "s", 3, Bytes(b"")))
     assert answers(ours, 1) == [3]
     inbox.put(row(4))
     assert answers(ours, 1) == [4]
@@ -361,7 +367,7 @@ def test_the_process_ends_quietly_while_lanes_are_at_work(tiny_bundle_fp32: Bund
     )
     assert isinstance(ours.recv(), Ready)
     for index in range(60):
-        ours.send(ImageRow(index, f"row-{index}", "s", index, data=encoded((index, 0, 7), (640, 480))))
+        ours.send(ImageRow(index, f"row-{index}", "s", index, Bytes(encoded((index, 0, 7), (640, 480)))))
     for _image in range(3):
         answers(ours, 1)
     ours.send_bytes(b"no message")
@@ -385,7 +391,7 @@ def test_failures_and_twins_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> None:
         threading.Event().wait(0.01)
     inbox.put(dataclasses.replace(first, index=1))
     assert [type(message) for message in received(ours, 1)] == [Duplicate]
-    inbox.put(ImageRow(2, "nothing", "s", 2, data=b"no image"))
+    inbox.put(ImageRow(2, "nothing", "s", 2, Bytes(b"no image")))
     assert [type(message) for message in received(ours, 1)] == [Failure]
     over.set()
     assert answers(ours, 1) == [0]
@@ -395,11 +401,11 @@ def test_equal_images_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path)
     data = {name: encoded(colour) for name, colour in (("red", (200, 9, 9)), ("blue", (9, 9, 200)))}
     (tmp_path / "red.png").write_bytes(data["red"])
     rows = [
-        ImageRow(3, "a", "s", 0, data=data["red"]),
-        ImageRow(4, "b", "s", 0, data=data["blue"]),
-        ImageRow(5, "c", "s", 0, path=str(tmp_path / "red.png")),
-        ImageRow(6, "d", "s", 0, data=data["red"][:50]),
-        ImageRow(7, "e", "s", 0, data=data["red"][:50]),
+        ImageRow(3, "a", "s", 0, Bytes(data["red"])),
+        ImageRow(4, "b", "s", 0, Bytes(data["blue"])),
+        ImageRow(5, "c", "s", 0, FileAt(str(tmp_path / "red.png"))),
+        ImageRow(6, "d", "s", 0, Bytes(data["red"][:50])),
+        ImageRow(7, "e", "s", 0, Bytes(data["red"][:50])),
         ImageRow(8, "f", "s", 0),
         ImageRow(9, "g", "s", 0),
     ]
@@ -416,10 +422,32 @@ def test_equal_images_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path)
     assert passed[0].read_ms >= 0
 
 
+def test_images_inside_of_a_file_are_read(
+    tiny_bundle_fp32: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kind of input says that the worker does not know: found, planned, read and cut into patches."""
+    monkeypatch.setitem(READERS, BlobLists.kind, BlobLists)
+    red, blue = encoded((200, 9, 9)), encoded((9, 9, 200))
+    write_blobs(tmp_path / "a.offsets", [red, blue, b"no image", red])
+    config = InputConfig((str(tmp_path / "a.offsets"),))
+    with closing(Journal.open(tmp_path / "journal.sqlite")) as journal:
+        plan = Plan(journal, config)
+        assert plan.extend(discover(config, tmp_path / "out"), 3, 0) == 4
+        rows = [row for shard in plan.shards() for row in plan.shard_rows(shard)]
+    worker, ours = make_worker(tiny_bundle_fp32, 10_000)
+    for row in rows:
+        worker._read(row)
+    digests = [hashlib.sha256(data).hexdigest() for data in (red, blue)]
+    assert [(one.index, one.sha256) for one in worker._next_batch()] == list(enumerate(digests))
+    failed, twin = ours.recv(), ours.recv()
+    assert (failed.index, failed.kind) == (2, ErrorKind.NOT_AN_IMAGE)
+    assert (twin.index, twin.of) == (3, 0)
+
+
 def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
     red, blue = encoded((200, 9, 9)), encoded((9, 9, 200))
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
-    rows = [ImageRow(7, "a", "s", 0, data=red), ImageRow(8, "b", "s", 0, data=blue)]
+    rows = [ImageRow(7, "a", "s", 0, Bytes(red)), ImageRow(8, "b", "s", 0, Bytes(blue))]
     messages: list[object] = [Captioned([(hashlib.sha256(red).hexdigest(), 2)]), *rows]
 
     class Hand:
@@ -440,7 +468,7 @@ def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
 def test_nothing_is_a_twin_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
     worker, _ours = make_worker(tiny_bundle_fp32, 10_000, find_duplicates=False)
     for index in range(3):
-        worker._read(ImageRow(index, "a", "s", 0, data=encoded((200, 9, 9))))
+        worker._read(ImageRow(index, "a", "s", 0, Bytes(encoded((200, 9, 9)))))
     assert [one.index for one in worker._next_batch()] == [0, 1, 2]
 
 

@@ -10,6 +10,7 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 
 from batchcap.config import GenerationConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, ImageRow
+from batchcap.core.sources import Bytes
 from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
 from batchcap.export.quality.images import load_patches
 from batchcap.model.bundle import Bundle
@@ -39,7 +40,7 @@ def features_of(bundle: Bundle, images: list[bytes], backend: VisionBackend = Vi
     config = VisionConfig(max_visual_tokens=MAX_VISUAL_TOKENS, dtype=VisionDtype.FP32, backend=backend)
     encoder = load_encoder(bundle, config, threads=1)
     geometry = bundle.geometry
-    rows = [ImageRow(index, str(index), "memory", index, data=data) for index, data in enumerate(images)]
+    rows = [ImageRow(index, str(index), "memory", index, Bytes(data)) for index, data in enumerate(images)]
     patches = [load_patches(row, geometry.vision, geometry.image, config) for row in rows]
     batches = [patches[start : start + IMAGES_A_PASS] for start in range(0, len(patches), IMAGES_A_PASS)]
     return [one for batch in batches for one in encoder.encode(batch)]

@@ -37,7 +37,6 @@ from batchcap.export.quality.images import ImageChoice, load_images
 from batchcap.export.quality.rollout import ImagePrompt, Rollout
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
-from tests.export.drawings import drawn_once
 
 FP32_TOLERANCE = 2e-5  # of a logit, as a part of the largest one
 STREAM_TOLERANCE = 1e-4  # likewise, between two programs
@@ -54,12 +53,6 @@ def _threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with drawn_once(tmp_path_factory.mktemp("drawn")):
-        yield
 
 
 @pytest.fixture(scope="module")

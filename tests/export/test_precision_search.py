@@ -19,7 +19,6 @@ from batchcap.export.search import precision_search
 from batchcap.export.search.precision_search import Search, ladder
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
-from tests.export.drawings import drawn_once
 
 SHAPE = Shape(layers=2, levels=(0,), vision_depth=1)
 OPTIONS = ExportOptions(context=256)
@@ -36,12 +35,6 @@ def _threads() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("auto") / "small", SHAPE)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with drawn_once(tmp_path_factory.mktemp("drawn")):
-        yield
 
 
 def searched(checkpoint: Path, output: Path, max_divergence: float) -> tuple[Bundle, list[str]]:

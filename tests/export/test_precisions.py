@@ -1,6 +1,5 @@
 """Every precision, block size and rounding exports, passes the export's own check, and stays near fp32."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from batchcap.export.export import export_bundle
 from batchcap.export.graph.check import DecoderRun
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint
-from tests.export.drawings import drawn_once
 
 CONTEXT = 128
 # Inputs of the products have 160, 128 and 200 values: no whole blocks for most of the sizes, one block, odd numbers.
@@ -36,12 +34,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """The fp32 bundle; from here on the model builder's graph is the one it was made of, which is always the same."""
-    folder = tmp_path_factory.mktemp("exact")
-    with drawn_once(folder):
-        options = ExportOptions(precision=Precision.FP32, context=CONTEXT)
-        yield export_bundle(str(checkpoint), folder / "bundle", options)
+def exact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The fp32 bundle."""
+    options = ExportOptions(precision=Precision.FP32, context=CONTEXT)
+    return export_bundle(str(checkpoint), tmp_path_factory.mktemp("exact") / "bundle", options)
 
 
 def last_logits(bundle: Bundle) -> Float32Array:

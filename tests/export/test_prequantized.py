@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from batchcap.export.graph.parity import _compare, _prompts
 from batchcap.export.quality.images import ImageChoice
 from batchcap.model.bundle import Bundle
 from tests.checkpoints import Shape, make_checkpoint
-from tests.export.drawings import drawn_once
 
 GROUP = 32
 SHAPE = Shape(layers=2, levels=(0, 1), vision_depth=2, tied=False)
@@ -95,12 +94,6 @@ def edit_quantization(folder: Path, **entries: Any) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("stored") / "plain", SHAPE)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with drawn_once(tmp_path_factory.mktemp("drawn")):
-        yield
 
 
 def matrices_of(bundle: Bundle) -> dict[str, list[NDArray[Any]]]:

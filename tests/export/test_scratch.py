@@ -47,7 +47,7 @@ def builder_of(process: subprocess.Popen[bytes]) -> psutil.Process:
         for child in psutil.Process(process.pid).children():
             if "batchcap.export.graph.builder_process" in child.cmdline():
                 return child
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise AssertionError("no model builder was started")
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from batchcap.commands.jobfile import load_job_file
 from batchcap.config import InputConfig
-from batchcap.inputs.parquet import count_rows, read_layout
-from batchcap.inputs.parquet_rows import carried_reader, image_reader, image_row, read_columns, read_rows
+from batchcap.core.sources import Piece
+from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
+from batchcap.store.parts import SCHEMA
 from tests.images.samples import encode, load, noise, scene
 from tests.inputs.parquets import IMAGE_STRUCT
 
@@ -111,15 +112,16 @@ def parquet_seeds() -> list[bytes]:
 
 def read_parquet(_content: bytes, path: Path) -> None:
     """The manifest's readers, and what a part file would be made of."""
-    rows = min(count_rows(path), MAX_ROWS)
-    layout = read_layout(path, InputConfig((str(path),), id_column="key", keep_columns=("*",)))
-    values = read_rows(image_reader(path, layout), 0, rows)
-    found = [image_row(one, layout, (row, "a", path, row)) for row, one in enumerate(values)]
+    reader = ParquetFiles(InputConfig((str(path),), id_column="key", keep_columns=("*",)), frozenset(SCHEMA.names))
+    rows = min(reader.count(path), MAX_ROWS)
+    passthrough = reader.passthrough(path)
+    piece = Piece(0, "a", str(path), reader.kind, 0, rows)
+    found = list(reader.rows(piece, range(rows))) if rows else []
     assert [row.row for row in found] == list(range(rows))
-    columns = read_columns(carried_reader(path, layout), layout, 0, rows)
+    columns = reader.columns(piece)
     assert len(columns) == rows
-    schema = passthrough_schema([(path, layout)], None)
-    require_values_fit(path, layout, schema, is_written=False)
+    schema = passthrough_schema([passthrough], None)
+    require_values_fit(reader, passthrough, schema, is_written=False)
     pq.write_table(fitted_columns(columns, schema, path), io.BytesIO())
 
 

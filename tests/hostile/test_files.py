@@ -8,6 +8,7 @@ import pytest
 from batchcap.config import VisionConfig
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.core.records import ImageRow
+from batchcap.core.sources import Bytes, FileAt
 from batchcap.export.quality.images import load_patches
 from tests.hostile.files import MAX_IMAGE_PIXELS, HostileFile, hostile_files
 from tests.hostile.originals import originals
@@ -27,7 +28,7 @@ def files() -> list[HostileFile]:
 
 def end_of(data: bytes | None = None, path: Path | None = None) -> ErrorKind | None:
     """The kind of failure an image ends with; None for an image that the model can be shown."""
-    row = ImageRow(0, "id", "source", 0, None if path is None else str(path), data)
+    row = ImageRow(0, "id", "source", 0, Bytes(data or b"") if path is None else FileAt(str(path)))
     try:
         patches = load_patches(row, GEOMETRY, SETTINGS, VISION)
     except RowError as error:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from batchcap.config import VisionConfig
 from batchcap.core.records import Float32Array, ImageRow, Patches
+from batchcap.core.sources import Bytes, FileAt
 from batchcap.export.quality.images import load_patches
 from batchcap.model.geometry import ImageSettings, VisionGeometry
 
@@ -53,7 +54,8 @@ def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 def row(data: bytes | None = None, path: str | None = None) -> ImageRow:
     """A manifest row."""
-    return ImageRow(index=3, id="picture", source="source", row=0, path=path, data=data)
+    image = None if path is None else FileAt(path)
+    return ImageRow(3, "picture", "source", 0, image if data is None else Bytes(data))
 
 
 def load(data: bytes | None = None, path: str | None = None, **vision: Any) -> Patches:

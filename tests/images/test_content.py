@@ -7,8 +7,8 @@ import tarfile
 import pytest
 
 from batchcap.core.errors import ErrorKind, RowError
-from batchcap.images.decode import FORMATS, decode, not_an_image
-from batchcap.inputs.content import base64_image
+from batchcap.images.decode import decode
+from batchcap.inputs.content import FORMATS, base64_image, not_an_image
 from tests.images.samples import encode, scene
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"

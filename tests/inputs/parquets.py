@@ -6,6 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchcap.core.records import ImageRow
+from batchcap.core.sources import Bytes, FileAt
+
 IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -13,3 +16,13 @@ def write_table(path: Path, columns: dict[str, Any], row_group_size: int = 100) 
     """Columns of Python values or Arrow arrays as a Parquet file."""
     pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
     return path
+
+
+def data_of(row: ImageRow) -> bytes | None:
+    """The image that a row holds itself."""
+    return row.image.data if isinstance(row.image, Bytes) else None
+
+
+def path_of(row: ImageRow) -> str | None:
+    """The file that a row's image is in."""
+    return row.image.path if isinstance(row.image, FileAt) else None

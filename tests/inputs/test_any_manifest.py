@@ -15,7 +15,7 @@ from batchcap.core.records import ImageRow
 from batchcap.inputs.discover import discover
 from batchcap.job.plan import Plan
 from batchcap.store.journal import Journal
-from tests.inputs.parquets import IMAGE_STRUCT
+from tests.inputs.parquets import IMAGE_STRUCT, data_of
 
 CELLS = st.lists(st.none() | st.binary(min_size=1, max_size=40), max_size=40)
 
@@ -93,7 +93,9 @@ def test_each_row_once_with_its_own_columns(files: list[File], rows_per_part: in
                 plan = Plan(journal, config)
                 plan.extend(discover(config, Path(name) / "out"), rows_per_part, limit)
             rows, columns = read_all(plan)
-            assert [row.data for row, _columns in zip(rows, columns, strict=True)] == [cell for cell, _, _ in expected]
+            assert [data_of(row) for row, _columns in zip(rows, columns, strict=True)] == [
+                cell for cell, _, _ in expected
+            ]
             assert [row.id for row in rows] == [key for _cell, key, _row in expected]
             assert [row.row for row in rows] == [row for _cell, _key, row in expected]
             assert [row.index for row in rows] == list(range(len(expected)))

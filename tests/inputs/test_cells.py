@@ -10,7 +10,7 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import ImageRow
 from batchcap.inputs.encoded import read_encoded
-from batchcap.inputs.parquet import read_layout
+from batchcap.inputs.parquet_layout import read_layout
 from tests.images.samples import encode, noise
 from tests.inputs.parquets import IMAGE_STRUCT, write_table
 from tests.inputs.test_parquet import planned, rows_of

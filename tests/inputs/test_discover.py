@@ -13,9 +13,11 @@ import pytest
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
+from batchcap.core.sources import Source
 from batchcap.inputs.discover import discover
+from batchcap.inputs.files import ImageFiles
+from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.skipped import Skipped
-from batchcap.inputs.source import Source, SourceKind
 from tests.images.samples import encode, scene
 
 
@@ -110,7 +112,7 @@ def test_mixed_folder_gives_images_and_parquet(tmp_path: Path) -> None:
     touch(tmp_path / "in", "a.png")
     write_parquet(tmp_path / "in/b.parquet", 5)
     kinds = [(source.id, source.kind, source.rows) for source in found(tmp_path, tmp_path / "in")]
-    assert kinds == [("a.png", SourceKind.IMAGE, 1), ("b.parquet", SourceKind.PARQUET, 5)]
+    assert kinds == [("a.png", ImageFiles.kind, 1), ("b.parquet", ParquetFiles.kind, 5)]
 
 
 def test_a_named_image_is_taken_whatever_its_extension_is(tmp_path: Path) -> None:

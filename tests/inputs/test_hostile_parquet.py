@@ -14,11 +14,11 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, UsageError
 from batchcap.core.records import ImageRow, Shard
 from batchcap.inputs.discover import discover
-from batchcap.inputs.parquet import count_rows, read_layout
+from batchcap.inputs.parquet_layout import count_rows, read_layout
 from batchcap.inputs.parquet_rows import rows_at_once
-from batchcap.store.parts import write_part
+from batchcap.store.parts import SCHEMA, write_part
 from tests.inputs.hostile import damage_pages, footer_of, lie_about, with_footer
-from tests.inputs.parquets import write_table
+from tests.inputs.parquets import data_of, path_of, write_table
 from tests.inputs.test_parquet import carried, planned, rows_of
 from tests.store.records import caption_row
 
@@ -72,7 +72,7 @@ def test_a_file_that_lies_about_its_rows(tmp_path: Path, claimed: int, places: s
         found = rows_of(plan)
     there = min(claimed, ROWS)
     assert len(found) == claimed
-    assert [row.data for row in found[:there]] == IMAGES[:there]
+    assert [data_of(row) for row in found[:there]] == IMAGES[:there]
     assert kinds(found[there:]) == [ErrorKind.UNREADABLE] * (claimed - there)
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_page_costs_the_rows_of_its_row_group_only(file: Path) -> None
     damaged = slice(GROUP_ROWS, 2 * GROUP_ROWS)
     expected = [*IMAGES, *[b"x"] * 5]
     expected[damaged] = [None] * GROUP_ROWS
-    assert [row.data for row in rows] == expected
+    assert [data_of(row) for row in rows] == expected
     assert kinds(rows)[damaged] == [ErrorKind.UNREADABLE] * GROUP_ROWS
     assert [row.index for row in rows] == list(range(ROWS + 5))
     assert [row.id for row in rows[damaged]] == [f"a.parquet:{row}" for row in range(GROUP_ROWS, 2 * GROUP_ROWS)]
@@ -173,7 +173,7 @@ def test_image_columns_of_odd_types(tmp_path: Path, column: pa.Array, fits: bool
     write_table(tmp_path / "a.parquet", {"image": column})
     if fits:
         with planned(tmp_path) as plan:
-            assert [row.data for row in rows_of(plan)] == [b"x"]
+            assert [data_of(row) for row in rows_of(plan)] == [b"x"]
         return
     with (
         pytest.raises(UsageError, match=r"neither bytes, an Image, nor a path|a list of images is not supported"),
@@ -186,7 +186,7 @@ def test_image_columns_of_odd_types(tmp_path: Path, column: pa.Array, fits: bool
 def test_path_columns_of_odd_types(tmp_path: Path, kind: pa.DataType) -> None:
     write_table(tmp_path / "a.parquet", {"path": odd(pa.string(), "x.png", None).cast(kind)})
     with planned(tmp_path) as plan:
-        assert [row.path for row in rows_of(plan)] == [str(tmp_path / "x.png"), None]
+        assert [path_of(row) for row in rows_of(plan)] == [str(tmp_path / "x.png"), None]
 
 
 def test_a_file_without_columns_or_rows(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_ids_of_odd_types(tmp_path: Path, kind: pa.DataType, value: object) -> N
     write_table(tmp_path / "a.parquet", {"image": [b"x", b"y", b"z"], "key": odd(kind, value, None, value)})
     with planned(tmp_path, image_column="image", id_column="key") as plan:
         rows = rows_of(plan)
-    assert [row.data for row in rows] == [b"x", b"y", b"z"]
+    assert [data_of(row) for row in rows] == [b"x", b"y", b"z"]
     assert rows[0].id
     assert rows[1].id == "a.parquet:1"
 
@@ -225,7 +225,7 @@ def test_nested_ids_that_are_not_utf_8(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", {"image": [b"x"], "key": pa.ListArray.from_arrays([0, 1], texts)})
     with planned(tmp_path, id_column="key") as plan:
         (row,) = rows_of(plan)
-    assert row.data == b"x"
+    assert data_of(row) == b"x"
     assert row.id
 
 
@@ -234,7 +234,7 @@ def test_ten_thousand_columns_are_read_in_no_time_and_told_in_a_line(tmp_path: P
     path = write_table(tmp_path / "a.parquet", {**many, "image": [b"x"]})
     started_s = time.perf_counter()
     with planned(tmp_path, keep_columns=("*",)) as plan:
-        assert [row.data for row in rows_of(plan)] == [b"x"]
+        assert [data_of(row) for row in rows_of(plan)] == [b"x"]
         (table,) = carried(plan)
     assert table.num_columns == len(many)
     write_part(tmp_path / "part", Shard(0, 0, 1), [caption_row(0)], table, {})
@@ -270,7 +270,7 @@ def test_names_that_differ_from_ours_in_case_only_clash_too(tmp_path: Path) -> N
         assert carried(plan)[0].to_pydict() == {"input_Caption": ["old"], "input_ID": [7]}
     write_table(tmp_path / "a.parquet", {**columns, "INPUT_caption": ["older"]})
     with pytest.raises(UsageError, match="rename one, or keep one with --keep-columns"):
-        read_layout(tmp_path / "a.parquet", InputConfig(("x",), keep_columns=("*",)))
+        read_layout(tmp_path / "a.parquet", InputConfig(("x",), keep_columns=("*",)), frozenset(SCHEMA.names))
 
 
 def test_a_column_name_that_is_not_utf_8(tmp_path: Path) -> None:
@@ -305,5 +305,5 @@ def test_a_file_of_kilobytes_with_gigabytes_in_it_takes_the_memory_of_one_image(
     before = pa.total_allocated_bytes()
     with planned(tmp_path) as plan:
         for row in islice(plan.shard_rows(plan.shards()[0]), 5):
-            assert len(row.data) == image_bytes
+            assert len(data_of(row)) == image_bytes
             assert pa.total_allocated_bytes() - before < 6 * image_bytes

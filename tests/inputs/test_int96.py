@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
-from batchcap.inputs.parquet import read_layout
+from batchcap.inputs.parquet_layout import read_layout
 from tests.inputs.hostile import damage_pages
 from tests.inputs.test_parquet import carried, planned, rows_of
 

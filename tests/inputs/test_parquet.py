@@ -13,10 +13,10 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import ImageRow
 from batchcap.inputs.discover import discover
-from batchcap.inputs.parquet import read_layout
+from batchcap.inputs.parquet_layout import read_layout
 from batchcap.job.plan import Plan
 from batchcap.store.journal import Journal
-from tests.inputs.parquets import IMAGE_STRUCT, write_table
+from tests.inputs.parquets import IMAGE_STRUCT, data_of, path_of, write_table
 
 ROWS = 25  # more than one row group of ten, and more than one batch of images
 
@@ -86,17 +86,17 @@ def test_bytes_are_given_across_row_groups_and_shards(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", {"picture": pa.array(data, pa.binary())}, row_group_size=10)
     with planned(tmp_path) as plan:
         rows = rows_of(plan)
-    assert [row.data for row in rows] == data
+    assert [data_of(row) for row in rows] == data
     assert [(row.index, row.row, row.id) for row in rows] == [(row, row, f"a.parquet:{row}") for row in range(ROWS)]
     assert {row.source for row in rows} == {str(tmp_path / "a.parquet")}
-    assert {row.path for row in rows} == {None}
+    assert {path_of(row) for row in rows} == {None}
 
 
 def test_image_struct_uses_bytes_then_path(tmp_path: Path) -> None:
     cells = [{"bytes": b"x", "path": "a.png"}, {"bytes": None, "path": "a.png"}, {"bytes": None, "path": None}, None]
     write_table(tmp_path / "a.parquet", {"image": pa.array(cells, IMAGE_STRUCT)})
     with planned(tmp_path) as plan:
-        assert [(row.data, row.path) for row in rows_of(plan)] == [
+        assert [(data_of(row), path_of(row)) for row in rows_of(plan)] == [
             (b"x", None),
             (None, str(tmp_path / "a.png")),
             (None, None),
@@ -110,10 +110,10 @@ def test_paths_are_relative_to_the_file_or_to_the_root(tmp_path: Path) -> None:
     write_table(tmp_path / "in/a.parquet", {"path": cells})
     (tmp_path / "root").mkdir()
     with planned(tmp_path / "in") as plan:
-        assert [row.path for row in rows_of(plan)] == [str(tmp_path / "in/a/b.png"), "/abs/c.png", None, None, None]
-        assert {row.data for row in rows_of(plan)} == {None}
+        assert [path_of(row) for row in rows_of(plan)] == [str(tmp_path / "in/a/b.png"), "/abs/c.png", None, None, None]
+        assert {data_of(row) for row in rows_of(plan)} == {None}
     with planned(tmp_path / "in", image_root=str(tmp_path / "root")) as plan:
-        assert [row.path for row in rows_of(plan)] == [str(tmp_path / "root/a/b.png"), None, None, None, None]
+        assert [path_of(row) for row in rows_of(plan)] == [str(tmp_path / "root/a/b.png"), None, None, None, None]
 
 
 def test_id_column_as_text_and_where_it_is_null(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_text_that_is_not_utf_8_is_a_file_name_like_any_other(tmp_path: Path, ki
     write_table(tmp_path / "a.parquet", {"image": cells.cast(kind), "key": paths})
     with planned(tmp_path, id_column="key") as plan:
         rows = rows_of(plan)
-    assert [row.path and os.fsencode(row.path) for row in rows] == [
+    assert [path_of(row) and os.fsencode(path_of(row)) for row in rows] == [
         os.fsencode(tmp_path / "a.png"),
         os.fsencode(tmp_path) + b"/gr\xf6\xdfe.png",
         None,

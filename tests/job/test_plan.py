@@ -15,23 +15,25 @@ from hypothesis import strategies as st
 from batchcap.config import InputConfig
 from batchcap.core.errors import ChangedInputError, UsageError
 from batchcap.core.records import ImageRow, Shard
+from batchcap.core.sources import Source
 from batchcap.inputs.discover import discover
-from batchcap.inputs.source import Source, SourceKind
+from batchcap.inputs.files import ImageFiles
+from batchcap.inputs.parquet import ParquetFiles
 from batchcap.job.plan import Plan
 from batchcap.store.journal import Journal
-from tests.inputs.parquets import write_table
+from tests.inputs.parquets import path_of, write_table
 
 Place = tuple[str, int]
 
 
 def image(name: str, mtime_ns: int = 0) -> Source:
-    return Source(name, Path("/in") / name, SourceKind.IMAGE, 1, 10, mtime_ns)
+    return Source(name, Path("/in") / name, ImageFiles.kind, 1, 10, mtime_ns)
 
 
 def table_source(path: Path, rows: int) -> Source:
     if not path.exists():
         write_table(path, {"path": [f"{row}.png" for row in range(rows)]}, row_group_size=3)
-    return Source(path.name, path, SourceKind.PARQUET, rows, path.stat().st_size, path.stat().st_mtime_ns)
+    return Source(path.name, path, ParquetFiles.kind, rows, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 @contextmanager
@@ -101,7 +103,7 @@ def test_a_file_that_comes_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_clash_of_names_falls_back_to_the_whole_path(tmp_path: Path) -> None:
-    one, two = (Source("x.png", Path(f"/{name}/x.png"), SourceKind.IMAGE, 1) for name in ("one", "two"))
+    one, two = (Source("x.png", Path(f"/{name}/x.png"), ImageFiles.kind, 1) for name in ("one", "two"))
     with opened(tmp_path) as plan:
         plan.extend([one, two], 4, 0)
         assert [row.id for row in all_rows(plan)] == ["x.png", "/two/x.png"]
@@ -145,13 +147,13 @@ def test_what_looks_otherwise_keeps_its_rows_and_is_told_until_it_is_accepted(tm
         assert plan.extend(now[:3], 2, 0) == 3
         changed = list(plan.changed())
         assert [(one.path, one.kind, one.spans) for one in changed] == [
-            (b"/in/a.png", SourceKind.IMAGE, ((0, 1),)),
-            (os.fsencode(table.path), SourceKind.PARQUET, ((1, 1), (2, 2))),
+            (b"/in/a.png", ImageFiles.kind, ((0, 1),)),
+            (os.fsencode(table.path), ParquetFiles.kind, ((1, 1), (2, 2))),
         ]
         plan.accept(changed[:1])
     with opened(tmp_path) as plan:
         assert plan.extend(now, 2, 0) == 1
-        assert [one.kind for one in plan.changed()] == [SourceKind.PARQUET]
+        assert [one.kind for one in plan.changed()] == [ParquetFiles.kind]
 
 
 def test_what_can_not_be_looked_at_is_not_said_to_have_changed(tmp_path: Path) -> None:
@@ -185,19 +187,19 @@ def test_a_parquet_file_that_vanished_is_named_when_its_rows_are_needed(tmp_path
 def test_ids_of_later_runs_do_not_clash(tmp_path: Path) -> None:
     with opened(tmp_path) as plan:
         plan.extend([image("a.png")], 4, 0)
-        other = Source("a.png", Path("/other/a.png"), SourceKind.IMAGE, 1, 1, 1)
-        third = Source("a.png", Path("/third/a.png"), SourceKind.IMAGE, 1, 1, 1)
+        other = Source("a.png", Path("/other/a.png"), ImageFiles.kind, 1, 1, 1)
+        third = Source("a.png", Path("/third/a.png"), ImageFiles.kind, 1, 1, 1)
         plan.extend([image("a.png"), other, third], 4, 0)
         assert [row.id for row in all_rows(plan)] == ["a.png", "/other/a.png", "/third/a.png"]
 
 
 def test_a_path_that_is_not_text_has_a_printable_source(tmp_path: Path) -> None:
-    source = Source("x", Path("/in/caf\udce9.png"), SourceKind.IMAGE, 1, 1, 1)
+    source = Source("x", Path("/in/caf\udce9.png"), ImageFiles.kind, 1, 1, 1)
     with opened(tmp_path) as plan:
         plan.extend([source], 4, 0)
         (row,) = all_rows(plan)
     assert row.source == "file:///in/caf%E9.png"
-    assert row.path == "/in/caf\udce9.png"
+    assert path_of(row) == "/in/caf\udce9.png"
 
 
 def test_files_that_are_skipped_today_keep_the_rows_that_a_job_has_planned(tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_no_two_files_have_one_source(tmp_path: Path) -> None:
         pytest.skip("this file system takes only UTF-8 names")
     with opened(tmp_path) as plan:
         plan.extend(discover(InputConfig((str(tmp_path / "*.png"),)), tmp_path / "out"), 3, 0)
-        rows = {row.path: row.source for row in all_rows(plan)}
+        rows = {path_of(row): row.source for row in all_rows(plan)}
     assert len(set(rows.values())) == len(names)
     for name in names:
         path = str(tmp_path / os.fsdecode(name))

@@ -33,6 +33,7 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import write_part
 from tests.fake_engine import FakeEngine, SilentProgress, fake_bundle
+from tests.inputs.parquets import path_of
 
 # What is in the images: how they end. Parts of three rows.
 IMAGES = {
@@ -69,8 +70,8 @@ def engine_of(config: JobConfig, dies_after: int | None = None) -> FakeEngine:
     words = config.generation
 
     def end(row: ImageRow) -> Outcome:
-        assert row.path is not None
-        content = Path(row.path).read_bytes()
+        assert path_of(row) is not None
+        content = Path(path_of(row)).read_bytes()
         if content.startswith(b"bad"):
             return Outcome(row, Failure(row.index, ErrorKind.CORRUPT, "cut"))
         verdict = Verdict.OK
@@ -424,7 +425,7 @@ def test_an_image_that_can_not_be_read_is_not_changed(
     config: JobConfig, monkeypatch: pytest.MonkeyPatch, on_changed: OnChanged
 ) -> None:
     def refuse(row: ImageRow) -> bytes:
-        raise RowError(ErrorKind.UNREADABLE, f"{row.path}: Input/output error")
+        raise RowError(ErrorKind.UNREADABLE, f"{path_of(row)}: Input/output error")
 
     run(config)
     before = rows_of(config)
@@ -438,7 +439,7 @@ def test_an_image_that_can_not_be_read_is_looked_at_by_the_next_run(
     config: JobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(row: ImageRow) -> bytes:
-        raise RowError(ErrorKind.UNREADABLE, f"{row.path}: Input/output error")
+        raise RowError(ErrorKind.UNREADABLE, f"{path_of(row)}: Input/output error")
 
     run(config)
     write(config, "d.png", "fox")

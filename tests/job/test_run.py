@@ -31,10 +31,10 @@ from batchcap.core.errors import (
     WorkerError,
 )
 from batchcap.core.records import Failure, ImageRow, Outcome
+from batchcap.core.sources import Source
 from batchcap.engines.base import EngineLoad
 from batchcap.inputs.discover import discover
 from batchcap.inputs.skipped import Skipped
-from batchcap.inputs.source import Source
 from batchcap.job import run as job
 from batchcap.job.run import run_job
 from batchcap.job.summary import Summary
@@ -44,6 +44,7 @@ from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock, read_holder
 from tests.e2e.process import snapshot
 from tests.fake_engine import FakeEngine, fake_bundle
+from tests.inputs.parquets import path_of
 
 ROWS = 23
 
@@ -397,7 +398,7 @@ def test_a_job_without_a_caption_is_no_success(config: JobConfig, rerun: bool) -
     """Whatever share of failures is allowed, also where nothing is left to do."""
 
     def fail(row: ImageRow) -> Outcome:
-        return Outcome(row, Failure(row.index, ErrorKind.MISSING, f"{row.path}: No such file or directory"))
+        return Outcome(row, Failure(row.index, ErrorKind.MISSING, f"{path_of(row)}: No such file or directory"))
 
     summary = run(config, FakeEngine(end=fail))
     if rerun:

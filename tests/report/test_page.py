@@ -13,6 +13,7 @@ import pytest
 
 from batchcap.core.errors import UsageError
 from batchcap.core.records import ImageRow
+from batchcap.core.sources import FileAt
 from batchcap.model.bundle import Bundle
 from batchcap.report import thumbnails
 from batchcap.report.page import write_page
@@ -173,7 +174,7 @@ def test_an_image_that_ends_its_process(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "a.png").write_bytes(image(0))
 
     def row(name: str) -> ImageRow:
-        return ImageRow(0, name, "", 0, path=str(tmp_path / "a.png"))
+        return ImageRow(0, name, "", 0, FileAt(str(tmp_path / "a.png")))
 
     with ThumbnailMaker(10**6, timeout_s=5.0) as maker:
         assert maker.make(row("kills")) is None

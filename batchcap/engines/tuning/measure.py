@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, VisionConfig
 from batchcap.core.errors import WorkerError
 from batchcap.core.records import Failure, ImageRow
+from batchcap.core.sources import Bytes
 from batchcap.demo.scenes import compose, draw
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.profiles import Settings
@@ -100,7 +101,7 @@ class Track:
             # Bytes behind an image's end change its digest, and nothing else: so no row is another's twin.
             index = self._next_index
             self._next_index += 1
-            yield ImageRow(index, str(index), "generated", index, data=data + str(index).encode())
+            yield ImageRow(index, str(index), "generated", index, Bytes(data + str(index).encode()))
 
     def _run(self, engine: LocalEngine, count: int, give_up_s: float = float("inf")) -> float:
         """Seconds from the first image handed over to the last caption; more than `give_up_s` if it was given up."""

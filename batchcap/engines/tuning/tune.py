@@ -17,7 +17,7 @@ from batchcap.core.text import aligned, format_duration
 from batchcap.engines.capacity import fitted_to_memory, memory_need
 from batchcap.engines.cores import Threads, usable_cores
 from batchcap.engines.profiles import Settings, Tuned, is_w8a8
-from batchcap.engines.tuned import MadeFor, write_tuned
+from batchcap.engines.tuned import TuningKey, write_tuned
 from batchcap.engines.tuning.measure import NEW_TOKENS, VISUAL_TOKENS, Timing, Track, rows_for
 from batchcap.engines.tuning.search import MIN_ROWS_A_DECODER, Machine, Search, Trial, encoders_for, moves_for
 from batchcap.model.bundle import Bundle
@@ -209,7 +209,7 @@ def tune(bundle: Bundle, minutes: float, *, rounded_vision: bool) -> TuneResult:
             can't be kept.
     """
     began_s = time.perf_counter()
-    path = MadeFor.here(bundle.id).path  # a machine without a place for it is told before the work
+    path = TuningKey.here(bundle.id).path  # a machine without a place for it is told before the work
     start = _start(bundle)
     before = _Processor.now()
     budget_s = 60 * minutes

@@ -14,14 +14,13 @@ from pathlib import Path
 from batchcap.config import DEFAULT_PROMPT, InputConfig, VisionConfig, VisionDtype
 from batchcap.core.errors import RowError, UsageError
 from batchcap.core.records import ImageRow, Patches
+from batchcap.core.sources import Bytes, Piece
 from batchcap.core.text import shown_name
 from batchcap.export.checkpoint.options import MAX_IMAGES
 from batchcap.images.preprocess import patches_of
 from batchcap.inputs.discover import discover
 from batchcap.inputs.encoded import read_image
-from batchcap.inputs.parquet import read_layout
-from batchcap.inputs.parquet_rows import image_reader, image_row, read_rows
-from batchcap.inputs.source import Source, SourceKind
+from batchcap.inputs.registry import open_readers
 from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import Geometry, ImageSettings, VisionGeometry
 from batchcap.model.prompt import PromptTemplate
@@ -122,20 +121,13 @@ def input_rows(choice: ImageChoice, exclude: Path) -> Iterator[ImageRow]:
     total = sum(source.rows for source in sources)
     count = min(choice.count, total)
     wanted = [number * total // count for number in range(count)]
-    first = 0
+    readers, first = open_readers(config), 0
     for source in sources:
-        for row in wanted:
+        for index, row in enumerate(wanted):
             if first <= row < first + source.rows:
-                yield _row(source, row - first, wanted.index(row), config)
+                piece = Piece(index, source.id, str(source.path), source.kind, row - first, 1)
+                yield from readers[source.kind].rows(piece, [index])
         first += source.rows
-
-
-def _row(source: Source, row: int, index: int, config: InputConfig) -> ImageRow:
-    if source.kind is SourceKind.IMAGE:
-        return ImageRow(index, source.id, str(source.path), 0, path=str(source.path))
-    layout = read_layout(source.path, config)
-    values = next(read_rows(image_reader(source.path, layout), row, 1))
-    return image_row(values, layout, (index, source.id, source.path, row))
 
 
 def _own_rows(count: int) -> Iterator[ImageRow]:
@@ -144,13 +136,13 @@ def _own_rows(count: int) -> Iterator[ImageRow]:
 
     photographs = resources.files("batchcap.demo") / "assets" / "photographs"
     for index, name in enumerate(_PHOTOGRAPHS[:count]):
-        yield ImageRow(index, name, "batchcap", index, data=(photographs / f"{name}.jpg").read_bytes())
+        yield ImageRow(index, name, "batchcap", index, Bytes((photographs / f"{name}.jpg").read_bytes()))
     for index in range(len(_PHOTOGRAPHS), count):
         chance = random.Random(_DRAWN_SEED_SPACE + index)  # noqa: S311 - it draws, it keeps no secret
         width, height = chance.randint(*_DRAWN_SIDES_PX), chance.randint(*_DRAWN_SIDES_PX)
         buffer = io.BytesIO()
         draw(compose(chance, width / height), chance, width, height).save(buffer, "PNG")
-        yield ImageRow(index, f"drawn-{index:02}", "batchcap", index, data=buffer.getvalue())
+        yield ImageRow(index, f"drawn-{index:02}", "batchcap", index, Bytes(buffer.getvalue()))
 
 
 def load_patches(row: ImageRow, geometry: VisionGeometry, settings: ImageSettings, config: VisionConfig) -> Patches:

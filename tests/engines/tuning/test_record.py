@@ -12,7 +12,7 @@ import pytest
 from batchcap.core.errors import UsageError
 from batchcap.engines import tuned as record
 from batchcap.engines.profiles import INT8_ENCODER, Settings, Tuned
-from batchcap.engines.tuned import MadeFor, read_tuned, write_tuned
+from batchcap.engines.tuned import TuningKey, read_tuned, write_tuned
 
 BUNDLE = "c" * 64
 TUNED = Tuned(
@@ -95,7 +95,7 @@ def test_a_broken_file_is_passed_over(data: bytes, caplog: pytest.LogCaptureFixt
 def test_another_kind_of_machine_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     here = write_tuned(BUNDLE, TUNED, [])
     monkeypatch.setattr(record, "available_cores", lambda: 64)
-    assert MadeFor.here(BUNDLE).path != here
+    assert TuningKey.here(BUNDLE).path != here
     assert read_tuned(BUNDLE) is None
 
 

@@ -14,6 +14,7 @@ from batchcap.engines.tuning.measure import MAX_ROWS, MIN_ROWS, Timing, Track, r
 from batchcap.engines.tuning.search import Trial
 from batchcap.inputs.encoded import digest
 from batchcap.model.bundle import Bundle
+from tests.inputs.parquets import data_of
 
 
 @pytest.fixture
@@ -48,12 +49,13 @@ def test_a_candidate_whose_worker_ends_is_passed_over(course: tune._Course, monk
 
 def test_images_are_the_same_ones_and_never_equal(course: tune._Course) -> None:
     first, again = (list(islice(course.track._rows(6), 6)) for _time in range(2))
-    assert len({digest(row.data) for row in (*first, *again)}) == 12
+    assert len({digest(data_of(row) or b"") for row in (*first, *again)}) == 12
     assert [row.index for row in (*first, *again)] == list(range(12))
     for one, other in zip(first, again, strict=True):
-        assert one.data
-        assert other.data
-        assert one.data[:-1] == other.data[: len(one.data) - 1]
+        data, others = data_of(one), data_of(other)
+        assert data
+        assert others
+        assert data[:-1] == others[: len(data) - 1]
 
 
 @pytest.mark.parametrize(

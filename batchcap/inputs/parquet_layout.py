@@ -1,0 +1,223 @@
+"""Owns what a Parquet input is: whether it can be read, its number of rows, and which column means what."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchcap.config import InputConfig
+from batchcap.core.errors import UsageError
+from batchcap.core.text import one_line
+from batchcap.inputs.cells import image_root_at
+from batchcap.inputs.columns import ALL_COLUMNS, column_options, cut, listed, output_names, quoted, shown
+
+# A plan of more would take days to make. Only a footer that lies has them.
+_MAX_ROWS = 1_000_000_000
+PATH_NAMES = ("image", "image_path", "path", "file_name", "filename", "filepath", "file")
+IMAGE_STRUCT, BYTES, PATH = 3, 2, 1
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetLayout:
+    """Which columns of a Parquet file mean what.
+
+    Attributes:
+        image: column with the image.
+        id: column with the row's id, or None.
+        kept: the columns to carry, with their types in the file; any may hold nulls.
+        kept_as: their names in the output.
+        rank: what the image column holds: `IMAGE_STRUCT`, `BYTES` or `PATH`.
+        image_root: folder that relative paths start from.
+        allowed_root: real path of the folder that paths must not lead out of; None: they may lead anywhere.
+    """
+
+    image: str
+    id: str | None
+    kept: pa.Schema
+    kept_as: tuple[str, ...]
+    rank: int
+    image_root: Path
+    allowed_root: str | None
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What goes wrong with a Parquet file, as an error that says what to do.
+
+    Raises:
+        UsageError: the file can't be read.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise UsageError(f"the Parquet file {shown(path)} is missing: put it back to go on") from None
+    except UnicodeEncodeError:
+        raise UsageError(f"the name of the Parquet file {shown(path)} is not UTF-8: rename it") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"can't read the Parquet file {shown(path)} ({reason_of(error)}): mend it or leave it out"
+        ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """What a library says is wrong with a file, in one line."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it has a column name that is not UTF-8"
+    lines = str(error).splitlines()
+    return one_line(lines[0]) if lines else type(error).__name__
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """An input, opened for its rows; every reading of rows or types goes through here.
+
+    Old timestamps of 96 bits come in microseconds: in nanoseconds, which PyArrow takes by default, every date after
+    2262 would be another one without a word, such as the 9999-12-31 that stands for "for ever" in many tables.
+
+    Raises:
+        pa.ArrowException, OSError, UnicodeDecodeError: it can't be read; see `readable`.
+    """
+    # Checksums are verified where a file has them: an image with a flipped bit would be another image.
+    return pq.ParquetFile(
+        path,
+        memory_map=False,
+        buffer_size=1 << 20,
+        coerce_int96_timestamp_unit="us",
+        page_checksum_verification=True,
+    )
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a Parquet file.
+
+    Raises:
+        UsageError: it can't be read.
+    """
+    with readable(path):
+        return sum(row_group_sizes(pq.read_metadata(path)))
+
+
+def row_group_sizes(metadata: pq.FileMetaData) -> list[int]:
+    """The rows of each row group.
+
+    Raises:
+        pa.ArrowInvalid: the footer contradicts itself, or has more rows than a job can have.
+    """
+    # No column of a row group is looked at: where its statistics are damaged, pyarrow ends the process.
+    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if metadata.num_rows != sum(sizes) or any(size < 0 for size in sizes):
+        raise pa.ArrowInvalid(f"its footer says {metadata.num_rows} rows, its row groups have {sum(sizes)}")
+    if metadata.num_rows > _MAX_ROWS:
+        raise pa.ArrowInvalid(f"it says it has {metadata.num_rows} rows, and {_MAX_ROWS} are the most a file may have")
+    return sizes
+
+
+def read_layout(path: Path, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> ParquetLayout:
+    """Decide which columns of a file are used.
+
+    Args:
+        path: the file.
+        config: which columns were asked for.
+        own_columns: names in the output that carried columns can't have.
+
+    Raises:
+        UsageError: no column or several may hold the image, or a column that was named is missing.
+    """
+    with readable(path), open_parquet(path) as file:
+        return _layout_of(path, file.schema_arrow, config, own_columns)
+
+
+def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: frozenset[str]) -> ParquetLayout:
+    names = Counter(schema.names)
+    doubles = [name for name, count in names.items() if count > 1]
+    if doubles:
+        raise UsageError(f"{shown(path)} has several columns called {listed(sorted(doubles))}: rename them")
+    for option, name in column_options(config):
+        if name not in names:
+            raise UsageError(f"{shown(path)} has no column {quoted(name)} ({option}): name one of {listed(names)}")
+    image = config.image_column or _find_image_column(path, schema)
+    kind = schema.field(image)
+    rank = rank_of(kind)
+    if not rank:
+        value, advice = list_value(kind.type), "neither bytes, an Image, nor a path: name another with --image-column"
+        advice = advice if value is None else list_advice(value)
+        raise UsageError(f"column {quoted(image)} of {shown(path)} is {cut(str(kind.type))}: {advice}")
+    kept = [name for name in names if name != image] if ALL_COLUMNS in config.keep_columns else config.keep_columns
+    kept = list(dict.fromkeys(kept))
+    root = image_root_at(config.image_root) if config.image_root else None
+    return ParquetLayout(
+        image=image,
+        id=config.id_column,
+        kept=pa.schema([(name, schema.field(name).type) for name in kept]),
+        kept_as=output_names(path, kept, own_columns),
+        rank=rank,
+        image_root=root or path.parent,
+        allowed_root=None if root is None else str(root.resolve()),
+    )
+
+
+def rank_of(field: pa.Field) -> int:
+    """How surely a column holds images: an Image, bytes, a path, or 0 for not at all."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if pa.types.is_struct(kind):
+        parts = {part.name: part for part in kind}
+        if len(parts) < kind.num_fields:  # two of a name: nobody knows which one is meant
+            return 0
+        fits = ("bytes" in parts and rank_of(parts["bytes"]) == BYTES) or (
+            "path" in parts and rank_of(parts["path"]) == PATH
+        )
+        return IMAGE_STRUCT if fits else 0
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return BYTES
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    # Without any value pandas leaves a column without a type.
+    return PATH if is_text or pa.types.is_null(kind) else 0
+
+
+def _find_image_column(path: Path, schema: pa.Schema) -> str:
+    for rank in (IMAGE_STRUCT, BYTES, PATH):
+        names = [field.name for field in schema if rank_of(field) == rank]
+        if rank == PATH:  # any text may be a path: only the usual names count, the most usual first
+            names = [name for name in PATH_NAMES if name in names][:1]
+        if len(names) == 1:
+            return str(names[0])
+        if names:
+            raise UsageError(
+                f"{shown(path)} has several columns that may hold the image ({listed(names)}): "
+                "name one with --image-column"
+            )
+    lists = [f"; {quoted(field.name)}: {list_advice(field.type.value_type)}" for field in schema if _has_lists(field)]
+    raise UsageError(
+        f"{shown(path)} has no column with images; it has {listed(schema.names)}. Name one with "
+        f"--image-column: bytes, a Hugging Face Image, or a path{''.join(lists[:1])}"
+    )
+
+
+def _has_lists(field: pa.Field) -> bool:
+    """Whether a column's cells may hold several images."""
+    value = list_value(field.type)
+    return value is not None and (rank_of(field.with_type(value)) > PATH or field.name.removesuffix("s") in PATH_NAMES)
+
+
+def list_value(kind: pa.DataType) -> pa.DataType | None:
+    """The type of a list's values; None where it is no list."""
+    is_list = (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
+    return kind.value_type if is_list else None
+
+
+def list_advice(value: pa.DataType) -> str:
+    """What to do with a column whose lists have values of a type."""
+    while (inner := list_value(value)) is not None:
+        value = inner
+    if pa.types.is_integer(value) or pa.types.is_floating(value):
+        return "lists of numbers are not read as an image: store the bytes of a JPEG or PNG"
+    return "a list of images is not supported: give each image a row of its own (explode in pandas, unnest in DuckDB)"
