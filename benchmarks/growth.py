@@ -30,8 +30,10 @@ import pyarrow.parquet as pq
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
 from batchcap.core.machine import available_cores, cpu_name
-from batchcap.core.records import Caption, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
-from batchcap.engines.base import Engine, EngineLoad
+from batchcap.core.records import Caption, FinishReason, ImageFacts, Outcome, Request, Verdict
+from batchcap.engines.base import Engine
+from batchcap.engines.config import EngineConfig
+from batchcap.engines.fake import FakeEngine
 from batchcap.engines.local import LocalEngine
 from batchcap.job.progress import LogProgress
 from batchcap.job.run import run_job
@@ -52,51 +54,11 @@ NAMED = {"id": "0" * 64, "source": "none", "precision": "none"}
 BUNDLE: Any = SimpleNamespace(**NAMED, named=NAMED, folder=Path("/none"), geometry=GEOMETRY)
 
 
-class EchoEngine:
-    """Keeps the contract of `Engine`: as many rows as a machine's stages hold, and a caption for each at once."""
-
-    def __init__(self) -> None:
-        self._rows: list[ImageRow] = []
-
-    @property
-    def has_room(self) -> bool:
-        """Whether the stages could hold one more."""
-        return len(self._rows) < IN_FLIGHT_ROWS
-
-    @property
-    def in_flight(self) -> int:
-        """Rows taken in and not answered."""
-        return len(self._rows)
-
-    def seed_dedup(self, images: list[tuple[str, int]]) -> None:
-        """Nothing is read here, so no image is met again."""
-
-    def submit(self, row: ImageRow) -> None:
-        """Take a row in."""
-        self._rows.append(row)
-
-    def poll(self, timeout_s: float) -> list[Outcome]:  # noqa: ARG002 - never has to wait
-        """A caption for every row."""
-        outcomes = [Outcome(row, (_caption(row),), FACTS) for row in self._rows]
-        self._rows.clear()
-        return outcomes
-
-    def load(self) -> EngineLoad:
-        """What is in it."""
-        return EngineLoad(decoding_rows=len(self._rows))
-
-    def process_ids(self) -> list[int]:
-        """It has no process of its own."""
-        return []
-
-    def close(self) -> None:
-        """Nothing runs."""
-
-
-def _caption(row: ImageRow) -> Caption:
+def _captioned(request: Request) -> Outcome:
     """A caption as long as a model's, with the row's id in it."""
-    text = TEXT.format(name=row.id)
-    return Caption(row.index, (1,) * 27, text, FinishReason.STOP, Verdict.OK, 124, 108, 812.5, 1210.75)
+    text = TEXT.format(name=request.row.id)
+    caption = Caption(request.index, (1,) * 27, text, FinishReason.STOP, Verdict.OK, 124, 108, 812.5, 1210.75)
+    return Outcome(request, (caption,), FACTS)
 
 
 @dataclass(slots=True)
@@ -156,21 +118,21 @@ def child(engine: str, inputs: Path, output: Path, rows: int, die_after: int | N
     )
     watch = Watch(time.perf_counter(), rows, die_after)
     worker = patch("batchcap.engines.process._popen", _fake_worker)
-    with worker:
+    fitted = patch("batchcap.engines.local._fitted", lambda config: config)  # there is no bundle to measure
+    with worker, fitted:
         run_job(config, LogProgress(), _factory(engine, watch), lambda _model: BUNDLE)
     watch.report()
 
 
-def _factory(name: str, watch: Watch) -> Callable[..., Engine]:
-    def make(bundle: Any, config: JobConfig, should_stop: Callable[[], bool]) -> Engine:  # noqa: ANN401
-        engine: Any = EchoEngine() if name == "echo" else LocalEngine(bundle, config)
-        if name == "workers":
-            engine.start(should_stop)
+def _factory(name: str, watch: Watch) -> Callable[[EngineConfig], Engine]:
+    def make(config: EngineConfig) -> Engine:
+        echo = FakeEngine(_captioned, room=IN_FLIGHT_ROWS, per_poll=IN_FLIGHT_ROWS)
+        engine: Any = echo if name == "echo" else LocalEngine(config)
         submit = engine.submit
 
-        def counted(row: ImageRow) -> None:
+        def counted(request: Request) -> None:
             watch.count()
-            submit(row)
+            submit(request)
 
         engine.submit = counted
         return engine
@@ -247,7 +209,7 @@ def measure(engine: str, kind: str, rows: int) -> Result:
     status_s = time.perf_counter() - started_s
     ended = _run_child(engine, inputs, output, rows, None)
     parts = JobFolder(output).part_paths()
-    _check(parts, rows, halfway.tally.rows + ended["rows"])
+    _check(parts, rows, halfway.counts.rows + ended["rows"])
     result = Result(
         engine=engine,
         inputs=kind,

@@ -175,7 +175,7 @@ def test_what_decides_captions_may_be_absurd_in_a_job_begun_with_it(
     ],
 )
 def test_logits_are_read_only_where_the_arg_max_is_not_enough(values: dict[str, Any], needed: bool) -> None:
-    assert GenerationConfig(**values).needs_logits is needed
+    assert GenerationConfig(**values).sampling.needs_logits is needed
 
 
 def test_prompts_are_asked_in_their_order() -> None:

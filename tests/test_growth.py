@@ -12,13 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
-from batchcap.core.records import ImageRow
+from batchcap.core.records import Outcome, Request
 from batchcap.engines.base import EngineLoad
+from batchcap.engines.fake import FakeEngine
 from batchcap.job import run as job
 from batchcap.job.run import run_job
 from batchcap.report.status import read_status
 from batchcap.store.journal import Journal
-from tests.fake_engine import FakeEngine, fake_bundle, outcome_of
+from tests.fake_engine import fake_bundle
+
+pytestmark = pytest.mark.slow
 
 FEW, MANY = 1_000, 10_000
 ROWS_PER_PART = 500
@@ -28,21 +31,21 @@ class Bulk(FakeEngine):
     """Gives back all it has at once, and ends the run after some rows."""
 
     def __init__(self, last: int | None = None) -> None:
-        super().__init__(room=50)
+        super().__init__(room=50, per_poll=50)
         self.last = last
         self.taken = 0
+        self.first_row: int | None = None
 
-    def submit(self, row: ImageRow) -> None:
+    def submit(self, request: Request) -> None:
         self.taken += 1
-        if self.taken == 1:  # a list of all would grow with them
-            self.submitted.append(row.index)
-        self._rows.append(row)
+        if self.taken == 1:
+            self.first_row = request.index
+        super().submit(request)
 
-    def poll(self, timeout_s: float) -> list[Any]:
+    def poll(self, timeout_s: float) -> list[Outcome]:
         if self.last is not None and self.taken > self.last:
             raise KeyboardInterrupt
-        rows, self._rows = self._rows, []
-        return [outcome_of(row) for row in rows]
+        return super().poll(timeout_s)
 
 
 class Silence:
@@ -118,7 +121,7 @@ def measured(config: JobConfig, engine: FakeEngine, counts: Counts) -> Counts:
     gc.collect()
     tracemalloc.start()
     try:
-        run_job(config, Silence(), lambda _bundle, _config, _stop: engine)
+        run_job(config, Silence(), lambda _config: engine)
     except KeyboardInterrupt:
         pass
     finally:
@@ -133,15 +136,14 @@ def test_ten_times_the_rows_cost_ten_times_as_much_and_no_memory(
 ) -> None:
     warm = config_of(tmp_path / "warm", make_input, 500)
     measured(warm, Bulk(), counts)  # imports and caches of libraries are not of the rows
-    few, many, again = (
-        measured(config_of(tmp_path / f"{rows}-{number}", make_input, rows), Bulk(), counts)
-        for number, rows in enumerate((FEW, MANY, MANY))
-    )
+    few, many = (measured(config_of(tmp_path / f"{rows}", make_input, rows), Bulk(), counts) for rows in (FEW, MANY))
     ratio = MANY / FEW
     assert many.steps < 1.3 * ratio * few.steps
     assert (few.decoded, many.decoded) == ((2 * FEW, 2 * MANY) if make_input is parquet else (0, 0))
-    # Now and then Python's table of interned names moves, megabytes at once after other tests; never twice in a row.
-    assert min(many.peak_bytes, again.peak_bytes) < 1.5 * few.peak_bytes
+    if many.peak_bytes >= 1.5 * few.peak_bytes:
+        # Now and then Python's table of interned names moves, megabytes after other tests; never twice in a row.
+        many = measured(config_of(tmp_path / "again", make_input, MANY), Bulk(), counts)
+    assert many.peak_bytes < 1.5 * few.peak_bytes
 
 
 @pytest.mark.parametrize("make_input", [parquet, files])
@@ -154,6 +156,6 @@ def test_a_resume_looks_at_no_row_that_is_in_a_part(
     assert MANY // 2 - 100 < done < MANY // 2 + 100
     first_row = Bulk(last=0)
     resumed = measured(config, first_row, counts)
-    assert first_row.submitted[0] == done
+    assert first_row.first_row == done
     assert resumed.decoded <= MANY // 2 + ROWS_PER_PART + 1024  # one pass to the place where it goes on
     assert resumed.peak_bytes < 8 * 2**20

@@ -5,7 +5,7 @@ D DeepStack levels, C·t·p·p values of a patch (channels × frames × patch he
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchcap.core.errors import ErrorKind
+from batchcap.core.prompts import Prompt, Sampling, caption_key
 from batchcap.core.sources import ImageRef
 
 Float32Array = NDArray[np.float32]
@@ -63,6 +64,37 @@ class ImageRow:
     row: int
     image: ImageRef | None = None
     failure: tuple[ErrorKind, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A unit of work: an image, what is asked about it, and how the answers are written.
+
+    Attributes:
+        row: the image.
+        prompts: what is asked; one caption for each.
+        sampling: how the tokens of the captions are chosen.
+        attempt: which time the row is captioned, from 1.
+    """
+
+    row: ImageRow
+    prompts: tuple[Prompt, ...]
+    sampling: Sampling
+    attempt: int = 1
+
+    @property
+    def index(self) -> int:
+        """The row's `ImageRow.index`."""
+        return self.row.index
+
+    @property
+    def caption_key(self) -> str | None:
+        """What decides the captions beside the image's bytes; None where equal images have no equal captions."""
+        return caption_key(self.prompts, self.sampling)
+
+    def without_image(self) -> "Request":
+        """The same without the encoded image, which may take megabytes."""
+        return replace(self, row=replace(self.row, image=None, failure=None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,14 +357,22 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of one row: a caption for each prompt in order, a failure, or the word that it ends as another row did.
+    """The end of one request: a caption for each prompt in order, a failure, or the word that it ends as another did.
 
-    `facts` is None where the image was not read, or not read to its end. A twin comes after the row it is one of.
+    Attributes:
+        request: what was submitted, without the encoded image.
+        result: a duplicate comes after the row that had the image first.
+        facts: None where the image was not read, or not read to its end.
     """
 
-    row: ImageRow
+    request: Request
     result: tuple[Caption, ...] | Failure | Duplicate
     facts: ImageFacts | None = None
+
+    @property
+    def row(self) -> ImageRow:
+        """The row of the request."""
+        return self.request.row
 
 
 @dataclass(frozen=True, slots=True)

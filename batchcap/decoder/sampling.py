@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from batchcap.config import GenerationConfig
+from batchcap.core.prompts import Sampling
 from batchcap.core.records import Float32Array, Int64Array
 
 
@@ -16,18 +16,16 @@ class Sampler:
     beside any other rows and prompts, in any worker, and after a resume.
     """
 
-    def __init__(
-        self, generation: GenerationConfig, row_id: str, prompt_ids: Int64Array, prompt_name: str = ""
-    ) -> None:
-        self._generation = generation
+    def __init__(self, sampling: Sampling, row_id: str, prompt_ids: Int64Array, prompt_name: str = "") -> None:
+        self._sampling = sampling
         self._seen = set(prompt_ids.tolist())
-        key = f"{generation.seed}\0{row_id}" + (f"\0{prompt_name}" if prompt_name else "")
+        key = f"{sampling.seed}\0{row_id}" + (f"\0{prompt_name}" if prompt_name else "")
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         self._key = int.from_bytes(digest[:16], "little")
 
     def choose(self, logits: Float32Array, step: int) -> int:
         """The token for step `step` from logits [V]; it counts as seen from then on."""
-        if self._generation.temperature == 0:
+        if self._sampling.temperature == 0:
             token = int(self._penalised(logits).argmax())
         else:
             token = self._draw(self.probabilities(logits), step)
@@ -36,8 +34,8 @@ class Sampler:
 
     def probabilities(self, logits: Float32Array) -> NDArray[np.float64]:
         """The probability of each token [V], from logits [V]: penalty, temperature, top-k, softmax, top-p."""
-        scores = self._penalised(logits) / self._generation.temperature
-        top_k, top_p = self._generation.top_k, self._generation.top_p
+        scores = self._penalised(logits) / self._sampling.temperature
+        top_k, top_p = self._sampling.top_k, self._sampling.top_p
         if 0 < top_k < len(scores):
             scores[scores < np.partition(scores, -top_k)[-top_k]] = -np.inf
         probabilities: NDArray[np.float64] = np.exp(scores - scores.max())
@@ -49,7 +47,7 @@ class Sampler:
     def _penalised(self, logits: Float32Array) -> NDArray[np.float64]:
         """Tokens seen get less likely (the rule of transformers' RepetitionPenaltyLogitsProcessor)."""
         scores = logits.astype(np.float64)
-        penalty = self._generation.repetition_penalty
+        penalty = self._sampling.repetition_penalty
         if penalty != 1.0:
             seen = np.fromiter(self._seen, np.int64, len(self._seen))
             values = scores[seen]

@@ -1,16 +1,16 @@
-"""Owns how much memory a job needs, and how many slots fit into what is free."""
+"""Owns how much memory an engine needs, and how many slots fit into what is free."""
 
 import logging
 from dataclasses import dataclass, replace
 
-from batchcap.config import JobConfig, VisionDtype
+from batchcap.config import VisionDtype
 from batchcap.core.machine import MIB, available_cores, available_memory_bytes
 from batchcap.decoder.packed_weights import decoder_bytes, shares_weights
-from batchcap.decoder.scheduler import needs_shared_slot, slot_positions
+from batchcap.decoder.prompt_inputs import needs_shared_slot, slot_positions
 from batchcap.decoder.slots import kv_bytes_per_slot
+from batchcap.engines.config import EngineConfig
 from batchcap.engines.cores import Threads
 from batchcap.engines.decoder_worker import lane_count
-from batchcap.model.bundle import Bundle
 from batchcap.model.geometry import feature_bytes
 from batchcap.model.prompt import PromptTemplate
 from batchcap.vision.dtype import resolve_dtype
@@ -30,7 +30,7 @@ SPARE_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """What a job takes, in bytes; an estimate to a tenth or two.
+    """What an engine takes, in bytes; an estimate to a tenth or two.
 
     Attributes:
         runtime: libraries and what is at work in all processes.
@@ -58,15 +58,15 @@ class MemoryNeed:
         return max(1, min(asked, room // self.slot))
 
 
-def memory_need(bundle: Bundle, config: JobConfig) -> MemoryNeed:
-    """What a job takes.
+def memory_need(config: EngineConfig) -> MemoryNeed:
+    """What an engine takes.
 
     Raises:
         UsageError: prompt, image and caption together need more positions than the bundle has.
     """
-    generation, placement, vision = config.generation, config.placement, config.vision
+    bundle, generation, placement, vision = config.bundle, config.generation, config.placement, config.vision
     prompts = PromptTemplate.all_from_bundle(bundle, generation.prompts)
-    positions = max(slot_positions(bundle, one, generation, vision.max_visual_tokens) for one in prompts)
+    positions = max(slot_positions(bundle, one, generation.sampling, vision.max_visual_tokens) for one in prompts)
     weight_copies = 1 if shares_weights(bundle, placement.decoders) else placement.decoders
     kv_bytes = kv_bytes_per_slot(bundle.geometry.text, positions)
     lanes = lane_count(Threads.of(placement, available_cores()).decoder, placement.slots)
@@ -83,9 +83,9 @@ def memory_need(bundle: Bundle, config: JobConfig) -> MemoryNeed:
     )
 
 
-def fitted_to_memory(config: JobConfig, bundle: Bundle) -> JobConfig:
+def fitted_to_memory(config: EngineConfig) -> EngineConfig:
     """The configuration with as many slots as fit into the free memory; captions don't depend on it."""
-    need, asked = memory_need(bundle, config), config.placement.slots
+    need, asked = memory_need(config), config.placement.slots
     free_bytes = available_memory_bytes()
     slots = need.slots_within(free_bytes, asked)
     if slots < asked:

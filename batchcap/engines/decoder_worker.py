@@ -12,16 +12,19 @@ from functools import partial
 from multiprocessing.connection import Connection
 
 from batchcap.core.machine import session_threads
+from batchcap.decoder.captions import CaptionReader
 from batchcap.decoder.invariance import warn_if_a_split_shows
 from batchcap.decoder.load import open_decoder
 from batchcap.decoder.packed_weights import PackedWeightsCache
-from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
+from batchcap.decoder.prompt_inputs import PromptCache
+from batchcap.decoder.requests import DecoderPlacement, SlotShape
+from batchcap.decoder.scheduler import ContinuousBatcher
 from batchcap.engines.busy_flag import BusyFlag
 from batchcap.engines.decoder_lane import DecoderLane
 from batchcap.engines.messages import DecoderSpec, Inbox, send
 from batchcap.engines.threads import run_until_first_failure
 from batchcap.model.bundle import Bundle
-from batchcap.model.prompt import PromptTemplate, load_tokenizer
+from batchcap.model.prompt import load_tokenizer
 
 LANES = 2
 # With more threads a step waits for memory rather than for products, and each lane would read all weights.
@@ -44,15 +47,18 @@ class DecoderWorker:
                 open_decoder, bundle, threads, PackedWeightsCache.of(bundle), share_weights=spec.share_weights
             )
             tokenizer = load_tokenizer(bundle)
-            prompts = PromptTemplate.all_from_bundle(bundle, spec.generation.prompts, tokenizer)
+            prompts = PromptCache(bundle, tokenizer)
+            usual = prompts.get(spec.generation.prompts)  # what can't be asked is refused before any row
         opened, sign = opening.result(), BusyFlag(spec.sign_file)
+        shape = SlotShape.of(bundle, usual.templates, spec.generation.sampling, spec.max_visual_tokens)
+        reader = CaptionReader(tokenizer)
         self.lanes: list[DecoderLane] = []
         for number in range(count):
             slots = (spec.slots + number) // count
             placement = DecoderPlacement(slots, threads, spec.max_visual_tokens)
-            decoder = ContinuousBatcher(bundle, prompts, spec.generation, placement, opened, tokenizer)
-            self.lanes.append(DecoderLane(decoder, len(prompts), self._send, sign, (number, count)))
-        if decoder.uses_prefix_cache:
+            decoder = ContinuousBatcher(bundle, placement, shape, opened)
+            self.lanes.append(DecoderLane(decoder, prompts, reader, self._send, sign, (number, count)))
+        if shape.with_prefix_slot:
             warn_if_a_split_shows(opened.session, bundle.geometry, opened.batch_multiple)
 
     def _send(self, message: object) -> None:

@@ -1,5 +1,6 @@
-"""Owns which images the vision worker has met: equal bytes are one image."""
+"""Owns which images were met before: equal bytes, of which the same is asked, have the same captions."""
 
+import hashlib
 import threading
 from collections import OrderedDict
 
@@ -15,14 +16,15 @@ class SeenImages:
         self._rows: OrderedDict[bytes, int] = OrderedDict()
         self._lock = threading.Lock()
 
-    def first_row(self, sha256: str, index: int) -> int:
+    def first_row(self, sha256: str, caption_key: str, index: int) -> int:
         """The row that had the image first, which is `index` if nobody remembers one.
 
         Args:
             sha256: hex digest of the image's encoded bytes.
+            caption_key: what decides the captions beside them, see `Request.caption_key`.
             index: the row's `ImageRow.index`.
         """
-        key = bytes.fromhex(sha256)
+        key = hashlib.sha256(bytes.fromhex(sha256) + bytes.fromhex(caption_key)).digest()
         with self._lock:
             first = self._rows.setdefault(key, index)
             self._rows.move_to_end(key)

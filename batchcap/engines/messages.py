@@ -10,7 +10,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from batchcap.config import GenerationConfig, VisionConfig
-from batchcap.core.records import Features
+from batchcap.core.records import Features, Request
 
 # One image at a time is the least there is; from here on nothing gets less.
 MAX_DIVISOR = 64
@@ -35,7 +35,6 @@ class VisionSpec:
     """What the vision worker is built from.
 
     Attributes:
-        find_duplicates: equal images are encoded and captioned once.
         divisor: readers, lanes and patches of a pass are so many times fewer than usual; never changes a feature.
     """
 
@@ -44,7 +43,6 @@ class VisionSpec:
     vision: VisionConfig
     threads: int
     patch_budget: int
-    find_duplicates: bool
     cpus: tuple[int, ...] = ()  # to be kept on; none: any
     sign_file: int | None = None  # of a `BusyFlag`
     divisor: int = 1
@@ -56,7 +54,12 @@ class VisionSpec:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """What a decoder worker is built from. `share_weights`: see `decoder.kept.open_decoder`."""
+    """What a decoder worker is built from.
+
+    Attributes:
+        generation: what requests usually ask; decides how large a slot is.
+        share_weights: see `decoder.load.open_decoder`.
+    """
 
     bundle_folder: str
     bundle_id: str
@@ -106,16 +109,17 @@ class Fatal:
 
 @dataclass(frozen=True, slots=True)
 class DecodeWork:
-    """One row for a decoder."""
+    """One request for a decoder."""
 
-    row_id: str
+    request: Request
     features: Features
 
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """Images that the job has captions of: hex digest and row index."""
+    """Images that were captioned before; see `Engine.seed_dedup`."""
 
+    caption_key: str
     images: list[tuple[str, int]]
 
 

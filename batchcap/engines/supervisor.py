@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from batchcap.core.errors import ErrorKind, WorkerError
-from batchcap.core.records import Failure, ImageRow
+from batchcap.core.records import Failure, Request
 from batchcap.engines.messages import DecoderSpec, DecodeWork, StageTime, VisionSpec
 from batchcap.engines.process import Worker, WorkerEndError
 
@@ -27,7 +27,7 @@ MEMORY_HINT = " The system may have run out of memory: lower --slots, --decoders
 # Time between two looks that counts as looking on.
 LOOK_S = 5.0
 
-Work = ImageRow | DecodeWork
+Work = Request | DecodeWork
 
 
 class SeenTime:
@@ -260,4 +260,4 @@ class WorkerSupervisor:
 
 
 def _index(work: Work) -> int:
-    return work.index if isinstance(work, ImageRow) else work.features.index
+    return work.index if isinstance(work, Request) else work.request.index

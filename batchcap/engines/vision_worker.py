@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from batchcap.core.errors import ErrorKind, RowError, lacks_memory
-from batchcap.core.records import Duplicate, Failure, Features, ImageRow, Patches
+from batchcap.core.records import Duplicate, Failure, Features, Patches, Request
 from batchcap.engines.busy_flag import BusyFlag
 from batchcap.engines.dedup import SeenImages
 from batchcap.engines.messages import Captioned, Inbox, StageTime, VisionSpec, send
@@ -42,7 +42,7 @@ def _blank(geometry: VisionGeometry) -> Patches:
 
 
 class VisionWorker:
-    """Turns rows into features, in several passes of the encoder at once."""
+    """Turns requests into features, in several passes of the encoder at once."""
 
     def __init__(self, spec: VisionSpec, connection: Connection) -> None:
         self._connection = connection
@@ -56,8 +56,8 @@ class VisionWorker:
         # An encoder that can't work on this machine ends the job here, before it fails row after row.
         self._encoder.encode([_blank(self._bundle.geometry.vision)])
         self._lane_patches = min(PASS_PATCHES, spec.patch_budget // self._lanes) // spec.divisor
-        self._known = SeenImages() if spec.find_duplicates else None
-        self._rows: queue.SimpleQueue[ImageRow] = queue.SimpleQueue()
+        self._seen = SeenImages()
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._loaded: deque[Patches] = deque()
         self._has_loaded = threading.Condition()
         self._given = self._answered = 0  # rows
@@ -72,25 +72,25 @@ class VisionWorker:
             message = inbox.get()
             if not isinstance(message, Captioned):
                 self._given += 1
-                self._rows.put(message)
-            elif self._known is not None:
-                for sha256, index in message.images:
-                    self._known.first_row(sha256, index)
+                self._requests.put(message)
+                continue
+            for sha256, index in message.images:
+                self._seen.first_row(sha256, message.caption_key, index)
 
     def _read_rows(self) -> None:
         while True:
-            self._read(self._rows.get())
+            self._read(self._requests.get())
 
-    def _read(self, row: ImageRow) -> None:
+    def _read(self, request: Request) -> None:
         result: Patches | Failure | Duplicate
         try:
-            result = self._load(row)
+            result = self._load(request)
         except RowError as error:
-            result = Failure(row.index, error.kind, error.message)
+            result = Failure(request.index, error.kind, error.message)
         except Exception as error:  # a worker's edge: one image must not end the job
             if lacks_memory(error):  # not the row's fault, or not its alone: who comes after this worker finds out
                 raise
-            result = Failure(row.index, ErrorKind.INTERNAL, f"{type(error).__name__}: {error}")
+            result = Failure(request.index, ErrorKind.INTERNAL, f"{type(error).__name__}: {error}")
         if not isinstance(result, Patches):
             self._answer(result)
             return
@@ -98,13 +98,13 @@ class VisionWorker:
             self._loaded.append(result)
             self._has_loaded.notify()
 
-    def _load(self, row: ImageRow) -> Patches | Duplicate:
+    def _load(self, request: Request) -> Patches | Duplicate:
         geometry = self._bundle.geometry
-        image = read_image(row)
-        if self._known is not None:
-            first = self._known.first_row(image.sha256, row.index)
-            if first != row.index:
-                return Duplicate(row.index, first, image.read_ms)
+        image = read_image(request.row)
+        if request.caption_key is not None:
+            first = self._seen.first_row(image.sha256, request.caption_key, request.index)
+            if first != request.index:
+                return Duplicate(request.index, first, image.read_ms)
         return patches_of(image, geometry.vision, geometry.image, self._config)
 
     def _encode_images(self) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from batchcap.core.errors import StorageError
-from batchcap.core.records import ImageRow
+from batchcap.core.records import Outcome, Request
 from batchcap.engines.base import Engine
+from batchcap.engines.drive import drive
 from batchcap.job.monitor import Monitor
 from batchcap.job.recorder import Recorder
 from batchcap.job.stop import ShouldStop
@@ -15,13 +16,12 @@ from batchcap.job.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.25
 # After a request to stop: captions that end within this time are kept, the others are given back.
 STOP_GRACE_S = 1.5
 
 
 def caption_rows(
-    to_do: Iterator[ImageRow], recorder: Recorder, engine: Engine, monitor: Monitor, should_stop: ShouldStop
+    to_do: Iterator[Request], recorder: Recorder, engine: Engine, monitor: Monitor, should_stop: ShouldStop
 ) -> None:
     """Caption every row that is left, or until it is time to stop.
 
@@ -30,23 +30,21 @@ def caption_rows(
     monitor.begin()
     try:
         with Watchdog() as watchdog:
-            rows = watchdog.each("reading the inputs", to_do)
-            row = next(rows, None)
-            while (row is not None or engine.in_flight) and not should_stop():
-                while row is not None and engine.has_room:
-                    engine.submit(row)
-                    row = next(rows, None)
-                outcomes = engine.poll(POLL_S)
+
+            def take(outcomes: list[Outcome]) -> None:
                 with watchdog.during("writing what is finished"):
                     recorder.record(outcomes)
                 monitor.watch(engine, recorder)
+
+            drive(engine, watchdog.each("reading the inputs", to_do), take, should_stop)
         if engine.in_flight:
             log.info(
-                "stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S
+                "stopping: %d rows in progress; those not finished in %g s are left for the next run",
+                engine.in_flight,
+                STOP_GRACE_S,
             )
         grace_ends_s = time.perf_counter() + STOP_GRACE_S
-        while engine.in_flight and time.perf_counter() < grace_ends_s:
-            recorder.record(engine.poll(POLL_S))
+        drive(engine, iter(()), recorder.record, lambda: time.perf_counter() >= grace_ends_s)
     except BaseException:
         # What arrived before the worker went, or the input, or our own mistake, is not lost with it.
         with suppress(StorageError):

@@ -4,7 +4,7 @@ import os
 import time
 from dataclasses import replace
 
-from batchcap.core.machine import memory_mib
+from batchcap.core.machine import MIB, memory_mib
 from batchcap.engines.base import Engine, EngineLoad
 from batchcap.job.progress import Progress
 from batchcap.job.recorder import Recorder, RunCounts
@@ -45,7 +45,7 @@ class Monitor:
             self._last_row_s = now
         if now >= self._next_memory_s:
             self._next_memory_s = now + MEMORY_INTERVAL_S
-            self._peak_memory_mib = max(self._peak_memory_mib, memory_mib([os.getpid(), *engine.process_ids()]))
+            self._peak_memory_mib = max(self._peak_memory_mib, memory_mib([os.getpid()]) + engine.memory_bytes() / MIB)
         if now >= self._next_sample_s:
             self._next_sample_s = now + SAMPLE_INTERVAL_S
             self._sample(now)

@@ -62,6 +62,11 @@ class Recorder:
         self.counts.add(shards.counts)
         self.run = RunCounts()
 
+    def attempt(self, index: int) -> int:
+        """Which time a row is captioned, from 1."""
+        reopened = self._journal.reopened_row(index) if self._has_reopened else None
+        return 1 if reopened is None else reopened.before.attempts + 1
+
     def record(self, outcomes: list[Outcome]) -> None:
         """Take outcomes in; they are durable and counted after the next `flush`."""
         if outcomes and not self._buffer:
@@ -90,7 +95,7 @@ class Recorder:
         has_failed = row.status is Status.FAILED and before.status is Status.OK
         if has_failed and (not reopened.is_changed or row.error_kind in SAY_NOTHING_OF_THE_IMAGE):
             self._failed_again[index] = row
-            log.warning("%s keeps its caption: tried again, it failed as %s", one_line(row.id), row.error_kind)
+            log.warning("%s keeps its old caption: the retry failed as %s", one_line(row.id), row.error_kind)
             return replace(before, attempts=attempts)
         return replace(row, attempts=attempts)
 

@@ -6,14 +6,17 @@ No signals, no model export and no `sys.exit` are in here: the command line brin
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 
 from batchcap.config import JobConfig
 from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError, UsageError
+from batchcap.core.prompts import caption_key
+from batchcap.core.records import Request
 from batchcap.core.sources import Source
 from batchcap.engines.base import Engine
+from batchcap.engines.config import EngineConfig
 from batchcap.engines.dedup import REMEMBERED_IMAGES
 from batchcap.engines.local import LocalEngine
 from batchcap.inputs.discover import discover
@@ -29,7 +32,7 @@ from batchcap.job.progress import Progress
 from batchcap.job.recorder import Recorder
 from batchcap.job.retry import RetryPlanner
 from batchcap.job.settings import RunSettings, part_metadata_of, settle_settings
-from batchcap.job.stop import ShouldStop, StopRequest
+from batchcap.job.stop import StopRequest
 from batchcap.job.summary import Summary
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import bundle_opens_thinking
@@ -46,18 +49,9 @@ log = logging.getLogger(__name__)
 # A model that thinks first seldom comes to its caption in fewer tokens.
 FEW_TOKENS_FOR_THINKING = 1024
 
-EngineFactory = Callable[[Bundle, JobConfig, ShouldStop], Engine]
+EngineFactory = Callable[[EngineConfig], Engine]
 ModelLoader = Callable[[str | None], Bundle]
 Stopping = AbstractContextManager[StopRequest]
-
-
-def start_local_engine(bundle: Bundle, config: JobConfig, should_stop: ShouldStop) -> Engine:
-    """Worker processes on this machine, their models loaded unless it was time to stop before that."""
-    from batchcap.engines.capacity import fitted_to_memory  # noqa: PLC0415 - loads ONNX Runtime
-
-    engine = LocalEngine(bundle, fitted_to_memory(config, bundle))
-    engine.start(should_stop)
-    return engine
 
 
 def load_bundle(model: str | None) -> Bundle:
@@ -75,7 +69,7 @@ def load_bundle(model: str | None) -> Bundle:
 def run_job(
     config: JobConfig,
     progress: Progress,
-    make_engine: EngineFactory = start_local_engine,
+    make_engine: EngineFactory = LocalEngine,
     load_model: ModelLoader | None = None,
     stopping: Stopping | None = None,
 ) -> Summary:
@@ -110,19 +104,26 @@ def run_job(
     with job_lock(folder), stopping or nullcontext(StopRequest()) as stop:
         place = place.once_held()
         run = JobRun(Conclusion(config, folder, bundle, skipped), stop, started_s)
-        try:
+        with _failure_told(run, place):
             run.work(begun, progress, make_engine)
-        except NotSameJobError:
-            raise  # the folder is another job's, and so is its summary
-        except BatchcapError as error:
-            run.fail(error.exit_code, str(error))
-            if error.exit_code is ExitCode.USAGE and not run.has_plan:
-                place.remove_if_new()
-            raise
-        except Exception as error:
-            run.fail(ExitCode.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
-            raise
         return run.conclusion.of_success(stop)
+
+
+@contextmanager
+def _failure_told(run: "JobRun", place: Place) -> Iterator[None]:
+    """An error that ends the run is told in the job folder; a new folder that came to nothing is removed."""
+    try:
+        yield
+    except NotSameJobError:
+        raise  # the folder is another job's, and so is its summary
+    except BatchcapError as error:
+        run.fail(error.exit_code, str(error))
+        if error.exit_code is ExitCode.USAGE and not run.has_plan:
+            place.remove_if_new()
+        raise
+    except Exception as error:
+        run.fail(ExitCode.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+        raise
 
 
 class _StoppedError(Exception):
@@ -199,12 +200,18 @@ class JobRun:
         assert shards is not None  # noqa: S101 - set by `work`
         stats = StatsWriter(self._folder.stats_path)
         monitor = Monitor(stats, progress, self._started_s)
-        with closing(make_engine(self._bundle, settings.config, self._stop_in_time)) as engine:
-            if not settings.config.generation.depends_on_row and not settings.of_retry:
-                engine.seed_dedup(shards.captioned_images(REMEMBERED_IMAGES))
+        asked = settings.config.generation
+        prompts, sampling = asked.prompts, asked.sampling
+        with closing(make_engine(EngineConfig.of_job(self._bundle, settings.config))) as engine:
+            engine.start(self._stop_in_time)
+            key = caption_key(prompts, sampling)
+            if key is not None and not settings.of_retry:
+                engine.seed_dedup(key, shards.captioned_images(REMEMBERED_IMAGES))
             progress.start(facts.total_rows or 0, recorder.counts.rows)
+            to_do = shards.rows_to_do()
+            requests = (Request(row, prompts, sampling, recorder.attempt(row.index)) for row in to_do)
             try:
-                caption_rows(shards.rows_to_do(), recorder, engine, monitor, self._stop_in_time)
+                caption_rows(requests, recorder, engine, monitor, self._stop_in_time)
             except BaseException:
                 # A full disk refuses these too; the error that ended the work is the one to tell.
                 with suppress(StorageError):
@@ -231,8 +238,8 @@ class JobRun:
         generation = settings.config.generation
         if generation.max_new_tokens < FEW_TOKENS_FOR_THINKING and bundle_opens_thinking(self._bundle):
             log.warning(
-                "this model thinks before it captions, and its thoughts count: where they take all of "
-                "--max-new-tokens %d the caption is empty and its verdict `truncated`. Give %d or more.",
+                "this is a Thinking model, and its thoughts count as new tokens: if they use up --max-new-tokens %d, "
+                "the caption is empty and its verdict `truncated`. Give %d or more.",
                 generation.max_new_tokens,
                 FEW_TOKENS_FOR_THINKING,
             )

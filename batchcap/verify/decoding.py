@@ -10,12 +10,14 @@ from statistics import fmean
 import numpy as np
 from tqdm import tqdm
 
-from batchcap.config import GenerationConfig
 from batchcap.core.machine import available_cores
+from batchcap.core.prompts import Sampling
 from batchcap.core.records import Features, Float32Array
 from batchcap.decoder.invariance import find_batch_multiple
 from batchcap.decoder.positions import prompt_positions
-from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
+from batchcap.decoder.prompt_inputs import PromptSet
+from batchcap.decoder.requests import DecodeRequest, DecoderPlacement, SlotShape
+from batchcap.decoder.scheduler import ContinuousBatcher
 from batchcap.decoder.session import DecoderOutputs, DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.export.quality.metrics import Distance, distance
@@ -142,18 +144,19 @@ class ForcedDecoder:
 
 def greedy_ids(bundle: Bundle, plan: DecodingPlan, features: Sequence[Features], slots: int) -> list[TokenIds]:
     """The captions' token ids, in the order of the features, written as many at a time as there are slots."""
-    generation = GenerationConfig(max_new_tokens=plan.steps, loop_stop=False)
-    placement = DecoderPlacement(slots, available_cores(), plan.max_visual_tokens)
-    decoder = ContinuousBatcher(bundle, [plan.prompt], generation, placement)
+    sampling = Sampling(plan.steps, loop_stop=False)
+    shape = SlotShape.of(bundle, [plan.prompt], sampling, plan.max_visual_tokens)
+    decoder = ContinuousBatcher(bundle, DecoderPlacement(slots, available_cores(), plan.max_visual_tokens), shape)
+    prompts = PromptSet([plan.prompt], bundle.embeddings())
     waiting, done = list(enumerate(features)), dict[int, TokenIds]()
     places = {one.index: index for index, one in enumerate(features)}
     with tqdm(desc=f"captions, {slots} at a time", total=len(features), disable=None, leave=False) as progress:
         while waiting or decoder.active:
             while waiting and decoder.free_slots:
                 index, one = waiting.pop(0)
-                decoder.add_request(one, str(index))
-            for caption in decoder.step():
-                done[places[caption.index]] = caption.token_ids
+                decoder.add_request(DecodeRequest(str(index), one, prompts, sampling))
+            for written in decoder.step():
+                done[places[written.index]] = written.token_ids
                 progress.update()
     return [done[index] for index in range(len(features))]
 

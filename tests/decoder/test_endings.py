@@ -8,11 +8,12 @@ import pytest
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason, Verdict
-from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
+from batchcap.decoder.loops import MIN_LOOP_TOKENS
+from batchcap.decoder.requests import DecoderPlacement
 from batchcap.decoder.session import DecoderOutputs
-from batchcap.decoder.verdict import MIN_LOOP_TOKENS
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate, load_tokenizer, without_cut_character
+from tests.decoder.asking import AskingDecoder
 
 TEXT = "Describe this image."
 GRIDS = [(2, 2), (3, 5), (5, 3), (1, 6), (4, 4), (2, 3), (6, 2), (3, 3), (2, 7), (4, 3)]
@@ -29,10 +30,10 @@ def image(bundle: Bundle, index: int) -> Features:
     return Features(index, embeds, deepstack, grid, 0, 0, "", 0.0, 0.0)
 
 
-def make_decoder(bundle: Bundle, slots: int = 4, *, thinks: bool = False, **options: float) -> ContinuousBatcher:
+def make_decoder(bundle: Bundle, slots: int = 4, *, thinks: bool = False, **options: float) -> AskingDecoder:
     generation = GenerationConfig(prompt=TEXT, **{"max_new_tokens": 24, **options})  # type: ignore[arg-type]
     prompt = dataclasses.replace(PromptTemplate.from_bundle(bundle, TEXT), opens_thinking=thinks)
-    return ContinuousBatcher(bundle, [prompt], generation, DecoderPlacement(slots, 1, 16))
+    return AskingDecoder(bundle, [prompt], generation, DecoderPlacement(slots, 1, 16))
 
 
 def with_stop(bundle: Bundle, *tokens: int) -> Bundle:
@@ -40,7 +41,7 @@ def with_stop(bundle: Bundle, *tokens: int) -> Bundle:
     return dataclasses.replace(bundle, geometry=dataclasses.replace(bundle.geometry, tokens=ids))
 
 
-def drain(decoder: ContinuousBatcher) -> dict[int, Caption]:
+def drain(decoder: AskingDecoder) -> dict[int, Caption]:
     done = {}
     while decoder.active:
         done |= {caption.index: caption for caption in decoder.step()}
@@ -91,7 +92,7 @@ def scripted(bundle: Bundle, tokens: list[int], **options: bool) -> Caption:
     def say(*_inputs: object, **_given: object) -> DecoderOutputs:
         return DecoderOutputs(np.full((16, 1), next(script), np.int64), None)
 
-    decoder._slots.prefill = decoder._slots.step = say  # type: ignore[method-assign]
+    decoder._slots.prefill = decoder._slots.step = say
     decoder.add_request(image(bundle, 0), "row")
     return drain(decoder)[0]
 
@@ -168,8 +169,8 @@ def test_closing_gaps_changes_nothing(name: str, options: dict[str, float], requ
     sizes = []
     run, move = many._slots.step, many._slots.move
     moves = []
-    many._slots.step = lambda rows, *rest: (sizes.append(rows), run(rows, *rest))[1]  # type: ignore[method-assign]
-    many._slots.move = lambda *places: (moves.append(places), move(*places))[1]  # type: ignore[method-assign]
+    many._slots.step = lambda rows, *rest: (sizes.append(rows), run(rows, *rest))[1]
+    many._slots.move = lambda *places: (moves.append(places), move(*places))[1]
     for burst in (range(10), range(10, 12), range(12, 20)):
         for index in burst:
             if many.free_slots:

@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
-from batchcap.config import GenerationConfig, Prompt
+from batchcap.config import GenerationConfig
+from batchcap.core.prompts import Prompt
 from batchcap.core.records import Caption, Features, FinishReason, Float32Array
-from batchcap.decoder import scheduler
+from batchcap.decoder import prompt_inputs
 from batchcap.decoder.invariance import MAX_BATCH, TILES, find_batch_multiple, warn_if_a_split_shows
-from batchcap.decoder.load import OpenedDecoder
-from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
+from batchcap.decoder.prompt_inputs import PromptSet
+from batchcap.decoder.requests import DecoderPlacement
 from batchcap.decoder.session import DecoderSession
 from batchcap.decoder.slots import Slots
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
+from tests.decoder.asking import AskingDecoder
 from tests.decoder.reference import Reference
 
 NEW_TOKENS = 16
@@ -40,13 +42,13 @@ def images(reference: Reference) -> list[Features]:
     return [reference.features(index, grid, seed=index) for index, grid in enumerate(GRIDS)]
 
 
-def make_decoder(bundle: Bundle, prompts: Iterable[Prompt], slots: int = 4, **options: Any) -> ContinuousBatcher:
+def make_decoder(bundle: Bundle, prompts: Iterable[Prompt], slots: int = 4, **options: Any) -> AskingDecoder:
     generation = GenerationConfig(max_new_tokens=NEW_TOKENS, loop_stop=False, **options)
     templates = PromptTemplate.all_from_bundle(bundle, list(prompts))
-    return ContinuousBatcher(bundle, templates, generation, DecoderPlacement(slots, 1, max_visual_tokens=36))
+    return AskingDecoder(bundle, templates, generation, DecoderPlacement(slots, 1, max_visual_tokens=36))
 
 
-def caption_all(decoder: ContinuousBatcher, images: Iterable[Features]) -> dict[tuple[int, int], Caption]:
+def caption_all(decoder: AskingDecoder, images: Iterable[Features]) -> dict[tuple[int, int], Caption]:
     """Captions by row and prompt."""
     waiting = list(images)
     done: dict[tuple[int, int], Caption] = {}
@@ -151,9 +153,9 @@ def test_nothing_is_shared_where_the_template_writes_the_text_first(
     first = [dataclasses.replace(one, prefix_ids=one.prefix_ids + one.suffix_ids[1:4]) for one in templates]
     generation = GenerationConfig(max_new_tokens=4, loop_stop=False)
     placement = DecoderPlacement(4, 1, max_visual_tokens=36)
-    found = caption_all(ContinuousBatcher(tiny_bundle_fp32, first, generation, placement), images)
+    found = caption_all(AskingDecoder(tiny_bundle_fp32, first, generation, placement), images)
     for place, one in enumerate(first):
-        alone = caption_all(ContinuousBatcher(tiny_bundle_fp32, [one], generation, placement), images)
+        alone = caption_all(AskingDecoder(tiny_bundle_fp32, [one], generation, placement), images)
         for index in range(len(images)):
             assert found[index, place].token_ids == alone[index, 0].token_ids
 
@@ -217,16 +219,14 @@ def test_this_cpu_splits_without_a_trace(
 @pytest.mark.parametrize("tile", TILES)
 def test_a_split_is_never_inside_a_row_tile(tiny_bundle_fp32: Bundle, tile: int) -> None:
     """Of any CPU: with few-bit weights a row left over goes through another kernel. And never one row alone."""
-    opened = OpenedDecoder(DecoderSession(tiny_bundle_fp32.decoder_path, tiny_bundle_fp32.geometry, 1), tile)
     templates = PromptTemplate.all_from_bundle(tiny_bundle_fp32, list(ASKED))
-    placement = DecoderPlacement(4, 1, max_visual_tokens=36)
-    decoder = ContinuousBatcher(tiny_bundle_fp32, templates, GenerationConfig(max_new_tokens=4), placement, opened)
-    common = scheduler._common_suffix(templates)
+    prompts = PromptSet(templates, tiny_bundle_fp32.embeddings())
+    common = prompt_inputs.common_suffix(templates)
     assert common is not None
     step = max(2, tile)
     for visual in range(1, 37):
         alike = len(templates[0].prefix_ids) + visual + common
-        assert decoder._shared_tokens(visual) == alike // step * step
+        assert prompts.shared_tokens(visual, tile) == alike // step * step
 
 
 @pytest.mark.parametrize(
@@ -240,4 +240,4 @@ def test_a_split_is_never_inside_a_row_tile(tiny_bundle_fp32: Bundle, tile: int)
     ],
 )
 def test_what_prompts_have_in_common(suffixes: list[tuple[int, ...]], common: int | None) -> None:
-    assert scheduler._common_suffix([PromptTemplate((1, 2), suffix) for suffix in suffixes]) == common
+    assert prompt_inputs.common_suffix([PromptTemplate((1, 2), suffix) for suffix in suffixes]) == common

@@ -16,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from batchcap.config import GenerationConfig
+from batchcap.core.prompts import Sampling
 from batchcap.core.records import Float32Array
 from batchcap.decoder.sampling import Sampler
 
@@ -29,8 +29,8 @@ DRAWN_TOLERANCE = 5 * 0.5 / DRAWS**0.5
 
 
 def make_sampler(row_id: str = "row", prompt: list[int] | None = None, **options: float) -> Sampler:
-    generation = GenerationConfig(**{"temperature": 1.0, **options})  # type: ignore[arg-type]
-    return Sampler(generation, row_id, np.array(prompt or [], np.int64))
+    sampling = Sampling(**{"max_new_tokens": 99, "temperature": 1.0, **options})  # type: ignore[arg-type]
+    return Sampler(sampling, row_id, np.array(prompt or [], np.int64))
 
 
 def random_logits(seed: int) -> Float32Array:

@@ -9,9 +9,10 @@ import pytest
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, Features, FinishReason
-from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
+from batchcap.decoder.requests import DecoderPlacement
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
+from tests.decoder.asking import AskingDecoder
 from tests.decoder.reference import Reference, zeroed
 
 NEW_TOKENS = 20
@@ -30,13 +31,13 @@ def images(reference: Reference) -> list[Features]:
 
 def make_decoder(
     bundle: Bundle, slots: int = 4, threads: int = 1, text: str = "Describe this image.", **options: float
-) -> ContinuousBatcher:
+) -> AskingDecoder:
     generation = GenerationConfig(prompt=text, max_new_tokens=NEW_TOKENS, loop_stop=False, **options)  # type: ignore[arg-type]
     prompt = PromptTemplate.from_bundle(bundle, text)
-    return ContinuousBatcher(bundle, [prompt], generation, DecoderPlacement(slots, threads, max_visual_tokens=36))
+    return AskingDecoder(bundle, [prompt], generation, DecoderPlacement(slots, threads, max_visual_tokens=36))
 
 
-def caption_all(decoder: ContinuousBatcher, images: Iterable[Features]) -> dict[int, Caption]:
+def caption_all(decoder: AskingDecoder, images: Iterable[Features]) -> dict[int, Caption]:
     waiting = list(images)
     done: dict[int, Caption] = {}
     while waiting or decoder.active:
@@ -122,4 +123,4 @@ def test_too_long_for_the_context(tiny_bundle_fp32: Bundle) -> None:
     prompt = PromptTemplate.from_bundle(tiny_bundle_fp32, "Describe this image.")
     generation = GenerationConfig(max_new_tokens=5000)
     with pytest.raises(UsageError, match="--max-new-tokens 5000"):
-        ContinuousBatcher(tiny_bundle_fp32, [prompt], generation, DecoderPlacement(1, 1, 36))
+        AskingDecoder(tiny_bundle_fp32, [prompt], generation, DecoderPlacement(1, 1, 36))

@@ -6,15 +6,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from batchcap.core.records import FinishReason, Verdict
-from batchcap.decoder.verdict import (
+from batchcap.decoder.loops import (
     MAX_CYCLE_TOKENS,
     MIN_LOOP_TOKENS,
     MIN_REPEATS_LONG,
     MIN_REPEATS_SHORT,
     SHORT_CYCLE_TOKENS,
     LoopDetector,
-    judge,
 )
+from batchcap.decoder.verdict import judge
 from tests.checkpoints import DATA
 
 # A loop is noticed at the latest after so many tokens of it.

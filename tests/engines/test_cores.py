@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
+from batchcap.config import GenerationConfig, PlacementConfig
 from batchcap.core.errors import BundleError
 from batchcap.engines import cores as cores_module
 from batchcap.engines import local, worker
+from batchcap.engines.config import EngineConfig
 from batchcap.engines.cores import Core, CorePlan, Threads, cpu_list, keep_on, plan_cores, plan_for, usable_cores
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec
@@ -188,8 +189,8 @@ def test_every_worker_is_told_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     specs: dict[str, Any] = {}
     monkeypatch.setattr(local, "WorkerSupervisor", lambda name, spec, _timeout_s: specs.setdefault(name, spec))
     monkeypatch.setattr(local, "plan_for", lambda _placement: CorePlan(((0, 1), (2, 3)), (4,), "a test"))
-    config = JobConfig(InputConfig(("p",)), "o", placement=PlacementConfig(decoders=2, decoder_threads=2))
-    LocalEngine(BUNDLE, config)
+    monkeypatch.setattr(local, "_fitted", lambda config: config)
+    LocalEngine(EngineConfig(BUNDLE, placement=PlacementConfig(decoders=2, decoder_threads=2)))._plan_workers()
     assert {name: spec.cpus for name, spec in specs.items()} == {
         "vision": (4,),
         "decoder 0": (0, 1),

@@ -18,7 +18,7 @@ import pytest
 
 from batchcap.config import GenerationConfig
 from batchcap.core.errors import ErrorKind
-from batchcap.core.records import Caption, Failure, Features
+from batchcap.core.records import Caption, Failure, Features, ImageRow, Request
 from batchcap.decoder.scheduler import ContinuousBatcher
 from batchcap.decoder.slots import Slots
 from batchcap.engines import decoder_lane
@@ -30,6 +30,8 @@ from batchcap.model.bundle import Bundle
 from tests.engines.doubles import EndlessInbox
 
 PATIENCE_S = 60.0
+GENERATION = GenerationConfig("What is it?", max_new_tokens=5, loop_stop=False)
+SHORT = GenerationConfig(max_new_tokens=3)
 
 
 class Hand:
@@ -54,8 +56,13 @@ def image(bundle: Bundle, index: int) -> Features:
     return Features(index, embeds, random.standard_normal((levels, 6, hidden), np.float32), (2, 3), 0, 0, "", 0.0, 0.0)
 
 
-def images(bundle: Bundle, count: int) -> list[DecodeWork]:
-    return [DecodeWork(f"row-{index}", image(bundle, index)) for index in range(count)]
+def work(features: Features, generation: GenerationConfig = GENERATION) -> DecodeWork:
+    row = ImageRow(features.index, f"row-{features.index}", "s", features.index)
+    return DecodeWork(Request(row, generation.prompts, generation.sampling), features)
+
+
+def images(bundle: Bundle, count: int, generation: GenerationConfig = GENERATION) -> list[DecodeWork]:
+    return [work(image(bundle, index), generation) for index in range(count)]
 
 
 def outcomes(ours: Connection, rows: int) -> dict[int, tuple[Caption, ...] | Failure]:
@@ -93,12 +100,12 @@ def test_a_row_that_can_not_be_admitted_fails_alone(tiny_bundle_fp32: Bundle) ->
     narrow = dataclasses.replace(image(bundle, 1), embeds=good.embeds[:, :-1])
     larger = dataclasses.replace(image(bundle, 2), embeds=np.repeat(good.embeds, 4, 0), grid=(4, 6))
     levelless = dataclasses.replace(image(bundle, 3), deepstack=good.deepstack[:0])
-    work = [DecodeWork(f"row-{one.index}", one) for one in (narrow, good, larger, levelless, other)]
+    given = [work(one, SHORT) for one in (narrow, good, larger, levelless, other)]
     ours, theirs = Pipe()
-    spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(max_new_tokens=3), 2, 1, 16)
+    spec = DecoderSpec(str(bundle.folder), bundle.id, SHORT, 2, 1, 16)
     worker = DecoderWorker(spec, theirs)
 
-    found = serve(worker, ours, work)
+    found = serve(worker, ours, given)
     assert {index for index, one in found.items() if isinstance(one, tuple)} == {0, 4}
     failures = [one for one in found.values() if isinstance(one, Failure)]
     assert {one.kind for one in failures} == {ErrorKind.INTERNAL}
@@ -106,23 +113,23 @@ def test_a_row_that_can_not_be_admitted_fails_alone(tiny_bundle_fp32: Bundle) ->
 
 
 ASKED = {"whole": "Describe this image.", "what": "What is it?", "colours": "Name the colours."}
+ASKING = GenerationConfig(ASKED, max_new_tokens=5, loop_stop=False)
 
 
 def make_asking(bundle: Bundle, slots: int) -> tuple[DecoderWorker, Connection]:
     ours, theirs = Pipe()
-    generation = GenerationConfig(ASKED, max_new_tokens=5, loop_stop=False)
-    worker = DecoderWorker(DecoderSpec(str(bundle.folder), bundle.id, generation, slots, 1, 16), theirs)
+    worker = DecoderWorker(DecoderSpec(str(bundle.folder), bundle.id, ASKING, slots, 1, 16), theirs)
     return worker, ours
 
 
 @pytest.mark.parametrize("slots", [1, 2, 7])
 def test_a_row_comes_out_with_an_answer_to_each_prompt(tiny_bundle_fp32: Bundle, slots: int) -> None:
     worker, ours = make_asking(tiny_bundle_fp32, slots)
-    found = serve(worker, ours, images(tiny_bundle_fp32, 4))
+    found = serve(worker, ours, images(tiny_bundle_fp32, 4, ASKING))
     for captions in found.values():
         assert isinstance(captions, tuple)
         assert [caption.prompt for caption in captions] == [0, 1, 2]
-    assert not worker.lanes[0]._answers
+    assert not worker.lanes[0]._open
 
 
 def test_a_prompt_that_can_not_be_prefilled_fails_its_row_alone(
@@ -132,18 +139,40 @@ def test_a_prompt_that_can_not_be_prefilled_fails_its_row_alone(
     prefilled = ContinuousBatcher._prefilled
 
     def fail(decoder: ContinuousBatcher, given: Any, prompt: int, slot: int) -> Any:
-        if given.features.index == 1 and prompt == 2:
+        if given.request.features.index == 1 and prompt == 2:
             raise RuntimeError("odd")
         return prefilled(decoder, given, prompt, slot)
 
     monkeypatch.setattr(ContinuousBatcher, "_prefilled", fail)
-    found = serve(worker, ours, images(tiny_bundle_fp32, 3))
+    found = serve(worker, ours, images(tiny_bundle_fp32, 3, ASKING))
     failure = found[1]
     assert isinstance(failure, Failure)
     assert "RuntimeError: odd" in failure.message
     assert isinstance(found[0], tuple)
     assert isinstance(found[2], tuple)
-    assert not worker.lanes[0]._answers
+    assert not worker.lanes[0]._open
+
+
+def test_each_row_is_asked_what_its_request_says(tiny_bundle_fp32: Bundle) -> None:
+    worker, ours = make_asking(tiny_bundle_fp32, slots=3)
+    asked = [ASKING, GENERATION, SHORT, GenerationConfig("Describe <|image_pad|>."), GENERATION, ASKING]
+    given = [work(image(tiny_bundle_fp32, index), one) for index, one in enumerate(asked)]
+    found = serve(worker, ours, given)
+    refused = found.pop(3)
+    assert isinstance(refused, Failure)
+    assert "a token with a meaning of its own" in refused.message
+    assert {index: len(one) for index, one in found.items() if isinstance(one, tuple)} == {0: 3, 1: 1, 2: 1, 4: 1, 5: 3}
+    alone, ours = make_lanes(tiny_bundle_fp32, 3)
+    for index, outcome in serve(alone, ours, [given[1], given[4]]).items():
+        assert written(outcome) == written(found[index])
+        assert written(outcome)[0] == written(serve_one(tiny_bundle_fp32, index))[1]
+    assert not worker.lanes[0]._open
+
+
+def serve_one(bundle: Bundle, index: int) -> tuple[Caption, ...] | Failure:
+    """What comes of an image alone, of which three things are asked."""
+    worker, ours = make_asking(bundle, slots=1)
+    return serve(worker, ours, [work(image(bundle, index), ASKING)])[index]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Failed to allocate memory for requested buffer")])
@@ -154,20 +183,19 @@ def test_lack_of_memory_is_no_rows_fault(
         raise error
 
     bundle = tiny_bundle_fp32
-    spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(max_new_tokens=3), 2, 1, 16)
+    spec = DecoderSpec(str(bundle.folder), bundle.id, SHORT, 2, 1, 16)
     _ours, theirs = Pipe()
     worker = DecoderWorker(spec, theirs)
     monkeypatch.setattr(worker.lanes[0]._decoder, "add_request", fail)
     with pytest.raises(type(error)):
-        worker.run(Hand(*images(bundle, 1)))  # type: ignore[arg-type]
+        worker.run(Hand(*images(bundle, 1, SHORT)))  # type: ignore[arg-type]
 
 
 def make_lanes(
-    bundle: Bundle, slots: int, sign_file: int | None = None, prompt: str | dict[str, str] = "What is it?"
+    bundle: Bundle, slots: int, sign_file: int | None = None, generation: GenerationConfig = GENERATION
 ) -> tuple[DecoderWorker, Connection]:
     """A worker of two threads, and the other end of its connection."""
     ours, theirs = Pipe()
-    generation = GenerationConfig(prompt, max_new_tokens=5, loop_stop=False)
     spec = DecoderSpec(str(bundle.folder), bundle.id, generation, slots, 2, 16, sign_file=sign_file)
     return DecoderWorker(spec, theirs), ours
 
@@ -186,13 +214,13 @@ def written(outcome: tuple[Caption, ...] | Failure) -> list[tuple[int, ...]]:
 
 def test_two_lanes_write_what_one_writes(tiny_bundle_fp32: Bundle) -> None:
     bundle = tiny_bundle_fp32
-    work = images(bundle, 23)
+    given = images(bundle, 23)
     texts = []
     for slots in (3, 5):
         worker, ours = make_lanes(bundle, slots)
-        inbox: Any = EndlessInbox(*work)
+        inbox: Any = EndlessInbox(*given)
         threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
-        found = outcomes(ours, len(work))
+        found = outcomes(ours, len(given))
         texts.append({index: written(outcome) for index, outcome in found.items()})
         assert [lane._decoder.free_slots for lane in worker.lanes] == ([3] if slots == 3 else [2, 3])
     assert texts[0] == texts[1]
@@ -207,23 +235,23 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(
     inbox: Any = EndlessInbox()
     spec = DecoderSpec(str(bundle.folder), bundle.id, GenerationConfig(), 4, 2, 16)
     stand_in: Any = SimpleNamespace(send=inbox.put)
-    seat = WorkerSupervisor("decoder 0", spec, timeout_s, lambda _name, _spec: stand_in)
-    seat.start()
-    seat.ready()
+    supervisor = WorkerSupervisor("decoder 0", spec, timeout_s, lambda _name, _spec: stand_in)
+    supervisor.start()
+    supervisor.ready()
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     index, ends_s, last_s = 0, time.monotonic() + PATIENCE_S, {0: 0.0, 1: 0.0}
-    while not seat.is_hung():
+    while not supervisor.is_hung():
         assert time.monotonic() < ends_s
-        while seat.rows < 6:  # there is always a next row, so that the lane that is well is never silent
-            seat.give(DecodeWork(f"row-{index}", image(bundle, index)))
+        while supervisor.rows < 6:  # there is always a next row, so that the lane that is well is never silent
+            supervisor.give(work(image(bundle, index)))
             index += 1
         while ours.poll(0.01):
             message = ours.recv()
-            seat.heard(message)
+            supervisor.heard(message)
             if isinstance(message, StageTime):
                 last_s[message.lane] = time.monotonic()
             else:
-                seat.answered(message[0].index)
+                supervisor.answered(message[0].index)
                 break
     assert index > 10
     assert last_s[0] > last_s[1] + timeout_s / 2
@@ -245,8 +273,8 @@ def test_lanes_that_have_nothing_to_do_say_so(tiny_bundle_fp32: Bundle) -> None:
 
 
 def test_each_lane_asks_all_prompts_of_its_images(tiny_bundle_fp32: Bundle) -> None:
-    worker, ours = make_lanes(tiny_bundle_fp32, 4, prompt=ASKED)
-    inbox: Any = EndlessInbox(*images(tiny_bundle_fp32, 9))
+    worker, ours = make_lanes(tiny_bundle_fp32, 4, generation=ASKING)
+    inbox: Any = EndlessInbox(*images(tiny_bundle_fp32, 9, ASKING))
     threading.Thread(target=run_to_the_end, args=(worker, inbox), daemon=True).start()
     for captions in outcomes(ours, 9).values():
         assert isinstance(captions, tuple)

@@ -5,57 +5,26 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, PlacementConfig
+from batchcap.config import GenerationConfig
 from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, WorkerError
-from batchcap.core.records import Duplicate, Failure, ImageRow, Outcome
+from batchcap.core.records import Duplicate, Failure, ImageRow, Outcome, Request
 from batchcap.core.sources import Bytes
 from batchcap.engines import local, process
-from batchcap.engines import supervisor as seat
+from batchcap.engines import supervisor as supervisor_module
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec, Fatal
+from tests.engines.doubles import engine
+from tests.fake_engine import request_of
 
-GEOMETRY = SimpleNamespace(text=SimpleNamespace(hidden_size=8), vision=SimpleNamespace(deepstack_levels=(0,)))
-BUNDLE: Any = SimpleNamespace(folder=Path("/bundle"), id="0" * 64, geometry=GEOMETRY)
 PATIENCE_S = 60.0
-
-
-@contextmanager
-def engine(
-    monkeypatch: pytest.MonkeyPatch,
-    vision: str = "work",
-    decoder: str = "work",
-    generation: GenerationConfig = GenerationConfig(),  # noqa: B008 - frozen
-    timeout_s: float = 600.0,
-    **placement: int,
-) -> Iterator[LocalEngine]:
-    """An engine whose workers behave as told; not started, so that a test may do it in its own way."""
-
-    def popen(_command: list[str], socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "tests.engines.fake_worker", vision, decoder, str(socket_fd)]
-        started.append(subprocess.Popen(command, pass_fds=[socket_fd], cwd=Path(__file__).parents[2]))
-        return started[-1]
-
-    monkeypatch.setattr(process, "_popen", popen)
-    monkeypatch.setattr(local, "_sharing", lambda _: True)
-    limits = LimitConfig(image_timeout_s=timeout_s)
-    config = JobConfig(
-        InputConfig(("p",)), "o", generation=generation, placement=PlacementConfig(**placement), limits=limits
-    )
-    started: list[subprocess.Popen[bytes]] = []
-    made = LocalEngine(BUNDLE, config)
-    try:
-        yield made
-    finally:
-        made.close()
-        assert all(one.poll() is not None for one in started), "a worker has outlived its engine"
 
 
 def remembered_specs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -85,8 +54,12 @@ def never() -> bool:
     return False
 
 
-def row(index: int, name: str = "good") -> ImageRow:
-    return ImageRow(index, f"{name}-{index}", "/in", index, Bytes(b"x" * 1000))
+def row(index: int, name: str = "good") -> Request:
+    return request_of(ImageRow(index, f"{name}-{index}", "/in", index, Bytes(b"x" * 1000)))
+
+
+def duplicate(index: int, of: int) -> Request:
+    return request_of(ImageRow(index, f"duplicate-{index}", "/in", of))
 
 
 def collect(running: LocalEngine, count: int) -> dict[int, Outcome]:
@@ -124,16 +97,16 @@ def test_every_row_has_one_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (load.reading_rows, load.queue_rows, load.queue_mib, load.decoding_rows) == (0, 0, 0.0, 0)
 
 
-def test_twins_come_after_the_row_they_are_twins_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicates_come_after_the_row_they_are_duplicates_of(monkeypatch: pytest.MonkeyPatch) -> None:
     with engine(monkeypatch, slots=2) as running:
         running.start(never)
-        rows = [row(0), row(1, "bad"), *[ImageRow(index, f"twin-{index}", "/in", index % 2) for index in range(2, 12)]]
+        rows = [row(0), row(1, "bad"), *[duplicate(index, index % 2) for index in range(2, 12)]]
         for one in rows:
             running.submit(one)
         found = collect(running, 12)
         order = list(found)
-        running.seed_dedup([("0" * 64, 0)])
-        late = ImageRow(12, "twin-12", "/in", 0)
+        running.seed_dedup("0" * 64, [("0" * 64, 0)])
+        late = duplicate(12, 0)
         running.submit(late)
         found |= collect(running, 1)
         assert running.in_flight == 0
@@ -143,7 +116,7 @@ def test_twins_come_after_the_row_they_are_twins_of(monkeypatch: pytest.MonkeyPa
         result = found[index].result
         assert isinstance(result, Duplicate)
         assert (result.index, result.of) == (index, index % 2)
-        assert found[index].row.id == f"twin-{index}"
+        assert found[index].row.id == f"duplicate-{index}"
         if index < 12:
             assert order.index(index) > order.index(index % 2)
 
@@ -169,8 +142,8 @@ def test_short_memory_lowers_the_rows_at_work_and_loses_none(monkeypatch: pytest
     assert sorted(seen) == list(range(12))
 
 
-def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "TWIN_WINDOW_ROWS", 5)
+def test_duplicates_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "DUPLICATE_WINDOW_ROWS", 5)
     with engine(monkeypatch, decoder="never ready") as waiting:
         waiting._start_workers()
         waiting.submit(row(0))
@@ -179,7 +152,7 @@ def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
         while waiting._ledger.duplicates_waiting < 5 and time.monotonic() < ends_s:
             if waiting.has_room:
                 given += 1
-                waiting.submit(ImageRow(given, f"twin-{given}", "/in", 0))
+                waiting.submit(duplicate(given, 0))
             while waiting._vision.worker.connection.poll(0.05):
                 message = waiting._vision.worker.receive()
                 if isinstance(message, Duplicate):
@@ -191,19 +164,21 @@ def test_twins_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_decoder_holds_no_more_rows_than_its_slots_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = {"a": "A.", "b": "B.", "c": "C."}
     with engine(monkeypatch, slots=7) as one:
+        one._plan_workers()
         assert one._decoder_rows(one._decoders[0]) == 7 + local.DECODER_AHEAD_ROWS
     with engine(monkeypatch, slots=7, generation=GenerationConfig(prompts)) as three:
+        three._plan_workers()
         assert three._decoder_rows(three._decoders[0]) == 3 + local.DECODER_AHEAD_ROWS
 
 
-@pytest.mark.parametrize(("temperature", "find_duplicates"), [(0.0, True), (0.7, False)])
-def test_draws_make_equal_images_differ(
-    monkeypatch: pytest.MonkeyPatch, temperature: float, find_duplicates: bool
-) -> None:
+def test_slots_are_fitted_to_the_memory_when_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     specs = remembered_specs(monkeypatch)
-    with engine(monkeypatch, generation=GenerationConfig(temperature=temperature)) as made:
-        made._start_workers()
-        assert specs[0].find_duplicates is find_duplicates
+    with engine(monkeypatch, slots=9) as made:
+        fewer = lambda config: replace(config, placement=replace(config.placement, slots=4))  # noqa: E731
+        monkeypatch.setattr(local, "_fitted", fewer)
+        made.start(never)
+        assert [spec.slots for spec in specs if isinstance(spec, DecoderSpec)] == [4]
+        assert made._decoder_rows(made._decoders[0]) == 4 + local.DECODER_AHEAD_ROWS
 
 
 @pytest.mark.parametrize(("decoders", "share"), [(1, False), (2, True)])
@@ -271,7 +246,7 @@ def test_the_constructor_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(process, "_popen", no_process)
     with engine(monkeypatch, decoders=2) as made:
         assert open_files() == before
-        assert made.process_ids() == []
+        assert made.memory_bytes() == 0
         made.close()
 
 
@@ -370,18 +345,18 @@ def test_a_row_that_ends_two_workers_fails_and_the_others_do_not(
     assert (load.reading_rows, load.queue_rows, load.queue_mib, load.decoding_rows) == (0, 0, 0.0, 0)
 
 
-def test_twins_of_a_row_that_ends_workers_end_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicates_of_a_row_that_ends_workers_end_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     with engine(monkeypatch) as running:
         running.start(never)
-        for one in (row(0, "kills decoder"), *(ImageRow(index, f"twin-{index}", "/in", 0) for index in (1, 2))):
+        for one in (row(0, "kills decoder"), duplicate(1, 0), duplicate(2, 0)):
             running.submit(one)
         found = collect(running, 3)
     assert isinstance(found[0].result, Failure)
     assert [found[index].result.of for index in (1, 2) if isinstance(found[index].result, Duplicate)] == [0, 0]
 
 
-def test_twins_of_a_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new vision worker may call a row a twin that others were called duplicates of before."""
+def test_duplicates_of_a_duplicate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new vision worker may call a row a duplicate that others were called duplicates of before."""
     with engine(monkeypatch, vision="never ready") as waiting:
         waiting._start_workers()
         for index in range(4):
@@ -398,7 +373,7 @@ def test_a_worker_that_is_killed_from_outside(monkeypatch: pytest.MonkeyPatch, a
     specs = remembered_specs(monkeypatch)
     with engine(monkeypatch, slots=6) as running:
         running.start(never)
-        struck = next(one for one in running._seats if one.name == at_fault)
+        struck = next(one for one in running._supervisors if one.name == at_fault)
         struck.worker.process.kill()
         for index in range(20):
             running.submit(row(index))
@@ -412,7 +387,7 @@ def test_a_worker_that_is_killed_from_outside(monkeypatch: pytest.MonkeyPatch, a
 
 @pytest.mark.parametrize("at_fault", ["vision", "decoder"])
 def test_a_worker_that_always_ends(monkeypatch: pytest.MonkeyPatch, at_fault: str) -> None:
-    monkeypatch.setattr(seat, "MAX_CONSECUTIVE_CRASHES", 4)
+    monkeypatch.setattr(supervisor_module, "MAX_CONSECUTIVE_CRASHES", 4)
     with engine(monkeypatch, **{at_fault: "killed"}) as running:  # type: ignore[arg-type]
         running.start(never)
         for index in range(3):

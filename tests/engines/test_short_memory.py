@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from batchcap.config import InputConfig, JobConfig, PlacementConfig, VisionBackend, VisionConfig, VisionDtype
+from batchcap.config import GenerationConfig, PlacementConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
 from batchcap.core.machine import MIB
-from batchcap.core.records import Failure, ImageRow, Outcome
+from batchcap.core.records import Failure, ImageRow, Outcome, Request
 from batchcap.core.sources import Bytes
 from batchcap.engines import process
+from batchcap.engines.config import EngineConfig
+from batchcap.engines.drive import drive
 from batchcap.engines.local import LocalEngine
 from batchcap.model.bundle import Bundle
 
 PATIENCE_S = 120.0
+GENERATION = GenerationConfig()
 SPARE_BYTES = 450 * MIB
 LARGE_SIDE_PX = 12_000  # 576 MB as Pillow holds it
 
@@ -50,20 +53,22 @@ def test_an_image_too_large_for_the_memory_fails_alone(
     monkeypatch.setattr(process, "_popen", limited)
     vision = VisionConfig(dtype=VisionDtype.FP32, backend=VisionBackend.ONNX, max_visual_tokens=16)
     placement = PlacementConfig(slots=2, decoder_threads=1, vision_threads=1)
-    rows = [ImageRow(index, f"row-{index}", "s", index, Bytes(encoded(64, index))) for index in range(6)]
-    rows[2] = ImageRow(2, "large", "s", 2, Bytes(encoded(LARGE_SIDE_PX, 9)))
+    images = [encoded(LARGE_SIDE_PX if index == 2 else 64, index) for index in range(6)]
+    rows = [ImageRow(index, f"row-{index}", "s", index, Bytes(image)) for index, image in enumerate(images)]
     found: dict[int, Outcome] = {}
-    engine = LocalEngine(tiny_bundle_fp32, JobConfig(InputConfig(("p",)), "o", vision=vision, placement=placement))
+    engine = LocalEngine(EngineConfig(tiny_bundle_fp32, GENERATION, vision, placement))
     try:
         engine.start(lambda: False)
-        vision_pid = engine.process_ids()[0]
+        vision_pid = started[0].pid
         limit_bytes.append(taken_bytes(vision_pid) + SPARE_BYTES)
         resource.prlimit(vision_pid, resource.RLIMIT_AS, (limit_bytes[0], limit_bytes[0]))
-        for row in rows:
-            engine.submit(row)
         ends_s = time.monotonic() + PATIENCE_S
-        while len(found) < len(rows) and time.monotonic() < ends_s:
-            found |= {outcome.row.index: outcome for outcome in engine.poll(0.1)}
+        drive(
+            engine,
+            (Request(row, GENERATION.prompts, GENERATION.sampling) for row in rows),
+            lambda outcomes: found.update({outcome.row.index: outcome for outcome in outcomes}),
+            lambda: time.monotonic() > ends_s,
+        )
     finally:
         engine.close()
     assert sorted(found) == list(range(6))

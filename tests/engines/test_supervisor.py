@@ -7,14 +7,15 @@ import pytest
 
 from batchcap.config import GenerationConfig, VisionConfig
 from batchcap.core.errors import ErrorKind, WorkerError
-from batchcap.core.records import ImageRow
+from batchcap.core.records import ImageRow, Request
 from batchcap.engines import messages
-from batchcap.engines import supervisor as seat_module
+from batchcap.engines import supervisor as supervisor_module
 from batchcap.engines.messages import DecoderSpec, DecodeWork, StageTime, VisionSpec
 from batchcap.engines.process import WorkerEndError
 from batchcap.engines.supervisor import LOOK_S, SeenTime, WorkerSupervisor
+from tests.fake_engine import request_of
 
-VISION = VisionSpec("/bundle", "0" * 64, VisionConfig(), 1, 4096, find_duplicates=True)
+VISION = VisionSpec("/bundle", "0" * 64, VisionConfig(), 1, 4096)
 DECODER = DecoderSpec("/bundle", "0" * 64, GenerationConfig(), slots=8, threads=1, max_visual_tokens=16)
 KILLED = WorkerEndError("was killed by signal 9", lacked_memory=True)
 CRASHED = WorkerEndError("was killed by signal 11")
@@ -28,93 +29,93 @@ class Room:
         self.sent: list[list[int]] = []
         self.specs: list[Any] = []
 
-    def seat(self, spec: Any, timeout_s: float = 60.0) -> WorkerSupervisor:
-        seat = WorkerSupervisor("it", spec, timeout_s, self._start, lambda: self.now_s)
-        seat.start()
-        seat.ready()
-        return seat
+    def supervisor(self, spec: Any, timeout_s: float = 60.0) -> WorkerSupervisor:
+        supervisor = WorkerSupervisor("it", spec, timeout_s, self._start, lambda: self.now_s)
+        supervisor.start()
+        supervisor.ready()
+        return supervisor
 
     def _start(self, _name: str, spec: Any) -> Any:
         self.specs.append(spec)
         sent: list[int] = []
         self.sent.append(sent)
-        send = lambda work: sent.append(work.index if isinstance(work, ImageRow) else work.features.index)  # noqa: E731
+        send = lambda work: sent.append(work.index if isinstance(work, Request) else work.request.index)  # noqa: E731
         return SimpleNamespace(send=send, kill=lambda: None, close=lambda: None)
 
 
-def row(index: int) -> ImageRow:
-    return ImageRow(index, str(index), "/in", index)
+def row(index: int) -> Request:
+    return request_of(ImageRow(index, str(index), "/in", index))
 
 
 def work(index: int) -> DecodeWork:
     features: Any = SimpleNamespace(index=index)
-    return DecodeWork(str(index), features)
+    return DecodeWork(row(index), features)
 
 
 def test_suspects_are_given_one_at_a_time_oldest_first() -> None:
     room = Room()
-    seat = room.seat(VISION)
+    supervisor = room.supervisor(VISION)
     for index in (5, 6, 7):
-        seat.give(row(index))
-    seat.answered(6)
-    assert seat.restart_after(CRASHED) == []
-    seat.ready()
-    assert (seat.rows, seat.is_isolating) == (2, True)
+        supervisor.give(row(index))
+    supervisor.answered(6)
+    assert supervisor.restart_after(CRASHED) == []
+    supervisor.ready()
+    assert (supervisor.rows, supervisor.is_isolating) == (2, True)
     assert room.sent[1] == [5]
-    seat.answered(5)
+    supervisor.answered(5)
     assert room.sent[1] == [5, 7]
-    assert seat.is_isolating
-    seat.answered(7)
-    assert (seat.rows, seat.is_isolating) == (0, False)
+    assert supervisor.is_isolating
+    supervisor.answered(7)
+    assert (supervisor.rows, supervisor.is_isolating) == (0, False)
 
 
 def test_the_second_end_is_the_doing_of_the_one_that_was_alone() -> None:
     room = Room()
-    seat = room.seat(VISION)
+    supervisor = room.supervisor(VISION)
     for index in (0, 1, 2):
-        seat.give(row(index))
-    seat.restart_after(CRASHED)
-    seat.ready()
-    seat.answered(0)
-    (failure,) = seat.restart_after(CRASHED)
+        supervisor.give(row(index))
+    supervisor.restart_after(CRASHED)
+    supervisor.ready()
+    supervisor.answered(0)
+    (failure,) = supervisor.restart_after(CRASHED)
     assert (failure.index, failure.kind) == (1, ErrorKind.CRASHED)
     assert "the it process was killed by signal 11" in failure.message
-    seat.ready()
+    supervisor.ready()
     assert room.sent == [[0, 1, 2], [0, 1], [2]]
-    seat.answered(2)
-    assert not seat.is_isolating
+    supervisor.answered(2)
+    assert not supervisor.is_isolating
 
 
 def test_a_worker_that_ends_without_work_is_replaced() -> None:
     room = Room()
-    seat = room.seat(DECODER)
-    assert seat.restart_after(CRASHED) == []
+    supervisor = room.supervisor(DECODER)
+    assert supervisor.restart_after(CRASHED) == []
     assert room.specs == [DECODER, DECODER]
-    assert not seat.is_isolating
+    assert not supervisor.is_isolating
 
 
 def test_a_decoder_without_memory_comes_back_with_fewer_slots() -> None:
     room = Room()
-    seat = room.seat(DECODER)
+    supervisor = room.supervisor(DECODER)
     for slots in (4, 2, 1, 1):
-        seat.restart_after(KILLED)
-        seat.ready()
-        assert seat.slots == slots
-    seat.restart_after(CRASHED)
+        supervisor.restart_after(KILLED)
+        supervisor.ready()
+        assert supervisor.slots == slots
+    supervisor.restart_after(CRASHED)
     assert [spec.slots for spec in room.specs] == [8, 4, 2, 1, 1, 1]
 
 
 def test_a_vision_worker_without_memory_comes_back_with_less_at_once() -> None:
     room = Room()
-    seat = room.seat(VISION)
-    assert seat.window(32) == 32
+    supervisor = room.supervisor(VISION)
+    assert supervisor.window(32) == 32
     for divisor in (2, 4):
-        seat.restart_after(KILLED)
-        seat.ready()
-        assert seat.window(32) == 32 // divisor
-    seat.restart_after(CRASHED)
+        supervisor.restart_after(KILLED)
+        supervisor.ready()
+        assert supervisor.window(32) == 32 // divisor
+    supervisor.restart_after(CRASHED)
     assert [spec.divisor for spec in room.specs] == [1, 2, 4, 4]
-    assert [seat.window(rows) for rows in (1, 3, 4)] == [1, 1, 1], "never none"
+    assert [supervisor.window(rows) for rows in (1, 3, 4)] == [1, 1, 1], "never none"
 
 
 @pytest.mark.parametrize("spec", [VISION, DECODER])
@@ -127,157 +128,157 @@ def test_less_has_an_end(spec: VisionSpec | DecoderSpec) -> None:
 
 def test_a_row_that_lacks_memory_twice_fails_and_says_what_to_lower() -> None:
     room = Room()
-    seat = room.seat(VISION)
-    seat.give(row(0))
-    assert seat.restart_after(KILLED) == []
-    seat.ready()
-    (failure,) = seat.restart_after(KILLED)
+    supervisor = room.supervisor(VISION)
+    supervisor.give(row(0))
+    assert supervisor.restart_after(KILLED) == []
+    supervisor.ready()
+    (failure,) = supervisor.restart_after(KILLED)
     assert failure.kind is ErrorKind.CRASHED
     assert "run out of memory: lower --slots, --decoders or --queue-mib, then run again with --retry" in failure.message
 
 
 def test_too_many_ends_with_nothing_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seat_module, "MAX_CONSECUTIVE_CRASHES", 3)
-    seat = Room().seat(VISION)
+    monkeypatch.setattr(supervisor_module, "MAX_CONSECUTIVE_CRASHES", 3)
+    supervisor = Room().supervisor(VISION)
     for _ in range(2):
-        seat.give(row(0))
-        seat.restart_after(CRASHED)
-        seat.ready()
-    seat.answered(0)  # one that was finished: the count begins anew
+        supervisor.give(row(0))
+        supervisor.restart_after(CRASHED)
+        supervisor.ready()
+    supervisor.answered(0)  # one that was finished: the count begins anew
     for index in (1, 2):
-        seat.give(row(index))
-        seat.restart_after(CRASHED)
-        seat.ready()
+        supervisor.give(row(index))
+        supervisor.restart_after(CRASHED)
+        supervisor.ready()
     with pytest.raises(WorkerError, match=r"the it process, 3 times in a row .*, was killed by signal 11. No finished"):
-        seat.restart_after(CRASHED)
+        supervisor.restart_after(CRASHED)
 
 
 def test_a_successor_that_ends_while_it_loads() -> None:
-    seat = Room().seat(VISION)
-    seat.give(row(0))
-    seat.restart_after(CRASHED)
+    supervisor = Room().supervisor(VISION)
+    supervisor.give(row(0))
+    supervisor.restart_after(CRASHED)
     with pytest.raises(WorkerError, match="lower --slots"):
-        seat.restart_after(KILLED)
+        supervisor.restart_after(KILLED)
 
 
 def test_a_vision_worker_hangs_over_its_oldest_row_whatever_it_says_of_others() -> None:
     room = Room()
-    seat = room.seat(VISION)
-    assert not seat.is_hung()
+    supervisor = room.supervisor(VISION)
+    assert not supervisor.is_hung()
     room.now_s += 1000
-    assert not seat.is_hung(), "who has nothing to do may be silent"
-    seat.give(row(0))
-    seat.give(row(1))
-    assert not seat.is_hung()
+    assert not supervisor.is_hung(), "who has nothing to do may be silent"
+    supervisor.give(row(0))
+    supervisor.give(row(1))
+    assert not supervisor.is_hung()
     room.now_s += 59
-    seat.heard()
-    seat.answered(1)
-    assert not seat.is_hung()
+    supervisor.heard()
+    supervisor.answered(1)
+    assert not supervisor.is_hung()
     room.now_s += 2
-    seat.heard()
-    assert seat.is_hung()
-    assert "in 60 s" in str(seat.hang_error())
+    supervisor.heard()
+    assert supervisor.is_hung()
+    assert "in 60 s" in str(supervisor.hang_error())
 
 
 def test_the_next_row_has_its_own_time() -> None:
     room = Room()
-    seat = room.seat(VISION)
-    seat.give(row(0))
-    seat.give(row(1))
-    assert not seat.is_hung()
+    supervisor = room.supervisor(VISION)
+    supervisor.give(row(0))
+    supervisor.give(row(1))
+    assert not supervisor.is_hung()
     room.now_s += 50
-    seat.answered(0)
-    assert not seat.is_hung()
+    supervisor.answered(0)
+    assert not supervisor.is_hung()
     room.now_s += 50
-    assert not seat.is_hung()
+    assert not supervisor.is_hung()
     room.now_s += 11
-    assert seat.is_hung()
+    assert supervisor.is_hung()
 
 
 def test_a_successor_has_the_whole_time_for_the_row_that_was_hung_over() -> None:
     room = Room()
-    seat = room.seat(VISION)
-    seat.give(row(0))
-    assert not seat.is_hung()
+    supervisor = room.supervisor(VISION)
+    supervisor.give(row(0))
+    assert not supervisor.is_hung()
     room.now_s += 61
-    assert seat.is_hung()
-    seat.restart_after(seat.hang_error())
+    assert supervisor.is_hung()
+    supervisor.restart_after(supervisor.hang_error())
     room.now_s += 20
-    assert not seat.is_hung()
-    seat.ready()
-    assert not seat.is_hung()
+    assert not supervisor.is_hung()
+    supervisor.ready()
+    assert not supervisor.is_hung()
     room.now_s += 59
-    assert not seat.is_hung()
+    assert not supervisor.is_hung()
     room.now_s += 2
-    assert seat.is_hung()
+    assert supervisor.is_hung()
 
 
 def test_a_decoder_hangs_when_it_is_silent() -> None:
     room = Room()
-    seat = room.seat(DECODER)
+    supervisor = room.supervisor(DECODER)
     room.now_s += 1000
-    seat.give(work(0))
-    assert not seat.is_hung()
+    supervisor.give(work(0))
+    assert not supervisor.is_hung()
     for _ in range(10):
         room.now_s += 50
-        seat.heard()  # a step
-        assert not seat.is_hung()
+        supervisor.heard()  # a step
+        assert not supervisor.is_hung()
     room.now_s += 61
-    assert seat.is_hung()
+    assert supervisor.is_hung()
 
 
 def test_a_decoder_hangs_when_one_of_its_lanes_is_silent() -> None:
     room = Room()
-    seat = room.seat(DECODER)
-    seat.give(work(0))
-    seat.give(work(1))
+    supervisor = room.supervisor(DECODER)
+    supervisor.give(work(0))
+    supervisor.give(work(1))
     for lane in (0, 1):
-        seat.heard(StageTime("prefill", 0.0, lane))
+        supervisor.heard(StageTime("prefill", 0.0, lane))
     for _ in range(2):
         room.now_s += 29
-        seat.heard(StageTime("decode", 1.0, 0))
-    assert not seat.is_hung()
+        supervisor.heard(StageTime("decode", 1.0, 0))
+    assert not supervisor.is_hung()
     room.now_s += 3
-    seat.heard(StageTime("decode", 1.0, 0))
-    assert seat.is_hung()
-    seat.restart_after(seat.hang_error())
-    seat.ready()
-    assert not seat.is_hung(), "the lanes of its predecessor are gone"
+    supervisor.heard(StageTime("decode", 1.0, 0))
+    assert supervisor.is_hung()
+    supervisor.restart_after(supervisor.hang_error())
+    supervisor.ready()
+    assert not supervisor.is_hung(), "the lanes of its predecessor are gone"
 
 
 def test_a_lane_without_work_may_be_silent() -> None:
     room = Room()
-    seat = room.seat(DECODER)
-    seat.give(work(0))
-    seat.give(work(1))
+    supervisor = room.supervisor(DECODER)
+    supervisor.give(work(0))
+    supervisor.give(work(1))
     for lane in (0, 1):
-        seat.heard(StageTime("prefill", 0.0, lane))
-    seat.answered(1)
-    seat.heard(StageTime("decode", 0.0, 1, is_idle=True))
+        supervisor.heard(StageTime("prefill", 0.0, lane))
+    supervisor.answered(1)
+    supervisor.heard(StageTime("decode", 0.0, 1, is_idle=True))
     for _ in range(10):
         room.now_s += 50
-        seat.heard(StageTime("decode", 1.0, 0))
-        assert not seat.is_hung()
-    seat.answered(0)
+        supervisor.heard(StageTime("decode", 1.0, 0))
+        assert not supervisor.is_hung()
+    supervisor.answered(0)
     room.now_s += 1000
-    assert not seat.is_hung()
-    seat.give(work(2))
+    assert not supervisor.is_hung()
+    supervisor.give(work(2))
     room.now_s += 59
-    assert not seat.is_hung(), "what a lane said before it had nothing to do is long ago"
+    assert not supervisor.is_hung(), "what a lane said before it had nothing to do is long ago"
     room.now_s += 2
-    assert seat.is_hung(), "nobody has taken the row"
+    assert supervisor.is_hung(), "nobody has taken the row"
 
 
 def test_loading_has_a_time_of_its_own() -> None:
     room = Room()
-    seat = room.seat(DECODER)
-    seat.give(work(0))
-    seat.restart_after(CRASHED)
+    supervisor = room.supervisor(DECODER)
+    supervisor.give(work(0))
+    supervisor.restart_after(CRASHED)
     room.now_s += 300
-    assert not seat.is_hung()
+    assert not supervisor.is_hung()
     room.now_s += 301
-    assert seat.is_hung()
-    assert "has not loaded its model in 600 s" in str(seat.hang_error())
+    assert supervisor.is_hung()
+    assert "has not loaded its model in 600 s" in str(supervisor.hang_error())
 
 
 def test_time_in_which_nobody_looked_on_is_nobodys_silence() -> None:
@@ -296,15 +297,15 @@ def test_time_in_which_nobody_looked_on_is_nobodys_silence() -> None:
 def test_a_coordinator_that_was_stopped_calls_nobody_hanging() -> None:
     room = Room()
     seen_s = SeenTime(lambda: room.now_s)
-    seat = WorkerSupervisor("it", VISION, 60.0, room._start, seen_s)
-    seat.start()
-    seat.ready()
-    seat.give(row(0))
-    assert not seat.is_hung()
+    supervisor = WorkerSupervisor("it", VISION, 60.0, room._start, seen_s)
+    supervisor.start()
+    supervisor.ready()
+    supervisor.give(row(0))
+    assert not supervisor.is_hung()
     room.now_s += 3600
-    assert not seat.is_hung()
+    assert not supervisor.is_hung()
     for _ in range(11):
         room.now_s += 5
-        assert not seat.is_hung()
+        assert not supervisor.is_hung()
     room.now_s += 5
-    assert seat.is_hung()
+    assert supervisor.is_hung()

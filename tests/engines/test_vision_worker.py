@@ -23,8 +23,9 @@ from PIL import Image
 
 from batchcap.config import InputConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.errors import ErrorKind
-from batchcap.core.records import Duplicate, EncodedImage, Failure, Features, ImageRow, Patches
-from batchcap.core.sources import Bytes, FileAt
+from batchcap.core.prompts import Prompt, Sampling
+from batchcap.core.records import Duplicate, EncodedImage, Failure, Features, ImageRow, Patches, Request
+from batchcap.core.sources import Bytes, FileAt, ImageRef
 from batchcap.engines import vision_worker
 from batchcap.engines.busy_flag import make_sign_file
 from batchcap.engines.dedup import SeenImages
@@ -39,6 +40,7 @@ from batchcap.model.bundle import Bundle
 from batchcap.store.journal import Journal
 from batchcap.vision.torch_encoder import VisionEncoder
 from tests.engines.doubles import EndlessInbox, seen_elsewhere
+from tests.fake_engine import request_of
 from tests.inputs.blobs import BlobLists, write_blobs
 from tests.vision.towers import image
 
@@ -57,7 +59,7 @@ def make_worker(
     """A worker, and the other end of its connection."""
     ours, theirs = Pipe()
     config = VisionConfig(dtype=VisionDtype.FP32, backend=backend)
-    spec = VisionSpec(str(bundle.folder), bundle.id, config, threads, patch_budget, **{"find_duplicates": True, **told})
+    spec = VisionSpec(str(bundle.folder), bundle.id, config, threads, patch_budget, **told)
     return VisionWorker(spec, theirs), ours
 
 
@@ -94,9 +96,13 @@ def serve(worker: VisionWorker, encoder: FakeEncoder, inbox: EndlessInbox) -> No
     threading.Thread(target=run, daemon=True).start()
 
 
-def row(index: int) -> ImageRow:
+def row(index: int) -> Request:
     """A row whose image no other has."""
-    return ImageRow(index, f"row-{index}", "s", index, Bytes(encoded((index % 250, index // 250, 7))))
+    return asked(index, Bytes(encoded((index % 250, index // 250, 7))))
+
+
+def asked(index: int, image: ImageRef | None = None) -> Request:
+    return request_of(ImageRow(index, f"row-{index}", "s", index, image))
 
 
 def received(ours: Connection, rows: int) -> list[object]:
@@ -177,27 +183,27 @@ def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(tiny_bundle_fp32: 
     timeout_s = 3.0
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
     inbox = EndlessInbox()
-    spec = VisionSpec("", "", VisionConfig(), 2, 1, find_duplicates=False)
+    spec = VisionSpec("", "", VisionConfig(), 2, 1)
     stand_in: Any = SimpleNamespace(send=inbox.put)
-    seat = WorkerSupervisor("vision", spec, timeout_s, lambda _name, _spec: stand_in)
-    seat.start()
-    seat.ready()
+    supervisor = WorkerSupervisor("vision", spec, timeout_s, lambda _name, _spec: stand_in)
+    supervisor.start()
+    supervisor.ready()
     serve(worker, FakeEncoder(lambda indices: 0 in indices and threading.Event().wait()), inbox)
     index, began_s, answered_s = 0, time.monotonic(), 0.0
-    while not seat.is_hung():
+    while not supervisor.is_hung():
         assert time.monotonic() < began_s + PATIENCE_S
-        while seat.rows < 4:
-            seat.give(row(index))
+        while supervisor.rows < 4:
+            supervisor.give(row(index))
             index += 1
         while ours.poll(0.01):
             message = ours.recv()
-            seat.heard(message)
+            supervisor.heard(message)
             if not isinstance(message, StageTime):
-                seat.answered(message.index)
+                supervisor.answered(message.index)
                 answered_s = time.monotonic()
                 break
     assert index > 10
-    assert 0 in seat.assigned
+    assert 0 in supervisor.assigned
     assert answered_s > began_s + timeout_s / 2, "the other lane went on"
 
 
@@ -225,7 +231,7 @@ def test_an_image_alone_gets_all_threads(tiny_bundle_fp32: Bundle) -> None:
     assert answers(ours, 1) == [2]
     over.set()
     assert answers(ours, 1) == [1]
-    inbox.put(ImageRow(3, "nothing", "s", 3, Bytes(b"")))
+    inbox.put(asked(3, Bytes(b"")))
     assert answers(ours, 1) == [3]
     inbox.put(row(4))
     assert answers(ours, 1) == [4]
@@ -362,12 +368,10 @@ def test_the_process_ends_quietly_while_lanes_are_at_work(tiny_bundle_fp32: Bund
     process = subprocess.Popen(command, pass_fds=[its_end.fileno()], stderr=subprocess.PIPE)
     its_end.close()
     ours = Connection(our_end.detach())
-    ours.send(
-        VisionSpec(str(bundle.folder), bundle.id, VisionConfig(dtype=VisionDtype.FP32), 2, 4096, find_duplicates=True)
-    )
+    ours.send(VisionSpec(str(bundle.folder), bundle.id, VisionConfig(dtype=VisionDtype.FP32), 2, 4096))
     assert isinstance(ours.recv(), Ready)
     for index in range(60):
-        ours.send(ImageRow(index, f"row-{index}", "s", index, Bytes(encoded((index, 0, 7), (640, 480)))))
+        ours.send(asked(index, Bytes(encoded((index, 0, 7), (640, 480)))))
     for _image in range(3):
         answers(ours, 1)
     ours.send_bytes(b"no message")
@@ -380,7 +384,7 @@ def test_the_process_ends_quietly_while_lanes_are_at_work(tiny_bundle_fp32: Bund
     assert (process.returncode, told) == (0, b"")
 
 
-def test_failures_and_twins_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> None:
+def test_failures_and_duplicates_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> None:
     over = threading.Event()
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
     first = row(0)
@@ -389,9 +393,9 @@ def test_failures_and_twins_wait_for_no_lane(tiny_bundle_fp32: Bundle) -> None:
     serve(worker, encoder, inbox)
     while not encoder.calls:
         threading.Event().wait(0.01)
-    inbox.put(dataclasses.replace(first, index=1))
+    inbox.put(dataclasses.replace(first, row=dataclasses.replace(first.row, index=1)))
     assert [type(message) for message in received(ours, 1)] == [Duplicate]
-    inbox.put(ImageRow(2, "nothing", "s", 2, Bytes(b"no image")))
+    inbox.put(asked(2, Bytes(b"no image")))
     assert [type(message) for message in received(ours, 1)] == [Failure]
     over.set()
     assert answers(ours, 1) == [0]
@@ -401,13 +405,13 @@ def test_equal_images_are_decoded_once(tiny_bundle_fp32: Bundle, tmp_path: Path)
     data = {name: encoded(colour) for name, colour in (("red", (200, 9, 9)), ("blue", (9, 9, 200)))}
     (tmp_path / "red.png").write_bytes(data["red"])
     rows = [
-        ImageRow(3, "a", "s", 0, Bytes(data["red"])),
-        ImageRow(4, "b", "s", 0, Bytes(data["blue"])),
-        ImageRow(5, "c", "s", 0, FileAt(str(tmp_path / "red.png"))),
-        ImageRow(6, "d", "s", 0, Bytes(data["red"][:50])),
-        ImageRow(7, "e", "s", 0, Bytes(data["red"][:50])),
-        ImageRow(8, "f", "s", 0),
-        ImageRow(9, "g", "s", 0),
+        asked(3, Bytes(data["red"])),
+        asked(4, Bytes(data["blue"])),
+        asked(5, FileAt(str(tmp_path / "red.png"))),
+        asked(6, Bytes(data["red"][:50])),
+        asked(7, Bytes(data["red"][:50])),
+        asked(8),
+        asked(9),
     ]
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
     for row in rows:
@@ -436,7 +440,7 @@ def test_images_inside_of_a_file_are_read(
         rows = [row for shard in plan.shards() for row in plan.shard_rows(shard)]
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
     for row in rows:
-        worker._read(row)
+        worker._read(request_of(row))
     digests = [hashlib.sha256(data).hexdigest() for data in (red, blue)]
     assert [(one.index, one.sha256) for one in worker._next_batch()] == list(enumerate(digests))
     failed, twin = ours.recv(), ours.recv()
@@ -447,8 +451,10 @@ def test_images_inside_of_a_file_are_read(
 def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
     red, blue = encoded((200, 9, 9)), encoded((9, 9, 200))
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
-    rows = [ImageRow(7, "a", "s", 0, Bytes(red)), ImageRow(8, "b", "s", 0, Bytes(blue))]
-    messages: list[object] = [Captioned([(hashlib.sha256(red).hexdigest(), 2)]), *rows]
+    rows = [asked(7, Bytes(red)), asked(8, Bytes(blue))]
+    key = rows[0].caption_key
+    assert key is not None
+    messages: list[object] = [Captioned(key, [(hashlib.sha256(red).hexdigest(), 2)]), *rows]
 
     class Hand:
         def get(self) -> object:
@@ -458,27 +464,43 @@ def test_images_of_earlier_runs_are_known(tiny_bundle_fp32: Bundle) -> None:
 
     with pytest.raises(EOFError):
         worker._dispatch(Hand())  # type: ignore[arg-type]
-    while not worker._rows.empty():
-        worker._read(worker._rows.get())
+    while not worker._requests.empty():
+        worker._read(worker._requests.get())
     assert [one.index for one in worker._next_batch()] == [8]
     duplicate = ours.recv()
     assert (duplicate.index, duplicate.of) == (7, 2)
 
 
-def test_nothing_is_a_twin_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
-    worker, _ours = make_worker(tiny_bundle_fp32, 10_000, find_duplicates=False)
+def test_nothing_is_a_duplicate_where_draws_differ(tiny_bundle_fp32: Bundle) -> None:
+    worker, _ours = make_worker(tiny_bundle_fp32, 10_000)
     for index in range(3):
-        worker._read(ImageRow(index, "a", "s", 0, Bytes(encoded((200, 9, 9)))))
+        one = asked(index, Bytes(encoded((200, 9, 9))))
+        worker._read(dataclasses.replace(one, sampling=Sampling(8, temperature=0.5)))
     assert [one.index for one in worker._next_batch()] == [0, 1, 2]
 
 
 def test_the_images_met_longest_ago_are_forgotten() -> None:
     known = SeenImages(capacity=3)
     names = {name: hashlib.sha256(name.encode()).hexdigest() for name in "abcde"}
-    assert [known.first_row(names[name], index) for index, name in enumerate("abcaa")] == [0, 1, 2, 0, 0]
-    assert known.first_row(names["d"], 5) == 5
-    assert known.first_row(names["a"], 6) == 0, "met a moment ago"
-    assert known.first_row(names["b"], 7) == 7, "forgotten"
+    key = "0" * 64
+    assert [known.first_row(names[name], key, index) for index, name in enumerate("abcaa")] == [0, 1, 2, 0, 0]
+    assert known.first_row(names["d"], key, 5) == 5
+    assert known.first_row(names["a"], key, 6) == 0, "met a moment ago"
+    assert known.first_row(names["b"], key, 7) == 7, "forgotten"
+
+
+def test_equal_images_of_which_other_things_are_asked_are_not_equal(tiny_bundle_fp32: Bundle) -> None:
+    worker, ours = make_worker(tiny_bundle_fp32, 10_000)
+    first = asked(0, Bytes(encoded((200, 9, 9))))
+    for index in range(6):
+        one = dataclasses.replace(first, row=dataclasses.replace(first.row, index=index))
+        if index % 3 == 1:
+            one = dataclasses.replace(one, prompts=(Prompt("Where is it?"),))
+        elif index % 3 == 2:
+            one = dataclasses.replace(one, sampling=Sampling(8))
+        worker._read(one)
+    assert [one.index for one in worker._next_batch()] == [0, 1, 2]
+    assert [(one.index, one.of) for one in received(ours, 3)] == [(3, 0), (4, 1), (5, 2)]  # type: ignore[attr-defined]
 
 
 def encoded(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes:

@@ -11,11 +11,12 @@ from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGenerati
 from batchcap.config import GenerationConfig, VisionBackend, VisionConfig, VisionDtype
 from batchcap.core.records import Features, ImageRow
 from batchcap.core.sources import Bytes
-from batchcap.decoder.scheduler import ContinuousBatcher, DecoderPlacement
+from batchcap.decoder.requests import DecoderPlacement
 from batchcap.export.quality.images import load_patches
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import PromptTemplate
 from batchcap.vision.backend import load_encoder
+from tests.decoder.asking import AskingDecoder
 
 PROMPT = "Describe this image."
 MAX_VISUAL_TOKENS = 128
@@ -50,7 +51,7 @@ def captions(bundle: Bundle, features: list[Features]) -> dict[int, tuple[int, .
     """The bundle's greedy captions."""
     generation = GenerationConfig(prompt=PROMPT, max_new_tokens=NEW_TOKENS, loop_stop=False)
     prompt = PromptTemplate.from_bundle(bundle, PROMPT)
-    decoder = ContinuousBatcher(bundle, [prompt], generation, DecoderPlacement(SLOTS, 1, MAX_VISUAL_TOKENS))
+    decoder = AskingDecoder(bundle, [prompt], generation, DecoderPlacement(SLOTS, 1, MAX_VISUAL_TOKENS))
     waiting, done = list(features), {}
     while waiting or decoder.active:
         while waiting and decoder.free_slots:

@@ -15,7 +15,7 @@ import pytest
 
 from batchcap.config import InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import UsageError
-from batchcap.core.records import Caption, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
+from batchcap.core.records import Caption, FinishReason, ImageFacts, Outcome, Request, Verdict
 from batchcap.inputs import parquet_layout, passthrough
 from batchcap.job import run as job
 from batchcap.job.run import run_job
@@ -28,9 +28,10 @@ FOR_EVER = dt.datetime.fromisoformat("9999-12-31")
 TENSOR = pa.fixed_shape_tensor(pa.int32(), [2, 3], permutation=[1, 0])
 
 
-def end(row: ImageRow) -> Outcome:
+def end(request: Request) -> Outcome:
+    row = request.row
     caption = Caption(row.index, (1,), f"of {row.id}", FinishReason.STOP, Verdict.OK, 9, 4, 3.0, 5.0)
-    return Outcome(row, (caption,), ImageFacts(64, 48, hashlib.sha256(row.id.encode()).hexdigest(), 1.0, 2.0))
+    return Outcome(request, (caption,), ImageFacts(64, 48, hashlib.sha256(row.id.encode()).hexdigest(), 1.0, 2.0))
 
 
 @pytest.fixture
@@ -337,7 +338,7 @@ def test_a_job_begun_with_columns_that_nothing_has_goes_on(
     (tmp_path / "in" / "a.png").write_bytes(b"x")
     config = replace(config, input=replace(config.input, image_column=None, keep_columns=("title",)))
     with monkeypatch.context() as patch:
-        patch.setattr("batchcap.job.plan.column_options", lambda _config: [])
+        patch.setattr("batchcap.inputs.columns.column_options", lambda _config: [])
         run(config)
     (tmp_path / "in" / "b.png").write_bytes(b"y")
     run(config)

@@ -18,14 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, OnChanged, PlacementConfig, ResumeConfig
-from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode, RowError
-from batchcap.core.records import Caption, Duplicate, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
+from batchcap.core.errors import BatchcapError, ErrorKind, ExitCode
+from batchcap.core.records import Caption, Failure, FinishReason, ImageFacts, Outcome, Request, Verdict
+from batchcap.engines.fake import FakeEngine
 from batchcap.inputs.encoded import digest, read_encoded
 from batchcap.job import recorder
 from batchcap.job import run as job
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
-from tests.fake_engine import FakeEngine, SilentProgress, fake_bundle
+from tests.fake_engine import SilentProgress, fake_bundle
+
+pytestmark = pytest.mark.slow
 
 SEEDS = range(40)
 CONTENTS = ("cat", "bad one", "long tale", "dog", "long story", "bad two", "hen")
@@ -33,43 +36,28 @@ FEW, ENOUGH = 10, 200
 KILLED, BROKEN = 77, 99
 
 
-class TellingEngine(FakeEngine):
-    """Captions equal images once, and tells in each caption what it is of and how it was made."""
-
-    def __init__(self, config: JobConfig) -> None:
-        super().__init__(room=4, end=self._end_of)
-        self._words = config.generation
-        self._known: dict[str, int] = {}
-
-    def seed_dedup(self, images: list[tuple[str, int]]) -> None:
-        self._known |= dict(images)
-
-    def _end_of(self, row: ImageRow) -> Outcome:
-        try:
-            content = read_encoded(row)
-        except RowError as error:
-            return Outcome(row, Failure(row.index, error.kind, error.message))
-        if content.startswith(b"bad"):
-            return Outcome(row, Failure(row.index, ErrorKind.CORRUPT, "cut"))
-        of = self._known.setdefault(digest(content), row.index)
-        if of != row.index:
-            return Outcome(row, Duplicate(row.index, of, 1.0))
-        is_cut = content.startswith(b"long") and self._words.max_new_tokens == FEW
-        captions = tuple(
-            Caption(
-                index=row.index,
-                token_ids=(1,),
-                text=f"{name}|{content.decode()}|{self._words.max_new_tokens}",
-                finish_reason=FinishReason.STOP,
-                verdict=Verdict.TRUNCATED if is_cut else Verdict.OK,
-                prompt_tokens=9,
-                visual_tokens=4,
-                prefill_ms=3.0,
-                decode_ms=5.0,
-            )
-            for name in self._words.prompt_names
+def told(request: Request) -> Outcome:
+    """A caption that tells what it is of and how it was made."""
+    content = read_encoded(request.row)
+    if content.startswith(b"bad"):
+        return Outcome(request, Failure(request.index, ErrorKind.CORRUPT, "cut"))
+    most = request.sampling.max_new_tokens
+    is_cut = content.startswith(b"long") and most == FEW
+    captions = tuple(
+        Caption(
+            index=request.index,
+            token_ids=(1,),
+            text=f"{prompt.name}|{content.decode()}|{most}",
+            finish_reason=FinishReason.STOP,
+            verdict=Verdict.TRUNCATED if is_cut else Verdict.OK,
+            prompt_tokens=9,
+            visual_tokens=4,
+            prefill_ms=3.0,
+            decode_ms=5.0,
         )
-        return Outcome(row, captions, ImageFacts(64, 48, digest(content), 1.0, 2.0))
+        for prompt in request.prompts
+    )
+    return Outcome(request, captions, ImageFacts(64, 48, digest(content), 1.0, 2.0))
 
 
 def run(config: JobConfig, killed_at: int) -> int:
@@ -80,7 +68,7 @@ def run(config: JobConfig, killed_at: int) -> int:
     code = BROKEN
     try:
         _end_at(killed_at)
-        summary = job.run_job(config, SilentProgress(), lambda _bundle, own, _stop: TellingEngine(own))  # type: ignore[arg-type, return-value]
+        summary = job.run_job(config, SilentProgress(), lambda _config: FakeEngine(told, reads_images=True))
         code = int(summary.exit_code)
     except BatchcapError as error:
         code = int(error.exit_code)

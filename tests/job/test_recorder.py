@@ -22,7 +22,7 @@ from batchcap.job.recorder import Recorder
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import UNNAMED, column_name
-from tests.fake_engine import outcome_of
+from tests.fake_engine import outcome_of, request_of
 
 ROWS, ROWS_PER_PART = 10, 4
 
@@ -142,7 +142,7 @@ def test_shards_whose_rows_are_all_journalled_become_parts(folder: JobFolder, jo
 
 
 def twin_of(row: ImageRow, of: int) -> Outcome:
-    return Outcome(row, Duplicate(row.index, of, 0.25))
+    return Outcome(request_of(row), Duplicate(row.index, of, 0.25))
 
 
 def further(outcome: Outcome) -> Outcome:
@@ -194,7 +194,7 @@ def test_a_twin_of_a_failure_fails(folder: JobFolder, journal: Journal) -> None:
     recorder = make(folder, journal)
     rows = list(recorder.shards.rows_to_do())
     bad = replace(rows[0], id="bad")
-    recorder.record([Outcome(rows[0], outcome_of(bad).result), twin_of(rows[1], 0)])
+    recorder.record([Outcome(request_of(rows[0]), outcome_of(bad).result), twin_of(rows[1], 0)])
     recorder.flush()
     ((_first, one), (_second, two)) = journal.rows(journal.shards()[0])
     assert (two.status, two.error_kind, two.error_message) == (Status.FAILED, one.error_kind, one.error_message)
@@ -209,7 +209,7 @@ def test_images_of_earlier_runs(folder: JobFolder, journal: Journal) -> None:
     def outcome(index: int) -> Outcome:
         given = outcome_of(rows[index] if index not in (2, 5) else replace(rows[index], id="bad"))
         facts = ImageFacts(64, 48, f"{index:064x}", 1.0, 2.0)
-        return Outcome(rows[index], given.result, facts)
+        return Outcome(request_of(rows[index]), given.result, facts)
 
     recorder.record([outcome(index) for index in (0, 1, 2, 3, 5, 6, 9)])
     recorder.flush()

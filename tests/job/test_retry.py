@@ -23,7 +23,17 @@ from batchcap.core.errors import (
     StorageError,
     UsageError,
 )
-from batchcap.core.records import Caption, Duplicate, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
+from batchcap.core.records import (
+    Caption,
+    Duplicate,
+    Failure,
+    FinishReason,
+    ImageFacts,
+    ImageRow,
+    Outcome,
+    Request,
+    Verdict,
+)
 from batchcap.job import run as job
 from batchcap.job.part_writer import PartWriter
 from batchcap.job.run import run_job
@@ -69,18 +79,18 @@ def engine_of(config: JobConfig, dies_after: int | None = None) -> FakeEngine:
     """Captions say what is in a file; `bad` ones fail, `long` ones want tokens, `again` ones a penalty."""
     words = config.generation
 
-    def end(row: ImageRow) -> Outcome:
-        assert path_of(row) is not None
+    def end(request: Request) -> Outcome:
+        row = request.row
         content = Path(path_of(row)).read_bytes()
         if content.startswith(b"bad"):
-            return Outcome(row, Failure(row.index, ErrorKind.CORRUPT, "cut"))
+            return Outcome(request, Failure(row.index, ErrorKind.CORRUPT, "cut"))
         verdict = Verdict.OK
         if content.startswith(b"long") and words.max_new_tokens < ENOUGH:
             verdict = Verdict.TRUNCATED
         if content.startswith(b"again") and words.repetition_penalty == 1:
             verdict = Verdict.REPEATED
         caption = Caption(row.index, (1,), f"of {content.decode()}", FinishReason.STOP, verdict, 9, 4, 3.0, 5.0)
-        return Outcome(row, (caption,), ImageFacts(64, 48, hashlib.sha256(content).hexdigest(), 1.0, 2.0))
+        return Outcome(request, (caption,), ImageFacts(64, 48, hashlib.sha256(content).hexdigest(), 1.0, 2.0))
 
     return FakeEngine(end=end, dies_after=dies_after)
 
@@ -88,7 +98,7 @@ def engine_of(config: JobConfig, dies_after: int | None = None) -> FakeEngine:
 def run(config: JobConfig, engine: FakeEngine | None = None) -> tuple[Summary, list[int]]:
     """The summary, and the rows that were given to the engine."""
     engine = engine or engine_of(config)
-    summary = run_job(config, SilentProgress(), lambda _bundle, _config, _stop: engine)  # type: ignore[arg-type, return-value]
+    summary = run_job(config, SilentProgress(), lambda _config: engine)
     return summary, sorted(engine.submitted)
 
 
@@ -139,7 +149,7 @@ def test_only_failed_rows_are_tried_again(config: JobConfig) -> None:
 def test_captions_are_tried_again_with_other_settings_only(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
     run(config)
     assert run(resuming(config, "truncated", "repeated"))[1] == []
-    assert "2 captions (repeated, truncated) would come out as they are" in caplog.text
+    assert "2 captions (repeated, truncated) are not retried" in caplog.text
     assert run(resuming(config, "truncated", max_new_tokens=ENOUGH))[1] == [2]
     assert run(resuming(config, "truncated", "repeated", repetition_penalty=1.1))[1] == [6]
     assert [row["verdict"] for row in rows_of(config)] == ["ok", None, "ok", "ok", "ok", "ok", "ok", None]
@@ -159,7 +169,7 @@ def test_other_settings_are_for_a_retry_of_a_finished_job(config: JobConfig) -> 
         run(resuming(config, "failed", prompt="Why?"))
     write(config, "i.png", "new")
     with pytest.raises(
-        UsageError, match=r"1 rows have never been captioned.* another --max-new-tokens is not for them"
+        UsageError, match=r"1 rows have never been captioned: .* then retry with another --max-new-tokens"
     ):
         run(resuming(config, "truncated", max_new_tokens=ENOUGH))
     assert run(resuming(config, "failed"))[1] == [1, 7, 8]
@@ -208,7 +218,7 @@ def test_a_plain_resume_gives_up_a_retry_with_other_settings(
     assert read_status(Path(config.output)).remaining == 2
     write(config, "i.png", "new")
     assert run(config)[1] == [8]
-    assert "2 captions that a retry with other settings had not come to stay as they were" in caplog.text
+    assert "a retry with other settings is cancelled: 2 captions stay as they were" in caplog.text
     rows = rows_of(config)
     tried = [row["id"] for row in rows if row["attempts"] == 2]
     assert len(tried) == 1
@@ -235,9 +245,22 @@ def test_an_interrupted_retry_tries_nothing_twice(config: JobConfig) -> None:
     assert len(run(resuming(config, "failed"))[1]) == 5
 
 
+def test_a_request_says_which_attempt_it_is(config: JobConfig) -> None:
+    attempts = dict[int, int]()
+
+    def end(request: Request) -> Outcome:
+        attempts[request.index] = request.attempt
+        return Outcome(request, Failure(request.index, ErrorKind.CORRUPT, "cut"))
+
+    for attempt in (1, 2, 3):
+        attempts.clear()
+        run(config if attempt == 1 else resuming(config, "failed"), FakeEngine(end=end))
+        assert attempts == dict.fromkeys(range(len(rows_of(config))), attempt)
+
+
 def test_a_caption_is_not_lost_to_an_image_that_vanished(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
-    def end(row: ImageRow) -> Outcome:
-        return Outcome(row, Failure(row.index, ErrorKind.MISSING, "no such file"))
+    def end(request: Request) -> Outcome:
+        return Outcome(request, Failure(request.index, ErrorKind.MISSING, "no such file"))
 
     run(config)
     before = rows_of(config)
@@ -247,7 +270,7 @@ def test_a_caption_is_not_lost_to_an_image_that_vanished(config: JobConfig, capl
     rows = [row for number in range(3) for row in pq.read_table(part_path(config, number)).to_pylist()]
     assert rows[2] == {**before[2], "attempts": 2}
     assert (rows[1]["error_kind"], rows[1]["attempts"]) == ("missing", 2)
-    assert "c.png keeps its caption: tried again, it failed as missing" in caplog.text
+    assert "c.png keeps its old caption: the retry failed as missing" in caplog.text
 
 
 def test_a_twin_does_not_get_the_caption_that_stays_for_another_image(config: JobConfig) -> None:
@@ -255,9 +278,9 @@ def test_a_twin_does_not_get_the_caption_that_stays_for_another_image(config: Jo
     for name in ("d.png", "i.png"):
         write(config, name, "new")
 
-    def end(row: ImageRow) -> Outcome:
-        result = Failure(row.index, ErrorKind.CRASHED, "twice") if row.index == 3 else Duplicate(row.index, 3, 1.0)
-        return Outcome(row, result)
+    def end(request: Request) -> Outcome:
+        index = request.index
+        return Outcome(request, Failure(3, ErrorKind.CRASHED, "twice") if index == 3 else Duplicate(index, 3, 1.0))
 
     run(resuming(config, on_changed=OnChanged.RECAPTION), FakeEngine(room=1, end=end))
     rows = rows_of(config)
@@ -329,7 +352,7 @@ def test_rows_of_a_parquet_file_that_is_gone_are_not_reopened(
     (tmp_path / "rows.png").write_text("other")
     write(config, "b.png", "bat")
     assert run(resuming(config, "failed"))[1] == [1, 7, 16]
-    assert "2 rows can't be tried again: their Parquet files are gone" in caplog.text
+    assert "2 rows can't be retried: their Parquet files no longer exist" in caplog.text
     assert read_status(Path(config.output)).remaining == 0
 
 
@@ -461,7 +484,7 @@ def test_changed_images_get_the_jobs_settings(config: JobConfig) -> None:
     run(config)
     write(config, "d.png", "fox")
     both = resuming(config, "truncated", on_changed=OnChanged.RECAPTION, max_new_tokens=ENOUGH)
-    with pytest.raises(UsageError, match=r"d\.png has changed, and what changed is captioned"):
+    with pytest.raises(UsageError, match=r"d\.png has changed, and changed inputs are captioned"):
         run(both)
     assert run(resuming(config, on_changed=OnChanged.RECAPTION))[1] == [3]
     assert run(both)[1] == [2]

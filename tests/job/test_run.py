@@ -30,7 +30,7 @@ from batchcap.core.errors import (
     UsageError,
     WorkerError,
 )
-from batchcap.core.records import Failure, ImageRow, Outcome
+from batchcap.core.records import Failure, Outcome, Request
 from batchcap.core.sources import Source
 from batchcap.engines.base import EngineLoad
 from batchcap.inputs.discover import discover
@@ -85,7 +85,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobConfig:
 
 
 def run(config: JobConfig, engine: FakeEngine, listener: Listener | None = None) -> Summary:
-    return run_job(config, listener or Listener(), lambda *_: engine, stopping=stop_on_signals())  # type: ignore[arg-type, return-value]
+    return run_job(config, listener or Listener(), lambda _config: engine, stopping=stop_on_signals())
 
 
 def rows_of(config: JobConfig) -> list[dict[str, Any]]:
@@ -286,10 +286,10 @@ def test_the_journals_file_alone_has_the_plan(config: JobConfig, tmp_path: Path)
     class CopyingEngine(FakeEngine):
         """Copies the journal's file without its log when the first row comes."""
 
-        def submit(self, row: ImageRow) -> None:
+        def submit(self, request: Request) -> None:
             if not copied.exists():
                 shutil.copy(JobFolder(Path(config.output)).journal_path, copied)
-            super().submit(row)
+            super().submit(request)
 
     copied = tmp_path / "copy.sqlite"
     run(config, CopyingEngine())
@@ -397,8 +397,9 @@ def test_a_part_says_how_it_was_made(config: JobConfig) -> None:
 def test_a_job_without_a_caption_is_no_success(config: JobConfig, rerun: bool) -> None:
     """Whatever share of failures is allowed, also where nothing is left to do."""
 
-    def fail(row: ImageRow) -> Outcome:
-        return Outcome(row, Failure(row.index, ErrorKind.MISSING, f"{path_of(row)}: No such file or directory"))
+    def fail(request: Request) -> Outcome:
+        message = f"{path_of(request.row)}: No such file or directory"
+        return Outcome(request, Failure(request.index, ErrorKind.MISSING, message))
 
     summary = run(config, FakeEngine(end=fail))
     if rerun:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, VisionConfig
 from batchcap.core.errors import WorkerError
-from batchcap.core.records import Failure, ImageRow
+from batchcap.core.records import Failure, ImageRow, Outcome, Request
 from batchcap.core.sources import Bytes
 from batchcap.demo.scenes import compose, draw
+from batchcap.engines.config import EngineConfig
+from batchcap.engines.drive import drive
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.profiles import Settings
 from batchcap.model.bundle import Bundle
@@ -22,6 +24,7 @@ NEW_TOKENS = 16
 SIDE_PX = 256
 # Trained models answer this with more than NEW_TOKENS, so all captions are equally long.
 PROMPT = "Describe everything in this image in as much detail as you can."
+ASKED = GenerationConfig(PROMPT, NEW_TOKENS, loop_stop=False)
 # A candidate is timed with whole batches of so many images where there is time for them; with fewer it is a guess.
 BATCH_ROWS = 16
 MIN_ROWS, MAX_ROWS = 4, 256
@@ -89,33 +92,37 @@ class Track:
             return Timing(load_s, elapsed_s / rows if elapsed_s <= give_up_s else None)
 
     def _start(self, settings: Settings) -> LocalEngine:
-        return LocalEngine(self._bundle, settings.applied_to(_job(self._bundle)))
+        return LocalEngine(EngineConfig.of_job(self._bundle, settings.applied_to(_job(self._bundle))))
 
     def _draw(self, count: int) -> None:
         while len(self._images) < count:
             self._images.append(_image(len(self._images)))
 
-    def _rows(self, count: int) -> Iterator[ImageRow]:
+    def _requests(self, count: int) -> Iterator[Request]:
         self._draw(count)
         for data in self._images[:count]:
-            # Bytes behind an image's end change its digest, and nothing else: so no row is another's twin.
+            # Bytes behind an image's end change its digest, and nothing else: so no row is another's duplicate.
             index = self._next_index
             self._next_index += 1
-            yield ImageRow(index, str(index), "generated", index, Bytes(data + str(index).encode()))
+            row = ImageRow(index, str(index), "generated", index, Bytes(data + str(index).encode()))
+            yield Request(row, ASKED.prompts, ASKED.sampling)
 
     def _run(self, engine: LocalEngine, count: int, give_up_s: float = float("inf")) -> float:
         """Seconds from the first image handed over to the last caption; more than `give_up_s` if it was given up."""
-        rows = self._rows(count)
-        row = next(rows, None)
+        self._draw(count)
         began_s = time.perf_counter()
-        while (row is not None or engine.in_flight) and time.perf_counter() - began_s <= give_up_s:
-            while row is not None and engine.has_room:
-                engine.submit(row)
-                row = next(rows, None)
-            for outcome in engine.poll(POLL_S):
-                if isinstance(outcome.result, Failure):
-                    raise WorkerError(f"a generated image was not captioned: {outcome.result.message}")
+
+        def is_too_slow() -> bool:
+            return time.perf_counter() - began_s > give_up_s
+
+        drive(engine, self._requests(count), _require_captions, is_too_slow, POLL_S)
         return time.perf_counter() - began_s
+
+
+def _require_captions(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome.result, Failure):
+            raise WorkerError(f"a generated image was not captioned: {outcome.result.message}")
 
 
 def rows_for(affordable: float) -> int:
@@ -130,7 +137,7 @@ def _job(bundle: Bundle) -> JobConfig:
         InputConfig(("generated",)),
         "nowhere",
         str(bundle.folder),
-        generation=GenerationConfig(PROMPT, NEW_TOKENS, loop_stop=False),
+        generation=ASKED,
         vision=VisionConfig(VISUAL_TOKENS),
     )
 

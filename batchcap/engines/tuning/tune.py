@@ -15,6 +15,7 @@ from batchcap.core.errors import BatchcapError, UsageError
 from batchcap.core.machine import MIB, available_cores, available_memory_bytes, busy_cpu_s
 from batchcap.core.text import aligned, format_duration
 from batchcap.engines.capacity import fitted_to_memory, memory_need
+from batchcap.engines.config import EngineConfig
 from batchcap.engines.cores import Threads, usable_cores
 from batchcap.engines.profiles import Settings, Tuned, is_w8a8
 from batchcap.engines.tuned import TuningKey, write_tuned
@@ -143,7 +144,7 @@ class _Course:
         return rows
 
     def measure(self, settings: Settings, give_up_row_s: float) -> Trial:
-        need = memory_need(self.bundle, settings.applied_to(_everyday_job()))
+        need = memory_need(EngineConfig.of_job(self.bundle, settings.applied_to(_everyday_job())))
         if need.slots_within(available_memory_bytes(), settings.slots) < settings.slots:
             return Trial(
                 settings, note=f"needs {need.total(settings.slots) // MIB:,} MiB: too much for the free memory"
@@ -242,14 +243,15 @@ def tune(bundle: Bundle, minutes: float, *, rounded_vision: bool) -> TuneResult:
 
 def _start(bundle: Bundle) -> Settings:
     """The defaults, as many slots as fit, the encoder that a job would take by itself."""
-    job = fitted_to_memory(_everyday_job(), bundle)
-    need, free = memory_need(bundle, job), available_memory_bytes()
+    job = _everyday_job()
+    fitted = fitted_to_memory(EngineConfig.of_job(bundle, job))
+    need, free = memory_need(fitted), available_memory_bytes()
     if need.total(1) > free:
         raise UsageError(
             f"there is not enough memory to measure: the model needs about {need.total(1) // MIB:,} MiB with one slot "
             f"and {free // MIB:,} MiB are free: end other programs, or take a smaller model"
         )
-    return Settings.of(job).with_encoder(resolve_encoder(job.vision))
+    return Settings.of(replace(job, placement=fitted.placement)).with_encoder(resolve_encoder(job.vision))
 
 
 @dataclass(frozen=True, slots=True)

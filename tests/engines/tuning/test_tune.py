@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchcap.core.errors import UsageError, WorkerError
+from batchcap.engines.config import EngineConfig
 from batchcap.engines.profiles import Settings
 from batchcap.engines.tuning import tune
 from batchcap.engines.tuning.measure import MAX_ROWS, MIN_ROWS, Timing, Track, rows_for
@@ -31,7 +32,7 @@ def test_the_memory_must_be_enough(tiny_bundle_int4: Bundle, tmp_path: Path, mon
 
 
 def test_a_candidate_that_does_not_fit_is_passed_over(course: tune._Course, monkeypatch: pytest.MonkeyPatch) -> None:
-    need = tune.memory_need(course.bundle, tune._everyday_job())
+    need = tune.memory_need(EngineConfig.of_job(course.bundle, tune._everyday_job()))
     monkeypatch.setattr(tune, "available_memory_bytes", lambda: int(need.total(20) / 0.9))
     trial = course.measure(Settings(slots=32), 1.0)
     assert not trial.row_s
@@ -48,11 +49,11 @@ def test_a_candidate_whose_worker_ends_is_passed_over(course: tune._Course, monk
 
 
 def test_images_are_the_same_ones_and_never_equal(course: tune._Course) -> None:
-    first, again = (list(islice(course.track._rows(6), 6)) for _time in range(2))
-    assert len({digest(data_of(row) or b"") for row in (*first, *again)}) == 12
-    assert [row.index for row in (*first, *again)] == list(range(12))
+    first, again = (list(islice(course.track._requests(6), 6)) for _time in range(2))
+    assert len({digest(data_of(request.row) or b"") for request in (*first, *again)}) == 12
+    assert [request.index for request in (*first, *again)] == list(range(12))
     for one, other in zip(first, again, strict=True):
-        data, others = data_of(one), data_of(other)
+        data, others = data_of(one.row), data_of(other.row)
         assert data
         assert others
         assert data[:-1] == others[: len(data) - 1]
