@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
     "patches": (vision(patch_size=14), "patch_size is 16, and the vision tower has 14"),
     "merge": (vision(spatial_merge_size=4), "merge_size is 2, and the vision tower has 4"),
     "frames": (vision(temporal_patch_size=1), "temporal_patch_size is 2, and the vision tower has 1"),
-    "a shape": (text(intermediate_size=300), r"gate_proj.weight has the shape \[256, 128\], and .* \[300, 128\]"),
+    "a shape": (text(intermediate_size=300), r"gate_proj.weight has the shape \[256, 128\], but .* \[300, 128\]"),
     "a missing tensor": (text(num_hidden_layers=5), "no tensor language_model.layers.4.self_attn.q_proj.weight"),
     "a missing head": (whole(tie_word_embeddings=False), "no tensor lm_head.weight"),
     "an endless size": (
