@@ -24,7 +24,7 @@ _ADVICE = {
 def storage_error(path: Path, error: OSError) -> StorageError:
     """What to tell a person whose job folder can't be written."""
     advice = _ADVICE.get(error.errno or 0, str(error))
-    return StorageError(f"can't write {path}: {advice}. Nothing finished is lost; run the same command again to go on.")
+    return StorageError(f"can't write {path}: {advice}. No finished row is lost; run the same command again to go on.")
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def export_bundle(
         BatchcapError: the disk is full or can't be written.
     """
     if calibrate is not None and options.precision is Precision.FP32:
-        raise UsageError("--calibrate makes rounding closer and fp32 rounds nothing: leave one of them out")
+        raise UsageError("--calibrate improves rounding, but --precision fp32 does not round: leave one of them out")
     _require_free(output, overwrite=overwrite)
     opened = open_checkpoint(checkpoint)
     _require_context(opened, options.context)
@@ -144,7 +144,7 @@ def _require_context(checkpoint: Checkpoint, context: int) -> None:
     """More positions than a model was made for give nonsense, and far too many fill the memory."""
     known = checkpoint.config["text_config"].get("max_position_embeddings")
     if isinstance(known, int) and context > known:
-        raise UsageError(f"--context is {context}, and the checkpoint knows {known} positions: choose at most that")
+        raise UsageError(f"--context is {context}, but the checkpoint supports {known} positions: choose at most that")
 
 
 def _require_images(checkpoint: Checkpoint, calibrate: ImageChoice | None, search: "Search | None") -> None:
@@ -227,7 +227,7 @@ def _write_vision_graphs(checkpoint: Checkpoint, folder: Path) -> None:
     """The tower for ONNX Runtime, checked, and the rotary table that both backends read."""
     from batchcap.vision.rotary import rotary_table  # noqa: PLC0415 - loads torch
 
-    log.info("drawing the vision graphs")
+    log.info("building the vision graphs")
     vision = checkpoint.geometry.vision
     tensors = read_file(folder / VISION_FILE)
     np.save(folder / ROTARY_FILE, rotary_table(vision.head_dim))
@@ -270,8 +270,8 @@ def _require_prompt(checkpoint: Checkpoint, unfinished: Bundle) -> None:
     vocabulary = checkpoint.geometry.text.vocab_size
     if max(prompt.prefix_ids + prompt.suffix_ids) >= vocabulary:
         raise CheckpointError(
-            f"the tokenizer gives ids of {vocabulary} and more, and the model has {vocabulary} tokens: "
-            f"{checkpoint.folder / TOKENIZER_FILE} is of another model"
+            f"the tokenizer gives ids of {vocabulary} or more, but the model has only {vocabulary} tokens: "
+            f"{checkpoint.folder / TOKENIZER_FILE} belongs to another model"
         )
 
 

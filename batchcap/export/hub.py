@@ -39,10 +39,12 @@ def fetch(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not hub_allowed():
-            reason = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, and the hub's cache does not have all of it"
+            reason = (
+                "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, and the checkpoint is not complete in the hub's cache"
+            )
         raise CheckpointError(
-            f"there is no folder {name}, and it can't be had from the hub ({reason}): download the checkpoint on a "
-            f"machine with a network (`hf download {name} --local-dir FOLDER`), copy it here and give its folder"
+            f"there is no folder {name}, and it can't be downloaded from the hub ({reason}): download the checkpoint "
+            f"on a machine with a network (`hf download {name} --local-dir FOLDER`), copy it here and give its folder"
         ) from None
 
 

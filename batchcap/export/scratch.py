@@ -35,7 +35,7 @@ def scratch_folder(output: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel however this process ends
         except BlockingIOError:
-            raise LockedError(f"another export to {output} is at work: wait for it, or stop it first") from None
+            raise LockedError(f"another export to {output} is running: wait for it, or stop it first") from None
         try:
             _empty(folder)
             yield folder

@@ -132,7 +132,7 @@ def _require_parts(encoded: bytes, max_pixels: int) -> None:
     else:
         has_too_many_parts = encoded.startswith(_JPEG2000) and jpeg2000.has_too_many_parts(encoded)
     if has_too_many_parts:
-        raise RowError(ErrorKind.TOO_LARGE, "the image is cut into more parts than any sound one")
+        raise RowError(ErrorKind.TOO_LARGE, "the image has more tiles or strips than any valid file")
 
 
 def _mend_transparent_colour(image: Image.Image) -> None:

@@ -40,17 +40,17 @@ def find_bottleneck(figures: RunMetrics, config: JobConfig) -> Bottleneck | None
 def _advice(stage: str, config: JobConfig) -> str:
     vision, placement = config.vision, config.placement
     if stage == "read":
-        return "put the images on a faster disk, or make them smaller before"
+        return "put the images on a faster disk, or shrink them first"
     if stage == "vision":
         faster = "" if vision.dtype is VisionDtype.INT8 else "--vision-backend onnx --vision-dtype int8, or "
         if vision.backend is VisionBackend.ONNX and faster:
             faster = "--vision-dtype int8, or "
-        return f"{faster}fewer --max-visual-tokens than {vision.max_visual_tokens}: both change captions a little"
+        return f"{faster}a lower --max-visual-tokens than {vision.max_visual_tokens}: both change captions a little"
     if stage == "prefill":
-        return f"fewer --max-visual-tokens than {vision.max_visual_tokens}, or a bundle made with --precision w8a8"
+        return f"a lower --max-visual-tokens than {vision.max_visual_tokens}, or a bundle made with --precision w8a8"
     if stage == "decode":
         return (
-            f"more --slots than {placement.slots} where memory allows, a lower --max-new-tokens, or a bundle made with "
-            "--precision w8a8"
+            f"a higher --slots than {placement.slots} if memory allows, a lower --max-new-tokens, or a bundle made "
+            "with --precision w8a8"
         )
     return "put the job folder on a faster disk"

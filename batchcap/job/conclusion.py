@@ -63,7 +63,7 @@ class Conclusion:
         if total is None or counts.rows < total:
             code = stop.exit_code or ExitCode.UNEXPECTED
             state = JobState.INTERRUPTED if code is ExitCode.INTERRUPTED else JobState.STOPPED
-            how_far = "the inputs are not all found" if total is None else f"{counts.rows} of {total} rows are done"
+            how_far = "the inputs are not listed yet" if total is None else f"{counts.rows} of {total} rows are done"
             return self._write(state, code, f"{how_far}{self._of_this_run()}; run the same command again to go on")
         prompts = len(self.config.generation.prompts)
         message = f"{counts.ok}{f' x {prompts}' if prompts > 1 else ''} captions"
@@ -100,7 +100,7 @@ class Conclusion:
         if run.images:
             told.append(f"{run.images_per_min:.1f} images/min after loading")
         if run.duplicates:
-            told.append(f"{run.duplicates} copies")
+            told.append(f"{run.duplicates} duplicates")
         return f" (this run: {', '.join(told)})"
 
     def _write(self, state: JobState, code: ExitCode, message: str) -> Summary:

@@ -16,17 +16,17 @@ _MAX_LETTERS = 300
 
 _AGAIN = "then run the same command with --retry failed"
 _ADVICE = {
-    ErrorKind.MISSING: f"mount or copy what is not there, {_AGAIN}",
+    ErrorKind.MISSING: f"mount or copy the missing files, {_AGAIN}",
     ErrorKind.UNREADABLE: f"check the permissions and the disk, {_AGAIN}",
     ErrorKind.REFUSED: "download the images and name the files, or give another --image-root",
     ErrorKind.NOT_AN_IMAGE: "check that the inputs are images; --image-column chooses another column of a Parquet file",
     ErrorKind.CORRUPT: f"the files may have been copied only in part: copy them again, {_AGAIN}",
     ErrorKind.TOO_LARGE: "raise --max-image-pixels if you trust the files, and add --retry failed",
-    ErrorKind.BAD_SHAPE: "the model takes no such shape: crop the images",
+    ErrorKind.BAD_SHAPE: "the model does not accept this aspect ratio: crop the images",
     ErrorKind.CRASHED: "memory may be short: try --profile small, or a longer --image-timeout, with --retry failed",
-    ErrorKind.INTERNAL: "an error of batchcap: run one image with --verbose and another --output to see more",
+    ErrorKind.INTERNAL: "a bug in batchcap: run one image with --verbose and another --output to see more",
 }
-_NULL_CELLS = "the column has no images there: choose another with --image-column"
+_NULL_CELLS = "the image column is null in these rows: choose another with --image-column"
 _LFS = f"these are Git LFS pointers: run `git lfs pull` in their repository, {_AGAIN}"
 
 
@@ -68,5 +68,5 @@ def _advice(kind: ErrorKind, sample: CaptionRow, given: InputConfig) -> str:
         root = Path(given.image_root).expanduser().absolute() if given.image_root else Path(sample.source).parent
         base = str(root)
         if said.startswith(base):
-            return f"relative paths start from {one_line(base)}: give --image-root with the folder where they do start"
+            return f"relative paths start from {one_line(base)}: give --image-root with their real base folder"
     return _ADVICE[kind]

@@ -39,7 +39,9 @@ def caption_rows(
             drive(engine, watchdog.each("reading the inputs", to_do), take, should_stop)
         if engine.in_flight:
             log.info(
-                "stopping: %d rows in flight, those not done in %g s are given back", engine.in_flight, STOP_GRACE_S
+                "stopping: %d rows in progress; those not finished in %g s are left for the next run",
+                engine.in_flight,
+                STOP_GRACE_S,
             )
         grace_ends_s = time.perf_counter() + STOP_GRACE_S
         drive(engine, iter(()), recorder.record, lambda: time.perf_counter() >= grace_ends_s)

@@ -190,7 +190,7 @@ def _compare(change: PlanChange, known: KnownSource, source: Source) -> None:
     if known.rows != source.rows:
         raise ChangedInputError(
             f"{shown_name(str(source.path))} had {known.rows} rows when this job began and has {source.rows} now, so "
-            "its captions belong to others: put the old file back, or use another --output"
+            "its captions don't match its rows: restore the old file, or use another --output"
         )
     looks_now = (source.size_bytes, source.mtime_ns)
     if (known.size_bytes, known.mtime_ns) != looks_now and any(looks_now):

@@ -95,7 +95,7 @@ class Recorder:
         has_failed = row.status is Status.FAILED and before.status is Status.OK
         if has_failed and (not reopened.is_changed or row.error_kind in SAY_NOTHING_OF_THE_IMAGE):
             self._failed_again[index] = row
-            log.warning("%s keeps its caption: tried again, it failed as %s", one_line(row.id), row.error_kind)
+            log.warning("%s keeps its old caption: the retry failed as %s", one_line(row.id), row.error_kind)
             return replace(before, attempts=attempts)
         return replace(row, attempts=attempts)
 

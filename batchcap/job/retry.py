@@ -93,17 +93,17 @@ class RetryPlanner:
         given_up = self.journal.drop_pending(but=self.settings)
         if given_up:
             log.warning(
-                "%d captions that a retry with other settings had not come to stay as they were; its own command tries "
-                "them again",
+                "the unfinished part of a retry with other settings is cancelled: %d captions stay as they were; run "
+                "the command of that retry to caption them again",
                 given_up,
             )
         if self.settings and (waiting := self.journal.waiting("")):
             raise UsageError(
-                f"{waiting} rows are to be captioned again with the job's own settings: run the job with these first, "
-                "then this command again"
+                f"{waiting} rows still have to be captioned again with the job's own settings: run the job with its "
+                "own settings first, then this command again"
             )
         if waiting := self.journal.waiting():
-            log.info("going on with the rows that an interrupted run was to caption again: %d", waiting)
+            log.info("resuming an interrupted retry: %d rows left", waiting)
         return self.journal.has_reopened()  # also where all have ended, and a part is still to be replaced
 
     def handle_changed_inputs(self, on_changed: OnChanged) -> None:
@@ -142,14 +142,14 @@ class RetryPlanner:
             if count:
                 log.info("%s changed: %d rows are captioned again", names or "images that failed have", count)
         elif changed:
-            log.warning("%s changed; the captions are kept (--on-changed recaption writes them anew)", names)
+            log.warning("%s changed; the captions are kept (--on-changed recaption captions them again)", names)
         self.plan.accept(unchanged)
 
     def _require_own_settings(self, source: ChangedSource) -> None:
         if self.settings:
             raise UsageError(
-                f"{_names([source])} changed, and what changed is captioned with the job's own settings: run the job "
-                "with these first, then this command again"
+                f"{_names([source])} changed, and changed inputs are captioned with the job's own settings only: run "
+                "the job with its own settings first, then this command again"
             )
 
     def retry(self, wanted: Sequence[str], *, is_interrupted: bool) -> None:
@@ -187,10 +187,10 @@ class RetryPlanner:
             self.journal.reopen(there, self.settings)
             found.update(reason for _index, row in there for reason in _reasons(row) & set(wanted))
         kinds = ", ".join(f"{name} {count}" for name, count in found.items())
-        log.info("retry: %s", kinds or "no row is to be captioned again")
+        log.info("retry: %s", kinds or "no rows to caption again")
         if without_input:
             nouns = " and ".join(f"{noun}s" for noun in without_input)
-            log.warning("%d rows can't be tried again: their %s are gone", without_input.total(), nouns)
+            log.warning("%d rows can't be retried: their %s no longer exist", without_input.total(), nouns)
 
     def _require_all_ended(self, states: Sequence[ShardState]) -> None:
         fresh = sum(state.left for state in states) - self.journal.waiting(self.settings)
@@ -201,10 +201,7 @@ class RetryPlanner:
         else:
             return
         options = ", ".join(f"--{name}" for name in json.loads(self.settings))
-        raise UsageError(
-            f"{reason}, and a retry with another {options} is not for them: run the job with its own settings first, "
-            "then this command again"
-        )
+        raise UsageError(f"{reason}: run the job with its own settings first, then retry with another {options}")
 
 
 def _names(sources: Sequence[ChangedSource]) -> str:
@@ -228,8 +225,8 @@ def _tell_what_stays(wanted: set[str], states: Sequence[ShardState]) -> None:
     count = sum(_counts(state.counts)[name] for state in states for name in wanted)
     if count:
         log.warning(
-            "%d captions (%s) would come out as they are and are left alone: give another --max-new-tokens, "
-            "--repetition-penalty, --temperature or --seed with --retry",
+            "%d captions (%s) are not retried, because the same settings give the same captions: add another "
+            "--max-new-tokens, --repetition-penalty, --temperature or --seed",
             count,
             ", ".join(sorted(wanted)),
         )

@@ -138,7 +138,7 @@ class Bottleneck:
         """One line for a person."""
         if self.stage == NO_STAGE:
             return f"not limited by a stage: {self.advice}"
-        return f"limited by {self.stage}, at work {self.busy_share:.0%} of the time; to go faster: {self.advice}"
+        return f"limited by {self.stage}, busy {self.busy_share:.0%} of the time; to go faster: {self.advice}"
 
     def to_dict(self) -> dict[str, str | float]:
         """Plain JSON types."""

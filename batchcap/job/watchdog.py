@@ -76,7 +76,7 @@ class Watchdog:
         if doing is not None and now_s >= self._warn_at_s:
             self._warn_at_s = now_s + self._patience_s
             what, started_s = doing
-            log.warning("%s for %.0f s now: does a disk or a network folder not answer?", what, now_s - started_s)
+            log.warning("%s for %.0f s now: check whether a disk or network folder hangs", what, now_s - started_s)
 
     def _watch(self) -> None:
         while not self._ended.wait(min(LOOK_EVERY_S, self._patience_s)):

@@ -123,7 +123,7 @@ class Bundle:
         table, text = EmbeddingTable(self.folder / EMBEDDINGS_FILE), self.geometry.text
         if table.shape != (text.vocab_size, text.hidden_size):
             raise BundleError(
-                f"{self.folder / EMBEDDINGS_FILE} is not what {BUNDLE_FILE} says: it has the shape {table.shape}, not "
+                f"{self.folder / EMBEDDINGS_FILE} does not match {BUNDLE_FILE}: it has the shape {table.shape}, not "
                 f"{(text.vocab_size, text.hidden_size)}: {_EXPORT_AGAIN}"
             )
         return table

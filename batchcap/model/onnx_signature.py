@@ -37,13 +37,13 @@ def require_values(
         missing = sorted(wanted.keys() - values.keys())
         unknown = sorted(values.keys() - wanted.keys()) if kind == "input" else []
         if missing or unknown:
-            what = f"lacks the {kind} {missing[0]}" if missing else f"has an {kind} {unknown[0]} that nobody fills"
-            raise BundleError(f"{path} is not what bundle.json says: it {what}. {_REMEDY}")
+            what = f"lacks the {kind} {missing[0]}" if missing else f"has an unexpected {kind} {unknown[0]}"
+            raise BundleError(f"{path} does not match bundle.json: it {what}. {_REMEDY}")
         for name, (element, shape) in wanted.items():
             value = values[name]
             if value.type != element or not _fits(value.shape, shape):
                 raise BundleError(
-                    f"{path} is not what bundle.json says: its {kind} {name} is {value.type} {_text(value.shape)}, "
+                    f"{path} does not match bundle.json: its {kind} {name} is {value.type} {_text(value.shape)}, "
                     f"not {element} {_text(shape)}. {_REMEDY}"
                 )
 

@@ -121,7 +121,7 @@ def _refuse_special_tokens(tokenizer: Tokenizer, text: str) -> None:
         raise UsageError(f"the prompt {text!r} is not valid text ({error.reason}): give it in UTF-8") from None
     for token in tokenizer.get_added_tokens_decoder().values():
         if token.content in text:
-            raise UsageError(f"the prompt holds {token.content}, a token with a meaning of its own: leave it out")
+            raise UsageError(f"the prompt holds the special token {token.content}: leave it out")
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:

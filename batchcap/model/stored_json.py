@@ -37,6 +37,6 @@ def _missing(path: Path) -> str:
     if inside:
         return f"{path} is missing; there is one in {inside[-1].parent}: give that folder"
     return (
-        f"{path} is missing: {folder} is not a whole checkpoint. Copy the file from where the checkpoint is from, or, "
-        "after training, from the model that was trained"
+        f"{path} is missing: {folder} is not a complete checkpoint. Copy the file from where the checkpoint is from, "
+        "or, after training, from the model that was trained"
     )

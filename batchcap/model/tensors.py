@@ -154,7 +154,9 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     try:
         return _parse_header(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): copy the checkpoint again") from None
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file ({error}): copy the checkpoint again"
+        ) from None
 
 
 def _parse_header(path: Path) -> dict[str, StoredTensor]:

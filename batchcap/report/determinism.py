@@ -56,12 +56,13 @@ def check_determinism(bundle: Bundle, config: JobConfig) -> Determinism:
     tile, broken = _decoder(bundle, threads, most)
     vision_broken = _vision(bundle, config, vision_threads)
     facts = {
-        "decoder": broken or f"equal in batches of 1 to {most}, {_of(threads)}; rows go in multiples of {tile}",
+        "decoder": broken
+        or f"equal in batches of 1 to {most}, {_of(threads)}; batches are padded to a multiple of {tile}",
         "vision": vision_broken or f"equal for images alone and together, {_of(vision_threads)}",
     }
     problems = [
-        f"on this CPU a caption may depend on where it is made: {found}. Give --slots, --decoders and threads the same "
-        "values in all runs of a job, and expect single words to differ"
+        f"captions are not batch-invariant on this CPU: {found}. Use the same --slots, --decoders and threads in all "
+        "runs of a job, and expect single words to differ"
         for found in (broken, vision_broken)
         if found
     ]
@@ -83,7 +84,7 @@ def _decoder(bundle: Bundle, threads: Sequence[int], most: int) -> tuple[int, st
         if not rows_stay_equal(session, bundle.geometry, tile, most):
             return tile, f"decoder rows differ with the size of their batch ({_of([count])})"
         if a_split_shows(session, bundle.geometry, tile):
-            return tile, f"prompts differ when they are taken in in parts ({_of([count])})"
+            return tile, f"prompts differ when they are prefilled in parts ({_of([count])})"
         del session, opened  # before the next one takes as much memory
     return tile, None if len(bits) == 1 else f"the decoder differs with its number of threads ({_of(threads)})"
 

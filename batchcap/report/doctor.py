@@ -96,14 +96,14 @@ def _machine() -> dict[str, str]:
         or ("none of the fast ones" if flags else "unknown, /proc/cpuinfo does not say"),
         "memory": f"{available_memory_bytes() / MIB:,.0f} MiB free of {total_memory_bytes() / MIB:,.0f} MiB",
         "disk": f"{disk.free / MIB:,.0f} MiB free for the cache in {cache}",
-        "network": offline.statement() if not offline.faults() else "something may be sent: see the problems",
+        "network": offline.statement() if not offline.faults() else "telemetry may be sent: see the problems below",
     }
 
 
 def _model(bundle: Bundle) -> dict[str, str]:
     text, vision = bundle.geometry.text, bundle.geometry.vision
     return {
-        "bundle": f"{bundle.folder} (every checksum is right)",
+        "bundle": f"{bundle.folder} (all checksums verified)",
         "id": bundle.id[:16],
         "source": bundle.source,
         "decoder": f"{text.layers} layers of {text.hidden_size}, {bundle.precision}, context {bundle.context} tokens",
@@ -171,7 +171,9 @@ def examine(
     findings.problems += [f"{name} is not installed: run `pip install {name}`" for name in missing]
     findings.problems += offline.faults()
     if model is None:
-        findings.sections["model"] = {"bundle": f"none is named: --model BUNDLE, or {DEMO_MODEL}, shows a job's plan"}
+        findings.sections["model"] = {
+            "bundle": f"none: add --model BUNDLE or --model {DEMO_MODEL} to see the plan of a job"
+        }
         return findings
     try:
         bundle = load_model(model)

@@ -82,7 +82,7 @@ def write_page(output: Path, to: Path | None = None, images: int = 200) -> Path:
     folder = JobFolder.open_existing(output)
     target = to or folder.report_path
     if target.is_dir() or not target.absolute().parent.is_dir():
-        raise UsageError(f"{target} can't be the page: name a file in a folder that is there with --to")
+        raise UsageError(f"can't write the page {target}: with --to, name a file in an existing folder")
     configuration = _configuration(folder)
     cards = Journal.look_into(folder.journal_path, lambda journal: list(_cards(folder, journal, configuration, images)))
     environment = jinja2.Environment(
@@ -115,7 +115,7 @@ def _configuration(folder: JobFolder) -> dict[str, Any]:
     file = read_job_file(folder)
     if file is None or not file.configuration:
         raise UsageError(
-            f"{folder.job_path} is gone, or not whole: put it back, or caption again with another --output"
+            f"{folder.job_path} is missing or incomplete: restore it, or caption again with another --output"
         )
     return file.configuration
 

@@ -123,7 +123,7 @@ class JobStatus:
             lines.append(f"  last run  {self.last_run['run']['images_per_min']:.1f} images/min")
         if self.state == "killed":
             lines.append(
-                f"  killed    {self.killed}: by kill -9, lack of memory or a power cut. Nothing finished is lost."
+                f"  killed    {self.killed}: by kill -9, lack of memory or a power cut. No finished row is lost."
             )
         if self.holder is None and (self.remaining or self.parts_left):
             lines.append("  Run the same command again to go on.")
@@ -147,7 +147,7 @@ def read_status(output: Path) -> JobStatus:
     if not states:
         if parts := folder.part_paths():
             raise unknown_part(folder, parts[0])
-        raise UsageError(f"no run in {output} has come as far as its first row: start it again")
+        raise UsageError(f"no run in {output} has reached its first row yet: run the same command again")
     counts = RowCounts()
     for state in states:
         counts.add(state.counts)
@@ -185,7 +185,7 @@ def _captions(folder: JobFolder) -> Iterator[list[tuple[str, str]]]:
             table = pq.read_table(path, columns=["id", *columns.values(), "error_kind"])
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"can't read {path} ({error}): delete it, and the job's own command captions its rows again"
+                f"can't read {path} ({error}): delete it and run the job again, which captions its rows again"
             ) from None
         for row in table.to_pylist():
             texts = [f"{name}: {row[column]}" if name else str(row[column]) for name, column in columns.items()]

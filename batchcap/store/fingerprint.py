@@ -102,7 +102,7 @@ def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfi
     lost = folder.job_path if stored is None else folder.journal_path
     if not lost.exists() and (folder.part_paths() or (stored is None and folder.journal_path.exists())):
         # Without them nobody knows which rows the parts hold, and with which settings they were written.
-        raise UsageError(f"{lost} has been deleted, so this job can't go on: put it back, or use another --output")
+        raise UsageError(f"{lost} has been deleted, so this job can't be resumed: restore it, or use another --output")
     if stored is not None:
         values_before = _values_before(config)
         _require_known(folder, stored, fingerprint, values_before)

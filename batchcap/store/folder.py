@@ -25,7 +25,7 @@ def alike(path: Path) -> str:
     except OSError:
         names = []
     found = get_close_matches(path.name, names)
-    return f"; beside it there is {', '.join(found)}" if found else ""
+    return f"; did you mean {', '.join(found)}?" if found else ""
 
 
 @dataclass(frozen=True, slots=True)

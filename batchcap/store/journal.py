@@ -305,7 +305,7 @@ def _translated(path: Path) -> Iterator[None]:
         text = str(error)
         if "malformed" in text or "not a database" in text:
             raise StorageError(
-                f"the journal {path} is damaged ({text}). The part files are whole; caption the rest with another "
+                f"the journal {path} is damaged ({text}). The part files are intact; caption the rest with another "
                 "--output"
             ) from error
         advice = f"{text}. Check the free space, the quota, `ulimit -f` and whether the folder can be written"
@@ -313,7 +313,7 @@ def _translated(path: Path) -> Iterator[None]:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or _is_disk_full(path):
             advice = "the disk is full: free some space"
         raise StorageError(
-            f"can't use the journal {path}: {advice}. Nothing finished is lost; run the same command again to go on."
+            f"can't use the journal {path}: {advice}. No finished row is lost; run the same command again to go on."
         ) from error
 
 

@@ -197,7 +197,7 @@ def _readable(path: Path) -> Iterator[None]:
         if is_trouble(error):
             raise trouble(path, error) from error
         raise StorageError(
-            f"the part {path} is damaged ({_reason(error)}): delete it, and the job's own command captions its rows "
+            f"the part {path} is damaged ({_reason(error)}): delete it and run the job again, which captions its rows "
             "again"
         ) from error
 
@@ -275,7 +275,7 @@ def part_is_complete(path: Path, shard: Shard) -> bool:
         return False
     found = (file.metadata or {}).get(SPAN_KEY.encode(), b"").decode(errors="replace")
     if found != _span_text(shard) or file.num_rows != shard.rows:
-        log.warning("%s is not the part of this job's rows %s: they are captioned again", path, _span_text(shard))
+        log.warning("%s does not hold the job's rows %s: they are captioned again", path, _span_text(shard))
         return False
     return True
 

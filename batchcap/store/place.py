@@ -50,13 +50,13 @@ class Place:
             StorageError: none can be made there now.
         """
         if Path(os.path.abspath(path)).name in (STATE, STATE_2):  # noqa: PTH100 - resolves `..`, and no link
-            raise _refusal(path, f"{path.name} is the name of what lies inside of one")
+            raise _refusal(path, f"{path.name} is reserved for a folder inside job folders")
         for _attempt in range(MAX_LOOKS):
             with suppress(FileNotFoundError):
                 return cls._look_and_try(path)
             time.sleep(LOOK_PAUSE_S)
         there = next(one for one in (path, *path.parents) if os.path.exists(one))  # noqa: PTH110
-        raise _refusal(path, f"{there} takes no new folders")
+        raise _refusal(path, f"no folder can be created in {there}")
 
     @classmethod
     def _look_and_try(cls, path: Path) -> "Place":
@@ -70,7 +70,7 @@ class Place:
         here = path
         while not os.path.exists(here):  # noqa: PTH110 - False also where it may not be looked at
             if os.path.islink(here):  # noqa: PTH114
-                raise _refusal(path, f"{here} is a link to {here.readlink()}, which is not there")
+                raise _refusal(path, f"{here} is a link to {here.readlink()}, which does not exist")
             missing.append(here)
             here = here.parent
         if not os.path.isdir(here):  # noqa: PTH112
@@ -98,7 +98,7 @@ class Place:
                 advice = _ADVICE[error.errno].format(here)
                 raise UsageError(f"can't make the job folder {self.path}: {advice}") from None
             if error.errno in _OTHER_ERRORS:
-                raise _refusal(self.path, f"{here} takes no new folders ({error.strerror})") from None
+                raise _refusal(self.path, f"no folder can be created in {here} ({error.strerror})") from None
             raise storage_error(self.path, error) from None
         finally:
             for folder in reversed(made):

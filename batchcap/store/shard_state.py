@@ -70,9 +70,8 @@ def require_known_parts(folder: JobFolder, journal: Journal) -> None:
 def unknown_part(folder: JobFolder, path: Path) -> UsageError:
     """The error of a part that the journal does not know."""
     return UsageError(
-        f"{path} is not in this job's journal: if the job folder was copied or restored, do it again with every file "
-        f"of {folder.state_path} (journal.sqlite-wal belongs to the journal); if the part is of another job, move it "
-        "away"
+        f"{path} is not in this job's journal: if the job folder was copied or restored, copy it again with every file "
+        f"of {folder.state_path}, including journal.sqlite-wal; if the part belongs to another job, move it away"
     )
 
 

@@ -128,7 +128,8 @@ def require_pair(bundle: Bundle, source: dict[str, Any], checkpoint: Checkpoint)
             if value != theirs[part][name]:
                 raise UsageError(
                     f"{bundle.folder} was made from another checkpoint than {checkpoint.folder}: {part} {name} is "
-                    f"{value} there and {theirs[part][name]} here. Name the checkpoint {source['name']!r}"
+                    f"{value} in the bundle and {theirs[part][name]} in the checkpoint. Name the "
+                    f"checkpoint {source['name']!r}"
                 )
     log.info("comparing the checkpoint's weights with those that the bundle was made from")
     if source["weights_sha256"] != checkpoint.weights_sha256():
@@ -160,7 +161,7 @@ def _load_images(bundle: Bundle, plan: DecodingPlan, options: VerifyOptions) -> 
             images.append(load_patches(row, bundle.geometry.vision, bundle.geometry.image, config))
             names.append(row.id)
         except RowError as error:
-            log.warning("%s is left out: %s", row.id, error.message)
+            log.warning("%s is skipped: %s", row.id, error.message)
     if not images:
         raise UsageError("none of the images can be read: name others with --images")
     return names, images

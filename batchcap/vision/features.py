@@ -41,7 +41,7 @@ def read_rotary_table(bundle: Bundle) -> Float32Array:
             f"the rotary table {bundle.rotary_table_path} can't be read ({error}): export again"
         ) from None
     if table.ndim != 3 or table.shape[::2] != (2, bundle.geometry.vision.head_dim // 4):
-        raise BundleError(f"{bundle.rotary_table_path} is of another geometry: export the bundle again")
+        raise BundleError(f"{bundle.rotary_table_path} does not fit the bundle's geometry: export the bundle again")
     return table
 
 

@@ -274,12 +274,12 @@ def test_outputs_refused(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle)
 @pytest.mark.parametrize(
     ("output", "parts"),
     [
-        ("/proc/x/out", ("/proc takes no new folders",)),
+        ("/proc/x/out", ("no folder can be created in /proc",)),
         ("/dev/null/x", ("/dev/null is a device, not a folder",)),
         ("FOLDER/file/x/y", ("file is a file, not a folder",)),
-        ("FOLDER/link", ("link is a link to", "which is not there")),
-        ("FOLDER/link/inside", ("link is a link to", "which is not there")),
-        ("FOLDER/loop", ("loop is a link to", "which is not there")),
+        ("FOLDER/link", ("link is a link to", "which does not exist")),
+        ("FOLDER/link/inside", ("link is a link to", "which does not exist")),
+        ("FOLDER/loop", ("loop is a link to", "which does not exist")),
         (f"FOLDER/{'x' * 300}", ("is too long: choose a shorter --output",)),
         ("FOLDER/locked", ("you may not write in", "change the permissions")),
         ("FOLDER/locked/a/b", ("you may not write in", "change the permissions")),
@@ -376,9 +376,9 @@ def test_status_of_what_is_no_job(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         assert_refused(batchcap("status", path), "is not a job folder", "give the --output of a caption job")
     JobFolder(tmp_path / "captions").state_path.mkdir(parents=True)
-    assert_refused(batchcap("status", tmp_path / "captoins"), "is not a job folder", "beside it there is captions")
+    assert_refused(batchcap("status", tmp_path / "captoins"), "is not a job folder", "did you mean captions?")
     JobFolder(tmp_path / "begun").state_path.mkdir(parents=True)
-    assert_refused(batchcap("status", tmp_path / "begun"), "start it again")
+    assert_refused(batchcap("status", tmp_path / "begun"), "run the same command again")
 
 
 def _edit_config(checkpoint: Path, key: str, value: str) -> None:
@@ -413,7 +413,7 @@ CHECKPOINTS = {
     _another_family: ("of type 'llava'", "batchcap exports dense Qwen3-VL"),
     _mixture_of_experts: ("mixture-of-experts", "batchcap exports dense Qwen3-VL"),
     _without_a_shard: ("is missing: copy the che",),
-    _cut_weights: ("is not a whole safetensors file", "copy the checkpoint again"),
+    _cut_weights: ("is not a complete safetensors file", "copy the checkpoint again"),
     _without_tokenizer: ("tokenizer.json is missing: the checkpoint must have its fast tokenizer",),
 }
 

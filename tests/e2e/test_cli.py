@@ -200,7 +200,7 @@ def test_doctor(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
         "onnxruntime",
         "cores",
         "memory",
-        "every checksum is right",
+        "all checksums verified",
         "PyTorch",
         "KV cache",
         "the same caption everywhere",
@@ -213,7 +213,7 @@ def test_doctor(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
     assert "the same caption everywhere" not in unchecked.stdout
     machine = batchcap("doctor")
     assert (machine.returncode, machine.stderr) == (0, "")
-    assert "none is named: --model BUNDLE" in machine.stdout
+    assert "none: add --model BUNDLE" in machine.stdout
     assert "KV cache" not in machine.stdout
     broken = batchcap("doctor", "--model", tmp_path, "--json")
     assert broken.returncode == 2

@@ -72,7 +72,7 @@ def test_truncated_captions_get_more_tokens(job: Job, tmp_path: Path) -> None:
     truncated = [row["id"] for row in before if row["verdict"] == "truncated"]
     assert len(truncated) > 0
     done = batchcap(*captioning(job, tmp_path, "--max-new-tokens", "6", "--retry", "truncated"))
-    assert f"{len(truncated)} captions (truncated) would come out as they are" in done.stderr
+    assert f"{len(truncated)} captions (truncated) are not retried" in done.stderr
     assert read_rows(tmp_path / "out") == before
     run(*captioning(job, tmp_path, "--max-new-tokens", "48", "--retry", "truncated"))
     rows = read_rows(tmp_path / "out")
@@ -113,7 +113,7 @@ def test_a_retry_needs_a_job(job: Job, tmp_path: Path) -> None:
     """A mistyped --output must not begin another job. In a job file `retry` stands from the first night on."""
     (tmp_path / "captions" / "_batchcap").mkdir(parents=True)
     done = batchcap("caption", job.inputs[0], "-m", job.model, "-o", tmp_path / "captoins", "--retry", "failed")
-    assert_refused(done, "captoins is not a job folder", "leave --retry out", "beside it there is captions")
+    assert_refused(done, "captoins is not a job folder", "leave --retry out", "did you mean captions?")
     assert [path.name for path in tmp_path.iterdir()] == ["captions"]
     text = f'output = "out"\nmodel = "{job.model}"\n[input]\ninputs = ["{job.inputs[0]}"]\n[limits]\nlimit = 2\n'
     (tmp_path / "job.toml").write_text(f'{text}[generation]\nmax_new_tokens = 4\n[resume]\nretry = ["failed"]\n')

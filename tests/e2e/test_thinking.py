@@ -38,7 +38,7 @@ def test_thoughts_have_a_column_of_their_own(thinker: Bundle, tmp_path: Path) ->
     command = ("caption", tmp_path / "in.parquet", "-o", tmp_path / "out", "-m", thinker.folder, *ONNX)
     done = batchcap(*command, "--no-loop-stop", "--max-new-tokens", NEW_TOKENS, "--show", IMAGES)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("thinks before it captions") == 1
+    assert done.stderr.count("is a Thinking model") == 1
 
     names = pq.read_schema(JobFolder(tmp_path / "out").part_path(0)).names
     assert names[names.index("caption") + 1] == "thinking"
@@ -62,4 +62,4 @@ def test_no_warning_where_there_is_room_for_thoughts(thinker: Bundle, tmp_path: 
     command = ("caption", tmp_path / "a.png", "-o", tmp_path / "out", "-m", thinker.folder, *ONNX)
     done = batchcap(*command, "--max-new-tokens", 1024)
     assert done.returncode == 0, done.stderr
-    assert "thinks before" not in done.stderr
+    assert "Thinking model" not in done.stderr

@@ -232,7 +232,7 @@ def test_the_bundle_tells_what_was_done(opened: Checkpoint, scaled: Bundle, plai
 
 
 def test_fp32_has_nothing_to_calibrate(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--calibrate makes rounding closer and fp32 rounds nothing"):
+    with pytest.raises(UsageError, match="--calibrate improves rounding, but --precision fp32"):
         export(checkpoint, tmp_path / "b", ExportOptions(precision=Precision.FP32), CHOICE)
 
 

@@ -65,18 +65,18 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
     "experts under a dense name": (text(num_experts=128), "mixture-of-experts"),
     "another family": (whole(model_type="qwen2_5_vl"), "of type 'qwen2_5_vl'; batchcap exports dense Qwen3-VL"),
     "text alone": (lambda config: config.pop("vision_config"), "has no vision_config: .*exports dense Qwen3-VL"),
-    "no type": (lambda config: (config.pop("model_type"), config.pop("architectures")), "does not say which model"),
+    "no type": (lambda config: (config.pop("model_type"), config.pop("architectures")), "names no model type"),
     "fp8": (quantized("fp8"), r"was quantized before \(fp8\): give the checkpoint it was made from, in BF16"),
     "bitsandbytes": (quantized("bitsandbytes"), r"was quantized before \(bitsandbytes\)"),
     "quantized text": (text(quantization_config={"bits": 8}), r"was quantized before \(by a method it does not name\)"),
-    "stretched positions": (rope(rope_type="yarn"), "stretches its positions"),
+    "stretched positions": (rope(rope_type="yarn"), "uses RoPE scaling"),
     "no sections": (
         lambda config: config["text_config"]["rope_parameters"].pop("mrope_section"),
         "mrope_section must be three numbers",
     ),
     "no heads": (without("text_config", "num_attention_heads"), "config.json and the weights are of different models"),
     "no head": (text(num_attention_heads=0), "at least 1"),
-    "layers in words": (text(num_hidden_layers="many"), "lacks or mistypes .*many"),
+    "layers in words": (text(num_hidden_layers="many"), "has a missing or invalid setting: .*many"),
     "no object": (whole(text_config=[]), "has no text_config: copy the one of the whole model"),
     "kv heads": (text(num_key_value_heads=3), "num_key_value_heads must divide num_attention_heads"),
     "sections": (rope(mrope_section=[6, 5, 4]), "mrope_section must be three numbers that add up to half of head_dim"),
@@ -104,7 +104,10 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
     "a shape": (text(intermediate_size=300), r"gate_proj.weight has the shape \[256, 128\], and .* \[300, 128\]"),
     "a missing tensor": (text(num_hidden_layers=5), "no tensor language_model.layers.4.self_attn.q_proj.weight"),
     "a missing head": (whole(tie_word_embeddings=False), "no tensor lm_head.weight"),
-    "an endless size": (text(hidden_size=float("inf")), "lacks or mistypes .*'hidden_size' expected int, got float"),
+    "an endless size": (
+        text(hidden_size=float("inf")),
+        "has a missing or invalid setting: .*'hidden_size' expected int, got float",
+    ),
     "a vision tower that turns otherwise": (
         vision(rope_parameters={"rope_type": "axial", "rope_theta": 100.0}),
         "rope_theta of the vision tower must be 10000, not 100.0",
@@ -130,8 +133,11 @@ def test_a_window_that_is_switched_off(copy: Path) -> None:
 IMAGES_REFUSED: dict[str, tuple[Config, str]] = {
     "no resize": ({"do_resize": False}, "with do_resize True, and not with False"),
     "another resampling": ({"resample": 2}, "with resample 3, and not with 2"),
-    "one mean": ({"image_mean": [0.5]}, "lacks or mistypes"),
-    "half a size": ({"size": {"longest_edge": 1}}, r"preprocessor_config\.json lacks or mistypes 'shortest_edge'"),
+    "one mean": ({"image_mean": [0.5]}, "has a missing or invalid setting:"),
+    "half a size": (
+        {"size": {"longest_edge": 1}},
+        r"preprocessor_config\.json has a missing or invalid setting: 'shortest_edge'",
+    ),
     "four means": ({"image_mean": [0.5] * 4}, "one number for each channel"),
     "no deviation": ({"image_std": [0.5, 0, 0.5]}, "no deviation 0"),
     "no mean": ({"image_mean": [0.5, float("nan"), 0.5]}, "must be finite"),
@@ -179,7 +185,7 @@ def test_settings_inside_those_of_the_processor_come_first(copy: Path) -> None:
         assert tuple(processor.image_mean) == image.mean
         (copy / "preprocessor_config.json").unlink(missing_ok=True)
     path.write_text(json.dumps({"image_processor": {**nested, "image_std": [1]}}))
-    with pytest.raises(CheckpointError, match=r"processor_config\.json lacks or mistypes"):
+    with pytest.raises(CheckpointError, match=r"processor_config\.json has a missing or invalid setting:"):
         open_checkpoint(str(copy))
 
 
@@ -229,7 +235,7 @@ def test_cut_weights(copy: Path) -> None:
     path = copy / "model.safetensors"
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 1)
-    with pytest.raises(CheckpointError, match=r"not a whole safetensors file .* copy the checkpoint again"):
+    with pytest.raises(CheckpointError, match=r"not a complete safetensors file .* copy the checkpoint again"):
         open_checkpoint(str(copy))
 
 
@@ -251,14 +257,14 @@ NORM = "model.language_model.norm.weight"
     [
         (lambda header: header.pop(NORM), r"has no tensor language_model\.norm\.weight \[128\]: copy it again"),
         (lambda header: header[NORM].update(dtype="F8_E4M3"), "is F8_E4M3; .*take the one that was not quantized"),
-        (lambda header: header[NORM].update(shape=[64]), r"has the shape \[64\], and config.json promises \[128\]"),
+        (lambda header: header[NORM].update(shape=[64]), r"has the shape \[64\], but config.json says \[128\]"),
         (
             lambda header: header[NORM].update(dtype="F16"),
-            r"takes 512 bytes in .*, which are not those of \[128\] in F16",
+            r"takes 512 bytes in .*, which does not match \[128\] in F16",
         ),
-        (lambda header: header[NORM].pop("data_offsets"), "is not a whole safetensors file"),
+        (lambda header: header[NORM].pop("data_offsets"), "is not a complete safetensors file"),
         (lambda header: header[NORM].update(data_offsets=[-512, 0]), "lies from -512 to 0"),
-        (lambda header: header[NORM].update(data_offsets=["a", "b"]), "is not a whole safetensors file"),
+        (lambda header: header[NORM].update(data_offsets=["a", "b"]), "is not a complete safetensors file"),
     ],
     ids=["missing", "fp8", "shape", "bytes", "no place", "before the file", "no numbers"],
 )
@@ -294,7 +300,7 @@ def test_older_names_are_the_same_tensors(copy: Path, spelling: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x05\0\0\0\0\0\0\0[]   "])
 def test_weights_that_are_not_safetensors(copy: Path, content: bytes) -> None:
     (copy / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         open_checkpoint(str(copy))
 
 
@@ -305,7 +311,7 @@ def test_a_shard_cut_short_and_then_missing(tmp_path: Path) -> None:
     with lost.open("r+b") as file:
         file.truncate(lost.stat().st_size // 2)
     with pytest.raises(
-        CheckpointError, match=f"{lost.name} is not a whole safetensors file .it ends inside the tensor"
+        CheckpointError, match=f"{lost.name} is not a complete safetensors file .it ends inside the tensor"
     ):
         open_checkpoint(str(checkpoint))
     lost.unlink()
@@ -345,7 +351,7 @@ def test_tensors_of_something_else_are_left_out(copy: Path, caplog: pytest.LogCa
         tensors = open_checkpoint(str(copy)).tensors
     assert "visual.rotary_pos_emb.inv_freq" not in tensors
     assert "language_model.norm.weight" in tensors
-    assert "left out 1 tensors that this model does not have: visual.rotary_pos_emb.inv_freq" in caplog.text
+    assert "ignored 1 tensors that are not part of this model: visual.rotary_pos_emb.inv_freq" in caplog.text
 
 
 def test_a_head_of_its_own_counts_whatever_the_configuration_says(tmp_path: Path) -> None:
@@ -390,7 +396,9 @@ def test_a_hub_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(CheckpointError, match=r"can't be had from the hub \(no route\): download the checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"can't be downloaded from the hub \(no route\): download the checkpoint"
+    ):
         open_checkpoint("someone/some-model")
 
 

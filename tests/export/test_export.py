@@ -324,7 +324,7 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     other_token_of_images: "gives 0 places for an image",
     broken_tokenizer: r"damaged/tokenizer\.json can't be read",
     tokenizer_in_a_folder: r"can't read .*damaged/tokenizer\.json \(Is a directory\): copy",
-    tokenizer_of_another_model: r"gives ids of 384 and more, and the model has 384 tokens",
+    tokenizer_of_another_model: r"gives ids of 384 or more, but the model has only 384 tokens",
     template_in_another_encoding: r"can't read .*chat_template\.jinja: 'utf-8' codec",
     template_without_an_image: r"damaged/chat_template\.jinja gives 0 places for an image",
     template_in_broken_json: r"can't read .*chat_template\.json",
@@ -346,7 +346,7 @@ def test_what_would_show_with_the_first_image(
 
 
 def test_a_context_that_the_checkpoint_does_not_know(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--context is 4097, and the checkpoint knows 4096 positions"):
+    with pytest.raises(UsageError, match="--context is 4097, but the checkpoint supports 4096 positions"):
         export_bundle(str(checkpoint), tmp_path / "bundle", ExportOptions(context=4097))
     assert list(tmp_path.iterdir()) == []
 

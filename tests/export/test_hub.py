@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 NAME, COMMIT = "someone/tiny-model", "c" * 40
 SECRET = "hf_secretsecretsecretsecretsecretsecret"
 # What a request needs; anything else says more.
@@ -162,7 +164,7 @@ def test_without_a_hub_the_message_says_what_to_do(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     message = done.stderr.partition("batchcap: error: ")[2]
-    assert f"there is no folder {NAME}, and it can't be had from the hub" in message
+    assert f"there is no folder {NAME}, and it can't be downloaded from the hub" in message
     assert "download the checkpoint on a machine with a network" in message
     assert f"hf download {NAME} --local-dir FOLDER" in message
     assert "give its folder" in message
@@ -172,7 +174,7 @@ def test_a_hub_that_hangs_up(hub: Hub, tmp_path: Path) -> None:
     hub.hangs_up = True
     done = export(tmp_path, HF_ENDPOINT=hub.endpoint)
     assert done.returncode == 2, done.stderr
-    assert f"there is no folder {NAME}, and it can't be had from the hub" in done.stderr
+    assert f"there is no folder {NAME}, and it can't be downloaded from the hub" in done.stderr
 
 
 def test_the_hub_is_closed_again_after_a_download(hub: Hub, tmp_path: Path) -> None:
@@ -193,4 +195,4 @@ def test_an_incomplete_snapshot_in_the_cache(hub: Hub, tmp_path: Path) -> None:
     shutil.rmtree(folder.parents[1] / "blobs")
     done = export(tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 2
-    assert "the hub's cache does not have all of it" in done.stderr
+    assert "not complete in the hub's cache" in done.stderr

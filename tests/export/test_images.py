@@ -33,7 +33,7 @@ def test_what_cannot_be_read_is_left_out(
     (tmp_path / "bad.jpg").write_text("no image")
     choice = ImageChoice((str(tmp_path),))
     assert len(shas(choice, tiny_bundle_fp32, tmp_path / "out")) == 1
-    assert "bad.jpg is left out" in caplog.text
+    assert "bad.jpg is skipped" in caplog.text
     (tmp_path / "good.jpg").unlink()
     with pytest.raises(UsageError, match=r"no image in .* can be read: name others"):
         load_images(choice, tiny_bundle_fp32.geometry, tmp_path / "out")

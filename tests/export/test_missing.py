@@ -91,7 +91,7 @@ IN_ITS_PLACE: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "no language model": (without("language_model"), "none that begins with language_model.: it is a vision tower"),
     "fewer layers": (
         without("layers.1."),
-        "1 decoder layers where config.json promises 2: config.json and the weights are of different models",
+        "1 decoder layers where config.json says 2: config.json and the weights are of different models",
     ),
     "GPTQ without its settings": (in_few_bits("qweight", "scales"), "no quantization_config that says how"),
     "compressed tensors": (in_few_bits("weight_packed", "weight_scale"), "but .*weight_packed: the weights were quant"),
@@ -111,7 +111,7 @@ def test_biases_that_only_the_configuration_has(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     config["text_config"]["attention_bias"] = True
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"no biases where config\.json promises them \(attention_bias\)"):
+    with pytest.raises(CheckpointError, match=r"no biases where config\.json wants them \(attention_bias\)"):
         open_checkpoint(str(copy))
 
 
@@ -203,7 +203,7 @@ def test_an_adapter_beside_the_model_is_told(copy: Path, caplog: pytest.LogCaptu
     (copy / WHOLE).rename(copy / "weights.safetensors")
     with caplog.at_level(logging.WARNING):
         assert values(copy) == expected
-    assert "holds an adapter (LoRA) beside the model, which is left out" in caplog.text
+    assert "holds an adapter (LoRA) beside the model, which is ignored" in caplog.text
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"

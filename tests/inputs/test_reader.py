@@ -126,7 +126,7 @@ def test_a_new_kind_changes_and_is_missed_as_a_whole(config: JobConfig, caplog: 
     caplog.set_level(logging.WARNING)
     again = JobConfig(config.input, config.output, placement=config.placement, resume=ResumeConfig(retry=("failed",)))
     assert run(again)[1] == []
-    assert "1 rows can't be tried again: their blob lists are gone" in caplog.text
+    assert "1 rows can't be retried: their blob lists no longer exist" in caplog.text
 
 
 def test_a_plan_with_a_kind_of_a_later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

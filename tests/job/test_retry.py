@@ -149,7 +149,7 @@ def test_only_failed_rows_are_tried_again(config: JobConfig) -> None:
 def test_captions_are_tried_again_with_other_settings_only(config: JobConfig, caplog: pytest.LogCaptureFixture) -> None:
     run(config)
     assert run(resuming(config, "truncated", "repeated"))[1] == []
-    assert "2 captions (repeated, truncated) would come out as they are" in caplog.text
+    assert "2 captions (repeated, truncated) are not retried" in caplog.text
     assert run(resuming(config, "truncated", max_new_tokens=ENOUGH))[1] == [2]
     assert run(resuming(config, "truncated", "repeated", repetition_penalty=1.1))[1] == [6]
     assert [row["verdict"] for row in rows_of(config)] == ["ok", None, "ok", "ok", "ok", "ok", "ok", None]
@@ -169,7 +169,7 @@ def test_other_settings_are_for_a_retry_of_a_finished_job(config: JobConfig) -> 
         run(resuming(config, "failed", prompt="Why?"))
     write(config, "i.png", "new")
     with pytest.raises(
-        UsageError, match=r"1 rows have never been captioned.* another --max-new-tokens is not for them"
+        UsageError, match=r"1 rows have never been captioned: .* then retry with another --max-new-tokens"
     ):
         run(resuming(config, "truncated", max_new_tokens=ENOUGH))
     assert run(resuming(config, "failed"))[1] == [1, 7, 8]
@@ -218,7 +218,7 @@ def test_a_plain_resume_gives_up_a_retry_with_other_settings(
     assert read_status(Path(config.output)).remaining == 2
     write(config, "i.png", "new")
     assert run(config)[1] == [8]
-    assert "2 captions that a retry with other settings had not come to stay as they were" in caplog.text
+    assert "a retry with other settings is cancelled: 2 captions stay as they were" in caplog.text
     rows = rows_of(config)
     tried = [row["id"] for row in rows if row["attempts"] == 2]
     assert len(tried) == 1
@@ -270,7 +270,7 @@ def test_a_caption_is_not_lost_to_an_image_that_vanished(config: JobConfig, capl
     rows = [row for number in range(3) for row in pq.read_table(part_path(config, number)).to_pylist()]
     assert rows[2] == {**before[2], "attempts": 2}
     assert (rows[1]["error_kind"], rows[1]["attempts"]) == ("missing", 2)
-    assert "c.png keeps its caption: tried again, it failed as missing" in caplog.text
+    assert "c.png keeps its old caption: the retry failed as missing" in caplog.text
 
 
 def test_a_twin_does_not_get_the_caption_that_stays_for_another_image(config: JobConfig) -> None:
@@ -352,7 +352,7 @@ def test_rows_of_a_parquet_file_that_is_gone_are_not_reopened(
     (tmp_path / "rows.png").write_text("other")
     write(config, "b.png", "bat")
     assert run(resuming(config, "failed"))[1] == [1, 7, 16]
-    assert "2 rows can't be tried again: their Parquet files are gone" in caplog.text
+    assert "2 rows can't be retried: their Parquet files no longer exist" in caplog.text
     assert read_status(Path(config.output)).remaining == 0
 
 
@@ -484,7 +484,7 @@ def test_changed_images_get_the_jobs_settings(config: JobConfig) -> None:
     run(config)
     write(config, "d.png", "fox")
     both = resuming(config, "truncated", on_changed=OnChanged.RECAPTION, max_new_tokens=ENOUGH)
-    with pytest.raises(UsageError, match=r"d\.png has changed, and what changed is captioned"):
+    with pytest.raises(UsageError, match=r"d\.png has changed, and changed inputs are captioned"):
         run(both)
     assert run(resuming(config, on_changed=OnChanged.RECAPTION))[1] == [3]
     assert run(both)[1] == [2]

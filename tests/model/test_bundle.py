@@ -126,13 +126,13 @@ NOT_EXPORTED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no type": (
         config(model_type=None, architectures=["BertModel"]),
-        "does not say which model it is of; batchcap exp",
+        "names no model type; batchcap exp",
     ),
     "fp8": (config(quantization_config={"quant_method": "fp8"}), "was quantized before (fp8)"),
     "an adapter": (only("adapter_config.json"), "is an adapter (LoRA), not a whole model: merge it"),
     "GGUF": (only("model.gguf"), "holds GGUF files"),
-    "layers in words": (config(text_config={"layer_types": 7}), "config.json lacks or mistypes"),
-    "a configuration alone": (only("config.json"), "does not say which model it is of"),
+    "layers in words": (config(text_config={"layer_types": 7}), "config.json has a missing or invalid setting:"),
+    "a configuration alone": (only("config.json"), "names no model type"),
     "damaged": (lambda folder: (folder / "config.json").write_text("{") and None, "can't read"),
     "no weights": (remove("model.safetensors"), "model.safetensors is missing"),
 }

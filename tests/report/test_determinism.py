@@ -58,7 +58,7 @@ def test_what_breaks_it_is_named(tiny_bundle_int4: Bundle, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         patched.setattr(determinism, "rows_stay_equal", lambda *_: False)
         (problem,) = check_determinism(tiny_bundle_int4, job()).problems
-        assert "may depend on where it is made: decoder rows differ with the size of their batch" in problem
+        assert "not batch-invariant on this CPU: decoder rows differ with the size of their batch" in problem
     with monkeypatch.context() as patched:
         bits = iter((b"one", b"other"))
         patched.setattr(determinism, "available_cores", lambda: 2)
@@ -69,5 +69,5 @@ def test_what_breaks_it_is_named(tiny_bundle_int4: Bundle, monkeypatch: pytest.M
         patched.setattr(determinism, "a_split_shows", lambda *_: True)
         patched.setattr(determinism, "load_encoder", SeesNeighbours)
         split, beside = check_determinism(tiny_bundle_int4, job()).problems
-        assert "prompts differ when they are taken in in parts" in split
+        assert "prompts differ when they are prefilled in parts" in split
         assert "images differ when they are encoded beside others" in beside

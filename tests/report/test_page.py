@@ -119,7 +119,7 @@ def test_the_command_and_its_place(job: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{JobFolder(job).report_path}\n", "")
     for place in (".", job.parent / "not there" / "page.html"):
         refused = batchcap("report", job, "--to", place)
-        assert_refused(refused, "can't be the page: name a file in a folder that is there")
+        assert_refused(refused, "with --to, name a file in an existing folder")
     absent = batchcap("report", job / "in")
     assert absent.returncode == 2
     assert "is not a job folder" in absent.stderr

@@ -246,7 +246,7 @@ def test_a_killed_run_is_told_from_one_that_stopped(output: Path) -> None:
     assert json.loads(status.to_json())["state"] == "killed"
     text = status.to_text()
     assert f"killed    process {run.pid} on " in text
-    assert "Nothing finished is lost" in text
+    assert "No finished row is lost" in text
     assert "Run the same command again to go on." in text
 
 
@@ -339,7 +339,7 @@ def test_a_journal_without_tables_is_a_job_that_has_not_begun(output: Path) -> N
     for path in folder.journal_path.parent.glob("journal.sqlite*"):
         path.unlink()
     folder.journal_path.touch()
-    with pytest.raises(UsageError, match="has come as far as its first row"):
+    with pytest.raises(UsageError, match="has reached its first row"):
         read_status(output)
     assert folder.journal_path.read_bytes() == b""
 

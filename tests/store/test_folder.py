@@ -333,7 +333,7 @@ def test_of_a_damaged_description_nothing_is_known(folder: JobFolder, content: s
 @pytest.mark.parametrize("name", ["__batchcap", "_batchcap"])
 def test_a_job_folder_has_not_the_name_of_its_inside(tmp_path: Path, name: str) -> None:
     for path in (tmp_path / name, tmp_path / name / "x" / ".."):
-        with pytest.raises(UsageError, match="is the name of what lies inside of one"):
+        with pytest.raises(UsageError, match="is reserved for a folder inside job folders"):
             Place.of(path)
 
 

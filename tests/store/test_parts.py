@@ -230,6 +230,6 @@ def test_a_part_that_makes_no_sense_is_damaged(part: Path) -> None:
     content = part.read_bytes()
     part.write_bytes(content[: len(content) // 2])
     with pytest.raises(
-        StorageError, match=r"is damaged .*delete it, and the job's own command captions its rows again"
+        StorageError, match=r"is damaged .*delete it and run the job again, which captions its rows again"
     ):
         parts.read_part(part)

@@ -187,7 +187,7 @@ def test_another_checkpoint_is_refused(tiny_bundle_fp32: Bundle, tmp_path: Path,
     with pytest.raises(UsageError, match="checksums differ"):
         run(tiny_bundle_fp32.folder, other, image)
     wider = make_checkpoint(tmp_path / "wider", Shape(intermediate=320, layers=3))
-    with pytest.raises(UsageError, match="text layers is 4 there and 3 here"):
+    with pytest.raises(UsageError, match="text layers is 4 in the bundle and 3 in the checkpoint"):
         run(tiny_bundle_fp32.folder, wider, image)
 
 
@@ -213,4 +213,4 @@ def test_images_that_cannot_be_read(
         run(tiny_bundle_fp32.folder, tiny_checkpoint, tmp_path / "nothing")
     done = run(tiny_bundle_fp32.folder, tiny_checkpoint, image, "--images", str(tmp_path / "broken.png"))
     assert done.exit_code == ExitCode.COMPLETE
-    assert "broken.png is left out" in caplog.text
+    assert "broken.png is skipped" in caplog.text

@@ -88,7 +88,7 @@ def open_checkpoint(checkpoint: str) -> Checkpoint:
         require_sound(geometry, config, images)
         tensors = chosen_tensors(stored, geometry, config, folder)
     except MISTYPED as error:
-        raise CheckpointError(f"{path} lacks or mistypes {error}") from None
+        raise CheckpointError(f"{path} has a missing or invalid setting: {error}") from None
     name = checkpoint if not Path(checkpoint).is_dir() else folder.resolve().name
     return Checkpoint(folder, name, config, geometry, tensors)
 
@@ -152,4 +152,4 @@ def _image_settings(path: Path, images: dict[str, Any]) -> ImageSettings:
             std=(std[0], std[1], std[2]),
         )
     except (*MISTYPED, IndexError) as error:
-        raise CheckpointError(f"{path} lacks or mistypes {error}") from None
+        raise CheckpointError(f"{path} has a missing or invalid setting: {error}") from None

@@ -96,7 +96,7 @@ def normalised(stored: dict[str, Any], path: Path) -> dict[str, Any]:
             vision_config=copy.deepcopy(vision),  # transformers writes into it
         ).to_dict()
     except (*MISTYPED, StrictDataclassError) as error:
-        raise CheckpointError(f"{path} lacks or mistypes {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"{path} has a missing or invalid setting: {' '.join(str(error).split())}") from None
     return {name: value for name, value in made.items() if name not in _DTYPES}
 
 

@@ -41,7 +41,7 @@ def chosen_tensors(
             raise CheckpointError(missing_tensor(name, shape, folder, config))
         if stored.shape != shape:
             raise CheckpointError(
-                f"the tensor {name} has the shape {list(stored.shape)}, and config.json promises {list(shape)}: "
+                f"the tensor {name} has the shape {list(stored.shape)}, but config.json says {list(shape)}: "
                 "config.json and the weights are of different models"
             )
         if stored.dtype not in FLOAT_TYPES:
@@ -51,13 +51,15 @@ def chosen_tensors(
             )
         if stored.nbytes != math.prod(shape) * FLOAT_BYTES[stored.dtype]:
             raise CheckpointError(
-                f"the tensor {name} takes {stored.nbytes} bytes in {stored.path}, which are not those of "
+                f"the tensor {name} takes {stored.nbytes} bytes in {stored.path}, which does not match "
                 f"{list(shape)} in {stored.dtype}: copy the checkpoint again"
             )
         chosen[name] = stored
     others = sorted(tensors.keys() - chosen.keys() - {HEAD})
     if others:
-        log.warning("left out %d tensors that this model does not have: %s, …", len(others), ", ".join(others[:_SHOWN]))
+        log.warning(
+            "ignored %d tensors that are not part of this model: %s, …", len(others), ", ".join(others[:_SHOWN])
+        )
     return chosen
 
 
@@ -78,7 +80,9 @@ def with_true_head(config: dict[str, Any], given: dict[str, Any], tensors: dict[
         return {**config, TIED: True}
     if not head_is_tied(config) or head is None or embeddings is None or same_bytes(head, embeddings):
         return config
-    log.warning("config.json ties the head to the token embeddings, and the weights hold another head: it is used")
+    log.warning(
+        "config.json ties the head to the token embeddings, but the weights hold a separate head, which is used"
+    )
     return {**config, TIED: False}
 
 

@@ -40,7 +40,7 @@ def look_at(folder: Path) -> None:
     try:
         require_exportable(config, str(folder))
     except MISTYPED as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} lacks or mistypes {error}") from None
+        raise CheckpointError(f"{folder / CONFIG_FILE} has a missing or invalid setting: {error}") from None
     weight_files(folder)
 
 
@@ -58,7 +58,7 @@ def require_model_folder(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names - ADAPTER_FILES):
         if names & ADAPTER_FILES:
-            log.warning("%s holds an adapter (LoRA) beside the model, which is left out: to have it, %s", folder, MERGE)
+            log.warning("%s holds an adapter (LoRA) beside the model, which is ignored; to use it, %s", folder, MERGE)
         return
     if "bundle.json" in names:
         raise CheckpointError(f"{folder} is a bundle already: pass it to `batchcap caption` with --model")
@@ -71,12 +71,12 @@ def require_model_folder(folder: Path) -> None:
         )
     if "zero_to_fp32.py" in names:
         raise CheckpointError(
-            f"{folder} holds the state of a training with DeepSpeed: run `python zero_to_fp32.py . . "
+            f"{folder} holds a training checkpoint of DeepSpeed: run `python zero_to_fp32.py . . "
             "--safe_serialization` there first"
         )
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         raise CheckpointError(
-            f"{folder} holds its weights as pickles, which may run any program: save them as safetensors first "
+            f"{folder} holds its weights as pickles, which can run any code: save them as safetensors first "
             "(`save_pretrained` of transformers)"
         )
     if not names:
@@ -96,7 +96,7 @@ def require_exportable(config: dict[str, Any], checkpoint: str) -> None:
     if model_type == "qwen3_vl_moe" or text.get("num_experts"):
         raise CheckpointError(f"{checkpoint} is a mixture-of-experts Qwen3-VL; {EXPORTED}")
     if model_type is None:
-        raise CheckpointError(f"the {CONFIG_FILE} of {checkpoint} does not say which model it is of; {EXPORTED}")
+        raise CheckpointError(f"the {CONFIG_FILE} of {checkpoint} names no model type; {EXPORTED}")
     if model_type != MODEL_TYPE:
         raise CheckpointError(f"{checkpoint} is of type {model_type!r}; {EXPORTED}")
     for name in ("text_config", "vision_config"):
@@ -107,11 +107,11 @@ def require_exportable(config: dict[str, Any], checkpoint: str) -> None:
     _require_plain_weights(config, checkpoint)
     rope_type = rope_type_of(text)
     if rope_type not in ("default", "mrope"):
-        raise CheckpointError(f"{checkpoint} stretches its positions ({rope_type}); batchcap exports plain mRoPE only")
+        raise CheckpointError(f"{checkpoint} uses RoPE scaling ({rope_type}); batchcap exports plain mRoPE only")
     if _has_window(text):
         raise CheckpointError(
-            f"{checkpoint} can't be exported: every decoder layer must attend to all tokens, and sliding_window or "
-            "layer_types name a window"
+            f"{checkpoint} can't be exported: every decoder layer must attend to all tokens, but sliding_window or "
+            "layer_types ask for a sliding window"
         )
 
 

@@ -95,7 +95,7 @@ def _of_another_shape(name: str, names: set[str], config: dict[str, Any]) -> str
     layer = _LAYER.match(name)
     if layer and int(layer[1]) not in layers and layers == set(range(len(layers))):
         promised = config["text_config"]["num_hidden_layers"]
-        return f", and {len(layers)} decoder layers where config.json promises {promised}: {_OF_ANOTHER_MODEL}"
+        return f", and {len(layers)} decoder layers where config.json says {promised}: {_OF_ANOTHER_MODEL}"
     if layer and name.endswith(".bias") and not any(one.endswith("q_proj.bias") for one in names):
-        return f", and no biases where config.json promises them (attention_bias): {_OF_ANOTHER_MODEL}"
+        return f", and no biases where config.json wants them (attention_bias): {_OF_ANOTHER_MODEL}"
     return ""

@@ -175,8 +175,8 @@ def _require_plain_order(stem: str, index: StoredTensor, scheme: _Scheme) -> Non
     groups = _words(index)
     if not np.array_equal(groups, np.arange(len(groups)) // scheme.group_size):
         raise CheckpointError(
-            f"the inputs of {stem}weight are grouped out of their order (GPTQ with desc_act), which no kernel here "
-            f"reads: {_NOT_QUANTIZED}, or one quantized without desc_act"
+            f"the inputs of {stem}weight are grouped out of order (GPTQ with desc_act), which batchcap can't run: "
+            f"{_NOT_QUANTIZED}, or one quantized without desc_act"
         )
 
 

@@ -61,7 +61,7 @@ def draw_decoder(checkpoint: Checkpoint, context: int, scratch: Path) -> Drawing
     staging = scratch / "checkpoint"
     graph, sources = scratch / GRAPH_FILE, scratch / "sources.json"
     _stage(checkpoint, context, staging)
-    log.info("drawing the decoder's graph")
+    log.info("building the decoder's graph")
     output = _run_builder([staging, graph, sources, scratch / "cache"])
     if not graph.exists():
         raise CheckpointError(f"ONNX Runtime GenAI's model builder wrote no decoder:\n  {output}")

@@ -102,7 +102,7 @@ def load_images(choice: ImageChoice, geometry: Geometry, exclude: Path) -> list[
         try:
             images.append(load_patches(row, geometry.vision, geometry.image, config))
         except RowError as error:
-            log.warning("%s is left out: %s", row.id, error.message)
+            log.warning("%s is skipped: %s", row.id, error.message)
     if not images:
         raise UsageError(f"no image in {', '.join(map(shown_name, choice.inputs))} can be read: name others")
     return images

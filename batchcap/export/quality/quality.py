@@ -168,7 +168,7 @@ class QualityTable:
         lines = [_HEADERS, *(row.cells() for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(_aligned(cells, widths)).rstrip() for cells in lines]
-        about = "{images} images, {tokens} tokens, beside transformers in {reference}".format(**self.facts)
+        about = "{images} images, {tokens} tokens, compared with transformers in {reference}".format(**self.facts)
         return "\n".join([*text, about])
 
     def to_json(self) -> str:
@@ -211,7 +211,7 @@ def compare_bundles(folders: Sequence[Path], checkpoint: str, choice: ImageChoic
     bundles = [load_bundle(folder) for folder in folders]
     for bundle in bundles:
         if bundle.geometry != opened.geometry:
-            raise UsageError(f"{bundle.folder} was made from another checkpoint than {opened.folder}: name its own")
+            raise UsageError(f"{bundle.folder} was made from another checkpoint than {opened.folder}: name that one")
     choice = fitted(choice, min(bundles, key=lambda bundle: bundle.context), STEPS)
     images = load_images(choice, opened.geometry, bundles[0].folder)
     log.info("asking the checkpoint about %d images", len(images))

@@ -112,7 +112,7 @@ def _material(unfinished: Bundle, checkpoint: Checkpoint, drawing: Drawing, sear
     """Ask the checkpoint about the images; its answers calibrate and measure."""
     choice = fitted(replace(search.images, count=2 * search.images.count), unfinished, STEPS)
     if not choice.inputs:
-        log.warning("no images were named: those that come with batchcap stand for yours; better name some of yours")
+        log.warning("no images were named, so images that come with batchcap are used: better name some of your own")
     images = load_images(choice, checkpoint.geometry, unfinished.folder)
     shared = len(images) < MIN_TO_SHARE_OUT
     calibrating, measuring = (images, images) if shared else (images[::2], images[1::2])
