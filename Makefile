@@ -38,7 +38,7 @@ demo: install  ## Caption sample_data with the embedded demo model and show the 
 test: install  ## Run the tests, two at once
 	$(TEST) --durations 10
 
-test-quick: install  ## Run the tests but the slow ones: two minutes
+test-quick: install  ## Run the tests but the slow ones
 	$(TEST) -m 'not slow'
 
 check: install  ## Lint, format and types

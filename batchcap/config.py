@@ -108,7 +108,7 @@ class InputConfig:
 
     inputs: tuple[str, ...] = field(
         metadata=known_as(
-            help="Image files, folders, Parquet files, folders of Parquet files, globs in quotes.",
+            help="Image files, folders, Parquet files, folders of Parquet files, or quoted glob patterns.",
             argument="INPUT",
             form=Form.REPEATED,
             check=_inputs_fault,
@@ -116,7 +116,7 @@ class InputConfig:
     )
     image_column: str | None = setting(
         None,
-        "Parquet column with the image: bytes, Hugging Face Image, or path. Default: found by itself.",
+        "Parquet column with the image: bytes, Hugging Face Image, or path. Default: detected.",
         decides_caption=True,
     )
     id_column: str | None = setting(
@@ -124,8 +124,8 @@ class InputConfig:
     )
     image_root: str | None = setting(
         None,
-        "Where relative paths of a path column start, and what no path may lead out of. Default: the Parquet "
-        "file's folder, and anywhere.",
+        "Base folder for relative paths in a path column; paths outside of it are rejected. Default: the Parquet "
+        "file's folder, with no limit.",
         decides_caption=True,
     )
     keep_columns: tuple[str, ...] = setting(
@@ -168,7 +168,7 @@ class GenerationConfig:
     )
     temperature: float = setting(
         0.0,
-        "0: always the likeliest token; above 0: drawn by chance.",
+        "0: greedy decoding, always the most likely token; above 0: sampling.",
         at_least=0,
         zero="greedy",
         at_most_anew=2,
@@ -177,7 +177,7 @@ class GenerationConfig:
     )
     top_p: float = setting(
         1.0,
-        "Draw from the likeliest tokens that hold this probability; 1: off.",
+        "Nucleus sampling: sample from the most likely tokens that together have this probability; 1: off.",
         above=0,
         at_most=1,
         decides_caption=True,
@@ -185,7 +185,7 @@ class GenerationConfig:
     )
     top_k: int = setting(
         0,
-        "Draw from the K likeliest tokens; 0: off.",
+        "Sample from the K most likely tokens; 0: off.",
         at_least=0,
         zero="off",
         at_most_anew=MAX_TOP_K,
@@ -194,15 +194,15 @@ class GenerationConfig:
     )
     repetition_penalty: float = setting(
         1.0,
-        "Above 1: tokens used before get less likely; 1: off.",
+        "Above 1: makes tokens that were used before less likely; 1: off.",
         above=0,
         at_most_anew=10,
         decides_caption=True,
         free_in_retry=True,
     )
-    seed: int = setting(0, "Seed of the draws; each row's id is mixed in.", decides_caption=True, free_in_retry=True)
+    seed: int = setting(0, "Seed for sampling; combined with each row's id.", decides_caption=True, free_in_retry=True)
     loop_stop: bool = setting(
-        True, "Stop a caption early that repeats itself without end.", decides_caption=True, free_in_retry=True
+        True, "Stop early when a caption repeats itself endlessly.", decides_caption=True, free_in_retry=True
     )
 
     def __post_init__(self) -> None:
@@ -232,16 +232,16 @@ class VisionConfig:
 
     max_visual_tokens: int = setting(
         256,
-        "Most visual tokens of an image. One covers 32 x 32 pixels after the resize, so 256 see about "
-        "512 x 512; more show more detail and take longer.",
+        "Most visual tokens per image. Each covers 32 x 32 pixels after resizing, so 256 tokens cover about 512 x 512; "
+        "more tokens show more detail and take longer.",
         at_least=4,
         at_most_anew=MAX_VISUAL_TOKENS,
         decides_caption=True,
     )
     dtype: VisionDtype = setting(
         VisionDtype.AUTO,
-        "Arithmetic of the vision encoder: bf16 (torch), fp32, int8 (onnx); auto: bf16 in torch where the CPU "
-        "has it, else fp32.",
+        "Precision of the vision encoder: bf16 (torch), fp32, int8 (onnx); auto: bf16 with torch if the CPU supports "
+        "it, else fp32.",
         key="vision_dtype",
         old_keys=("dtype",),
         decides_caption=True,
@@ -257,8 +257,8 @@ class VisionConfig:
     )
     backend: VisionBackend = setting(
         VisionBackend.AUTO,
-        "What runs the vision encoder: torch (PyTorch) or onnx (ONNX Runtime, PyTorch need not be installed); "
-        "auto: torch where it is installed.",
+        "Runtime of the vision encoder: torch (PyTorch) or onnx (ONNX Runtime, works without PyTorch); auto: torch if "
+        "installed.",
         key="vision_backend",
         old_keys=("backend",),
         decides_caption=True,
@@ -275,7 +275,9 @@ class PlacementConfig:
     decoders: int = setting(
         1, "Decoder processes; they share the weights of a large model.", at_least=1, at_most=MAX_DECODERS
     )
-    slots: int = setting(24, "Captions one decoder works on at once; each takes memory.", at_least=1, at_most=MAX_SLOTS)
+    slots: int = setting(
+        24, "Captions that one decoder generates at the same time; each takes memory.", at_least=1, at_most=MAX_SLOTS
+    )
     decoder_threads: int = setting(
         0, "Threads of one decoder; 0: cores / decoders.", at_least=0, zero="automatic", at_most=MAX_THREADS
     )
@@ -283,16 +285,19 @@ class PlacementConfig:
         0, "Threads of the vision encoder; 0: all cores.", at_least=0, zero="automatic", at_most=MAX_THREADS
     )
     patch_budget: int = setting(
-        4096, "Patches (16 x 16 pixels) encoded at once; a larger image goes alone.", at_least=1, at_most=MAX_PATCHES
+        4096,
+        "Patches (16 x 16 pixels) per encoder batch; a larger image is encoded alone.",
+        at_least=1,
+        at_most=MAX_PATCHES,
     )
     queue_mib: int = setting(
-        128, "Memory for encoded images that wait for a decoder.", at_least=1, at_most=MAX_QUEUE_MIB
+        128, "Memory for encoded images waiting for a decoder, in MiB.", at_least=1, at_most=MAX_QUEUE_MIB
     )
-    rows_per_part: int = setting(1000, "Rows of one part-*.parquet.", at_least=1, at_most=MAX_ROWS_PER_PART)
+    rows_per_part: int = setting(1000, "Rows per part-*.parquet file.", at_least=1, at_most=MAX_ROWS_PER_PART)
     own_cores: bool = setting(
         True,
-        "On machines of 8 cores and more keep each decoder on cores of its own, of one NUMA node where it "
-        "fits; `batchcap doctor` shows the plan.",
+        "On machines with 8 cores or more, pin each decoder to its own cores, on one NUMA node if possible; `batchcap "
+        "doctor` shows the plan.",
     )
 
     def __post_init__(self) -> None:
@@ -306,14 +311,14 @@ class LimitConfig:
     limit: int = setting(0, "Caption only the first N rows; 0: all.", at_least=0, zero="all", at_most=MAX_NUMBER)
     max_runtime_s: float = setting(
         0.0,
-        "Stop in good order after so many seconds (exit code 75); 0: never.",
+        "Stop cleanly after this many seconds (exit code 75); 0: never.",
         key="max_runtime",
         old_keys=("max_runtime_s",),
         at_least=0,
         zero="no limit",
     )
     max_error_rate: float = setting(
-        1.0, "Exit code 3 if a larger share of the rows failed; if all did, always.", at_least=0, at_most=1
+        1.0, "Exit with code 3 if a larger share of the rows failed, and always if all failed.", at_least=0, at_most=1
     )
     image_timeout_s: float = setting(
         600.0,
@@ -352,18 +357,17 @@ class ResumeConfig:
 
     retry: tuple[str, ...] = setting(
         (),
-        "Caption these rows of earlier runs again, separated by commas: failed; truncated, repeated, "
-        "degenerate, empty (verdicts), which need another --max-new-tokens, or another option of Prompt and "
-        "decoding, than the job has.",
-        file_help="Rows of earlier runs to caption again: failed; truncated, repeated, degenerate, empty "
-        "(verdicts), which need another setting of [generation] than the job has.",
+        "Caption these rows of earlier runs again, separated by commas: failed, or a verdict (truncated, repeated, "
+        "degenerate, empty). Verdicts need a changed option of Prompt and decoding, such as --max-new-tokens.",
+        file_help="Rows of earlier runs to caption again: failed, or a verdict (truncated, repeated, degenerate, "
+        "empty). Verdicts need a changed setting of [generation].",
         form=Form.COMMAS,
         check=_retry_fault,
     )
     on_changed: OnChanged = setting(
         OnChanged.STOP,
-        "If an image is not the one that an earlier run has captioned under its name, or a Parquet file was "
-        "changed: stop (exit code 5), keep the captions there are, or recaption.",
+        "If an image or a Parquet file has changed since it was captioned: stop (exit code 5), keep the existing "
+        "captions, or recaption.",
     )
 
     def __post_init__(self) -> None:
@@ -400,9 +404,9 @@ class JobConfig:
     )
     profile: Profile = setting(
         Profile.AUTO,
-        "Defaults of Speed and memory and of the vision encoder. auto: what `batchcap tune` found here, else "
-        "those shown; small: less memory; fast: the fastest encoder of this CPU, even where it rounds more, and "
-        "more slots where the bundle is w8a8. What you give yourself always counts.",
+        "Defaults for Speed and memory and for the vision encoder. auto: what `batchcap tune` found on this machine, "
+        "else those shown; small: less memory; fast: the fastest encoder on this CPU, even if it rounds more, and more "
+        "slots for a w8a8 bundle. Options you give take precedence.",
     )
     generation: GenerationConfig = field(
         default_factory=GenerationConfig, metadata=known_as(panel="Prompt and decoding")

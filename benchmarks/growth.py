@@ -209,7 +209,7 @@ def measure(engine: str, kind: str, rows: int) -> Result:
     status_s = time.perf_counter() - started_s
     ended = _run_child(engine, inputs, output, rows, None)
     parts = JobFolder(output).part_paths()
-    _check(parts, rows, halfway.tally.rows + ended["rows"])
+    _check(parts, rows, halfway.counts.rows + ended["rows"])
     result = Result(
         engine=engine,
         inputs=kind,

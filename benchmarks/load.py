@@ -128,7 +128,7 @@ def watch(folder: Path, output: Path, options: tuple[str, ...], kills_per_minute
             struck = _kill_worker(process.pid, chance)
             if struck is not None:
                 kills[struck] += 1
-    given_up = read_status(output).tally.error_kinds["crashed"]
+    given_up = read_status(output).counts.error_kinds["crashed"]
     return Run(process.returncode, time.perf_counter() - started_s, kills, given_up, samples)
 
 
@@ -138,7 +138,7 @@ def _next_kill_s(per_minute: float, chance: random.Random) -> float:
 
 def _sample(pid: int, output: Path) -> Sample:
     pids = [pid, *(child.pid for child in psutil.Process(pid).children())]
-    return Sample(read_status(output).tally.rows, psutil.Process(pid).memory_info().rss / MIB, memory_mib(pids))
+    return Sample(read_status(output).counts.rows, psutil.Process(pid).memory_info().rss / MIB, memory_mib(pids))
 
 
 def _kill_worker(pid: int, chance: random.Random) -> str | None:

@@ -21,6 +21,8 @@ from batchcap.report.status import read_status
 from batchcap.store.journal import Journal
 from tests.fake_engine import fake_bundle
 
+pytestmark = pytest.mark.slow
+
 FEW, MANY = 1_000, 10_000
 ROWS_PER_PART = 500
 
@@ -134,15 +136,14 @@ def test_ten_times_the_rows_cost_ten_times_as_much_and_no_memory(
 ) -> None:
     warm = config_of(tmp_path / "warm", make_input, 500)
     measured(warm, Bulk(), counts)  # imports and caches of libraries are not of the rows
-    few, many, again = (
-        measured(config_of(tmp_path / f"{rows}-{number}", make_input, rows), Bulk(), counts)
-        for number, rows in enumerate((FEW, MANY, MANY))
-    )
+    few, many = (measured(config_of(tmp_path / f"{rows}", make_input, rows), Bulk(), counts) for rows in (FEW, MANY))
     ratio = MANY / FEW
     assert many.steps < 1.3 * ratio * few.steps
     assert (few.decoded, many.decoded) == ((2 * FEW, 2 * MANY) if make_input is parquet else (0, 0))
-    # Now and then Python's table of interned names moves, megabytes at once after other tests; never twice in a row.
-    assert min(many.peak_bytes, again.peak_bytes) < 1.5 * few.peak_bytes
+    if many.peak_bytes >= 1.5 * few.peak_bytes:
+        # Now and then Python's table of interned names moves, megabytes after other tests; never twice in a row.
+        many = measured(config_of(tmp_path / "again", make_input, MANY), Bulk(), counts)
+    assert many.peak_bytes < 1.5 * few.peak_bytes
 
 
 @pytest.mark.parametrize("make_input", [parquet, files])

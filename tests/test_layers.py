@@ -23,6 +23,7 @@ FLOORS = (
     ("demo",),
     ("core",),
 )
+MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_FILE_LINES = 50, 6, 430
 FLOOR_OF = {part: len(FLOORS) - number for number, parts in enumerate(FLOORS) for part in parts}
 # Folders of the repository that use the package, and that it does without.
 AROUND = frozenset({"benchmarks", "docs", "tests", "training"})
@@ -70,6 +71,31 @@ EDGES = sorted({(name, target) for name in MODULES if name for target in importe
 def is_downward(importer: str, target: str) -> bool:
     """Whether the target stands below, or in the same part."""
     return part(importer) == part(target) or FLOOR_OF[part(importer)] > FLOOR_OF[part(target)]
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    """The house's measures: 50 lines with the docstring, 6 parameters, files of about 400 lines."""
+    wrong = []
+    for name, path in MODULES.items():
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > MAX_FILE_LINES:
+            wrong.append(f"{name} has {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = len([one for one in given if one.arg not in ("self", "cls")])
+            if lines > MAX_FUNCTION_LINES or count > MAX_PARAMETERS:
+                wrong.append(f"{name}.{node.name} has {lines} lines and {count} parameters")
+    assert wrong == []
+
+
+def test_at_the_top_are_the_command_and_the_settings_only() -> None:
+    assert {name for name in MODULES if name and "." not in name and MODULES[name].name != "__init__.py"} == {
+        "cli",
+        "config",
+    }
 
 
 def test_every_module_has_its_floor() -> None:

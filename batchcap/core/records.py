@@ -94,8 +94,7 @@ class Request:
 
     def without_image(self) -> "Request":
         """The same without the encoded image, which may take megabytes."""
-        row = self.row
-        return replace(self, row=ImageRow(row.index, row.id, row.source, row.row))
+        return replace(self, row=replace(self.row, image=None, failure=None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ No signals, no model export and no `sys.exit` are in here: the command line brin
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -104,19 +104,26 @@ def run_job(
     with job_lock(folder), stopping or nullcontext(StopRequest()) as stop:
         place = place.once_held()
         run = JobRun(Conclusion(config, folder, bundle, skipped), stop, started_s)
-        try:
+        with _failure_told(run, place):
             run.work(begun, progress, make_engine)
-        except NotSameJobError:
-            raise  # the folder is another job's, and so is its summary
-        except BatchcapError as error:
-            run.fail(error.exit_code, str(error))
-            if error.exit_code is ExitCode.USAGE and not run.has_plan:
-                place.remove_if_new()
-            raise
-        except Exception as error:
-            run.fail(ExitCode.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
-            raise
         return run.conclusion.of_success(stop)
+
+
+@contextmanager
+def _failure_told(run: "JobRun", place: Place) -> Iterator[None]:
+    """An error that ends the run is told in the job folder; a new folder that came to nothing is removed."""
+    try:
+        yield
+    except NotSameJobError:
+        raise  # the folder is another job's, and so is its summary
+    except BatchcapError as error:
+        run.fail(error.exit_code, str(error))
+        if error.exit_code is ExitCode.USAGE and not run.has_plan:
+            place.remove_if_new()
+        raise
+    except Exception as error:
+        run.fail(ExitCode.UNEXPECTED, f"unexpected {type(error).__name__}: {error}")
+        raise
 
 
 class _StoppedError(Exception):

@@ -15,6 +15,8 @@ from batchcap.export.demo import demo_checkpoint
 from training.evaluate import share_by_transformers
 from training.text import PROMPT
 
+pytestmark = pytest.mark.slow
+
 MAX_BYTES = 16 * 2**20
 HELD_OUT = 60
 # 60 scenes say less than the 1,000 of `training.evaluate`, so the bound is lower.

@@ -261,14 +261,14 @@ def test_every_name_in_the_architecture_exists(page: str) -> None:
     for name in re.findall(r"`((?:[a-z_]+\.)*[a-z_]+(?:\.[A-Z]\w+)?(?:\.[a-z_]+)?)`", text):
         module = max((known for known in modules if f"{name}.".startswith(f"{known}.")), key=len, default=None)
         if module is None:
-            assert "." not in name, f"{name} is nowhere"
+            assert "." not in name.removesuffix(".json").removesuffix(".py"), f"{name} is nowhere"
         if module is None or module == name:
             continue
         found += 1
         source = modules[module].read_text(encoding="utf-8")
         for part in name.removeprefix(f"{module}.").split("."):
             assert re.search(rf"^\s*(?:def|class) {part}\b|^{part}\b", source, re.MULTILINE), name
-    assert found >= 5
+    assert found >= {"architecture": 18, "decisions": 4, "extending": 2}[page]
 
 
 def test_each_extension_touches_three_files_at_most() -> None:

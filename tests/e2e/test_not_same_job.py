@@ -13,6 +13,8 @@ from tests.e2e.conftest import Job
 from tests.e2e.inputs import image, write_images, write_parquet
 from tests.e2e.process import Process, captions, read_summary, run, snapshot
 
+pytestmark = pytest.mark.slow
+
 COUNT = 30
 
 

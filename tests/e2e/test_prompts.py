@@ -20,6 +20,8 @@ from tests.e2e.conftest import Job
 from tests.e2e.inputs import image, write_images, write_parquet
 from tests.e2e.process import Process, durable_rows, read_summary, run
 
+pytestmark = pytest.mark.slow
+
 SHORT, LONG, TABLE = "Name it.", "Describe this image at length, please.", "a = b?"
 ASKED = ("--prompt", f"short={SHORT}", "--prompt", f"long={LONG}", "--prompt", f"table={TABLE}")
 NAMES = {"short": SHORT, "long": LONG, "table": TABLE}

@@ -24,6 +24,8 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.parts import SCHEMA
 from tests.e2e.command import ONNX, batchcap, read_rows
 
+pytestmark = pytest.mark.slow
+
 ROWS, ROWS_PER_PART = 12, 5
 MIB = 1 << 20
 KEPT = pa.schema(

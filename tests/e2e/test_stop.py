@@ -19,6 +19,8 @@ from batchcap.store.lock import read_holder
 from tests.e2e.conftest import LONG, Job, uninterrupted_job
 from tests.e2e.process import Process, assert_clean, assert_whole, durable_rows, leftovers, read_summary, run
 
+pytestmark = pytest.mark.slow
+
 # The captions in flight get 1.5 s and closing files a moment; this only tells a stop from a hang on a busy machine.
 STOP_S = 30.0
 IMAGES, PARQUET_ROWS = 84, 20
@@ -51,7 +53,6 @@ def assert_stopped(output: Path, process: Process, code: ExitCode, state: str) -
     return int(summary["done"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "state"),
     ENDS,

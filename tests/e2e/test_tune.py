@@ -17,6 +17,8 @@ from batchcap.store.folder import JobFolder
 from tests.e2e.command import assert_refused, batchcap, read_rows
 from tests.e2e.inputs import write_images
 
+pytestmark = pytest.mark.slow
+
 MINUTES = 0.75  # so long that a busy machine, too, can load a model several times
 UNROUNDED = {"torch fp32", "onnx fp32", "torch bf16"}
 

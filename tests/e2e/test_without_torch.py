@@ -19,6 +19,8 @@ from batchcap.model.bundle import Bundle
 from tests.e2e.inputs import write_images
 from tests.e2e.process import TIMEOUT_S, captions, run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LIST = ROOT / "requirements-onnx.txt"
 NEVER = {"torch", "transformers", "onnxruntime-genai", "onnx", "safetensors"}

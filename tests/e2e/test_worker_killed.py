@@ -11,8 +11,9 @@ from batchcap.store.folder import JobFolder
 from tests.e2e.conftest import Job
 from tests.e2e.process import Process, assert_clean, assert_whole, read_summary
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("worker", ["vision", "decoder"])
 def test_a_worker_killed_at_work(small_job: Job, tmp_path: Path, worker: str) -> None:
     output = tmp_path / "out"
@@ -26,7 +27,6 @@ def test_a_worker_killed_at_work(small_job: Job, tmp_path: Path, worker: str) ->
     assert_whole(output, small_job.expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("worker", ["vision", "decoder"])
 def test_a_worker_that_hangs(job: Job, tmp_path: Path, worker: str) -> None:
     output = tmp_path / "out"

@@ -14,8 +14,7 @@ from batchcap.core.errors import ErrorKind
 from batchcap.core.records import Caption, Duplicate, Failure, Features, FinishReason, Request, Verdict
 from batchcap.engines.dedup import SeenImages
 from batchcap.engines.messages import Captioned, DecodeWork, Fatal, Ready, StageTime, VisionSpec
-from batchcap.inputs.encoded import digest
-from tests.inputs.parquets import data_of
+from batchcap.inputs.encoded import digest, read_encoded
 
 SEEN = SeenImages()
 
@@ -75,7 +74,7 @@ def _first_row(request: Request) -> int:
     if request.row.id.startswith("duplicate"):
         return request.row.row
     if request.row.id.startswith("seen") and request.caption_key is not None:
-        return SEEN.first_row(digest(data_of(request.row) or b""), request.caption_key, request.index)
+        return SEEN.first_row(digest(read_encoded(request.row)), request.caption_key, request.index)
     return request.index
 
 

@@ -440,7 +440,7 @@ def test_images_inside_of_a_file_are_read(
         rows = [row for shard in plan.shards() for row in plan.shard_rows(shard)]
     worker, ours = make_worker(tiny_bundle_fp32, 10_000)
     for row in rows:
-        worker._read(row)
+        worker._read(request_of(row))
     digests = [hashlib.sha256(data).hexdigest() for data in (red, blue)]
     assert [(one.index, one.sha256) for one in worker._next_batch()] == list(enumerate(digests))
     failed, twin = ours.recv(), ours.recv()

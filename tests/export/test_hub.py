@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 NAME, COMMIT = "someone/tiny-model", "c" * 40
 SECRET = "hf_secretsecretsecretsecretsecretsecret"
 # What a request needs; anything else says more.

@@ -20,6 +20,8 @@ from batchcap.export.search.precision_search import Search, ladder
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SHAPE = Shape(layers=2, levels=(0,), vision_depth=1)
 OPTIONS = ExportOptions(context=256)
 CHOICE = ImageChoice(count=2, max_visual_tokens=16)

@@ -16,6 +16,8 @@ from batchcap.export.graph.decoder import add_argmax, add_deepstack_inputs, draw
 from batchcap.model.tensors import EMBEDDINGS, VISION, canonical_name
 from tests.checkpoints import DATA, write_hollow_weights
 
+pytestmark = pytest.mark.slow
+
 # Size: layers, hidden size, heads, tied head, DeepStack levels.
 PUBLISHED = {
     "2B": (28, 2048, 16, True, (5, 11, 17)),

@@ -19,6 +19,8 @@ from batchcap.export.scratch import put_in_place, require_space, scratch_folder
 from batchcap.model.bundle import BUNDLE_FILE
 from tests.checkpoints import Shape, make_checkpoint
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ExportOptions(block_size=32, context=64)
 EXPORT = "import sys; from batchcap.cli import main; sys.argv[0] = 'batchcap'; main()"
 WAIT_S = 60.0

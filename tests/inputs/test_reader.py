@@ -16,7 +16,7 @@ import pytest
 import batchcap
 from batchcap.config import InputConfig, JobConfig, PlacementConfig, ResumeConfig
 from batchcap.core.errors import ChangedInputError, RowError, UsageError
-from batchcap.core.records import Caption, Failure, FinishReason, ImageFacts, ImageRow, Outcome, Verdict
+from batchcap.core.records import Caption, Failure, FinishReason, ImageFacts, Outcome, Request, Verdict
 from batchcap.core.sources import Piece
 from batchcap.export.quality.images import ImageChoice, input_rows
 from batchcap.images.decode import decode
@@ -65,21 +65,21 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blobs: type[BlobList
     return JobConfig(given, str(tmp_path / "out"), placement=PlacementConfig(rows_per_part=3))
 
 
-def seen(row: ImageRow) -> Outcome:
+def seen(request: Request) -> Outcome:
     """What the vision worker does with a row, up to the pixels; its caption is the image's width."""
     try:
-        image = read_image(row)
+        image = read_image(request.row)
         width, height = decode(image.encoded, 10**6).pixels.size
     except RowError as error:
-        return Outcome(row, Failure(row.index, error.kind, error.message))
-    caption = Caption(row.index, (1,), str(width), FinishReason.STOP, Verdict.OK, 9, 4, 3.0, 5.0)
-    return Outcome(row, (caption,), ImageFacts(width, height, image.sha256, image.read_ms, 2.0))
+        return Outcome(request, Failure(request.index, error.kind, error.message))
+    caption = Caption(request.index, (1,), str(width), FinishReason.STOP, Verdict.OK, 9, 4, 3.0, 5.0)
+    return Outcome(request, (caption,), ImageFacts(width, height, image.sha256, image.read_ms, 2.0))
 
 
 def run(config: JobConfig) -> tuple[Summary, list[int]]:
     """What a run gives, and the rows that it captions."""
     engine = FakeEngine(end=seen)
-    summary = run_job(config, SilentProgress(), lambda *_: engine)  # type: ignore[arg-type, return-value]
+    summary = run_job(config, SilentProgress(), lambda _config: engine)
     return summary, engine.submitted
 
 

@@ -28,6 +28,8 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from tests.fake_engine import SilentProgress, fake_bundle
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(40)
 CONTENTS = ("cat", "bad one", "long tale", "dog", "long story", "bad two", "hen")
 FEW, ENOUGH = 10, 200

@@ -23,6 +23,8 @@ from batchcap.store.journal import Journal
 from tests.e2e.command import batchcap
 from tests.fake_engine import FakeEngine, SilentProgress
 
+pytestmark = pytest.mark.slow
+
 ROWS = 20
 PROJECT = Path(__file__).parents[2]
 # Ends more rows of a job as its next run does, and waits at work.

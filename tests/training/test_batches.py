@@ -4,6 +4,7 @@ import multiprocessing
 import random
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor
@@ -12,6 +13,8 @@ from batchcap.demo.scenes import COLOURS
 from batchcap.export.demo import demo_checkpoint
 from training.batches import GREYS, TOKEN_PX, batches, grids, make_batch, random_size, token_grid
 from training.fast_model import patchify
+
+pytestmark = pytest.mark.slow
 
 # The processor multiplies in another order.
 PATCH_TOLERANCE = 1e-6

@@ -13,6 +13,8 @@ from training import train
 from training.batches import Batch, make_batch
 from training.train import Plan, Trainer
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 
 
