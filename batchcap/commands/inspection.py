@@ -33,6 +33,8 @@ def report(
     images: Annotated[
         int,
         typer.Option(
+            "--images",
+            "--pictures",
             min=0,
             max=MAX_SHOWN,
             help="Images on the page; half of them such as failed or look odd, as far as there are such.",

@@ -120,6 +120,8 @@ def test_the_command_and_its_place(job: Path) -> None:
     for place in (".", job.parent / "not there" / "page.html"):
         refused = batchcap("report", job, "--to", place)
         assert_refused(refused, "with --to, name a file in an existing folder")
+    for option in ("--images", "--pictures"):  # its name now and its name before
+        assert batchcap("report", job, option, 0).returncode == 0, option
     absent = batchcap("report", job / "in")
     assert absent.returncode == 2
     assert "is not a job folder" in absent.stderr

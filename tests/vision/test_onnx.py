@@ -1,6 +1,7 @@
 """The tower in ONNX against transformers' vision model: any grid, any batch, every kind of stored weight."""
 
 import dataclasses
+import hashlib
 import shutil
 import time
 from collections import defaultdict
@@ -240,6 +241,17 @@ def test_broken_bundles_are_named(small: Towers, tmp_path: Path) -> None:
         encoder(broken("int8", "int8.onnx.data"), VisionDtype.INT8)
     with pytest.raises(BundleError, match=r"does not match bundle\.json: its input cos is"):
         encoder(Towers(small.reference, bundle_at(small.bundle.folder, dataclasses.replace(SMALL, heads=2))))
+
+
+def test_no_name_in_a_graph_has_changed(small: Towers) -> None:
+    """A new name would change the file, the bundle's id with it, and the jobs begun with the bundle would not go on."""
+    names = dict[bool, str]()
+    for int8 in (False, True):
+        graph = onnx.load(small.bundle.vision_graph_path(int8=int8), load_external_data=False).graph
+        found = [name for node in graph.node for name in (node.name, *node.output)]
+        found += [weight.name for weight in graph.initializer]
+        names[int8] = hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+    assert names == {False: "3984ef5e01d606d8", True: "c1be87cf47141792"}
 
 
 def test_an_unknown_activation_is_refused_before_the_export(small: Towers, tmp_path: Path) -> None:

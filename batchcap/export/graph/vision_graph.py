@@ -97,7 +97,8 @@ class _Drawing:
         """One layer over [B·N, D]: attention and MLP, each after its own norm, each added to what came in."""
         heads, width = self._geometry.heads, self._geometry.hidden_size
         qkv = self._linear(f"{name}.attn.qkv", self._norm(f"{name}.norm1", x))
-        qkv = self._node("Reshape", [qkv, wide], f"{name}.attn.qkv_by_image")  # [B, N, 3·D]
+        # The names of values are in the file, and so in the bundle's id, to which jobs are bound: none is ever changed.
+        qkv = self._node("Reshape", [qkv, wide], f"{name}.attn.qkv_by_picture")  # [B, N, 3·D]
         query, key, value = self._nodes("Split", [qkv], f"{name}.attn.split", 3, axis=-1, num_outputs=3)
         query, key = (
             self._node("RotaryEmbedding", [part, *turn], f"{name}.attn.turned_{which}", num_heads=heads)

@@ -168,7 +168,7 @@ class QualityTable:
         lines = [_HEADERS, *(row.cells() for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(_aligned(cells, widths)).rstrip() for cells in lines]
-        about = "{images} images, {tokens} tokens, compared with transformers in {reference}".format(**self.facts)
+        about = "{pictures} images, {tokens} tokens, compared with transformers in {reference}".format(**self.facts)
         return "\n".join([*text, about])
 
     def to_json(self) -> str:
