@@ -162,7 +162,7 @@ class GenerationConfig:
         128,
         "Longest caption, in tokens.",
         at_least=1,
-        at_most_anew=MAX_NEW_TOKENS,
+        at_most_in_new_job=MAX_NEW_TOKENS,
         decides_caption=True,
         free_in_retry=True,
     )
@@ -171,7 +171,7 @@ class GenerationConfig:
         "0: greedy decoding, always the most likely token; above 0: sampling.",
         at_least=0,
         zero="greedy",
-        at_most_anew=2,
+        at_most_in_new_job=2,
         decides_caption=True,
         free_in_retry=True,
     )
@@ -188,7 +188,7 @@ class GenerationConfig:
         "Sample from the K most likely tokens; 0: off.",
         at_least=0,
         zero="off",
-        at_most_anew=MAX_TOP_K,
+        at_most_in_new_job=MAX_TOP_K,
         decides_caption=True,
         free_in_retry=True,
     )
@@ -196,7 +196,7 @@ class GenerationConfig:
         1.0,
         "Above 1: makes tokens that were used before less likely; 1: off.",
         above=0,
-        at_most_anew=10,
+        at_most_in_new_job=10,
         decides_caption=True,
         free_in_retry=True,
     )
@@ -235,7 +235,7 @@ class VisionConfig:
         "Most visual tokens per image. Each covers 32 x 32 pixels after resizing, so 256 tokens cover about 512 x 512; "
         "more tokens show more detail and take longer.",
         at_least=4,
-        at_most_anew=MAX_VISUAL_TOKENS,
+        at_most_in_new_job=MAX_VISUAL_TOKENS,
         decides_caption=True,
     )
     dtype: VisionDtype = setting(
@@ -251,7 +251,7 @@ class VisionConfig:
         "Refuse images with more pixels than this.",
         order=1,
         at_least=1024,
-        at_most_anew=MAX_IMAGE_PIXELS,
+        at_most_in_new_job=MAX_IMAGE_PIXELS,
         decides_caption=True,
         free_in_retry=True,
     )

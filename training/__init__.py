@@ -1,1 +1,1 @@
-"""The programs that made the demo model, measure it and drew the sample pictures; no part of the package."""
+"""The programs that made the demo model, measure it and drew the sample images; no part of the package."""

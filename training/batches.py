@@ -39,21 +39,21 @@ class Batch:
 
 
 def random_size(rng: random.Random) -> tuple[int, int]:
-    """Width and height in pixels of a picture: small to large, long to narrow."""
+    """Width and height in pixels of an image: small to large, long to narrow."""
     aspect = MAX_ASPECT ** rng.uniform(-1, 1)
     shorter = rng.randint(SIDES_PX[0], round(SIDES_PX[1] / max(aspect, 1 / aspect)))
     return round(shorter * max(1.0, aspect)), round(shorter * max(1.0, 1 / aspect))
 
 
 def token_grid(width: int, height: int) -> tuple[int, int]:
-    """Visual tokens down and across that the image processor makes of a picture."""
+    """Visual tokens down and across that the image processor makes of an image."""
     down_px, across_px = smart_resize(height, width, TOKEN_PX, MIN_AREA_PX, MAX_AREA_PX)
     return down_px // TOKEN_PX, across_px // TOKEN_PX
 
 
 @cache
 def grids() -> tuple[tuple[int, int], ...]:
-    """All grids that pictures of random size become."""
+    """All grids that images of random size become."""
     rng = random.Random(0)
     return tuple(sorted({token_grid(*random_size(rng)) for _ in range(GRID_TRIES)}))
 

@@ -1,9 +1,9 @@
-"""Owns a faster forward pass for training: transformers' own modules, run over pictures of one grid at once.
+"""Owns a faster forward pass for training: transformers' own modules, run over images of one grid at once.
 
-The stock vision model runs attention picture by picture. In training all pictures of a batch share a grid, so they
+The stock vision model runs attention image by image. In training all images of a batch share a grid, so they
 stand side by side in one batched attention. `train.py` asserts that the loss equals the stock forward's.
 
-Letters: B pictures, N patches of a picture, T visual tokens of a picture, D vision width, H decoder width, S sequence.
+Letters: B images, N patches of an image, T visual tokens of an image, D vision width, H decoder width, S sequence.
 """
 
 import torch
@@ -31,7 +31,7 @@ def _rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def vision_features(
     model: Qwen3VLForConditionalGeneration, patches: Tensor, grid: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Features [B·T, H] and the DeepStack features, one [B·T, H] a level, of pictures of one grid [1, 3]."""
+    """Features [B·T, H] and the DeepStack features, one [B·T, H] a level, of images of one grid [1, 3]."""
     visual = model.model.visual
     config = visual.config
     indices, weights = get_vision_interpolation_indices_and_weights(

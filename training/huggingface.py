@@ -11,7 +11,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from training.text import SPECIAL_TOKENS, save_tokenizer, token_id
 
-# A picture becomes 12 to 30 visual tokens of 32 x 32 pixels.
+# An image becomes 12 to 30 visual tokens of 32 x 32 pixels.
 MIN_AREA_PX = 112 * 112
 MAX_AREA_PX = 160 * 192
 # Qwen3-VL's own chat template (Apache-2.0, Qwen team).

@@ -31,7 +31,7 @@ PHOTOGRAPHS = ("cat-chelsea", "coffee", "hubble", "rocket")
 # Things that can be told apart without their colours.
 GREY_KINDS = frozenset({"bicycle", "cow", "elephant", "key", "penguin", "sheep"})
 
-# How a picture has to be turned before it is stored, so that a reader who obeys the EXIF orientation sees it upright.
+# How an image has to be turned before it is stored, so that a reader who obeys the EXIF orientation sees it upright.
 STORED_TURN = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,7 +49,7 @@ def _any(_scene: Scene) -> bool:
 
 
 def _without_photograph(scene: Scene) -> bool:
-    """Flat pictures stay small in formats that lose nothing."""
+    """Flat images stay small in formats that lose nothing."""
     return bool(scene.background.colours)
 
 
@@ -126,7 +126,7 @@ ENTRIES = _entries()
 
 
 def write_sample(folder: Path, seed: int = 0) -> None:
-    """Write the pictures, `captions.csv`, the photographs and `manifest.parquet`.
+    """Write the images, `captions.csv`, the photographs and `manifest.parquet`.
 
     Args:
         folder: made where it is missing; files of the same names are replaced.

@@ -62,7 +62,7 @@ class Setting:
         at_least: smallest value.
         above: every value is larger.
         at_most: largest value.
-        at_most_anew: largest value of a new job. A job that was begun with a larger one goes on with it, since its
+        at_most_in_new_job: largest value of a new job. A job that was begun with a larger one goes on with it, since its
             captions would be others with any other value.
         zero: what 0 means.
         check: what else is wrong with a value, in words that follow its name; "" where nothing is.
@@ -86,7 +86,7 @@ class Setting:
     at_least: float | None = None
     above: float | None = None
     at_most: float = math.inf
-    at_most_anew: float = math.inf
+    at_most_in_new_job: float = math.inf
     zero: str = ""
     check: Callable[[Any], str] | None = None
     decides_caption: bool = False
@@ -106,19 +106,19 @@ class Setting:
             return f"must be {said}{_instead_of(value)}"
         if self.above is not None and not value > self.above:
             return f"must be above {self.above:g}{_instead_of(value)}"
-        most = self.at_most if math.isinf(self.at_most_anew) else MAX_NUMBER
+        most = self.at_most if math.isinf(self.at_most_in_new_job) else MAX_NUMBER
         return "" if value <= most else self._too_large(value)
 
     def fault_in_new_job(self, value: object, begun: BegunValue) -> str:
         """What is wrong with a value unless the job was begun with it; "" where nothing is."""
-        if not (isinstance(value, int | float) and value > self.at_most_anew):
+        if not (isinstance(value, int | float) and value > self.at_most_in_new_job):
             return ""
         return "" if begun(self.key) == value else self._too_large(value)
 
     @property
     def largest(self) -> float:
         """Largest value of a new job."""
-        return min(self.at_most, self.at_most_anew)
+        return min(self.at_most, self.at_most_in_new_job)
 
     def _too_large(self, value: float) -> str:
         return f"must be at most {shown_number(self.largest)}{_instead_of(value)}"

@@ -104,7 +104,7 @@ class PackedWeightsCache:
             tile = json.loads(self._tile_path.read_bytes())["row_tile"]
             if tile in TILES:
                 return int(tile)
-        except (OSError, ValueError, KeyError, TypeError):  # not there, or broken: measured anew
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or broken: measured again
             pass
         tile = find_batch_multiple(session, self._bundle.geometry)
         if tile < MAX_BATCH:  # the largest may mean that none works, which every start is to warn of

@@ -93,7 +93,7 @@ PHOTOGRAPHS = ("astronaut", "cat-chelsea", "coffee", "hubble", "rocket")
 COLOUR_JITTER = 8
 COUNTS = {2: "two", 3: "three"}
 VOWELS = "aeiou"
-# Sides of sprites as shares of the picture's shorter side; the gap between small and large leaves no doubt.
+# Sides of sprites as shares of the image's shorter side; the gap between small and large leaves no doubt.
 SMALL_SHARE = (0.30, 0.38)
 LARGE_SHARE = (0.66, 0.85)
 PLACES = (
@@ -137,7 +137,7 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Sprite:
-    """One thing at its place; `x`, `y` and `side` in shares of the picture's shorter side."""
+    """One thing at its place; `x`, `y` and `side` in shares of the image's shorter side."""
 
     kind: Kind
     x: float
@@ -147,7 +147,7 @@ class Sprite:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture to draw and its one right caption."""
+    """An image to draw and its one right caption."""
 
     caption: str
     sprites: tuple[Sprite, ...]
@@ -160,8 +160,8 @@ def article(word: str) -> str:
 
 
 def compose(rng: random.Random, aspect: float) -> Scene:
-    """Think up a scene for a picture of the given aspect (width / height)."""
-    # The picture in units of its shorter side.
+    """Think up a scene for an image of the given aspect (width / height)."""
+    # The image in units of its shorter side.
     width, height = max(1.0, aspect), max(1.0, 1 / aspect)
     background = _compose_background(rng)
     layout = rng.choices(("one", "same", "two", "three"), (3, 2, 5, 2))[0]
@@ -219,7 +219,7 @@ def _compose_same(rng: random.Random, width: float, height: float) -> tuple[str,
 
 
 def _goes_across(rng: random.Random, width: float, height: float) -> bool:
-    """Whether things stand side by side; in long pictures they follow the long side, so that none gets tiny."""
+    """Whether things stand side by side; in long images they follow the long side, so that none gets tiny."""
     if max(width, height) > 1.3:
         return width > height
     return rng.random() < 0.5
@@ -229,7 +229,7 @@ def _compose_two(rng: random.Random, width: float, height: float) -> tuple[str, 
     counts = rng.choice(((1, 1), (1, 1), (1, 2), (2, 1)))
     first, second = (Group(kind, count) for kind, count in zip(rng.sample(KINDS, 2), counts, strict=True))
     across = _goes_across(rng, width, height)
-    # Each group gets a share of the picture by its number of things; a pair stands across or along the direction.
+    # Each group gets a share of the image by its number of things; a pair stands across or along the direction.
     split = 0.5
     if across:
         boxes = ((0.0, 0.0, width * split, height), (width * split, 0.0, width * (1 - split), height))

@@ -119,7 +119,7 @@ class DecoderLane:
                 self._decoder.prefill_pending()
             else:
                 self._add(work)
-        except Exception as error:  # a worker's edge: one row must not end the job at every start anew
+        except Exception as error:  # a worker's edge: one row must not end the job at every start
             # That the decoder itself works has been seen when its row tile was measured. Lack of memory is not the
             # row's fault.
             if lacks_memory(error):

@@ -187,7 +187,7 @@ class LocalEngine:
         return len(self._ledger.requests)
 
     def seed_dedup(self, caption_key: str, images: list[tuple[str, int]]) -> None:
-        """Tell the vision worker of images captioned before; a successor is not told and captions them anew."""
+        """Tell the vision worker of images captioned before; a successor is not told and captions them again."""
         if images:
             self._vision.worker.send(Captioned(caption_key, images))
 

@@ -162,7 +162,7 @@ class WorkerSupervisor:
         """The worker has loaded its model."""
         self.is_ready = True
         self._lanes_heard_s.clear()
-        self._oldest = None  # the first suspect may be the one that its predecessor hung over: its time begins anew
+        self._oldest = None  # its predecessor may have hung on this row: its time starts again
         self.heard()
 
     def answered(self, index: int) -> None:

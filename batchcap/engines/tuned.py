@@ -53,7 +53,7 @@ class TuningKey:
 
 
 def read_tuned(bundle_id: str) -> Tuned | None:
-    """What was tuned for a bundle on this machine; a file that is broken or of another machine is passed over."""
+    """What was tuned for a bundle on this machine; a file that is broken or of another machine is ignored."""
     key = TuningKey.here(bundle_id)
     try:
         path = key.path
@@ -61,7 +61,7 @@ def read_tuned(bundle_id: str) -> Tuned | None:
     except (FileNotFoundError, UsageError):
         return None
     except (OSError, ValueError) as error:
-        log.warning("%s can't be read (%s) and is passed over: run `batchcap tune` again", path, error)
+        log.warning("%s can't be read (%s) and is ignored: run `batchcap tune` again", path, error)
         return None
     try:
         if content["format_version"] != FORMAT_VERSION:
@@ -72,7 +72,7 @@ def read_tuned(bundle_id: str) -> Tuned | None:
             return _tuned(content)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         reason = f"is damaged ({error!r})"
-    log.warning("%s %s and is passed over: run `batchcap tune` again", path, reason)
+    log.warning("%s %s and is ignored: run `batchcap tune` again", path, reason)
     return None
 
 

@@ -149,7 +149,7 @@ def _mend_transparent_colour(image: Image.Image) -> None:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """What the EXIF orientation asks for; broken EXIF asks for nothing.
 
-    `ImageOps.exif_transpose` would also write the EXIF block anew, which fails on odd ones, and copy every image.
+    `ImageOps.exif_transpose` would also write the EXIF block again, which fails on odd ones, and copy every image.
     """
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))

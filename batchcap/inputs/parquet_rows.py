@@ -46,7 +46,7 @@ def rows_at_once(group_bytes: int, most: int) -> int:
 class RowReader:
     """Some columns of one Parquet file, by ranges of rows; one pass over the file where the ranges come in order.
 
-    A range that lies after the last one goes on in the open row group. Opened for every part anew, a row group of a
+    A range that lies after the last one goes on in the open row group. Opened again for every part, a row group of a
     million rows would be decoded a thousand times.
 
     Args:

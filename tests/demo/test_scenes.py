@@ -1,4 +1,4 @@
-"""The composer: same seed, same picture; every caption follows the grammar and says what is drawn."""
+"""The composer: same seed, same image; every caption follows the grammar and says what is drawn."""
 
 import random
 import re

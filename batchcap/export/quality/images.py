@@ -91,7 +91,7 @@ def load_images(choice: ImageChoice, geometry: Geometry, exclude: Path) -> list[
     Args:
         choice: which ones.
         geometry: of the model that will see them.
-        exclude: a folder that is passed over.
+        exclude: a folder that is skipped.
 
     Raises:
         UsageError: an input does not exist, or none of its images can be read.
