@@ -62,8 +62,8 @@ class Setting:
         at_least: smallest value.
         above: every value is larger.
         at_most: largest value.
-        at_most_in_new_job: largest value of a new job. A job that was begun with a larger one goes on with it, since its
-            captions would be others with any other value.
+        at_most_in_new_job: largest value of a new job. A job that was begun with a larger one keeps it, since any other
+            value would change its captions.
         zero: what 0 means.
         check: what else is wrong with a value, in words that follow its name; "" where nothing is.
         decides_caption: it decides the words or the columns of the output, so a job folder is bound to its value.
