@@ -37,7 +37,7 @@ def require_values(
         missing = sorted(wanted.keys() - values.keys())
         unknown = sorted(values.keys() - wanted.keys()) if kind == "input" else []
         if missing or unknown:
-            what = f"lacks the {kind} {missing[0]}" if missing else f"has an unexpected {kind} {unknown[0]}"
+            what = f"lacks the {kind} {missing[0]}" if missing else f"has an {kind} {unknown[0]} that is not used"
             raise BundleError(f"{path} does not match bundle.json: it {what}. {_REMEDY}")
         for name, (element, shape) in wanted.items():
             value = values[name]
