@@ -87,7 +87,7 @@ def test_the_measure_follows_its_definition(tiny_checkpoint: Path, tiny_bundle_i
 
 
 def test_a_bundle_of_another_checkpoint_is_refused(tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
-    other = make_checkpoint(tmp_path / "other", Shape(layers=2, deepstack=(0, 1)))
+    other = make_checkpoint(tmp_path / "other", Shape(layers=2, levels=(0, 1)))
     with pytest.raises(UsageError, match=r"was made from another checkpoint than .*other"):
         compare_bundles([tiny_bundle_int4.folder], str(other), CHOICE)
 
