@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -73,9 +74,9 @@ class Place:
                 raise _refusal(path, f"{here} is a link to {here.readlink()}, which does not exist")
             missing.append(here)
             here = here.parent
-        if not os.path.isdir(here):  # noqa: PTH112
-            here.lstat()
-            raise _refusal(path, f"{here} is a {'file' if os.path.isfile(here) else 'device'}, not a folder")  # noqa: PTH113
+        kind = here.stat().st_mode  # asked once: between two questions another run's trial may make and remove it
+        if not stat.S_ISDIR(kind):
+            raise _refusal(path, f"{here} is a {'file' if stat.S_ISREG(kind) else 'device'}, not a folder")
         place = cls(path, tuple(missing), is_new=not is_job_folder(path))
         if place.is_new:
             place._try(here)

@@ -352,6 +352,14 @@ def test_runs_that_begin_at_one_place_do_not_refuse_each_other(tmp_path: Path) -
         assert {"out"} == set().union(*(one.result() for one in [threads.submit(look) for _ in range(4)]))
 
 
+def test_a_folder_that_comes_and_goes_is_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run's trial may remove it and make it again between any two questions."""
+    (tmp_path / "a").mkdir()
+    asked = os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda path: Path(path) != tmp_path / "a" and asked(path))
+    assert Place.of(tmp_path / "a" / "out").missing == (tmp_path / "a" / "out",)
+
+
 @pytest.mark.parametrize("content", [{"fingerprint": {}}, {}])
 def test_a_later_format_is_told_before_anything_else(folder: JobFolder, content: dict[str, object]) -> None:
     folder.job_path.write_text(json.dumps({**content, "format_version": 99}))
