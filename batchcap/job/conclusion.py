@@ -7,7 +7,7 @@ from pathlib import Path
 from batchcap.config import DEMO_MODEL, JobConfig
 from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import BatchcapError, ExitCode, StorageError
-from batchcap.core.records import RowCounts
+from batchcap.core.row_counts import RowCounts
 from batchcap.core.text import format_duration, one_line
 from batchcap.inputs.skipped import Skipped
 from batchcap.job.failures import why_alike

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, StorageError
-from batchcap.core.records import CaptionRow, RowCounts
+from batchcap.core.records import CaptionRow
+from batchcap.core.row_counts import RowCounts
 from batchcap.core.text import one_line
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import first_failure

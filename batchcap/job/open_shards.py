@@ -3,7 +3,8 @@
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from batchcap.core.records import ImageRow, RowCounts, Status
+from batchcap.core.records import ImageRow, Status
+from batchcap.core.row_counts import RowCounts
 from batchcap.job.plan import Plan
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from batchcap.core.errors import UsageError
-from batchcap.core.records import RowCounts
+from batchcap.core.row_counts import RowCounts
 from batchcap.job.plan import Plan
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal

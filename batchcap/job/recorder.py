@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from batchcap.core.errors import ErrorKind
-from batchcap.core.records import CaptionRow, Duplicate, Outcome, RowCounts, Status
+from batchcap.core.records import CaptionRow, Duplicate, Outcome, Status
+from batchcap.core.row_counts import RowCounts
 from batchcap.core.text import one_line
 from batchcap.job.open_shards import OpenShards
 from batchcap.job.output_rows import caption_row, duplicate_row

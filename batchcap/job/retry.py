@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from batchcap.config import OnChanged, Retry
 from batchcap.core.errors import ChangedInputError, ErrorKind, RowError, UsageError
-from batchcap.core.records import CaptionRow, ImageRow, RowCounts, Shard, Status
+from batchcap.core.records import CaptionRow, ImageRow, Shard, Status
+from batchcap.core.row_counts import RowCounts
 from batchcap.core.sources import FileAt
 from batchcap.core.text import shown_name
 from batchcap.inputs.encoded import digest, read_encoded

@@ -169,7 +169,7 @@ class JobRun:
             facts.total_rows, facts.counts, facts.shards = plan.total_rows, recorder.counts, shards
             recorder.write_whole_parts()
             if recorder.counts.rows < plan.total_rows and not self._stop_in_time():
-                self._caption(settings, recorder, progress, make_engine)
+                self._caption(settings, recorder, shards, progress, make_engine)
 
     def _planned(self, journal: Journal, config: JobConfig, sources: Iterable[Source]) -> Plan:
         """The plan with what was found now in it."""
@@ -192,12 +192,15 @@ class JobRun:
         retry.retry(self._config.resume.retry, is_interrupted=is_interrupted)
 
     def _caption(
-        self, settings: RunSettings, recorder: Recorder, progress: Progress, make_engine: EngineFactory
+        self,
+        settings: RunSettings,
+        recorder: Recorder,
+        shards: OpenShards,
+        progress: Progress,
+        make_engine: EngineFactory,
     ) -> None:
         self._say_what_comes(settings)
         facts = self.conclusion.facts
-        shards = facts.shards
-        assert shards is not None  # noqa: S101 - set by `work`
         stats = StatsWriter(self._folder.stats_path)
         monitor = Monitor(stats, progress, self._started_s)
         asked = settings.config.generation

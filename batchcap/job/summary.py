@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from batchcap.core.errors import ExitCode
-from batchcap.core.records import RowCounts
+from batchcap.core.row_counts import RowCounts
 
 NO_STAGE = "none"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from batchcap.core.errors import UsageError
-from batchcap.core.records import RowCounts
+from batchcap.core.row_counts import RowCounts
 from batchcap.core.text import format_duration
 from batchcap.job.summary import JobState
 from batchcap.store.fingerprint import begun_model

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchcap.core.errors import UsageError
-from batchcap.core.records import CaptionRow, RowCounts, Shard
+from batchcap.core.records import CaptionRow, Shard
+from batchcap.core.row_counts import RowCounts
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.parts import TALLY_KEY, part_is_complete, part_metadata, read_part

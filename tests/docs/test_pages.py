@@ -16,7 +16,8 @@ from batchcap.commands.jobfile import load_job_file
 from batchcap.commands.jobmistakes import _KEYS
 from batchcap.config import GenerationConfig, LimitConfig, PlacementConfig, Profile, VisionBackend, VisionConfig
 from batchcap.core import errors
-from batchcap.core.records import FinishReason, RowCounts, Status, Verdict
+from batchcap.core.records import FinishReason, Status, Verdict
+from batchcap.core.row_counts import RowCounts
 from batchcap.core.setting import fields_of
 from batchcap.inputs.reader import Reader
 from batchcap.inputs.registry import READERS

@@ -7,7 +7,8 @@ import pytest
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind
-from batchcap.core.records import CaptionRow, RowCounts, Shard, Status
+from batchcap.core.records import CaptionRow, Shard, Status
+from batchcap.core.row_counts import RowCounts
 from batchcap.job import failures
 from batchcap.job.failures import why_alike
 from batchcap.store.folder import JobFolder

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from batchcap.core.errors import ErrorKind, ExitCode, StorageError, UsageError
-from batchcap.core.records import CaptionRow, RowCounts, Shard, Status
+from batchcap.core.records import CaptionRow, Shard, Status
+from batchcap.core.row_counts import RowCounts
 from batchcap.job.summary import JobState, Summary
 from batchcap.report.status import read_status
 from batchcap.store import shard_state as state

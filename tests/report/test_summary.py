@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from batchcap.core.errors import ErrorKind, ExitCode
-from batchcap.core.records import CaptionRow, RowCounts, Status, Verdict
+from batchcap.core.records import CaptionRow, Status, Verdict
+from batchcap.core.row_counts import RowCounts
 from batchcap.job.summary import JobState, RunMetrics, Summary
 
 OK = CaptionRow(id="a", source="a", row=0, caption="x", verdict=Verdict.OK, new_tokens=7)
