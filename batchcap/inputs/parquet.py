@@ -1,46 +1,65 @@
-"""Owns Parquet files as inputs: each is looked at once a job, and one is open at a time for images and for columns."""
+"""Owns Parquet files as inputs: how one is opened, its number of rows, and its row groups."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from batchcap.config import InputConfig
-from batchcap.core.records import ImageRow
-from batchcap.core.sources import Piece
 from batchcap.core.text import shown_name
-from batchcap.inputs.parquet_layout import ParquetLayout, count_rows, read_layout
-from batchcap.inputs.parquet_rows import (
-    SMALL_BATCH_ROWS,
-    RowReader,
-    carried_reader,
-    image_reader,
-    image_row,
-    read_columns,
-    read_rows,
-)
-from batchcap.inputs.reader import PassthroughColumns, Reader, Unreadable
+from batchcap.inputs.columns import shown
+from batchcap.inputs.table import Table, readable
+from batchcap.inputs.table_files import TableFiles
 from batchcap.inputs.tables import table_above
 
+# A plan of more would take days to make. Only a footer that lies has them.
+_MAX_ROWS = 1_000_000_000
+_MAX_BATCH_BYTES = 1 << 30
 
-class ParquetFiles(Reader):
+
+class ParquetTable(Table):
+    """A Parquet file.
+
+    Raises:
+        UsageError: it can't be read.
+    """
+
+    noun = "Parquet file"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with readable(path, self.noun):
+            self._file = open_parquet(path)
+            self.schema = self._file.schema_arrow
+            self.group_rows = row_group_sizes(self._file.metadata)
+
+    def batches(self, group: int, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+        """Some columns of a row group."""
+        at_once = rows_at_once(self._file.metadata.row_group(group).total_byte_size, max_rows)
+        return iter(self._file.iter_batches(at_once, row_groups=[group], columns=list(columns)))
+
+    def group_name(self, group: int) -> str:
+        """A row group."""
+        return f"row group {group} of {shown(self.path)}"
+
+
+class ParquetFiles(TableFiles):
     """Parquet files, each row of which has an image or says where it is."""
 
     kind = "parquet"
-    noun = "Parquet file"
+    noun = ParquetTable.noun
     suffixes = frozenset({".parquet", ".pq"})
-
-    def __init__(self, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> None:
-        super().__init__(config, own_columns)
-        self._layouts: dict[Path, ParquetLayout] = {}
-        # One file open for each purpose: a job may have thousands.
-        self._images: RowReader | None = None
-        self._columns: RowReader | None = None
 
     @staticmethod
     def count(path: Path) -> int:
-        """Rows of a file; see `count_rows`."""
-        return count_rows(path)
+        """Rows of a file, of which only the footer is read."""
+        with readable(path, ParquetTable.noun):
+            return sum(row_group_sizes(pq.read_metadata(path)))
+
+    @staticmethod
+    def open_table(path: Path) -> ParquetTable:
+        """The file."""
+        return ParquetTable(path)
 
     @staticmethod
     def warning(folder: Path) -> str | None:
@@ -55,39 +74,41 @@ class ParquetFiles(Reader):
             "that."
         )
 
-    def rows(self, piece: Piece, indexes: Sequence[int]) -> Iterator[ImageRow]:
-        """Rows of a file; a row group that is open already is gone on with."""
-        file = Path(piece.path)
-        layout = self._layout(file)
-        if self._images is None or self._images.path != file:
-            self._images = image_reader(file, layout)
-        wanted = frozenset(indexes)
-        skip = indexes[0] - piece.first_row
-        found = read_rows(self._images, piece.start + skip, 1 + indexes[-1] - indexes[0])
-        for offset, values in enumerate(found, skip):
-            index = piece.first_row + offset
-            if index in wanted:
-                yield image_row(values, layout, (index, piece.source_id, file, piece.start + offset))
 
-    def passthrough(self, path: Path) -> PassthroughColumns:
-        """Those that `--keep-columns` names."""
-        layout = self._layout(path)
-        return PassthroughColumns(path, layout.kept, layout.kept_as)
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """An input, opened for its rows; every reading of rows or types goes through here.
 
-    def columns(self, piece: Piece) -> pa.Table:
-        """Those of a piece; see `read_columns`."""
-        file = Path(piece.path)
-        layout = self._layout(file)
-        if self._columns is None or self._columns.path != file:
-            self._columns = carried_reader(file, layout)
-        return read_columns(self._columns, layout, piece.start, piece.rows)
+    Old timestamps of 96 bits come in microseconds: in nanoseconds, which PyArrow takes by default, every date after
+    2262 would be another one without a word, such as the 9999-12-31 that stands for "for ever" in many tables.
 
-    def values(self, path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch | Unreadable]:
-        """The columns, and no others, piece by piece; of a damaged row group nothing."""
-        reader = RowReader(path, list(names), SMALL_BATCH_ROWS)
-        return reader.read(0, reader.rows)
+    Raises:
+        pa.ArrowException, OSError, UnicodeDecodeError: it can't be read; see `table.readable`.
+    """
+    # Checksums are verified where a file has them: an image with a flipped bit would be another image.
+    return pq.ParquetFile(
+        path,
+        memory_map=False,
+        buffer_size=1 << 20,
+        coerce_int96_timestamp_unit="us",
+        page_checksum_verification=True,
+    )
 
-    def _layout(self, path: Path) -> ParquetLayout:
-        if path not in self._layouts:
-            self._layouts[path] = read_layout(path, self.config, self.own_columns)
-        return self._layouts[path]
+
+def row_group_sizes(metadata: pq.FileMetaData) -> list[int]:
+    """The rows of each row group.
+
+    Raises:
+        pa.ArrowInvalid: the footer contradicts itself, or has more rows than a job can have.
+    """
+    # No column of a row group is looked at: where its statistics are damaged, pyarrow ends the process.
+    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if metadata.num_rows != sum(sizes) or any(size < 0 for size in sizes):
+        raise pa.ArrowInvalid(f"its footer says {metadata.num_rows} rows, its row groups have {sum(sizes)}")
+    if metadata.num_rows > _MAX_ROWS:
+        raise pa.ArrowInvalid(f"it says it has {metadata.num_rows} rows, and {_MAX_ROWS} are the most a file may have")
+    return sizes
+
+
+def rows_at_once(group_bytes: int, most: int) -> int:
+    """How many rows of a row group are decoded at once: each may have a cell as large as all that is in the group."""
+    return max(1, min(most, _MAX_BATCH_BYTES // max(1, group_bytes)))

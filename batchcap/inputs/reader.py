@@ -40,6 +40,14 @@ class Unreadable:
     rows: int
     reason: str
 
+    def __len__(self) -> int:
+        return self.rows
+
+    def slice(self, offset: int, length: int | None = None) -> "Unreadable":
+        """Some of the rows, as `pyarrow.RecordBatch.slice` takes them."""
+        rest = max(0, self.rows - offset)
+        return Unreadable(rest if length is None else min(length, rest), self.reason)
+
 
 class Reader(ABC):
     """One kind of input, as one job reads it. `inputs.registry` lists the kinds.

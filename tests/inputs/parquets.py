@@ -6,8 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchcap.config import InputConfig
 from batchcap.core.records import ImageRow
 from batchcap.core.sources import Bytes, FileAt
+from batchcap.inputs.parquet import ParquetTable
+from batchcap.inputs.table_layout import TableLayout, layout_of
 
 IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -16,6 +19,11 @@ def write_table(path: Path, columns: dict[str, Any], row_group_size: int = 100) 
     """Columns of Python values or Arrow arrays as a Parquet file."""
     pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
     return path
+
+
+def read_layout(path: Path, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> TableLayout:
+    """What the columns of a Parquet file are used for."""
+    return layout_of(path, ParquetTable(path).schema, config, own_columns)
 
 
 def data_of(row: ImageRow) -> bytes | None:

@@ -10,9 +10,8 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import ImageRow
 from batchcap.inputs.encoded import read_encoded
-from batchcap.inputs.parquet_layout import read_layout
 from tests.images.samples import encode, noise
-from tests.inputs.parquets import IMAGE_STRUCT, write_table
+from tests.inputs.parquets import IMAGE_STRUCT, read_layout, write_table
 from tests.inputs.test_parquet import planned, rows_of
 
 JPEG = base64.b64encode(encode(noise(40, 40), "JPEG")).decode()

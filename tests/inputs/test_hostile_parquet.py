@@ -14,11 +14,10 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, UsageError
 from batchcap.core.records import ImageRow, Shard
 from batchcap.inputs.discover import discover
-from batchcap.inputs.parquet_layout import count_rows, read_layout
-from batchcap.inputs.parquet_rows import rows_at_once
+from batchcap.inputs.parquet import ParquetFiles, rows_at_once
 from batchcap.store.parts import SCHEMA, write_part
 from tests.inputs.hostile import damage_pages, footer_of, lie_about, with_footer
-from tests.inputs.parquets import data_of, path_of, write_table
+from tests.inputs.parquets import data_of, path_of, read_layout, write_table
 from tests.inputs.test_parquet import carried, planned, rows_of
 from tests.store.records import caption_row
 
@@ -49,13 +48,13 @@ def test_a_file_cut_off_anywhere_is_told_before_any_work(file: Path, share: floa
 def test_a_footer_that_lies_about_its_length(file: Path, length: int) -> None:
     file.write_bytes(file.read_bytes()[:-8] + length.to_bytes(4, "little") + b"PAR1")
     with pytest.raises(UsageError, match="mend it or leave it out"):
-        count_rows(file)
+        ParquetFiles.count(file)
 
 
 def test_an_encrypted_file_says_so(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4] + b"PARE")
     with pytest.raises(UsageError, match=r"(?i)crypt.*mend it or leave it out"):
-        count_rows(file)
+        ParquetFiles.count(file)
 
 
 @pytest.mark.parametrize("claimed", [0, 300, 302, 5000, 2**40, 2**62, -1])
@@ -80,7 +79,7 @@ def test_more_rows_than_any_job_can_have_are_refused(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.parquet", COLUMNS, ROWS)
     lie_about(path, ROWS, 10**10)
     with pytest.raises(UsageError, match=r"10,?000,?000,?000 rows"):
-        count_rows(path)
+        ParquetFiles.count(path)
 
 
 def test_a_damaged_page_costs_the_rows_of_its_row_group_only(file: Path) -> None:
@@ -124,7 +123,7 @@ def test_a_damaged_carried_column_is_null_and_the_others_are_not(file: Path, cap
     lost = range(GROUP_ROWS, 2 * GROUP_ROWS)
     assert table["size"].to_pylist() == COLUMNS["size"]
     assert table["label"].to_pylist() == [None if row in lost else COLUMNS["label"][row] for row in range(ROWS)]
-    warnings = [record.getMessage() for record in caplog.records if "parquet_rows" in record.name]
+    warnings = [record.getMessage() for record in caplog.records if "table_rows" in record.name]
     assert len(warnings) == 1, "one warning for a row group, not one for each part"
     assert "label" in warnings[0]
     assert "row group 1" in warnings[0]

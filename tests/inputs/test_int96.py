@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
-from batchcap.inputs.parquet_layout import read_layout
 from tests.inputs.hostile import damage_pages
+from tests.inputs.parquets import read_layout
 from tests.inputs.test_parquet import carried, planned, rows_of
 
 FOR_EVER = dt.datetime.fromisoformat("9999-12-31")

@@ -13,10 +13,9 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import ImageRow
 from batchcap.inputs.discover import discover
-from batchcap.inputs.parquet_layout import read_layout
 from batchcap.job.plan import Plan
 from batchcap.store.journal import Journal
-from tests.inputs.parquets import IMAGE_STRUCT, data_of, path_of, write_table
+from tests.inputs.parquets import IMAGE_STRUCT, data_of, path_of, read_layout, write_table
 
 ROWS = 25  # more than one row group of ten, and more than one batch of images
 

@@ -16,7 +16,7 @@ import pytest
 from batchcap.config import InputConfig, JobConfig, LimitConfig, PlacementConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Caption, FinishReason, ImageFacts, Outcome, Request, Verdict
-from batchcap.inputs import parquet_layout, passthrough
+from batchcap.inputs import parquet, passthrough
 from batchcap.job import run as job
 from batchcap.job.run import run_job
 from batchcap.store.folder import JobFolder
@@ -254,8 +254,7 @@ def test_a_job_begun_with_dates_in_nanoseconds_goes_on(
     table = pa.table({"image": [bytes([row]) for row in range(6)], "day": pa.array(days, pa.timestamp("us"))})
     pq.write_table(table, tmp_path / "in" / "a.parquet", use_deprecated_int96_timestamps=True)
     with monkeypatch.context() as patch:
-        patch.setattr(parquet_layout, "open_parquet", pq.ParquetFile)
-        patch.setattr("batchcap.inputs.parquet_rows.open_parquet", pq.ParquetFile)
+        patch.setattr(parquet, "open_parquet", pq.ParquetFile)
         run(replace(config, limits=LimitConfig(limit=2)))
     run(config)
     found = carried_of(config)

@@ -217,7 +217,7 @@ def kinds_named(tree: ast.Module) -> Iterator[str]:
         "if path.suffix == '.parquet': pass",
         "match kind:\n    case 'image': pass",
         "READERS['image']",
-        "from batchcap.inputs.parquet_rows import RowReader",
+        "from batchcap.inputs.table_rows import RowReader",
         "from batchcap.inputs import parquet",
         "import batchcap.inputs.files",
         "from batchcap.inputs.registry import ImageFiles",

@@ -1,4 +1,4 @@
-"""Owns the streaming of a Parquet file's rows: ranges of it, images and carried columns, and what can't be read."""
+"""Owns the streaming of a table's rows: ranges of it, images and carried columns, and what can't be read."""
 
 import logging
 import os
@@ -16,18 +16,11 @@ from batchcap.core.records import ImageRow
 from batchcap.core.sources import Bytes
 from batchcap.core.text import printable_name
 from batchcap.inputs.cells import image_of_text
-from batchcap.inputs.columns import listed, shown
-from batchcap.inputs.parquet_layout import (
-    PATH,
-    ParquetLayout,
-    open_parquet,
-    rank_of,
-    readable,
-    reason_of,
-    row_group_sizes,
-)
+from batchcap.inputs.columns import listed
 from batchcap.inputs.reader import Unreadable
 from batchcap.inputs.source import source_name
+from batchcap.inputs.table import Table, readable, reason_of
+from batchcap.inputs.table_layout import PATH, TableLayout, rank_of
 
 log = logging.getLogger(__name__)
 
@@ -35,43 +28,36 @@ log = logging.getLogger(__name__)
 # and to decode one alone takes a tenth of a millisecond more.
 _IMAGE_BATCH_ROWS = 1
 SMALL_BATCH_ROWS = 1024
-_MAX_BATCH_BYTES = 1 << 30
-
-
-def rows_at_once(group_bytes: int, most: int) -> int:
-    """How many rows of a row group are decoded at once: each may have a cell as large as all that is in the group."""
-    return max(1, min(most, _MAX_BATCH_BYTES // max(1, group_bytes)))
 
 
 class RowReader:
-    """Some columns of one Parquet file, by ranges of rows; one pass over the file where the ranges come in order.
+    """Some columns of one table, by ranges of rows; one pass over the file where the ranges come in order.
 
-    A range that lies after the last one goes on in the open row group. Opened again for every part, a row group of a
-    million rows would be decoded a thousand times.
+    A range that lies after the last one goes on in the open group. Opened again for every part, a group of a million
+    rows would be decoded a thousand times.
 
     Args:
-        path: the file.
+        table: the table.
         columns: names of the columns.
         batch_rows: most rows decoded at once.
-
-    Raises:
-        UsageError: the file can't be read.
     """
 
-    def __init__(self, path: Path, columns: list[str], batch_rows: int) -> None:
-        self.path = path
+    def __init__(self, table: Table, columns: list[str], batch_rows: int) -> None:
+        self._table = table
         self._columns = columns
         self._batch_rows = batch_rows
-        with readable(path):
-            self._file = open_parquet(path)
-            sizes = row_group_sizes(self._file.metadata)
-        self._group_starts = [0, *accumulate(sizes)]
+        self._group_starts = [0, *accumulate(table.group_rows)]
         self._group = -1
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._rest: pa.RecordBatch | None = None  # decoded, but not reached yet
+        self._batches: Iterator[pa.RecordBatch | Unreadable] = iter(())
+        self._rest: pa.RecordBatch | Unreadable | None = None  # decoded, but not reached yet
         self._next = 0  # row of the file that `_rest` or the next batch begins with
-        self._fault: str | None = None  # why nothing follows in the open row group
+        self._fault: str | None = None  # why nothing follows in the open group
         self._lost: set[tuple[int, str]] = set()  # row groups and columns that a warning has told of
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._table.path
 
     @property
     def rows(self) -> int:
@@ -88,7 +74,7 @@ class RowReader:
             UsageError: the file can't be read.
         """
         starts, stop = self._group_starts, start + count
-        with readable(self.path):
+        with readable(self.path, self._table.noun):
             for group in range(bisect_right(starts, start) - 1, bisect_left(starts, stop)):
                 yield from self._read_group(group, max(start, starts[group]), min(stop, starts[group + 1]))
 
@@ -108,12 +94,11 @@ class RowReader:
                 yield batch.slice(skip, take - skip)
 
     def _open(self, group: int) -> None:
-        at_once = rows_at_once(self._file.metadata.row_group(group).total_byte_size, self._batch_rows)
-        self._batches = self._file.iter_batches(at_once, row_groups=[group], columns=self._columns)
+        self._batches = self._table.batches(group, self._columns, self._batch_rows)
         self._group, self._next, self._rest, self._fault = group, self._group_starts[group], None, None
 
-    def _decode(self) -> pa.RecordBatch | None:
-        """The next batch of the open row group; None where it is damaged, now and for the rest of it."""
+    def _decode(self) -> pa.RecordBatch | Unreadable | None:
+        """The next batch of the open group; None where it is damaged, now and for the rest of it."""
         if self._fault is None:
             try:
                 return next(self._batches)
@@ -124,26 +109,25 @@ class RowReader:
                     self._group = -1
                     raise
                 reason = reason_of(error)
-            self._fault = f"row group {self._group} of {shown(self.path)} is damaged: {reason}"
+            self._fault = f"{self._table.group_name(self._group)} is damaged: {reason}"
         return None
 
     def read_apart(self, start: int, count: int) -> pa.Table:
-        """Rows `start` to `start + count` of the open row group, column by column; null where one can't be read.
+        """Rows `start` to `start + count` of the open group, column by column; null where one can't be read.
 
         Raises:
             UsageError: the file can't be read.
         """
-        group = self._group
+        group, schema = self._group, self._table.schema
         skip = start - self._group_starts[group]
-        schema = self._file.schema_arrow
         columns, lost = [], []
         for name in self._columns:
             try:
-                pieces = self._file.iter_batches(self._batch_rows, row_groups=[group], columns=[name])
+                pieces = self._table.batches(group, [name], self._batch_rows)
                 table = pa.Table.from_batches(_within(pieces, skip, count), pa.schema([schema.field(name)]))
             except (pa.ArrowException, OSError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
-                    with readable(self.path):
+                    with readable(self.path, self._table.noun):
                         raise
                 table = pa.table({})
             if len(table) < count:
@@ -158,24 +142,20 @@ class RowReader:
         return pa.table(columns, names=self._columns)
 
 
-def _within(batches: Iterator[pa.RecordBatch], skip: int, count: int) -> Iterator[pa.RecordBatch]:
-    """Rows `skip` to `skip + count` of some batches; no batch after them is decoded."""
+def _within(batches: Iterator[pa.RecordBatch | Unreadable], skip: int, count: int) -> Iterator[pa.RecordBatch]:
+    """Rows `skip` to `skip + count` of some batches; nothing after them, or after what can't be read, is decoded."""
     first, stop = 0, skip + count
-    while first < stop and (batch := next(batches, None)) is not None:
+    while first < stop and isinstance(batch := next(batches, None), pa.RecordBatch):
         low = max(0, skip - first)
         if low < len(batch):
             yield batch.slice(low, stop - first - low)
         first += len(batch)
 
 
-def image_reader(path: Path, layout: ParquetLayout) -> RowReader:
-    """The reader for `read_rows`.
-
-    Raises:
-        UsageError: the file can't be read.
-    """
+def image_reader(table: Table, layout: TableLayout) -> RowReader:
+    """The reader for `read_rows`."""
     columns = [layout.image] if layout.id is None else list(dict.fromkeys([layout.image, layout.id]))
-    return RowReader(path, columns, SMALL_BATCH_ROWS if layout.rank == PATH else _IMAGE_BATCH_ROWS)
+    return RowReader(table, columns, SMALL_BATCH_ROWS if layout.rank == PATH else _IMAGE_BATCH_ROWS)
 
 
 def read_rows(reader: RowReader, start: int, count: int) -> Iterator[dict[str, Any] | Unreadable]:
@@ -243,16 +223,12 @@ def _bytes_type(kind: pa.DataType) -> pa.DataType:
     return pa.large_binary() if is_text else kind
 
 
-def carried_reader(path: Path, layout: ParquetLayout) -> RowReader:
-    """The reader for `read_columns`.
-
-    Raises:
-        UsageError: the file can't be read.
-    """
-    return RowReader(path, layout.kept.names, SMALL_BATCH_ROWS)
+def carried_reader(table: Table, layout: TableLayout) -> RowReader:
+    """The reader for `read_columns`."""
+    return RowReader(table, layout.kept.names, SMALL_BATCH_ROWS)
 
 
-def read_columns(reader: RowReader, layout: ParquetLayout, start: int, count: int) -> pa.Table:
+def read_columns(reader: RowReader, layout: TableLayout, start: int, count: int) -> pa.Table:
     """The carried columns of rows `start` to `start + count`, with their types in the file, their names in the output.
 
     A column that is damaged is null from there to the end of its row group, and a warning says so: the captions of
@@ -277,7 +253,7 @@ def read_columns(reader: RowReader, layout: ParquetLayout, start: int, count: in
 
 
 def image_row(
-    values: dict[str, Any] | Unreadable, layout: ParquetLayout, position: tuple[int, str, Path, int]
+    values: dict[str, Any] | Unreadable, layout: TableLayout, position: tuple[int, str, Path, int]
 ) -> ImageRow:
     """The `ImageRow` of one row's values.
 

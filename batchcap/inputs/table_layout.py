@@ -1,29 +1,23 @@
-"""Owns what a Parquet input is: whether it can be read, its number of rows, and which column means what."""
+"""Owns which column of a table means what: image, id, passthrough."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
-from batchcap.core.text import one_line
 from batchcap.inputs.cells import image_root_at
 from batchcap.inputs.columns import ALL_COLUMNS, column_options, cut, listed, output_names, quoted, shown
 
-# A plan of more would take days to make. Only a footer that lies has them.
-_MAX_ROWS = 1_000_000_000
 PATH_NAMES = ("image", "image_path", "path", "file_name", "filename", "filepath", "file")
 IMAGE_STRUCT, BYTES, PATH = 3, 2, 1
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetLayout:
-    """Which columns of a Parquet file mean what.
+class TableLayout:
+    """Which columns of a table mean what.
 
     Attributes:
         image: column with the image.
@@ -44,93 +38,20 @@ class ParquetLayout:
     allowed_root: str | None
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """What goes wrong with a Parquet file, as an error that says what to do.
-
-    Raises:
-        UsageError: the file can't be read.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise UsageError(f"the Parquet file {shown(path)} is missing: put it back to go on") from None
-    except UnicodeEncodeError:
-        raise UsageError(f"the name of the Parquet file {shown(path)} is not UTF-8: rename it") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"can't read the Parquet file {shown(path)} ({reason_of(error)}): mend it or leave it out"
-        ) from None
-
-
-def reason_of(error: Exception) -> str:
-    """What a library says is wrong with a file, in one line."""
-    if isinstance(error, UnicodeDecodeError):
-        return "it has a column name that is not UTF-8"
-    lines = str(error).splitlines()
-    return one_line(lines[0]) if lines else type(error).__name__
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """An input, opened for its rows; every reading of rows or types goes through here.
-
-    Old timestamps of 96 bits come in microseconds: in nanoseconds, which PyArrow takes by default, every date after
-    2262 would be another one without a word, such as the 9999-12-31 that stands for "for ever" in many tables.
-
-    Raises:
-        pa.ArrowException, OSError, UnicodeDecodeError: it can't be read; see `readable`.
-    """
-    # Checksums are verified where a file has them: an image with a flipped bit would be another image.
-    return pq.ParquetFile(
-        path,
-        memory_map=False,
-        buffer_size=1 << 20,
-        coerce_int96_timestamp_unit="us",
-        page_checksum_verification=True,
-    )
-
-
-def count_rows(path: Path) -> int:
-    """Rows of a Parquet file.
-
-    Raises:
-        UsageError: it can't be read.
-    """
-    with readable(path):
-        return sum(row_group_sizes(pq.read_metadata(path)))
-
-
-def row_group_sizes(metadata: pq.FileMetaData) -> list[int]:
-    """The rows of each row group.
-
-    Raises:
-        pa.ArrowInvalid: the footer contradicts itself, or has more rows than a job can have.
-    """
-    # No column of a row group is looked at: where its statistics are damaged, pyarrow ends the process.
-    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    if metadata.num_rows != sum(sizes) or any(size < 0 for size in sizes):
-        raise pa.ArrowInvalid(f"its footer says {metadata.num_rows} rows, its row groups have {sum(sizes)}")
-    if metadata.num_rows > _MAX_ROWS:
-        raise pa.ArrowInvalid(f"it says it has {metadata.num_rows} rows, and {_MAX_ROWS} are the most a file may have")
-    return sizes
-
-
-def read_layout(path: Path, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> ParquetLayout:
+def layout_of(
+    path: Path, schema: pa.Schema, config: InputConfig, own_columns: frozenset[str] = frozenset()
+) -> TableLayout:
     """Decide which columns of a file are used.
 
     Args:
         path: the file.
+        schema: its columns.
         config: which columns were asked for.
         own_columns: names in the output that carried columns can't have.
 
     Raises:
         UsageError: no column or several may hold the image, or a column that was named is missing.
     """
-    with readable(path), open_parquet(path) as file:
-        return _layout_of(path, file.schema_arrow, config, own_columns)
-
-
-def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: frozenset[str]) -> ParquetLayout:
     names = Counter(schema.names)
     doubles = [name for name, count in names.items() if count > 1]
     if doubles:
@@ -148,7 +69,7 @@ def _layout_of(path: Path, schema: pa.Schema, config: InputConfig, own_columns: 
     kept = [name for name in names if name != image] if ALL_COLUMNS in config.keep_columns else config.keep_columns
     kept = list(dict.fromkeys(kept))
     root = image_root_at(config.image_root) if config.image_root else None
-    return ParquetLayout(
+    return TableLayout(
         image=image,
         id=config.id_column,
         kept=pa.schema([(name, schema.field(name).type) for name in kept]),
