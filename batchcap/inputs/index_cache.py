@@ -36,7 +36,7 @@ def index_of(file: Path, name: str, build: Callable[[], pa.Table]) -> pa.Table:
         OSError: the file can't be looked at.
     """
     status = file.stat()
-    key = f"{name}\0{os.path.abspath(file)}\0{status.st_size}\0{status.st_mtime_ns}"
+    key = f"{name}\0{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
     place = _place_of(hashlib.sha256(os.fsencode(key)).hexdigest())
     if place is not None and (kept := _read(place)) is not None:
         return kept
