@@ -1,12 +1,15 @@
-"""A worker process without a model that behaves as its two arguments say: as vision worker, as decoder worker."""
+"""A worker process without a model that behaves as it is told: as vision worker, as decoder worker.
+
+It is forked from the process of the tests, and has no thread but its own.
+"""
 
 import os
 import signal
 import struct
-import sys
 import time
+import traceback
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,12 +20,28 @@ from batchcap.engines.messages import Captioned, DecodeWork, Fatal, Ready, Stage
 from batchcap.inputs.encoded import digest, read_encoded
 
 SEEN = SeenImages()
+_LAST_FILE = 1 << 16
 
 
-def main() -> None:
-    connection = Connection(int(sys.argv[3]))
+def become(vision: str, decoder: str, socket_fd: int) -> NoReturn:
+    """What a fork does from its first line to its end; no file that it has inherited but the socket stays open."""
+    code = 1
+    try:
+        os.closerange(3, socket_fd)
+        os.closerange(socket_fd + 1, _LAST_FILE)
+        code = _work(vision, decoder, Connection(socket_fd))
+    except EOFError:  # nobody writes to it any more
+        pass
+    except BaseException:  # noqa: BLE001 - a fork must not go on with the tests
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _work(vision: str, decoder: str, connection: Connection) -> int:
+    """Returns its exit code, where it comes to an end by itself."""
     is_vision = isinstance(connection.recv(), VisionSpec)
-    behaviour = sys.argv[1 if is_vision else 2]
+    behaviour = vision if is_vision else decoder
     if behaviour == "never ready":
         time.sleep(60)
     if behaviour == "nonsense first":
@@ -30,7 +49,7 @@ def main() -> None:
     if behaviour == "refuse":
         connection.send(Fatal("the prompt is too long", 2))
     if behaviour == "exit":
-        sys.exit(7)
+        return 7
     connection.send(Ready(0.1))
     while True:
         _answer(connection, connection.recv(), behaviour)
@@ -93,8 +112,4 @@ def _misbehave(connection: Connection, how: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if how == "breaks":
         connection.send(Fatal("RuntimeError: bad allocation", 1, lacked_memory=True))
-        sys.exit()
-
-
-if __name__ == "__main__":
-    main()
+        os._exit(0)

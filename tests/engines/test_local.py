@@ -3,7 +3,6 @@
 import errno
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from batchcap.engines import local, process
 from batchcap.engines import supervisor as supervisor_module
 from batchcap.engines.local import LocalEngine
 from batchcap.engines.messages import DecoderSpec, Fatal
-from tests.engines.doubles import engine
+from tests.engines.doubles import engine, hurry, popen_of
 from tests.fake_engine import request_of
 
 PATIENCE_S = 60.0
@@ -38,16 +37,6 @@ def remembered_specs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(process.Worker, "__init__", remembered)
     return specs
-
-
-def _popen_of(behaviour: str) -> Callable[[list[str], int, int | None], "subprocess.Popen[bytes]"]:
-    """Starts workers that behave so, whatever they are."""
-
-    def popen(_command: list[str], socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "tests.engines.fake_worker", behaviour, behaviour, str(socket_fd)]
-        return subprocess.Popen(command, pass_fds=[socket_fd], cwd=Path(__file__).parents[2])
-
-    return popen
 
 
 def never() -> bool:
@@ -258,7 +247,7 @@ def test_a_start_that_fails_leaves_no_process_and_no_file(monkeypatch: pytest.Mo
     def popen(command: list[str], socket_fd: int, sign_fd: int | None) -> "subprocess.Popen[bytes]":
         if len(started) == number and fails not in ("thread", "connection"):
             no_process(command, socket_fd, sign_fd)
-        started.append(_popen_of("work")(command, socket_fd, sign_fd))
+        started.append(popen_of("work", "work")(command, socket_fd, sign_fd))
         return started[-1]
 
     def fail(*_given: object) -> bool:
@@ -322,6 +311,7 @@ def test_a_row_that_ends_two_workers_fails_and_the_others_do_not(
     monkeypatch: pytest.MonkeyPatch, stage: str, does: str, told: str
 ) -> None:
     monkeypatch.setattr(process, "MESSAGE_TIMEOUT_S", 1)
+    hurry(monkeypatch, 4)
     culprits = (3, 4) if does in ("stops", "blocks", "stammers") else (3, 4, 17)
     with engine(monkeypatch, timeout_s=2.0 if does in ("stops", "blocks") else 60.0, decoders=2, slots=3) as running:
         running.start(never)
@@ -405,7 +395,7 @@ def test_a_successor_that_does_not_start(monkeypatch: pytest.MonkeyPatch, at_fau
     with engine(monkeypatch) as running:
         running.start(never)
         running.submit(row(0, f"kills {at_fault}"))
-        monkeypatch.setattr(process, "_popen", _popen_of("exit"))
+        monkeypatch.setattr(process, "_popen", popen_of("exit", "exit"))
         with pytest.raises(WorkerError, match=rf"{at_fault}.* ended with code 7"):
             collect(running, 1)
 

@@ -30,12 +30,15 @@ class Room:
         self.specs: list[Any] = []
 
     def supervisor(self, spec: Any, timeout_s: float = 60.0) -> WorkerSupervisor:
-        supervisor = WorkerSupervisor("it", spec, timeout_s, self._start, lambda: self.now_s)
+        supervisor = WorkerSupervisor("it", spec, timeout_s, self.start, self.clock)
         supervisor.start()
         supervisor.ready()
         return supervisor
 
-    def _start(self, _name: str, spec: Any) -> Any:
+    def clock(self) -> float:
+        return self.now_s
+
+    def start(self, _name: str, spec: Any) -> Any:
         self.specs.append(spec)
         sent: list[int] = []
         self.sent.append(sent)
@@ -282,22 +285,21 @@ def test_loading_has_a_time_of_its_own() -> None:
 
 
 def test_time_in_which_nobody_looked_on_is_nobodys_silence() -> None:
-    now_s = 0.0
-    seen_s = SeenTime(lambda: now_s)
+    room = Room()
+    seen_s = SeenTime(room.clock)
     for _ in range(8):
-        now_s += 0.25
+        room.now_s += 0.25
         seen_s()
     assert seen_s() == 2.0
-    now_s += 3600
+    room.now_s += 3600
     assert seen_s() == 2.0 + LOOK_S
-    now_s += 1
+    room.now_s += 1
     assert seen_s() == 3.0 + LOOK_S
 
 
 def test_a_coordinator_that_was_stopped_calls_nobody_hanging() -> None:
     room = Room()
-    seen_s = SeenTime(lambda: room.now_s)
-    supervisor = WorkerSupervisor("it", VISION, 60.0, room._start, seen_s)
+    supervisor = WorkerSupervisor("it", VISION, 60.0, room.start, SeenTime(room.clock))
     supervisor.start()
     supervisor.ready()
     supervisor.give(row(0))
