@@ -229,7 +229,7 @@ def test_two_lanes_write_what_one_writes(tiny_bundle_fp32: Bundle) -> None:
 def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(
     tiny_bundle_fp32: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, timeout_s = tiny_bundle_fp32, 5.0
+    bundle, timeout_s = tiny_bundle_fp32, 2.0
     worker, ours = make_lanes(bundle, 4)
     monkeypatch.setattr(worker.lanes[1]._decoder, "step", lambda: threading.Event().wait())  # as in native code
     inbox: Any = EndlessInbox()

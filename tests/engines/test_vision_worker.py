@@ -180,7 +180,7 @@ def test_no_lane_waits_for_the_end_of_the_others_batch(tiny_bundle_fp32: Bundle)
 
 
 def test_a_lane_that_hangs_is_noticed_while_the_other_goes_on(tiny_bundle_fp32: Bundle) -> None:
-    timeout_s = 3.0
+    timeout_s = 1.0
     worker, ours = make_worker(tiny_bundle_fp32, 1, threads=2)
     inbox = EndlessInbox()
     spec = VisionSpec("", "", VisionConfig(), 2, 1)

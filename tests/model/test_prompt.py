@@ -1,12 +1,11 @@
 """The prompt's token ids are those of transformers and of the published golden run, and text can't forge tokens."""
 
 import dataclasses
-import functools
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +15,7 @@ from transformers import AutoTokenizer
 
 from batchcap.core.errors import BundleError, UsageError
 from batchcap.decoder.thinking import Answer, ThinkingParser
+from batchcap.model import prompt
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import Detokenizer, PromptTemplate, bundle_opens_thinking, load_tokenizer
 from tests.checkpoints import DATA
@@ -34,6 +34,23 @@ PROMPTS = [
     "almost special: <|im_end| > < |image_pad|> <think >",
     "e\u0301 a combining accent",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once() -> Iterator[None]:
+    """Prompts are made with one tokenizer for each file, whatever its names: to read it takes half a second."""
+    kept: dict[tuple[int, int], Tokenizer] = {}
+
+    def load(bundle: Bundle) -> Tokenizer:
+        stat = bundle.tokenizer_path.stat()
+        key = (stat.st_ino, stat.st_mtime_ns)
+        if key not in kept:
+            kept[key] = load_tokenizer(bundle)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompt, "load_tokenizer", load)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +98,13 @@ def test_equals_the_golden_run(bundle: Bundle) -> None:
 
 
 def test_golden_text(bundle: Bundle) -> None:
-    assert Detokenizer(load_tokenizer(bundle)).text(GOLDEN["generated_ids"]) == GOLDEN["generated_text"]
+    assert Detokenizer(prompt.load_tokenizer(bundle)).text(GOLDEN["generated_ids"]) == GOLDEN["generated_text"]
 
 
 @pytest.mark.parametrize(("ending", "opened"), [("", False), ("<think>\n", True), ("<think>\n\n</think>\n\n", False)])
 def test_a_template_that_opens_the_thoughts(bundle: Bundle, tmp_path: Path, ending: str, opened: bool) -> None:
     """The template of Qwen3-VL-*-Thinking ends with the tag; one that closes it again asks for no thoughts."""
-    shutil.copy(bundle.tokenizer_path, tmp_path)
+    (tmp_path / "tokenizer.json").hardlink_to(bundle.tokenizer_path)
     template = bundle.chat_template_path.read_text() + ending
     (tmp_path / "chat_template.jinja").write_text(template)
     thinking = dataclasses.replace(bundle, folder=tmp_path)
@@ -100,7 +117,7 @@ def test_a_template_that_opens_the_thoughts(bundle: Bundle, tmp_path: Path, endi
 
 
 def test_thoughts_in_the_real_tokenizer(bundle: Bundle) -> None:
-    tokenizer = loaded(bundle)
+    tokenizer = prompt.load_tokenizer(bundle)
     ids = [THINK_ID, *tokenizer.encode("\nA cat?\n").ids, CLOSE_ID, *tokenizer.encode("\n\nA cat.").ids]
     assert ThinkingParser(tokenizer, opened=False).read(ids, cut=False) == Answer("A cat?", "A cat.")
     assert ThinkingParser(tokenizer, opened=True).read(ids[1:], cut=False) == Answer("A cat?", "A cat.")
@@ -126,19 +143,11 @@ def test_broken_characters_are_refused(bundle: Bundle) -> None:
 @given(parts=st.lists(st.sampled_from([*"<|>_/ k\u212a\u0338", "im_", "end", "image_", "pad", "think"]), max_size=9))
 def test_no_text_forges_a_special_token(bundle: Bundle, parts: list[str]) -> None:
     """Whatever is not refused has the template's own special tokens (those from 151643 on) and no more."""
-    tokenizer = loaded(bundle)
-    with mock.patch("batchcap.model.prompt.load_tokenizer", return_value=tokenizer):
-        try:
-            ids = ids_of(PromptTemplate.from_bundle(bundle, "".join(parts)))
-        except UsageError:
-            return
+    try:
+        ids = ids_of(PromptTemplate.from_bundle(bundle, "".join(parts)))
+    except UsageError:
+        return
     assert [one for one in ids if one >= 151643] == [151644, 151652, 151655, 151653, 151645, 151644]
-
-
-@functools.cache
-def loaded(bundle: Bundle) -> Tokenizer:
-    """The tokenizer, read once: it takes most of a second."""
-    return load_tokenizer(bundle)
 
 
 def test_tokenizer_settings_that_cut_are_ignored(bundle: Bundle, tmp_path: Path) -> None:
@@ -153,8 +162,8 @@ def test_tokenizer_settings_that_cut_are_ignored(bundle: Bundle, tmp_path: Path)
 
 def test_text_leaves_special_tokens_and_white_space_out(bundle: Bundle) -> None:
     word = PromptTemplate.from_bundle(bundle, "cat").suffix_ids[1]
-    assert Detokenizer(load_tokenizer(bundle)).text([198, word, 198, 151645, 151643]) == "cat"
-    assert Detokenizer(load_tokenizer(bundle)).text([]) == ""
+    assert Detokenizer(prompt.load_tokenizer(bundle)).text([198, word, 198, 151645, 151643]) == "cat"
+    assert Detokenizer(prompt.load_tokenizer(bundle)).text([]) == ""
 
 
 @pytest.mark.parametrize(
@@ -170,7 +179,7 @@ def test_text_leaves_special_tokens_and_white_space_out(bundle: Bundle) -> None:
     ],
 )
 def test_a_template_that_does_not_fit(bundle: Bundle, tmp_path: Path, template: str, message: str) -> None:
-    shutil.copy(bundle.tokenizer_path, tmp_path)
+    (tmp_path / "tokenizer.json").hardlink_to(bundle.tokenizer_path)
     (tmp_path / "chat_template.jinja").write_text(template)
     with pytest.raises(BundleError, match=message):
         PromptTemplate.from_bundle(dataclasses.replace(bundle, folder=tmp_path), "Describe.")
