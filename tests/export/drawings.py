@@ -1,4 +1,4 @@
-"""The model builder takes seconds: here each kind of graph is drawn once a run, whoever exports it."""
+"""What exports have in common is made once a run: each kind of graph, and of each checkpoint all but the decoder."""
 
 import hashlib
 import os
@@ -11,15 +11,29 @@ from types import SimpleNamespace
 
 import pytest
 
+from batchcap.export import export
+from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.export.graph import builder_process, decoder
 from tests.shared import made_once
 
-_run_builder = decoder._run_builder
+_run_builder, _write_parts = decoder._run_builder, export.write_parts
+_LARGE_BYTES = 64 << 20
 
 
 @contextmanager
 def drawn_once(folder: Path) -> Iterator[None]:
-    """Inside, graphs that were drawn are kept in `folder` and taken wherever the builder would read the same again."""
+    """Inside, what was made is kept in `folder` and taken wherever the same files would be read again."""
+
+    def take_parts(checkpoint: Checkpoint, bundle: Path) -> None:
+        if checkpoint.nbytes > _LARGE_BYTES:
+            _write_parts(checkpoint, bundle)
+            return
+        kept = folder / f"parts-{_digest(checkpoint.folder)}"
+        if not kept.exists():
+            _write_parts(checkpoint, bundle)
+            made_once(kept, lambda unfinished: shutil.copytree(bundle, unfinished))
+            return
+        shutil.copytree(kept, bundle, dirs_exist_ok=True)
 
     def take(places: list[Path]) -> str:
         read, results = places[0], places[1:3]
@@ -40,14 +54,16 @@ def drawn_once(folder: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "_run_builder", take)
+        patch.setattr(export, "write_parts", take_parts)
         yield
 
 
 @contextmanager
 def drawn_anew() -> Iterator[None]:
-    """Inside, the builder draws each time: for tests of what it does."""
+    """Inside, an export does all that it does for a user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "_run_builder", _run_builder)
+        patch.setattr(export, "write_parts", _write_parts)
         yield
 
 
@@ -68,9 +84,9 @@ def _build_here(places: list[Path]) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Of all that the builder reads: the names and contents of the files, in no folder below."""
+    """Of all that is read: the names and contents of the files."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(filter(Path.is_file, folder.rglob("*"))):
         content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+        digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
     return digest.hexdigest()

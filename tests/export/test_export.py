@@ -23,7 +23,7 @@ from batchcap.export.export import export_bundle
 from batchcap.export.graph.check import DecoderRun
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
-from tests.export.drawings import drawn_anew
+from tests.export.drawings import drawn_anew, drawn_once
 
 SMALL = Shape(layers=2, levels=(0, 1), vision_depth=2)
 OPTIONS = ExportOptions(block_size=32, context=128)
@@ -64,7 +64,7 @@ def older_spelling(checkpoint: Path, target: Path) -> Path:
 
 def test_the_same_checkpoint_gives_the_same_bytes(checkpoint: Path, bundle: Bundle, tmp_path: Path) -> None:
     elsewhere = shutil.copytree(checkpoint, tmp_path / "elsewhere" / checkpoint.name)
-    with drawn_anew():
+    with drawn_once(tmp_path / "drawings"):  # nothing is there yet; and not by a process of its own, as the first one
         again = export_bundle(str(elsewhere), tmp_path / "again", OPTIONS)
     assert contents(again.folder) == contents(bundle.folder)
     once_for_all_tests = export_bundle(str(elsewhere), tmp_path / "once", OPTIONS)

@@ -2,9 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +17,11 @@ from batchcap.export.export import export_bundle
 from batchcap.export.scratch import put_in_place, require_space, scratch_folder
 from batchcap.model.bundle import BUNDLE_FILE
 from tests.checkpoints import Shape, make_checkpoint
+from tests.export.forked import start_export
 
 pytestmark = pytest.mark.slow
 
 OPTIONS = ExportOptions(block_size=32, context=64)
-EXPORT = "import sys; from batchcap.cli import main; sys.argv[0] = 'batchcap'; main()"
 WAIT_S = 60.0
 
 
@@ -37,19 +36,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("scratch") / "small", Shape(layers=2, levels=(0, 1), vision_depth=2))
 
 
-def start_export(checkpoint: Path, output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", EXPORT, "export", str(checkpoint), "--output", str(output), "--block-size", "32"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE)
+@pytest.fixture
+def errors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file for the stderr of an export, not where the test looks for what an export leaves."""
+    return tmp_path_factory.mktemp("errors") / "stderr"
 
 
-def builder_of(process: subprocess.Popen[bytes]) -> psutil.Process:
+def builder_of(process: ForkServerProcess) -> psutil.Process:
     """The model builder that the export has started; waits for it."""
     end_s = time.monotonic() + WAIT_S
     while time.monotonic() < end_s:
         for child in psutil.Process(process.pid).children():
             if "batchcap.export.graph.builder_process" in child.cmdline():
                 return child
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise AssertionError("no model builder was started")
 
 
@@ -58,12 +58,12 @@ def wait_gone(process: psutil.Process) -> None:
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_killed_export_is_cleaned_up_by_the_next(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_killed_export_is_cleaned_up_by_the_next(checkpoint: Path, tmp_path: Path, errors: Path) -> None:
     output = tmp_path / "bundle"
-    process = start_export(checkpoint, output)
+    process = start_export(checkpoint, output, errors)
     builder = builder_of(process)
     process.kill()
-    process.wait()
+    process.join()
     wait_gone(builder)  # it does not live on without the export
     assert [path.name for path in tmp_path.iterdir()] == [".bundle.partial"]
     assert not list(tmp_path.rglob(BUNDLE_FILE))
@@ -73,25 +73,26 @@ def test_a_killed_export_is_cleaned_up_by_the_next(checkpoint: Path, tmp_path: P
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
 def test_a_stopped_export_leaves_nothing(
-    number: signal.Signals, exit_code: int, checkpoint: Path, tmp_path: Path
+    number: signal.Signals, exit_code: int, checkpoint: Path, tmp_path: Path, errors: Path
 ) -> None:
-    process = start_export(checkpoint, tmp_path / "bundle")
+    process = start_export(checkpoint, tmp_path / "bundle", errors)
     builder = builder_of(process)
-    process.send_signal(number)
-    _output, errors = process.communicate(timeout=WAIT_S)
-    assert process.returncode == exit_code
-    assert b"Traceback" not in errors
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(WAIT_S)
+    assert process.exitcode == exit_code
+    assert "Traceback" not in errors.read_text()
     wait_gone(builder)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stop_is_no_fault_of_a_library(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_stop_is_no_fault_of_a_library(checkpoint: Path, tmp_path: Path, errors: Path) -> None:
     """Ctrl-C while a session is made, which takes seconds and whose every exception means a broken graph."""
-    stop = "import os, signal, onnxruntime; onnxruntime.InferenceSession = lambda *_, **__: os.kill(os.getpid(), 2); "
-    command = [sys.executable, "-c", stop + EXPORT, "export", str(checkpoint), "--output", str(tmp_path / "bundle")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 130
-    assert done.stderr.endswith("batchcap: error: interrupted\n")
+    stop = "import os, onnxruntime; onnxruntime.InferenceSession = lambda *_, **__: os.kill(os.getpid(), 2)"
+    process = start_export(checkpoint, tmp_path / "bundle", errors, before=stop)
+    process.join(WAIT_S)
+    assert process.exitcode == 130
+    assert errors.read_text().endswith("batchcap: error: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
 
