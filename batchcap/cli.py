@@ -20,6 +20,7 @@ from batchcap.commands.one_style import OneStyleCommand
 from batchcap.commands.signals import StoppedError, ignore_signals, stop_by_signal
 from batchcap.commands.streams import open_standard_streams
 from batchcap.core.errors import BatchcapError, ExitCode, UsageError
+from batchcap.core.left_out import leave_pandas_out
 from batchcap.core.text import harmless
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, or typer's own of another name
@@ -112,6 +113,7 @@ def main() -> None:
     """
     open_standard_streams()
     stop_by_signal()
+    leave_pandas_out()
     try:
         try:
             app()

@@ -4,6 +4,7 @@ The engine has no model: a caption tells the image's content and the setting tha
 another image, or one made with settings that its part does not tell, shows.
 """
 
+import gc
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset  # loaded, with pandas, at the first table that is read: not by each process that is forked
 import pyarrow.parquet as pq
 import pytest
 
@@ -162,6 +164,15 @@ class Story:
                     connection.execute("DROP TABLE reopened")
                     connection.execute("PRAGMA user_version = 0")
             opened.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    """What is here is not looked through for garbage by each process that is forked, which would copy all of it."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
