@@ -24,6 +24,7 @@ from tests.fake_engine import fake_bundle
 pytestmark = pytest.mark.slow
 
 FEW, MANY = 1_000, 10_000
+RESUMED = 4_000
 ROWS_PER_PART = 500
 
 
@@ -150,12 +151,12 @@ def test_ten_times_the_rows_cost_ten_times_as_much_and_no_memory(
 def test_a_resume_looks_at_no_row_that_is_in_a_part(
     tmp_path: Path, counts: Counts, make_input: Callable[[Path, int], Path]
 ) -> None:
-    config = config_of(tmp_path / "job", make_input, MANY)
-    measured(config, Bulk(last=MANY // 2), counts)
+    config = config_of(tmp_path / "job", make_input, RESUMED)
+    measured(config, Bulk(last=RESUMED // 2), counts)
     done = read_status(Path(config.output)).counts.rows
-    assert MANY // 2 - 100 < done < MANY // 2 + 100
+    assert RESUMED // 2 - 100 < done < RESUMED // 2 + 100
     first_row = Bulk(last=0)
     resumed = measured(config, first_row, counts)
     assert first_row.first_row == done
-    assert resumed.decoded <= MANY // 2 + ROWS_PER_PART + 1024  # one pass to the place where it goes on
+    assert resumed.decoded <= RESUMED // 2 + ROWS_PER_PART + 1024  # one pass to the place where it goes on
     assert resumed.peak_bytes < 8 * 2**20

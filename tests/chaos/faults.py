@@ -153,7 +153,7 @@ def cut_part(scene: Scene) -> None:
 
 
 UNEXPECTED, STOPPED, INTERRUPTED = map(int, (ExitCode.UNEXPECTED, ExitCode.STOPPED_EARLY, ExitCode.INTERRUPTED))
-HASTY = ("--picture-timeout", "6")
+HASTY = ("--picture-timeout", "4")
 FAULTS = (
     Fault("SIGKILL of all", kill_all, (DONE, KILLED)),
     Fault("SIGKILL of the coordinator", kill_coordinator, (DONE, KILLED)),

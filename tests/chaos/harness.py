@@ -38,7 +38,7 @@ def run_with(fault: Fault, job: Job, output: Path, seed: int) -> Result:
     shutil.rmtree(output, ignore_errors=True)
     chance = random.Random(seed)
     arguments = job.arguments(output, *PARTS, *fault.options)
-    process = Process(*arguments, program=fault.program(chance), obeys_modes=fault.obeys_modes)
+    process = Process(*arguments, program=fault.program(chance), obeys_modes=fault.obeys_modes, warm=True)
     scene = Scene(process, output, chance, job.took_s)
     try:
         struck = fault.strike(scene)

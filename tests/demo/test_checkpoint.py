@@ -18,8 +18,8 @@ from training.text import PROMPT
 pytestmark = pytest.mark.slow
 
 MAX_BYTES = 16 * 2**20
-HELD_OUT = 60
-# 60 scenes say less than the 1,000 of `training.evaluate`, so the bound is lower.
+HELD_OUT = 30
+# 30 scenes say less than the 1,000 of `training.evaluate`, so the bound is lower.
 AT_LEAST = 0.9
 BELOW_WITHOUT_DEEPSTACK = 0.6
 FILES = {

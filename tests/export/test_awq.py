@@ -1,7 +1,6 @@
 """Scaling before rounding: exact in float32, never worse than none, the same bytes again, told in the bundle."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +46,7 @@ CONTEXT = 512
 OPTIONS = ExportOptions(block_size=32, context=CONTEXT)
 CHOICE = ImageChoice(count=4, max_visual_tokens=16)
 
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("threads_put_back")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
 """The decoder that --auto makes: the first of the ladder within the bound, told in the bundle, or none."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from batchcap.cli import app
@@ -20,18 +18,11 @@ from batchcap.export.search.precision_search import Search, ladder
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 from tests.checkpoints import Shape, make_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("threads_put_back")]
 
 SHAPE = Shape(layers=2, levels=(0,), vision_depth=1)
 OPTIONS = ExportOptions(context=256)
 CHOICE = ImageChoice(count=2, max_visual_tokens=16)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

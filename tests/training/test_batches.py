@@ -39,7 +39,7 @@ def test_training_sees_the_grids_the_processor_makes() -> None:
 
 
 def test_batches_are_of_every_grid() -> None:
-    shapes = {make_batch(0, step, 1).pixels.shape[1:3] for step in range(100)}
+    shapes = {make_batch(0, step, 1).pixels.shape[1:3] for step in range(40)}  # the last one comes at 38
     assert shapes == {(down * TOKEN_PX, across * TOKEN_PX) for down, across in grids()}
 
 
@@ -52,7 +52,7 @@ def test_the_background_process_draws_the_same_and_ends() -> None:
 
 
 def test_only_captions_without_colours_lose_them() -> None:
-    made = [make_batch(1, step, 16) for step in range(40)]
+    made = [make_batch(1, step, 16) for step in range(12)]
     grey = [
         caption
         for batch in made
