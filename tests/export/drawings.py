@@ -16,7 +16,7 @@ from batchcap.export.checkpoint.checkpoint import Checkpoint
 from batchcap.export.graph import builder_process, decoder
 from tests.shared import made_once
 
-_run_builder, _write_parts = decoder._run_builder, export.write_parts
+_run_builder, _write_parts, _sync = decoder._run_builder, export.write_parts, export._sync
 _LARGE_BYTES = 64 << 20
 
 
@@ -55,6 +55,7 @@ def drawn_once(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "_run_builder", take)
         patch.setattr(export, "write_parts", take_parts)
+        patch.setattr(export, "_sync", lambda _folder: None)  # no power is cut
         yield
 
 
@@ -64,6 +65,7 @@ def drawn_anew() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "_run_builder", _run_builder)
         patch.setattr(export, "write_parts", _write_parts)
+        patch.setattr(export, "_sync", _sync)
         yield
 
 
