@@ -2,6 +2,7 @@
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
+from batchcap.inputs.arrow_files import ArrowFiles
 from batchcap.inputs.files import ImageFiles
 from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.reader import Reader
@@ -9,6 +10,7 @@ from batchcap.inputs.reader import Reader
 READERS: dict[str, type[Reader]] = {
     ImageFiles.kind: ImageFiles,
     ParquetFiles.kind: ParquetFiles,
+    ArrowFiles.kind: ArrowFiles,
 }
 # For a file that somebody named, with a suffix that no reader has.
 DEFAULT_READER: type[Reader] = ImageFiles

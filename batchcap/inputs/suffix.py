@@ -21,7 +21,7 @@ _ARCHIVE = "is an archive, which batchcap does not open: unpack it and give the 
 _TABLE = "is a table that batchcap does not read: convert it to Parquet, with pandas or DuckDB for example"
 NOT_READ = {
     **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _ARCHIVE),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".feather", ".avro", ".orc"), _TABLE),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".avro", ".orc"), _TABLE),
     ".toml": "is a job file: give it to `batchcap run`",
 }
 

@@ -21,8 +21,8 @@ ROWS = 25  # more than one row group of ten, and more than one batch of images
 
 
 @contextmanager
-def planned(folder: Path, rows_per_part: int = 7, **settings: Any) -> Iterator[Plan]:
-    config = InputConfig((str(folder),), **settings)
+def planned(folder: Path, rows_per_part: int = 7, inputs: tuple[str, ...] = (), **settings: Any) -> Iterator[Plan]:
+    config = InputConfig(inputs or (str(folder),), **settings)
     with closing(Journal.open(folder / "journal.sqlite")) as journal:
         plan = Plan(journal, config)
         plan.extend(list(discover(config, folder / "out")), rows_per_part, 0)
