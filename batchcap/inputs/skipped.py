@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from batchcap.core.text import shown_name
+from batchcap.inputs.plugins import advice_for
 from batchcap.inputs.registry import READERS
 from batchcap.inputs.suffix import NOT_READ
 
@@ -39,7 +40,9 @@ class Skipped:
         lines = []
         if self.images:
             text = f"{_count(self.images.total(), 'image')} skipped of types that can't be read ({_kinds(self.images)})"
-            lines.append((logging.WARNING, f"{text}: convert to JPEG or PNG what is to be captioned"))
+            helps = dict.fromkeys(filter(None, map(advice_for, sorted(self.images))))
+            advice = "; ".join(helps) or "convert to JPEG or PNG what is to be captioned"
+            lines.append((logging.WARNING, f"{text}: {advice}"))
         if self.others:
             text = f"{_count(self.others.total(), 'other file')} skipped ({_kinds(self.others)})"
             lines.append((logging.WARNING, text))

@@ -199,22 +199,22 @@ def test_other_files_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 def test_images_of_types_that_cannot_be_read_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Also with --quiet, or a phone's photographs would never be captioned and nobody would know."""
-    touch(tmp_path / "in", "a.png", "b.heic", "c.HEIC", "d/e.CR2", "_f/_g.jxl", "film.mp4")
-    touch(tmp_path / "more", "h.png", "i.heic")
+    touch(tmp_path / "in", "a.png", "b.svg", "c.SVG", "d/e.CR2", "_f/_g.pdf", "film.mp4")
+    touch(tmp_path / "more", "h.png", "i.svg")
     skipped = Skipped()
     inputs = InputConfig((str(tmp_path / "in"), str(tmp_path / "more/**")))
     with caplog.at_level(logging.WARNING):
         assert [source.id for source in discover(inputs, tmp_path / "out", skipped)] == ["a.png", "h.png"]
-    assert skipped.images == {".heic": 3, ".cr2": 1, ".jxl": 1}
+    assert skipped.images == {".svg": 3, ".cr2": 1, ".pdf": 1}
     assert skipped.others == {".mp4": 1}
-    assert "in: 4 images skipped of types that can't be read (.heic 2, " in caplog.text
-    assert "more/**: 1 image skipped of types that can't be read (.heic 1): convert to JPEG or PNG" in caplog.text
+    assert "in: 4 images skipped of types that can't be read (.svg 2, " in caplog.text
+    assert "more/**: 1 image skipped of types that can't be read (.svg 1): convert to JPEG or PNG" in caplog.text
 
 
 def test_a_folder_without_an_image_names_the_extensions(tmp_path: Path) -> None:
-    touch(tmp_path / "in", "a.heic", "b.heic", "c.txt")
+    touch(tmp_path / "in", "a.svg", "b.svg", "c.txt")
     with pytest.raises(
-        UsageError, match=r"2 images skipped .*\(\.heic 2\): convert .*; 1 other file skipped \(\.txt 1\)"
+        UsageError, match=r"2 images skipped .*\(\.svg 2\): convert .*; 1 other file skipped \(\.txt 1\)"
     ):
         ids(tmp_path, tmp_path / "in")
 

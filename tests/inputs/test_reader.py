@@ -39,7 +39,18 @@ PACKAGE = Path(batchcap.__file__).parent
 # What the rest of the package knows of `inputs`; all other modules of it are some kind's own.
 FOR_ALL = frozenset(
     f"batchcap.inputs.{name}"
-    for name in ("columns", "content", "discover", "encoded", "passthrough", "reader", "registry", "skipped", "source")
+    for name in (
+        "columns",
+        "content",
+        "discover",
+        "encoded",
+        "passthrough",
+        "plugins",
+        "reader",
+        "registry",
+        "skipped",
+        "source",
+    )
 )
 WIDTHS = [30, 41, 52, 63, 74]
 
@@ -93,6 +104,7 @@ def test_the_names_that_plans_store_are_those_of_all_jobs_before() -> None:
     assert {kind: (reader.kind, reader.is_container) for kind, reader in READERS.items()} == {
         "image": ("image", False),
         "parquet": ("parquet", True),
+        "arrow": ("arrow", True),
     }
 
 
@@ -165,7 +177,10 @@ def test_a_folder_without_anything_names_the_new_kind(config: JobConfig, tmp_pat
     (tmp_path / "none").mkdir()
     (tmp_path / "none/b.offsets").touch()
     for name, message in (
-        ("empty", "no image and no Parquet file and no blob list in .*; 1 file skipped that Parquet writers"),
+        (
+            "empty",
+            "no image and no Parquet file and no Arrow file and no blob list in .*; 1 file skipped that Parquet writers",
+        ),
         ("none", "no blob list in .* has a row"),
     ):
         with pytest.raises(UsageError, match=message):
