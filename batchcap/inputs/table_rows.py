@@ -119,6 +119,8 @@ class RowReader:
             UsageError: the file can't be read.
         """
         group, schema = self._group, self._table.schema
+        if not self._table.has_column_chunks:  # the image is lost, too, and its row says why
+            return pa.table({name: pa.nulls(count, schema.field(name).type) for name in self._columns})
         skip = start - self._group_starts[group]
         columns, lost = [], []
         for name in self._columns:
