@@ -30,8 +30,8 @@ def require_no_columns(config: InputConfig) -> None:
     if options:
         option, name = options[0]
         raise UsageError(
-            f"no input has a column {quoted(name)} ({option}): only Parquet inputs have columns, and these are all "
-            f"image files; leave out {option}"
+            f"no input has a column {quoted(name)} ({option}): these have rows without columns, as image files have; "
+            f"leave out {option}"
         )
 
 

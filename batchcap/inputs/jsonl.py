@@ -31,6 +31,8 @@ MAX_COLUMNS = 10_000
 # Python's own reader of JSON takes less than a thousand, and how many depends on who calls it.
 _MAX_LINE_DEPTH = 200
 _MAX_WHOLE_DIGITS = 19
+# In a line; with more it is worth a look how many of them differ.
+_MAX_USUAL_KEYS = 64
 _BEGINNING_BYTES = 4096
 _OPENING, _CLOSING = b"{[", b"}]"
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
@@ -166,7 +168,7 @@ def _is_plain(block: Block) -> bool:
         return False
     if data.count(b"{") + data.count(b"[") - len(records) >= MAX_DEPTH and _depth(data) > MAX_DEPTH:
         return False
-    if data.count(b'":') > MAX_FIELDS and len(set(_KEY.findall(data))) > MAX_FIELDS:
+    if data.count(b'":') > _MAX_USUAL_KEYS * len(records) and len(set(_KEY.findall(data))) > MAX_FIELDS:
         return False  # a column for each would take a lot of memory
     return block.is_utf8() and not (b"Inf" in data and _SHORT_INFINITY.search(data))
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar, TypeVar
+from typing import BinaryIO, ClassVar, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 # Reading less takes a few seconds, which need no explanation.
 _SLOW_BYTES = 1 << 30
+_MAX_HELD_INDEXES = 16
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 UTF8_MARK = b"\xef\xbb\xbf"
 Row = TypeVar("Row")
@@ -88,6 +89,15 @@ class SchemaFinder(ABC):
         """
 
 
+class _Version(NamedTuple):
+    """A file as it was at a time, and which index of it."""
+
+    path: Path
+    index_name: str
+    size_bytes: int
+    mtime_ns: int
+
+
 class TextTable(Table):
     """A text file with one row a record.
 
@@ -106,7 +116,8 @@ class TextTable(Table):
     def __init__(self, path: Path) -> None:
         self.path = path
         with readable(path, self.noun):
-            self._index = index_of(path, self.index_name, self._build)
+            status = path.stat()
+            self._index = _index_of(self, _Version(path, self.index_name, status.st_size, status.st_mtime_ns))
             self.schema = schema_of_index(self._index)
         self.group_rows = rows_of_index(self._index)
 
@@ -155,7 +166,7 @@ class TextTable(Table):
         data = file.read(group.size)
         return Block(self.path, group.line, data, records_of(data, self.rules))
 
-    def _build(self) -> pa.Table:
+    def build_index(self) -> pa.Table:
         """The index; the only time that all of the file is read."""
         if not self.path.is_file():
             raise pa.ArrowInvalid("it is no regular file")
@@ -169,6 +180,19 @@ class TextTable(Table):
                 if not group.is_too_large:
                     finder.add(self._block(again, group))
         return index_with(groups, finder.schema())
+
+
+_LAST_INDEXES: dict[_Version, pa.Table] = {}
+
+
+def _index_of(table: TextTable, version: _Version) -> pa.Table:
+    """The index of a file, which is held for a while: not everywhere there is a place to keep it."""
+    if version not in _LAST_INDEXES:
+        index = index_of(version.path, version.index_name, table.build_index)
+        if len(_LAST_INDEXES) >= _MAX_HELD_INDEXES:
+            _LAST_INDEXES.pop(next(iter(_LAST_INDEXES)))
+        _LAST_INDEXES[version] = index
+    return _LAST_INDEXES[version]
 
 
 def pieces_of(
