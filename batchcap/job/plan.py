@@ -117,6 +117,10 @@ class Plan:
         """What these sources look like now is how they are to look at the next run."""
         self._tables.accept(changed)
 
+    def image_ids(self) -> Iterator[tuple[str, Path]]:
+        """Id and path of every source that is an image itself."""
+        return self._tables.named_sources([kind for kind in self._readers if kind not in self._containers])
+
     def shard_rows(self, shard: Shard, wanted: Collection[int] | None = None) -> Iterator[ImageRow]:
         """The rows of a shard, in order.
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcap.commands.jobfile import load_job_file
+from batchcap.config import OutputsConfig
 from batchcap.engines import tuned as record
 from batchcap.model.bundle import Bundle
 from batchcap.report.status import read_status
@@ -162,5 +163,10 @@ def test_a_job_file_means_what_it_meant(data: Path) -> None:
         given = content.pop("given")
         limits = content["limits"]
         limits["image_timeout_s"] = limits.pop("picture_timeout_s")  # its name when the file was written
-        assert json.loads(json.dumps(config.to_dict())) == content
+        found = json.loads(json.dumps(config.to_dict()))
+        new = {name: found.pop(name) for name in found.keys() - content.keys()}
+        assert found == content
+        assert new == {"outputs": json.loads(json.dumps(dataclasses.asdict(OutputsConfig())))}, (
+            "as if it were not there"
+        )
         assert sorted(config.explicit or ()) == given
