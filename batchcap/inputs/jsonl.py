@@ -138,7 +138,9 @@ def _kinds_in(batch: pa.RecordBatch) -> dict[str, pa.DataType] | None:
 
 def _parsed_by_arrow(block: Block, columns: pa.Schema | None) -> pa.RecordBatch | None:
     """The rows as PyArrow reads them; None where it can't, or might read something else than `json` does."""
-    if not _is_plain(block):
+    # PyArrow makes broken lists where all their values are null.
+    has_nulls = columns is not None and any(_has_nulls_inside(kind) for kind in columns.types)
+    if has_nulls or not _is_plain(block):
         return None
     options = pj.ParseOptions(columns, unexpected_field_behavior="infer" if columns is None else "ignore")
     try:
@@ -153,6 +155,13 @@ def _parsed_by_arrow(block: Block, columns: pa.Schema | None) -> pa.RecordBatch 
         return None
     batches = table.combine_chunks().to_batches()
     return batches[0] if len(batches) == 1 else None
+
+
+def _has_nulls_inside(kind: pa.DataType) -> bool:
+    return any(
+        pa.types.is_null(part.type) or _has_nulls_inside(part.type)
+        for part in (kind.field(index) for index in range(kind.num_fields))
+    )
 
 
 def _is_plain(block: Block) -> bool:
@@ -183,7 +192,7 @@ def _depth(data: bytes) -> int:
 def _object_in(block: Block, row: int) -> dict[str, _Value] | Unreadable:
     """The object in a line, or why there is none."""
     where = f"line {block.line_of(row)} of {shown(block.path)}"
-    line = block.record(row)
+    line = block.record(row).rstrip(b"\r\n")
     if line.count(b"{") + line.count(b"[") > _MAX_LINE_DEPTH and _depth(line) > _MAX_LINE_DEPTH:
         return Unreadable(1, f"{where} is nested deeper than {_MAX_LINE_DEPTH} levels")
     try:

@@ -240,6 +240,8 @@ def read_columns(reader: RowReader, layout: TableLayout, start: int, count: int)
         UsageError: the file can't be read.
     """
     names = layout.kept.names
+    if not names:
+        return pa.table([pa.nulls(count)], [""]).select([])
     # Not `empty_table`: some types that can be read have no such way.
     tables = [pa.table([pa.nulls(0, field.type) for field in layout.kept], schema=layout.kept)]
     for piece in reader.read(start, count):

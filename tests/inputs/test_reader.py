@@ -93,6 +93,9 @@ def test_the_names_that_plans_store_are_those_of_all_jobs_before() -> None:
     assert {kind: (reader.kind, reader.is_container) for kind, reader in READERS.items()} == {
         "image": ("image", False),
         "parquet": ("parquet", True),
+        "jsonl": ("jsonl", True),
+        "csv": ("csv", True),
+        "tsv": ("tsv", True),
     }
 
 
@@ -165,22 +168,22 @@ def test_a_folder_without_anything_names_the_new_kind(config: JobConfig, tmp_pat
     (tmp_path / "none").mkdir()
     (tmp_path / "none/b.offsets").touch()
     for name, message in (
-        ("empty", "no image and no Parquet file and no blob list in .*; 1 file skipped that Parquet writers"),
+        ("empty", "no image and no Parquet file and no blob list in .*; 1 file skipped that writers of tables"),
         ("none", "no blob list in .* has a row"),
     ):
         with pytest.raises(UsageError, match=message):
             run(JobConfig(InputConfig((str(tmp_path / name),)), config.output))
 
 
-@pytest.mark.parametrize("name", ["in", "in/b.jsonl"])
+@pytest.mark.parametrize("name", ["in", "in/b.avro"])
 def test_a_suffix_that_was_refused_is_read_once_it_has_a_reader(
     config: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    (tmp_path / "in/b.offsets").rename(tmp_path / "in/b.jsonl")
-    named = JobConfig(InputConfig((str(tmp_path / "in/b.jsonl"),)), config.output)
+    (tmp_path / "in/b.offsets").rename(tmp_path / "in/b.avro")
+    named = JobConfig(InputConfig((str(tmp_path / "in/b.avro"),)), config.output)
     with pytest.raises(UsageError, match="is a table that batchcap does not read"):
         run(named)
-    monkeypatch.setattr(BlobLists, "suffixes", frozenset({".jsonl"}))
+    monkeypatch.setattr(BlobLists, "suffixes", frozenset({".avro"}))
     summary, _submitted = run(JobConfig(InputConfig((str(tmp_path / name),)), config.output))
     assert summary.counts.ok == (6 if name == "in" else 4)
 
