@@ -20,8 +20,10 @@ from batchcap.core.records import Caption, Failure, FinishReason, ImageFacts, Ou
 from batchcap.core.sources import Piece
 from batchcap.export.quality.images import ImageChoice, input_rows
 from batchcap.images.decode import decode
+from batchcap.inputs.delimited import CsvFiles, TsvFiles
 from batchcap.inputs.discover import discover
 from batchcap.inputs.encoded import read_encoded, read_image
+from batchcap.inputs.jsonl import JsonlFiles
 from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.registry import READERS
 from batchcap.job import run as job
@@ -149,7 +151,18 @@ def test_rows_that_are_not_wanted_are_not_given(tmp_path: Path) -> None:
     """Of all kinds: a piece that begins inside of its source, as the second part of a file does."""
     images = [encode(noise(width, 20)) for width in WIDTHS]
     table = write_table(tmp_path / "a.parquet", {"image": images}, row_group_size=2)
-    for reader, path in ((ParquetFiles, table), (BlobLists, write_blobs(tmp_path / "b.offsets", images))):
+    for name, image in zip("abcde", images, strict=True):
+        (tmp_path / name).write_bytes(image)
+    (tmp_path / "a.jsonl").write_text("\n".join(f'{{"image":"{name}"}}' for name in "abcde"))
+    for suffix in ("csv", "tsv"):
+        (tmp_path / f"a.{suffix}").write_text("\n".join(["image", *"abcde"]))
+    for reader, path in (
+        (ParquetFiles, table),
+        (JsonlFiles, tmp_path / "a.jsonl"),
+        (CsvFiles, tmp_path / "a.csv"),
+        (TsvFiles, tmp_path / "a.tsv"),
+        (BlobLists, write_blobs(tmp_path / "b.offsets", images)),
+    ):
         piece = Piece(100, "id", str(path), reader.kind, 1, 4)
         rows = list(reader(InputConfig((str(path),))).rows(piece, [101, 103]))
         assert [(row.index, row.row, read_encoded(row)) for row in rows] == [(101, 2, images[2]), (103, 4, images[4])]
