@@ -21,6 +21,7 @@ _MAX_UNDECODABLE_ROWS, _MAX_UNDECODABLE_SHARE = 10, 0.01
 # Without zeros in front and without a plus: these are ids and phone numbers, which are no numbers.
 _WHOLE = r"^(?:0|-?[1-9][0-9]*)$"
 _REAL = r"^-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$"
+_NEWLINE = b"\n"
 _CONVERT = "convert it, as with `iconv -f WINDOWS-1252 -t UTF-8`"
 _OTHER_SEPARATORS = {b";": "semicolons", b"\t": "tabs", b",": "commas", b"|": "bars"}
 
@@ -253,13 +254,12 @@ def _text_of(block: Block, row: int, form: _Form) -> list[str | None] | Unreadab
     fields = _fields_in(block, row, form.separator)
     if isinstance(fields, str):
         return Unreadable(1, fields)
-    where = f"line {block.line_of(row)} of {shown(block.path)}"
     if len(fields) != form.fields:
-        return Unreadable(1, f"{where} has {len(fields)} fields, and the header has {form.fields}")
+        return Unreadable(1, f"{block.where(row)} has {len(fields)} fields, and the header has {form.fields}")
     try:
         return [None if field is None else field.decode() for field in fields]
     except UnicodeDecodeError as error:
-        return Unreadable(1, f"{where} is not UTF-8 (byte 0x{error.object[error.start]:02x}): {_CONVERT}")
+        return Unreadable(1, f"{block.where(row)} is not UTF-8 (byte 0x{error.object[error.start]:02x}): {_CONVERT}")
 
 
 def _fields_in(block: Block, row: int, separator: bytes) -> list[bytes | None] | str:
@@ -275,19 +275,24 @@ def _fields_in(block: Block, row: int, separator: bytes) -> list[bytes | None] |
             end = len(record) if end < 0 else end
             fields.append(record[at:end] or None)
         else:
-            line = block.line_of(row) + record.count(b"\n", 0, at)
-            quote = f"the quote that begins in line {line} of {shown(block.path)}"
             closed = REST_OF_QUOTED.match(record, at + 1)
-            if closed is None:
-                last = block.line_of(row) + record.count(b"\n")
-                return f"{quote} is never closed: all up to the end in line {last} is this row"
-            end = closed.end()
-            if end < len(record) and not record.startswith(separator, end):
-                return f"{quote} is closed before the end of its field: write a quote inside of a field twice"
+            end = -1 if closed is None else closed.end()
+            if end < 0 or (end < len(record) and not record.startswith(separator, end)):
+                return _why_not_quoted(block, row, at, is_closed=end >= 0)
             fields.append(record[at + 1 : end - 1].replace(b'""', b'"'))
         if end == len(record):
             return fields
         at = end + 1
+
+
+def _why_not_quoted(block: Block, row: int, at: int, *, is_closed: bool) -> str:
+    """The error message for a quote at a byte of a row."""
+    first, record = block.line_of(row), block.record(row)
+    quote = f"the quote that begins in line {first + record.count(_NEWLINE, 0, at)} of {shown(block.path)}"
+    if is_closed:
+        return f"{quote} is closed before the end of its field: write a quote inside of a field twice"
+    last = first + record.rstrip(_NEWLINE).count(_NEWLINE)
+    return f"{quote} is never closed: all up to the end in line {last} is this row"
 
 
 def _batch_of(rows: list[list[str | None]], wanted: dict[int, pa.DataType]) -> pa.RecordBatch:

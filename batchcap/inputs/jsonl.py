@@ -191,20 +191,21 @@ def _depth(data: bytes) -> int:
 
 def _object_in(block: Block, row: int) -> dict[str, _Value] | Unreadable:
     """The object in a line, or why there is none."""
-    where = f"line {block.line_of(row)} of {shown(block.path)}"
     line = block.record(row).rstrip(b"\r\n")
     if line.count(b"{") + line.count(b"[") > _MAX_LINE_DEPTH and _depth(line) > _MAX_LINE_DEPTH:
-        return Unreadable(1, f"{where} is nested deeper than {_MAX_LINE_DEPTH} levels")
+        return Unreadable(1, f"{block.where(row)} is nested deeper than {_MAX_LINE_DEPTH} levels")
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        return Unreadable(1, f"{where} is not UTF-8 (byte 0x{line[error.start]:02x}): save the file as UTF-8")
+        return Unreadable(
+            1, f"{block.where(row)} is not UTF-8 (byte 0x{line[error.start]:02x}): save the file as UTF-8"
+        )
     if "\\u" in text:
         text = _ESCAPE.sub(_whole_characters, text)
     try:
         return _parsed(text)
     except json.JSONDecodeError as error:
-        return Unreadable(1, f"{where} is no JSON object: {one_line(error.msg)} (character {error.pos + 1})")
+        return Unreadable(1, f"{block.where(row)} is no JSON object: {one_line(error.msg)} (character {error.pos + 1})")
 
 
 def _whole_characters(escape: re.Match[str]) -> str:

@@ -55,6 +55,10 @@ class Block:
         """The number of the line that a row begins with."""
         return self.line + int(self.records.line_offsets[row])
 
+    def where(self, row: int) -> str:
+        """A row in messages."""
+        return f"line {self.line_of(row)} of {shown(self.path)}"
+
     def record(self, row: int) -> bytes:
         """A row's bytes."""
         return self.data[self.records.starts[row] : self.records.ends[row]]
