@@ -36,6 +36,7 @@ class PartitionedTable(Table):
         self._table = table
         self._values = {name: value for name, value in values.items() if name not in table.schema.names}
         self.path, self.noun, self.group_rows = table.path, table.noun, table.group_rows
+        self.has_column_chunks = table.has_column_chunks
         fields = [*table.schema, *(pa.field(name, pa.string()) for name in self._values)]
         self.schema = pa.schema(fields, table.schema.metadata)
 

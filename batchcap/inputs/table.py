@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
 
 import pyarrow as pa
 
@@ -33,7 +32,7 @@ class Table(ABC):
     noun: str
     schema: pa.Schema
     group_rows: Sequence[int]
-    has_column_chunks: ClassVar[bool] = True
+    has_column_chunks: bool = True
 
     @abstractmethod
     def batches(self, group: int, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch | Unreadable]:

@@ -146,7 +146,8 @@ class TextTable(Table):
         place = group_of_index(self._index, group)
         if place.is_too_large:
             reason = f"line {place.line} of {shown(self.path)} has {place.size} bytes"
-            yield Unreadable(place.rows, f"{reason}, and {MAX_RECORD_BYTES} are the most a row may have")
+            hint = "; a quote that is not closed may be why" if self.rules.separator else ""
+            yield Unreadable(place.rows, f"{reason}, and {MAX_RECORD_BYTES} are the most a row may have{hint}")
             return
         with self.path.open("rb") as file:
             block = self._block(file, place)
@@ -223,11 +224,6 @@ class TextFiles(TableFiles):
     """
 
     found_in_folders = False
-
-    @classmethod
-    def count(cls, path: Path) -> int:
-        """Rows of a file, which is read where no index of it is kept."""
-        return sum(cls.open_table(path).group_rows)
 
     def passthrough(self, path: Path) -> PassthroughColumns:
         """Those that `--keep-columns` names; of a file without a row none."""

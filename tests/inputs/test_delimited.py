@@ -182,7 +182,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=message):
-        CsvFiles.count(path)
+        CsvFiles.count_records(path)
 
 
 def test_columns_of_one_name_are_refused_as_elsewhere(tmp_path: Path) -> None:
@@ -276,10 +276,10 @@ def test_cuts_and_changes_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_known_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"image,n\n" + b"".join(b"%d,x\n" % row for row in range(5000)))
-    assert CsvFiles.count(path) == 5000
+    assert CsvFiles.count_records(path) == 5000
     monkeypatch.setattr(text_table, "_LAST_INDEXES", {})  # another process
     monkeypatch.setattr(CsvTable, "_begin", None)
-    assert CsvFiles.count(path) == 5000
+    assert CsvFiles.count_records(path) == 5000
     read: list[int] = []
     block_of = CsvTable._block
     monkeypatch.setattr(CsvTable, "_block", lambda *given: read.append(given[2].rows) or block_of(*given))

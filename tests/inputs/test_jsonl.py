@@ -175,9 +175,9 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
 
 def test_a_folder_or_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="it is no regular file"):
-        JsonlFiles.count(tmp_path)
+        JsonlFiles.count_records(tmp_path)
     with pytest.raises(UsageError, match="is missing: put it back"):
-        JsonlFiles.count(tmp_path / "b.jsonl")
+        JsonlFiles.count_records(tmp_path / "b.jsonl")
 
 
 def test_keys_that_are_data_are_no_fields(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_known_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(text_table, "_LAST_INDEXES", {})  # another process
     monkeypatch.setattr(text_groups, "records_in", None)
     monkeypatch.setattr(JsonlTable, "_begin", None)
-    assert JsonlFiles.count(table.path) == 5000
+    assert JsonlFiles.count_records(table.path) == 5000
     read: list[int] = []
     block_of = JsonlTable._block
     monkeypatch.setattr(JsonlTable, "_block", lambda *given: read.append(given[2].rows) or block_of(*given))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchcap.config import InputConfig, JobConfig, PlacementConfig
+from batchcap.config import ImagesOf, InputConfig, JobConfig, PlacementConfig
 from batchcap.core.errors import ChangedInputError, UsageError
 from batchcap.core.records import Failure, Outcome, Request
 from batchcap.engines import fake
@@ -108,6 +108,24 @@ def test_each_row_once_with_its_own_columns(
             rows_found, columns = read_all(plan)
     assert [(row.image.path.removeprefix(f"{name}/"), row.row) for row in rows_found] == expected
     assert columns == [{"number": row} for _image, row in expected]
+
+
+def test_lists_and_names_of_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As in other tables; what can't be read has no columns, and no warning besides its own failure."""
+    folder = tmp_path / "split=train"
+    folder.mkdir()
+    lines = ['{"images":["a.png","b.png"],"n":1}', "{", '{"images":[],"n":2}']
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    config = InputConfig((str(folder / "a.jsonl"),), keep_columns=("*",), images=ImagesOf.EACH)
+    with closing(Journal.open(tmp_path / "journal.sqlite")) as journal:
+        plan = Plan(journal, config)
+        plan.extend(discover(config, tmp_path / "out"), 9, 0)
+        rows, columns = read_all(plan)
+    assert [row.image and Path(row.image.path).name for row in rows] == ["a.png", "b.png", None, None]
+    assert [row.failure and row.failure[0] for row in rows] == [None, None, "unreadable", None]
+    numbers, split = [1, 1, None, 2], ["train", "train", None, "train"]
+    assert columns == [{"n": n, "split": name} for n, name in zip(numbers, split, strict=True)]
+    assert not caplog.records
 
 
 @pytest.fixture
