@@ -109,7 +109,7 @@ class _FieldFinder(SchemaFinder):
         self._kinds: list[pa.DataType] = [NOTHING] * len(names)
         self._rows = 0
         self._undecodable = 0
-        self._first_undecodable: tuple[Block, int] | None = None
+        self._first_undecodable: str | None = None
 
     def add(self, block: Block) -> None:
         self._rows += len(block.records)
@@ -130,16 +130,15 @@ class _FieldFinder(SchemaFinder):
                 block.record(row).decode()
             except UnicodeDecodeError:
                 self._undecodable += 1
-                self._first_undecodable = self._first_undecodable or (block, row)
+                self._first_undecodable = self._first_undecodable or block.where(row)
 
     def schema(self) -> pa.Schema:
         if self._first_undecodable and self._undecodable > max(
             _MAX_UNDECODABLE_ROWS, _MAX_UNDECODABLE_SHARE * self._rows
         ):
-            block, row = self._first_undecodable
             raise UsageError(
-                f"{self._undecodable} of the {self._rows} rows of {shown(block.path)} are not UTF-8, the first in line "
-                f"{block.line_of(row)}: {_CONVERT}"
+                f"{self._undecodable} of {self._rows} rows are not UTF-8, the first in {self._first_undecodable}: "
+                f"{_CONVERT}"
             )
         return pa.schema([(name, column_type(kind)) for name, kind in zip(self._names, self._kinds, strict=True)])
 

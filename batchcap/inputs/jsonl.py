@@ -97,7 +97,7 @@ class _KeyFinder(SchemaFinder):
 
     def __init__(self) -> None:
         self._kinds: dict[str, pa.DataType] = {}
-        self._fault: tuple[Block, str] | None = None
+        self._fault: str | None = None
 
     def add(self, block: Block) -> None:
         batch = _parsed_by_arrow(block, None)
@@ -115,7 +115,7 @@ class _KeyFinder(SchemaFinder):
         for row in range(len(block.records)):
             found = _object_in(block, row)
             if isinstance(found, Unreadable):
-                self._fault = self._fault or (block, found.reason)
+                self._fault = self._fault or f"{shown(block.path)} is no JSONL: {found.reason}"
                 continue
             for name, one in found.items():
                 kinds[name] = joined(kinds.get(name, NOTHING), kind_of_value(one.value))
@@ -123,8 +123,7 @@ class _KeyFinder(SchemaFinder):
 
     def schema(self) -> pa.Schema:
         if self._fault is not None and not self._kinds:
-            block, reason = self._fault
-            raise UsageError(f"{shown(block.path)} is no JSONL: {reason}")
+            raise UsageError(self._fault)
         return pa.schema([(name, column_type(kind)) for name, kind in self._kinds.items()])
 
 

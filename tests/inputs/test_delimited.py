@@ -174,7 +174,7 @@ def test_a_bad_record_fails_alone(tmp_path: Path, lines: str, line: int, reason:
         (b"x" * (1 << 20), "is longer than 1048576 bytes: is it a CSV file"),
         (
             b"image,n\n" + b"\xe4,1\n" * 11 + b"b,2\n" * 20,
-            "11 of the 31 rows of .* are not UTF-8, the first in line 2: .*iconv",
+            "11 of 31 rows are not UTF-8, the first in line 2 of .*a.csv: .*iconv",
         ),
     ],
 )
