@@ -99,6 +99,12 @@ class ArrowFiles(TableFiles):
     kind = "arrow"
     noun = ArrowTable.noun
     suffixes = frozenset({".arrow", ".feather", ".ipc"})
+    found_in_folders = False
+
+    @classmethod
+    def is_found(cls, path: str) -> bool:
+        """Those of a dataset that `save_to_disk` has written."""
+        return Path(path).name in (files_of_dataset(Path(path).parent) or ())
 
     @staticmethod
     def open_table(path: Path) -> ArrowTable:

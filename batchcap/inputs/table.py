@@ -25,12 +25,14 @@ class Table(ABC):
         schema: names and types of its columns.
         group_rows: rows of each group. A group is what can be read without reading what is before it, and what is lost
             together where the file is damaged.
+        has_column_chunks: whether the columns of a group lie apart, so that one may be damaged and others not.
     """
 
     path: Path
     noun: str
     schema: pa.Schema
     group_rows: Sequence[int]
+    has_column_chunks: bool = True
 
     @abstractmethod
     def batches(self, group: int, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch | Unreadable]:

@@ -1,5 +1,6 @@
 """Arrow files and streams: the same rows as a Parquet file of the same table, in any range, and damage is told."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pyarrow import feather
 from batchcap.core.errors import UsageError
 from batchcap.inputs.arrow_files import ArrowFiles, ArrowTable, files_of_dataset
 from batchcap.inputs.table_rows import RowReader
+from tests.images.samples import encode, noise
 from tests.inputs.parquets import IMAGE_STRUCT, data_of
 from tests.inputs.test_parquet import carried, planned, rows_of
 
@@ -148,3 +150,30 @@ def test_the_files_of_a_saved_dataset(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other/state.json").write_text('{"_data_files": 3}')
     assert files_of_dataset(tmp_path / "other") is None
+
+
+def test_a_dataset_saved_by_hugging_face_is_found_in_its_folder(tmp_path: Path) -> None:
+    """Both splits, with the split as a column, and none of the caches that lie beside them."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    images = [{"bytes": encode(noise(width, 9)), "path": None} for width in (10, 11, 12)]
+    data = datasets.Dataset.from_dict({"image": images, "label": [5, 6, 7]}, features=features)
+    datasets.DatasetDict(train=data, test=data.select([1])).save_to_disk(tmp_path / "in")
+    shutil.copy(next((tmp_path / "in/train").glob("data-*.arrow")), tmp_path / "in/train/cache-0123.arrow")
+    with planned(tmp_path / "in", keep_columns=("*",)) as plan:
+        rows, columns = rows_of(plan), pa.concat_tables(carried(plan))
+    assert [row.id for row in rows] == [
+        "test/data-00000-of-00001.arrow:0",
+        *(f"train/data-00000-of-00001.arrow:{row}" for row in range(3)),
+    ]
+    assert [data_of(row) for row in rows] == [images[place]["bytes"] for place in (1, 0, 1, 2)]
+    assert columns.to_pydict() == {"label": [6, 5, 6, 7], "split": ["test", "train", "train", "train"]}
+
+
+def test_other_arrow_files_are_taken_by_name_only(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_file(tmp_path / "in/a.feather", pa.table({"image": [b"x"]}), 1)
+    with pytest.raises(UsageError, match=r"name a \.feather file itself"), planned(tmp_path / "in"):
+        pass
+    with planned(tmp_path, inputs=(str(tmp_path / "in/*.feather"),)) as plan:
+        assert [row.id for row in rows_of(plan)] == ["a.feather:0"]

@@ -291,7 +291,7 @@ def test_what_parquet_writers_leave_or_use_inside_is_skipped(
     touch(root, *BOOKKEEPING, "_mine/_a.png")
     with caplog.at_level(logging.INFO):
         assert set(ids(tmp_path, root / pattern)) == {"_day=1/y.parquet", "_mine/_a.png", "sub/z_.parquet"}
-    assert f"{len(WRITERS_FILES) + len(BOOKKEEPING)} files skipped that Parquet writers leave" in caplog.text
+    assert f"{len(WRITERS_FILES) + len(BOOKKEEPING)} files skipped that writers of tables leave" in caplog.text
     assert "other file" not in caplog.text
 
 
@@ -302,7 +302,7 @@ def test_what_begins_with_an_underscore_can_be_asked_for(tmp_path: Path) -> None
     assert ids(tmp_path, tmp_path / "in/_staging") == ["x.parquet"]
     assert ids(tmp_path, tmp_path / "in/_s*/*.parquet") == ["_staging/x.parquet"]
     assert ids(tmp_path, tmp_path / "in/**/_x*.parquet") == ["sub/_x.parquet"]
-    with pytest.raises(UsageError, match=r"1 file skipped that Parquet writers leave.* Name a Parquet file itself"):
+    with pytest.raises(UsageError, match=r"1 file skipped that writers of tables leave.* Name a file itself"):
         ids(tmp_path, tmp_path / "in/sub")
 
 
@@ -350,8 +350,9 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("rows.jsonl", "is a table that batchcap does not read: convert it to Parquet"),
-        ("rows.CSV", "is a table that batchcap does not read: convert it to Parquet"),
+        ("rows.avro", "is a table that batchcap does not read: convert it to Parquet"),
+        ("rows.ORC", "is a table that batchcap does not read: convert it to Parquet"),
+        ("rows.json", "is JSON, of which batchcap reads JSONL, an object in each line: convert it"),
         ("shard-0001.tar", "is an archive, which batchcap does not open: unpack it and give the folder"),
         ("shard.tar.gz", "is an archive, which batchcap does not open: unpack it and give the folder"),
         ("job.toml", "is a job file: give it to `batchcap run`"),

@@ -39,6 +39,13 @@ def carried(plan: Plan) -> list[pa.Table]:
     return tables
 
 
+def test_a_file_without_columns_to_carry_has_nulls_in_those_of_others(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", {"image": [b"x"] * 9})
+    write_table(tmp_path / "b.parquet", {"image": [b"x"] * 2, "title": ["a", "b"]})
+    with planned(tmp_path, keep_columns=("*",)) as plan:
+        assert pa.concat_tables(carried(plan))["title"].to_pylist() == [None] * 9 + ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("columns", "image"),
     [
