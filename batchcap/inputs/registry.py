@@ -5,10 +5,14 @@ from batchcap.core.errors import UsageError
 from batchcap.inputs.files import ImageFiles
 from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.reader import Reader
+from batchcap.inputs.tar import TarFiles
+from batchcap.inputs.zip_archive import ZipFiles
 
 READERS: dict[str, type[Reader]] = {
     ImageFiles.kind: ImageFiles,
     ParquetFiles.kind: ParquetFiles,
+    TarFiles.kind: TarFiles,
+    ZipFiles.kind: ZipFiles,
 }
 # For a file that somebody named, with a suffix that no reader has.
 DEFAULT_READER: type[Reader] = ImageFiles
