@@ -177,7 +177,8 @@ class ArchiveFiles(Reader):
             if opened.path == path:
                 return opened
             opened.contents.close()
-        return _Opened(path, self.index(path), self.open_contents(path))
+        there = next((one for one in (self._images, self._columns) if one is not None and one.path == path), None)
+        return _Opened(path, self.index(path) if there is None else there.index, self.open_contents(path))
 
     def _tables(self, opened: _Opened, schema: pa.Schema, start: int, count: int) -> Iterator[pa.Table]:
         for samples in opened.samples(start, count):

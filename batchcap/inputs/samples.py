@@ -121,6 +121,7 @@ class IndexBuilder:
         self._columns: set[str] = set()
         self._has_numbers_only = True
         self._batches: list[pa.RecordBatch] = []
+        self._hashes = array("q")  # of all keys
         self._clear()
 
     def build(self, members: Iterable[Member | Damage]) -> pa.Table:
@@ -142,7 +143,10 @@ class IndexBuilder:
             COLUMNS: " ".join(name for name in SIDECARS if name in self._columns).encode(),
             NUMBERS: b"1" if self._has_numbers_only else b"",
         }
-        return _with_unique_keys(table).replace_schema_metadata(about)
+        # Only where two are equal may two keys be: to look for these takes as much memory as all keys do.
+        if len(np.unique(np.array(self._hashes))) < len(table):
+            table = _with_unique_keys(table)
+        return table.replace_schema_metadata(about)
 
     def _clear(self) -> None:
         self._keys: list[str] = []
@@ -176,17 +180,13 @@ class IndexBuilder:
         """What is lost is one failed row: the sample in which the archive ends, else one for whatever follows."""
         if not any(member.is_cut for member in self._open.values()):
             self._close()
-            self._keys.append(f"damaged at byte {damage.offset}")
-            self._failures.append(stored_fault((ErrorKind.UNREADABLE, damage.reason)))
-            self._ends.append(len(self._extensions))
+            self._end_sample(f"damaged at byte {damage.offset}", (ErrorKind.UNREADABLE, damage.reason))
 
     def _close(self) -> None:
         """The open sample is whole."""
         if self._key is None:
             return
         cut = next((member.fault for member in self._open.values() if member.is_cut), None)
-        self._keys.append(self._key)
-        self._failures.append(stored_fault(cut))
         for extension, member in self._open.items():
             self._extensions.append(extension)
             self._member_faults.append(stored_fault(self._faults.get(extension, member.fault)))
@@ -195,8 +195,15 @@ class IndexBuilder:
             if extension in SIDECARS:
                 self._columns.add(extension)
                 self._has_numbers_only &= extension != CLASS or member.fault is not None or is_number(member.content)
-        self._ends.append(len(self._extensions))
+        self._end_sample(self._key, cut)
         self._key, self._open, self._faults = None, {}, {}
+
+    def _end_sample(self, key: str, failure: RowFault | None) -> None:
+        """The members that were added last are those of a sample."""
+        self._keys.append(key)
+        self._hashes.append(hash(key))
+        self._failures.append(stored_fault(failure))
+        self._ends.append(len(self._extensions))
         if len(self._keys) >= _BATCH_SAMPLES:
             self._flush()
 
@@ -231,8 +238,6 @@ def key_codes(keys: pa.ChunkedArray) -> NDArray[np.int32]:
 def _with_unique_keys(index: pa.Table) -> pa.Table:
     """An index in which a key that came before has a number, and its row fails: ids are unique in a job."""
     codes = key_codes(index["key"])
-    if not len(codes) or codes.max() + 1 == len(codes):  # as many keys as rows
-        return index
     is_first = np.zeros(len(codes), bool)
     is_first[np.unique(codes, return_index=True)[1]] = True
     keys, failures = index["key"].to_pylist(), index["failure"].to_pylist()

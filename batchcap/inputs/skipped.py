@@ -1,11 +1,12 @@
 """Owns what is skipped while sources are found: the counts, and what a person is told of them."""
 
 import logging
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 
 from batchcap.core.text import shown_name
-from batchcap.inputs.registry import READERS
+from batchcap.inputs.registry import READERS, readers_by_suffix
 from batchcap.inputs.suffix import NOT_READ
 
 _SHOWN_SUFFIXES = 5
@@ -52,8 +53,12 @@ class Skipped:
 
     def nothing_found(self, name: str) -> str:
         """The error message for an input in which all was skipped."""
-        none = " and ".join(f"no {reader.noun}" for reader in READERS.values())
+        none = " and ".join(f"no {reader.noun}" for reader in READERS.values() if reader.found_in_folders)
         text = "; ".join([f"{none} in {shown_name(name)}", *(line for _, line in self.lines())])
+        to_name = [suffix for suffix, _count in self.others.most_common() if suffix in readers_by_suffix()]
+        if to_name:
+            pattern = shown_name(os.path.join(name, "**", f"*{to_name[0]}"))  # noqa: PTH118 - as the person wrote it
+            return f"{text}. To caption what is in {to_name[0]} files, name them, in quotes: '{pattern}'"
         if self.others:
             ((suffix, _count),) = self.others.most_common(1)
             advice = NOT_READ.get(suffix)
