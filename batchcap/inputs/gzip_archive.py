@@ -38,7 +38,7 @@ def has_points() -> bool:
 
 
 def unpacked(file: BinaryIO) -> BinaryIO:
-    """What is in a file, to be read on from its beginning."""
+    """What is in a file that is at its beginning."""
     return cast("BinaryIO", gzip.GzipFile(fileobj=file, mode="rb"))
 
 
@@ -46,7 +46,7 @@ def unpacked_by_offset(file: BinaryIO, path: Path) -> BinaryIO:
     """What is in a file, to be read from anywhere.
 
     Args:
-        file: the file, open for this alone.
+        file: the file, at its beginning, open for this alone.
         path: of the file.
 
     Raises:
@@ -56,21 +56,24 @@ def unpacked_by_offset(file: BinaryIO, path: Path) -> BinaryIO:
         return unpacked(file)
     points = index_of(path, _POINTS, lambda: _points(path))["points"].to_pylist()
     if points:
-        spacing = _spacing(path)
         with suppress(Exception):  # made by another version of the library
-            found = indexed_gzip.IndexedGzipFile(fileobj=file, spacing=spacing, buffer_size=spacing)
-            found.import_index(fileobj=io.BytesIO(points[0]))
-            return cast("BinaryIO", found)
-        file.seek(0)
+            return _with_points(path, points[0])
     return unpacked(file)
+
+
+def _with_points(path: Path, points: bytes) -> BinaryIO:
+    # A file of its own: the library reads past Python's buffer.
+    found = indexed_gzip.IndexedGzipFile(str(path), auto_build=False, drop_handles=False, buffer_size=_spacing(path))
+    found.import_index(fileobj=io.BytesIO(points))
+    return cast("BinaryIO", found)
 
 
 def _points(path: Path) -> pa.Table:
     """The points of a file; without a row where it is damaged: then it is read as far as it goes."""
     found = io.BytesIO()
     points = []
-    with path.open("rb") as file, suppress(Exception):  # the library has errors of its own for each kind of damage
-        with indexed_gzip.IndexedGzipFile(fileobj=file, spacing=_spacing(path)) as whole:
+    with suppress(Exception):  # the library has errors of its own for each kind of damage
+        with indexed_gzip.IndexedGzipFile(str(path), spacing=_spacing(path)) as whole:
             whole.build_full_index()
             whole.export_index(fileobj=found)
         points.append(found.getvalue())

@@ -21,6 +21,7 @@ from batchcap.inputs.tar_headers import DAMAGE_ERRORS, NoTarError, is_of_the_dis
 log = logging.getLogger(__name__)
 
 _INDEX = "tar-1"
+_MAGIC = b"ustar"  # of one whose first header is damaged
 
 
 class _TarContents(Contents):
@@ -112,6 +113,7 @@ def _index(path: Path) -> pa.Table:
                 return IndexBuilder((), is_grouped=True).build(tar_members(archive, size, shown(path)))
         except NoTarError as error:
             file.seek(0)
-            what = None if is_packed else other_format(file.read(PREFIX_BYTES))
+            beginning = file.read(PREFIX_BYTES)
+            what = None if is_packed or _MAGIC in beginning else other_format(beginning)
             wrong = f"is no tar archive ({error}): mend it or leave it out" if what is None else f"is {what}"
             raise UsageError(f"{shown(path)} {wrong}") from None
