@@ -42,38 +42,32 @@ def unpacked(file: BinaryIO) -> BinaryIO:
     return cast("BinaryIO", gzip.GzipFile(fileobj=file, mode="rb"))
 
 
-def unpacked_by_offset(file: BinaryIO, path: Path) -> BinaryIO:
-    """What is in a file, to be read from anywhere.
-
-    Args:
-        file: the file, at its beginning, open for this alone.
-        path: of the file.
+def unpacked_by_offset(path: Path) -> tuple[BinaryIO, BinaryIO]:
+    """What is in a file, to be read from anywhere, and the file, to be closed after it.
 
     Raises:
         OSError: the disk can't be read.
     """
-    if not has_points():
-        return unpacked(file)
-    points = index_of(path, _POINTS, lambda: _points(path))["points"].to_pylist()
-    if points:
+    points = index_of(path, _POINTS, lambda: _points(path))["points"].to_pylist() if has_points() else []
+    for kept in points:
+        file = path.open("rb")
         with suppress(Exception):  # made by another version of the library
-            return _with_points(path, points[0])
-    return unpacked(file)
-
-
-def _with_points(path: Path, points: bytes) -> BinaryIO:
-    # A file of its own: the library reads past Python's buffer.
-    found = indexed_gzip.IndexedGzipFile(str(path), auto_build=False, drop_handles=False, buffer_size=_spacing(path))
-    found.import_index(fileobj=io.BytesIO(points))
-    return cast("BinaryIO", found)
+            spacing = _spacing(path)
+            found = indexed_gzip.IndexedGzipFile(fileobj=file, auto_build=False, spacing=spacing, buffer_size=spacing)
+            found.import_index(fileobj=io.BytesIO(kept))
+            return cast("BinaryIO", found), file
+        file.close()  # the library has moved in it past Python's buffer
+    file = path.open("rb")
+    return unpacked(file), file
 
 
 def _points(path: Path) -> pa.Table:
     """The points of a file; without a row where it is damaged: then it is read as far as it goes."""
     found = io.BytesIO()
     points = []
-    with suppress(Exception):  # the library has errors of its own for each kind of damage
-        with indexed_gzip.IndexedGzipFile(str(path), spacing=_spacing(path)) as whole:
+    # It is given a file that is open: where it can't open one, it ends the process.
+    with path.open("rb") as file, suppress(Exception):  # it has errors of its own for each kind of damage
+        with indexed_gzip.IndexedGzipFile(fileobj=file, spacing=_spacing(path)) as whole:
             whole.build_full_index()
             whole.export_index(fileobj=found)
         points.append(found.getvalue())

@@ -98,7 +98,8 @@ class TarFiles(ArchiveFiles):
                 "'batchcap[gzip]' keeps points to begin from",
                 shown(path),
             )
-        return _PackedContents(unpacked_by_offset(file, path), file)
+        file.close()
+        return _PackedContents(*unpacked_by_offset(path))
 
 
 def _index(path: Path) -> pa.Table:
