@@ -88,7 +88,7 @@ def fault_of(stored: str) -> RowFault:
 
 
 class Pairing:
-    """Looks for an image and a sidecar of one key among members that come one after the other."""
+    """Looks for an image and a sidecar of one key among those that come one after the other."""
 
     def __init__(self) -> None:
         self._key = ""
@@ -98,8 +98,7 @@ class Pairing:
         """Whether a member makes a pair with one before it."""
         if key != self._key:
             self._key, self._has = key, [False, False]
-        self._has[0] |= extension in SIDECARS
-        self._has[1] |= is_image(extension)
+        self._has[extension in SIDECARS] = True
         return all(self._has)
 
 
@@ -158,14 +157,14 @@ class IndexBuilder:
 
     def _add(self, member: Member) -> None:
         key, extension = key_and_extension(member.name)
+        if extension not in SIDECARS and not is_image(extension):
+            return
         if not self._is_grouped:
             if self._pairing.ends_with(key, extension):
                 raise IsGroupedError
-            if is_image(extension):
+            if extension not in SIDECARS:
                 self._close()
                 self._key, self._open = member.name, {extension: member}
-            return
-        if extension not in SIDECARS and not is_image(extension):
             return
         if key != self._key:
             self._close()
