@@ -26,7 +26,7 @@ class InputConfig:
 
     inputs: tuple[str, ...] = field(
         metadata=known_as(
-            help="Image files, folders, Parquet files, folders of Parquet files, or quoted glob patterns.",
+            help="Image files, Parquet files, folders of them, tar or zip archives, or quoted glob patterns.",
             argument="INPUT",
             form=Form.REPEATED,
             check=_inputs_fault,
@@ -34,7 +34,8 @@ class InputConfig:
     )
     image_column: str | None = setting(
         None,
-        "Parquet column with the image: bytes, Hugging Face Image, or path. Default: detected.",
+        "Parquet column with the image: bytes, Hugging Face Image, or path; in archives its extension. Default: "
+        "detected.",
         decides_caption=True,
     )
     id_column: str | None = setting(

@@ -117,11 +117,10 @@ class ArchiveFiles(Reader):
     def open_contents(self, path: Path) -> Contents:
         """An archive, for what is in it; raises as `index`."""
 
-    @classmethod
-    def count(cls, path: Path) -> int:
+    def count(self, path: Path) -> int:
         """Samples of an archive; its headers are read once, and an index is kept."""
-        with readable(path, cls.noun):
-            return len(cls.index(path))
+        with readable(path, self.noun):
+            return len(self.index(path))
 
     def rows(self, piece: Piece, indexes: Sequence[int]) -> Iterator[ImageRow]:
         """Samples of an archive; one that is open already is gone on with."""
@@ -194,6 +193,9 @@ class ArchiveFiles(Reader):
         """A sample's value in a column."""
         if name == KEY_COLUMN:
             return sample.key
+        folders = self._layout(opened.path).folders
+        if name in folders:
+            return folders[name]
         member = next((one for one in sample.members if one.extension == name), None)
         if member is None:
             return None

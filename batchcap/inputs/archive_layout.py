@@ -9,6 +9,7 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
 from batchcap.inputs.columns import ALL_COLUMNS, column_options, listed, output_names, quoted, shown
 from batchcap.inputs.members import CLASS, KEY_COLUMN, is_image
+from batchcap.inputs.partitions import partition_values
 from batchcap.inputs.samples import COLUMNS, GROUPED, NUMBERS
 
 
@@ -22,6 +23,7 @@ class ArchiveLayout:
         has_key_ids: whether the keys alone are the ids.
         kept: the columns to carry, with their types; any may hold nulls.
         kept_as: their names in the output.
+        folders: values of the columns that the names of the archive's folders hold.
     """
 
     has_columns: bool
@@ -29,6 +31,7 @@ class ArchiveLayout:
     has_key_ids: bool
     kept: pa.Schema
     kept_as: tuple[str, ...]
+    folders: dict[str, str | None]
 
 
 def archive_layout(
@@ -47,6 +50,8 @@ def archive_layout(
     """
     about = index.schema.metadata
     names = [KEY_COLUMN, *about[COLUMNS].decode().split()]
+    folders = {name: value for name, value in partition_values(path.parent).items() if name not in names}
+    names += folders
     is_grouped = bool(about[GROUPED])
     if is_grouped:
         _require_columns(path, index, config, names)
@@ -60,6 +65,7 @@ def archive_layout(
         has_key_ids=config.id_column == KEY_COLUMN,
         kept=pa.schema([(name, class_type if name == CLASS else pa.string()) for name in kept]),
         kept_as=output_names(path, kept, own_columns),
+        folders=folders,
     )
 
 

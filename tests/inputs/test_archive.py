@@ -57,6 +57,14 @@ def test_the_columns_are_those_of_all_samples(shard: Path) -> None:
     assert pa.Table.from_batches(every.reader.values(shard, ["cls"]))["cls"].to_pylist() == [3, -4, None]
 
 
+def test_the_names_of_its_folders_are_columns(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "split=train"
+    folder.mkdir()
+    for members in (SHARD, {"1.jpg": b"1"}):
+        kept = Archive(written(folder / form, FORMS[form](members)), keep_columns=("split",))
+        assert kept.columns() == {"split": ["train"] * kept.rows}
+
+
 def test_a_class_that_is_no_number_makes_all_of_them_text(tmp_path: Path, form: str) -> None:
     members = {**SHARD, "a/0003.cls": b"cat"}
     path = written(tmp_path / form, FORMS[form](members))
