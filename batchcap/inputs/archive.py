@@ -16,7 +16,7 @@ from batchcap.core.records import ImageRow
 from batchcap.core.sources import ImageRef, Piece
 from batchcap.inputs.archive_layout import ArchiveLayout, archive_layout
 from batchcap.inputs.columns import quoted, shown
-from batchcap.inputs.members import KEY_COLUMN, is_image
+from batchcap.inputs.members import CLASS, KEY_COLUMN, SIDECARS, is_image
 from batchcap.inputs.reader import PassthroughColumns, Reader
 from batchcap.inputs.samples import Sample, StoredMember, fault_of, is_number, read_samples
 from batchcap.inputs.source import source_name
@@ -181,32 +181,28 @@ class ArchiveFiles(Reader):
 
     def _tables(self, opened: _Opened, schema: pa.Schema, start: int, count: int) -> Iterator[pa.Table]:
         for samples in opened.samples(start, count):
-            arrays = [
-                pa.array([self._value(opened, sample, field.name, field.type) for sample in samples], field.type)
-                for field in schema
-            ]
+            rows = [self._values(opened, sample, schema.names) for sample in samples]
+            arrays = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
             # Without any column a table would have no rows.
             table = pa.table([pa.nulls(len(samples)), *arrays], ["", *schema.names])
             yield table.select(schema.names)
 
-    def _value(self, opened: _Opened, sample: Sample, name: str, kind: pa.DataType) -> Any:  # noqa: ANN401 - of `kind`
-        """A sample's value in a column."""
-        if name == KEY_COLUMN:
-            return sample.key
-        folders = self._layout(opened.path).folders
-        if name in folders:
-            return folders[name]
-        member = next((one for one in sample.members if one.extension == name), None)
-        if member is None:
-            return None
-        try:
-            text = _text_of(member, opened.contents)
-        except RowError as error:
-            self._tell_lost(opened.path, name, sample.key, error.message)
-            return None
-        if not pa.types.is_integer(kind):
-            return text
-        return int(text) if is_number(text.encode()) else None
+    def _values(self, opened: _Opened, sample: Sample, names: Sequence[str]) -> dict[str, Any]:
+        """A sample's values; members in their order, since one that is packed is read on."""
+        layout = self._layout(opened.path)
+        found: dict[str, Any] = {KEY_COLUMN: sample.key, **layout.folders}
+        for member in sample.members:
+            name = member.extension
+            if name not in SIDECARS or name not in names:
+                continue
+            try:
+                text = _text_of(member, opened.contents)
+            except RowError as error:
+                self._tell_lost(opened.path, name, sample.key, error.message)
+                continue
+            is_text = name != CLASS or not layout.has_numbers
+            found[name] = text if is_text else int(text) if is_number(text.encode()) else None
+        return found
 
     def _tell_lost(self, path: Path, name: str, key: str, reason: str) -> None:
         if (path, name) not in self._told:

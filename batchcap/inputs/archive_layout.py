@@ -21,6 +21,7 @@ class ArchiveLayout:
         has_columns: whether the archive has any; one of images alone has its keys, where a job asks for them.
         image: extension of the image; None: the first member that is one.
         has_key_ids: whether the keys alone are the ids.
+        has_numbers: whether all of its classes are whole numbers.
         kept: the columns to carry, with their types; any may hold nulls.
         kept_as: their names in the output.
         folders: values of the columns that the names of the archive's folders hold.
@@ -29,6 +30,7 @@ class ArchiveLayout:
     has_columns: bool
     image: str | None
     has_key_ids: bool
+    has_numbers: bool
     kept: pa.Schema
     kept_as: tuple[str, ...]
     folders: dict[str, str | None]
@@ -62,6 +64,7 @@ def archive_layout(
     return ArchiveLayout(
         has_columns=is_grouped or bool(kept) or KEY_COLUMN in asked,
         image=config.image_column.lower() if is_grouped and config.image_column is not None else None,
+        has_numbers=bool(about[NUMBERS]),
         has_key_ids=config.id_column == KEY_COLUMN,
         kept=pa.schema([(name, class_type if name == CLASS else pa.string()) for name in kept]),
         kept_as=output_names(path, kept, own_columns),

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from batchcap.core.errors import ErrorKind
 from batchcap.core.text import one_line
@@ -228,15 +227,10 @@ class IndexBuilder:
         return pa.schema([("key", pa.string()), ("failure", pa.string()), ("members", pa.list_(self._member_type()))])
 
 
-def key_codes(keys: pa.ChunkedArray) -> NDArray[np.int32]:
-    """A number for each key, from 0 on in the order of the first ones: equal keys have equal numbers."""
-    chunks = keys.dictionary_encode().chunks  # with one dictionary for all
-    return np.concatenate([np.zeros(0, np.int32), *(chunk.indices.to_numpy() for chunk in chunks)])
-
-
 def _with_unique_keys(index: pa.Table) -> pa.Table:
     """An index in which a key that came before has a number, and its row fails: ids are unique in a job."""
-    codes = key_codes(index["key"])
+    chunks = index["key"].dictionary_encode().chunks  # with one dictionary for all
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
     is_first = np.zeros(len(codes), bool)
     is_first[np.unique(codes, return_index=True)[1]] = True
     keys, failures = index["key"].to_pylist(), index["failure"].to_pylist()

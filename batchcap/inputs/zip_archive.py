@@ -4,11 +4,12 @@ import bz2
 import lzma
 import struct
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -30,19 +31,11 @@ from batchcap.inputs.members import (
     is_passed_over,
     key_and_extension,
 )
-from batchcap.inputs.samples import IndexBuilder, StoredMember, fault_of, key_codes, stored_fault
-from batchcap.inputs.zip_directory import BZIP2, LZMA, STORED, NoZipError, zip_members
+from batchcap.inputs.samples import IndexBuilder, StoredMember
+from batchcap.inputs.zip_directory import BZIP2, LZMA, STORED, NoZipError, ZipDirectory
 
 _INDEX = "zip-1"
 _FIELDS = ("packed", "method", "crc")
-_BATCH_ENTRIES = 8192
-_ENTRY_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("name", "key", "fault")),
-        *((name, pa.bool_()) for name in ("is_image", "is_sidecar")),
-        *((name, pa.int64()) for name in ("offset", "size", *_FIELDS)),
-    ]
-)
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_DICTIONARY_BYTES = 1 << 28
 _INFLATE_ERRORS = (zlib.error, OSError, EOFError, ValueError, lzma.LZMAError)
@@ -133,7 +126,10 @@ class ZipFiles(ArchiveFiles):
 def _index(path: Path) -> pa.Table:
     with open_regular(path) as file:
         try:
-            entries, damages = _entries(zip_members(file))
+            directory = ZipDirectory(file)
+            offsets, damages, is_grouped = _order(directory)
+            members = _with_classes(map(directory.member_at, offsets), _ZipContents(path, file))
+            return IndexBuilder(_FIELDS, is_grouped=is_grouped).build(chain(members, damages))
         except NoZipError as error:
             file.seek(0)
             beginning = file.read(PREFIX_BYTES)
@@ -141,58 +137,40 @@ def _index(path: Path) -> pa.Table:
             is_one = what is None
             wrong = f"is no zip archive that can be read ({error}): mend it or leave it out" if is_one else f"is {what}"
             raise UsageError(f"{shown(path)} {wrong}") from None
-        order = _grouped_order(entries)
-        if order is not None:
-            entries = entries.take(order)
-        builder = IndexBuilder(_FIELDS, is_grouped=order is not None)
-        return builder.build(chain(_with_classes(entries, _ZipContents(path, file)), damages))
 
 
-def _entries(members: Iterable[Member | Damage]) -> tuple[pa.Table, list[Damage]]:
-    """The members as a table, which takes a tenth of the memory; damages apart, which come last."""
-    batches = [pa.RecordBatch.from_pylist([], _ENTRY_SCHEMA)]
-    damages: list[Damage] = []
+def _order(directory: ZipDirectory) -> tuple[Iterable[int], list[Damage], bool]:
+    """Where the entries of images and sidecars begin, what is damaged, and whether members of one key are a sample.
 
-    def kept() -> Iterator[dict[str, Any]]:
-        for member in members:
-            if isinstance(member, Damage):
-                damages.append(member)
-            elif not is_passed_over(member.name):
-                key, extension = key_and_extension(member.name)
-                yield {
-                    **{name: getattr(member, name) for name in ("name", "offset", "size", *_FIELDS)},
-                    "fault": stored_fault(member.fault),
-                    "key": key,
-                    "is_image": is_image(extension),
-                    "is_sidecar": extension in SIDECARS,
-                }
-
-    rows = kept()
-    while batch := list(islice(rows, _BATCH_ENTRIES)):
-        batches.append(pa.RecordBatch.from_pylist(batch, _ENTRY_SCHEMA))
-    return pa.Table.from_batches(batches), damages
-
-
-def _grouped_order(entries: pa.Table) -> pa.Array | None:
-    """The members with those of one key together, wherever they are; None where no key has an image and a sidecar.
-
-    Zip archives are made in any order, and no one reads them from their beginning to their end.
+    If they are, they come together, wherever they lie: zip archives are made in any order, and nobody reads them from
+    the beginning to the end. A number is kept for each key, not the key: there may be millions.
     """
-    codes = key_codes(entries["key"])
-    images, sidecars = (np.unique(codes[entries[name].to_numpy()]) for name in ("is_image", "is_sidecar"))
-    if not len(np.intersect1d(images, sidecars)):
-        return None
-    return pa.array(np.argsort(codes, kind="stable"))
+    offsets, keys, sidecars, damages = array("q"), array("q"), bytearray(), []
+    for found in directory.members():
+        if isinstance(found, Damage):
+            damages.append(found)
+            continue
+        offset, member = found
+        key, extension = key_and_extension(member.name)
+        is_sidecar = extension in SIDECARS
+        if (is_sidecar or is_image(extension)) and not is_passed_over(member.name):
+            offsets.append(offset)
+            keys.append(hash(key))
+            sidecars.append(is_sidecar)
+    numbers, has_text = np.array(keys), np.frombuffer(bytes(sidecars), np.bool_)
+    if not len(np.intersect1d(numbers[has_text], numbers[~has_text])):
+        return offsets, damages, False
+    _unique, first, codes = np.unique(numbers, return_index=True, return_inverse=True)
+    return np.array(offsets)[np.argsort(first[codes], kind="stable")].tolist(), damages, True
 
 
-def _with_classes(entries: pa.Table, contents: Contents) -> Iterator[Member]:
-    """The members of a table again, with the content of those that are classes."""
-    for batch in entries.to_batches(max_chunksize=_BATCH_ENTRIES):
-        for row in batch.to_pylist():
-            fault = None if row["fault"] is None else fault_of(row["fault"])
-            member = Member(row["name"], row["offset"], row["size"], fault, **{name: row[name] for name in _FIELDS})
-            if fault is None and member.size <= MAX_CLASS_BYTES and key_and_extension(member.name)[1] == CLASS:
-                with suppress(RowError):
-                    stored = StoredMember(CLASS, None, *(row[name] for name in ("offset", "size", *_FIELDS)))
-                    member = member._replace(content=contents.content(stored))
-            yield member
+def _with_classes(members: Iterable[Member], contents: Contents) -> Iterator[Member]:
+    """The members, with the content of those that are classes."""
+    for member in members:
+        is_class = key_and_extension(member.name)[1] == CLASS
+        if is_class and member.fault is None and member.size <= MAX_CLASS_BYTES:
+            with suppress(RowError):
+                numbers = (getattr(member, name) for name in ("offset", "size", *_FIELDS))
+                yield member._replace(content=contents.content(StoredMember(CLASS, None, *numbers)))
+                continue
+        yield member

@@ -55,26 +55,53 @@ class _Directory(NamedTuple):
     shift: int
 
 
-def zip_members(file: BinaryIO) -> Iterator[Member | Damage]:
-    """The members of a zip archive that are files, in the order of its directory.
+class ZipDirectory:
+    """The directory of a zip archive.
+
+    Args:
+        file: the archive.
 
     Raises:
         NoZipError: it is none.
         OSError: the disk can't be read.
     """
-    where = _directory(file)
-    file.seek(where.start)
-    end = where.start + where.size
-    for number in range(where.entries):
-        offset = file.tell()
-        member = _next_member(file, end, where.shift)
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._where = _directory(file)
+        self._end = self._where.start + self._where.size
+
+    def members(self) -> Iterator[tuple[int, Member] | Damage]:
+        """The members that are files, each with the byte that its entry begins with.
+
+        Raises:
+            NoZipError: the first one is damaged.
+            OSError: the disk can't be read.
+        """
+        self._file.seek(self._where.start)
+        for number in range(self._where.entries):
+            offset = self._file.tell()
+            member = _next_member(self._file, self._end, self._where.shift)
+            if member is None:
+                if not number:
+                    raise NoZipError(f"its directory is damaged at byte {offset}")
+                yield Damage(offset, f"the archive's directory is damaged at byte {offset}, after {number} entries")
+                return
+            if not member.name.endswith("/"):
+                yield offset, member
+
+    def member_at(self, offset: int) -> Member:
+        """The member whose entry begins with a byte, as `members` gave it.
+
+        Raises:
+            NoZipError: it is no longer there.
+            OSError: the disk can't be read.
+        """
+        self._file.seek(offset)
+        member = _next_member(self._file, self._end, self._where.shift)
         if member is None:
-            if not number:
-                raise NoZipError(f"its directory is damaged at byte {offset}")
-            yield Damage(offset, f"the archive's directory is damaged at byte {offset}, after {number} entries")
-            return
-        if not member.name.endswith("/"):
-            yield member
+            raise NoZipError(f"its directory has changed at byte {offset}")
+        return member
 
 
 def _directory(file: BinaryIO) -> _Directory:

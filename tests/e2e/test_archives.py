@@ -1,4 +1,4 @@
-"""WebDataset shards become captions: found by a range, stopped and gone on with, read from the middle, columns carried."""
+"""WebDataset shards become captions: found by a range, stopped and gone on with, columns carried."""
 
 from pathlib import Path
 

@@ -50,13 +50,18 @@ def runs(members: Found) -> Iterator[tuple[str, list[tuple[str, bytes | None]]]]
         yield last
 
 
-def expected(members: Found) -> list[tuple[str, bytes | None, dict[str, bytes | None]]]:
-    """Each row's key, image and texts; None for what can't be had."""
-    visible = [
+def seen(members: Found) -> Found:
+    """The members without hidden ones, and without `./` at their beginning."""
+    return [
         (name.removeprefix("./"), content)
         for name, content in members
         if not any(part == "__MACOSX" or (part.strip(".") and part.startswith(".")) for part in name.split("/"))
     ]
+
+
+def expected(members: Found) -> list[tuple[str, bytes | None, dict[str, bytes | None]]]:
+    """Each row's key, image and texts; None for what can't be had."""
+    visible = seen(members)
     is_grouped = any(
         any(is_image(end) for end, _content in run) and any(end in TEXTS for end, _content in run)
         for _key, run in runs(visible)
@@ -72,11 +77,11 @@ def expected(members: Found) -> list[tuple[str, bytes | None, dict[str, bytes | 
             texts = {end: None if ends.count(end) > 1 else content for end, content in run if end in TEXTS}
             first = next((end for end in ends if is_image(end)), None)
             rows.append((key, None if first is None else whole[first], texts))
-    seen: set[str] = set()
+    before: set[str] = set()
     unique = []
     for key, image, texts in rows:
-        unique.append((key, None if key in seen else image, texts))
-        seen.add(key)
+        unique.append((key, None if key in before else image, texts))
+        before.add(key)
     return unique
 
 
@@ -127,7 +132,8 @@ def test_any_zip_archive(members: dict[str, bytes], method: int) -> None:
         content = zip_bytes(members, method)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         found: Found = [(info.filename, archive.read(info)) for info in archive.infolist()]
-    keys = [(parts_of(name.removeprefix("./")) or (name, ""))[0] for name, _content in found]
-    together = [found[place] for place in sorted(range(len(found)), key=lambda place: keys.index(keys[place]))]
+    meant = [(name, data) for name, data in seen(found) if list(runs([(name, data)]))]
+    keys = [RULE.fullmatch(name)[1] for name, _content in meant]
+    together = [meant[place] for place in sorted(range(len(meant)), key=lambda place: keys.index(keys[place]))]
     is_grouped = any(texts for _key, _image, texts in expected(together))
     check("a.zip", content, together if is_grouped else found)

@@ -6,6 +6,7 @@ import logging
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -226,6 +227,25 @@ def test_two_streams_of_gzip_are_one_archive(tmp_path: Path, points: bool) -> No
 
 
 @pytest.fixture
+def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets the number of bytes for each reading of a file, from when it is asked for."""
+    read: list[int] = []
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            read.append(super().readinto(buffer) or 0)
+            return read[-1]
+
+    plain = Path.open
+
+    def opened(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        return io.BufferedReader(Counting(str(path))) if mode == "rb" else plain(path, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+    return read
+
+
+@pytest.fixture
 def large(tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
     """A packed archive with several points."""
     images = {f"{row:02d}.jpg": os.urandom(400_000) for row in range(30)}
@@ -236,29 +256,40 @@ def test_a_packed_archive_is_read_on_from_a_point(
     large: tuple[Path, dict[str, bytes]],
     points: bool,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    read_bytes: list[int],
 ) -> None:
     """Without the library from its beginning, which is told of once."""
     path, images = large
     caplog.set_level(logging.INFO)
     first = Archive(path)
     assert first.read() == images
-    read: list[int] = []
-
-    def opened(self: Path, mode: str) -> io.BufferedReader:
-        class Counting(io.FileIO):
-            def readinto(self, buffer: memoryview) -> int:
-                read.append(super().readinto(buffer))
-                return read[-1]
-
-        return io.BufferedReader(Counting(str(self)))
-
-    monkeypatch.setattr(Path, "open", opened)
+    read_bytes.clear()
     last = Archive(path)
     assert last.read(28) == dict(list(images.items())[28:])
-    assert (sum(read) < path.stat().st_size / 2) == points
+    assert (sum(read_bytes) < path.stat().st_size / 2) == points
     assert first.read(2, 3) == dict(list(images.items())[2:5]), "what lies before what was read last"
     assert caplog.text.count("a run that goes on unpacks it from its beginning") == (0 if points else 2)
+
+
+def test_columns_of_a_packed_archive_are_read_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: list[int]
+) -> None:
+    """Column by column it would be unpacked from its beginning for each."""
+    monkeypatch.setattr(gzip_archive, "indexed_gzip", None)
+    monkeypatch.setattr("batchcap.inputs.samples.READ_SAMPLES", 5)
+    members: dict[str, bytes] = {}
+    for row in range(40):
+        members |= {
+            f"{row}.jpg": os.urandom(40_000),
+            f"{row}.cls": b"%d" % row,
+            f"{row}.txt": b"a",
+            f"{row}.json": b"b",
+        }
+    path = written(tmp_path / "a.tgz", gzip.compress(tar_bytes(members), 1))
+    archive = Archive(path, keep_columns=("*",))
+    read_bytes.clear()
+    assert archive.columns()["cls"] == list(range(40))
+    assert sum(read_bytes) < 1.1 * path.stat().st_size
 
 
 @pytest.mark.parametrize("points_of", [b"", b"x" * 9999])
