@@ -26,8 +26,8 @@ class InputConfig:
 
     inputs: tuple[str, ...] = field(
         metadata=known_as(
-            help="Image files, folders of images or Parquet files, tables (Parquet, JSONL, CSV, TSV), or quoted glob "
-            "patterns.",
+            help="Image files, folders of images or Parquet files, tables (Parquet, JSONL, CSV, TSV, Arrow), tar or "
+            "zip archives, or quoted glob patterns.",
             argument="INPUT",
             form=Form.REPEATED,
             check=_inputs_fault,
@@ -35,7 +35,8 @@ class InputConfig:
     )
     image_column: str | None = setting(
         None,
-        "Column with the image: bytes, Hugging Face Image, or path. Default: detected.",
+        "Column with the image: bytes, Hugging Face Image, or path; in archives the extension of the member. Default: "
+        "detected.",
         decides_caption=True,
     )
     id_column: str | None = setting(

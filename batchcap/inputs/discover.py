@@ -13,6 +13,7 @@ from batchcap.core.errors import UsageError
 from batchcap.core.jobfolder import is_job_folder
 from batchcap.core.sources import Source
 from batchcap.core.text import is_address, printable_name, shown_name
+from batchcap.inputs.braces import expanded, has_range, without_ranges
 from batchcap.inputs.content import PREFIX_BYTES, not_an_image
 from batchcap.inputs.encoded import read_beginning
 from batchcap.inputs.reader import Reader
@@ -50,15 +51,16 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
             first source), has no image, or is an archive or another table; a table can't be read, or all of them are
             empty.
     """
-    for name in config.inputs:
-        _require_input(name)
+    for given in config.inputs:
+        for name in _names_of(given):
+            _require_input(name)
     rows = 0
     nouns = dict[str, None]()  # of the sources, in their order
     readers, warnings = open_readers(config), _Warnings()
     for name in config.inputs:
         search = _Search(os.path.realpath(exclude), readers)
         found = False
-        for source in search.input(name):
+        for source in search.given(name):
             found = True
             rows += source.rows
             nouns[READERS[source.kind].noun] = None
@@ -73,6 +75,23 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     if not rows:
         what = " and ".join(f"no {noun}" for noun in nouns)
         raise UsageError(f"{what} in {', '.join(map(shown_name, config.inputs))} has a row: name files that have some")
+
+
+def _names_of(given: str) -> Iterator[str]:
+    """The inputs that one stands for: itself, unless it has a range of numbers and nothing is there with that name."""
+    path = os.path.expanduser(given)
+    stands_for_several = has_range(given) and not os.path.lexists(path) and not _matches_any(path)
+    yield from expanded(given) if stands_for_several else (given,)
+
+
+def _matches_any(pattern: str) -> bool:
+    return glob.has_magic(pattern) and next(glob.iglob(pattern, recursive=True), None) is not None
+
+
+def _folder_above(given: str) -> str:
+    """The folder above the first range of numbers or wildcard: ids are relative to it."""
+    above = os.path.dirname(without_ranges(os.path.expanduser(given))) or os.curdir
+    return fixed_part(above) if glob.has_magic(above) else above
 
 
 def _require_input(name: str) -> None:
@@ -129,18 +148,20 @@ class _Search:
         self._walk = Walk(exclude, self.skipped.job_folders)
         self._readers = readers_by_suffix()
 
-    def input(self, name: str) -> Iterator[Source]:
-        """The sources of the input."""
-        path = os.path.expanduser(name)
-        if os.path.isdir(path):
-            yield from self._folder(path)
-        elif os.path.lexists(path):
-            yield self._source(os.path.abspath(path), os.path.basename(path), suffix_of(path))
-        else:
-            yield from self._pattern(path)
+    def given(self, given: str) -> Iterator[Source]:
+        """The sources of an input; of one with a range of numbers the ids are relative to the folder above it."""
+        for name in _names_of(given):
+            path = os.path.expanduser(name)
+            base = None if name == given else _folder_above(given)
+            if os.path.isdir(path):
+                yield from self._folder(path, base)
+            elif os.path.lexists(path):
+                relative = os.path.basename(path) if base is None else os.path.relpath(path, base)
+                yield self._source(os.path.abspath(path), relative, suffix_of(path))
+            else:
+                yield from self._pattern(path, fixed_part(path) if base is None else base)
 
-    def _pattern(self, pattern: str) -> Iterator[Source]:
-        base = fixed_part(pattern)
+    def _pattern(self, pattern: str, base: str) -> Iterator[Source]:
         suffix = os.path.splitext(pattern)[1]
         names_suffix = bool(suffix) and not glob.has_magic(suffix)
         asked_for = [part for part in pattern.split(os.sep) if part.startswith("_")]
@@ -184,7 +205,7 @@ class _Search:
         is_of_a_table = reader is not None and reader.is_container
         if internal and (is_of_a_table or _WRITERS_FOLDERS.intersection(internal)):
             self.skipped.internal += 1
-        elif names_suffix or reader is not None:
+        elif names_suffix or (reader is not None and reader.found_in_folders):
             return True
         elif suffix in UNREADABLE_IMAGE_SUFFIXES:
             self.skipped.images[suffix] += 1

@@ -59,17 +59,17 @@ class Reader(ABC):
         kind: its name in plans; a name that has been stored never changes.
         noun: what one such source is called in messages.
         suffixes: in lower case; files that are taken for such sources where they are found in a folder.
+        found_in_folders: whether such files are taken where a folder is searched; else they are named, or matched by a
+            pattern with their suffix.
         is_container: whether a source holds rows, and is counted, missing and changed as a whole. Else the file is the
             image.
-        found_in_folders: whether a file is taken that lies in a folder of the inputs; else only one that is named, or
-            matches a pattern that ends with its suffix.
     """
 
     kind: ClassVar[str]
     noun: ClassVar[str]
     suffixes: ClassVar[frozenset[str]]
-    is_container: ClassVar[bool] = True
     found_in_folders: ClassVar[bool] = True
+    is_container: ClassVar[bool] = True
 
     def __init__(self, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> None:
         """A reader.

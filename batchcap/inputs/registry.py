@@ -8,6 +8,8 @@ from batchcap.inputs.files import ImageFiles
 from batchcap.inputs.jsonl import JsonlFiles
 from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.reader import Reader
+from batchcap.inputs.tar import TarFiles
+from batchcap.inputs.zip_archive import ZipFiles
 
 READERS: dict[str, type[Reader]] = {
     ImageFiles.kind: ImageFiles,
@@ -16,6 +18,8 @@ READERS: dict[str, type[Reader]] = {
     JsonlFiles.kind: JsonlFiles,
     CsvFiles.kind: CsvFiles,
     TsvFiles.kind: TsvFiles,
+    TarFiles.kind: TarFiles,
+    ZipFiles.kind: ZipFiles,
 }
 # For a file that somebody named, with a suffix that no reader has.
 DEFAULT_READER: type[Reader] = ImageFiles

@@ -1,6 +1,7 @@
 """Owns what is skipped while sources are found: the counts, and what a person is told of them."""
 
 import logging
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -59,6 +60,10 @@ class Skipped:
         """The error message for an input in which all was skipped."""
         none = " and ".join(f"no {reader.noun}" for reader in READERS.values() if reader.found_in_folders)
         text = "; ".join([f"{none} in {shown_name(name)}", *(line for _, line in self.lines())])
+        to_name = [suffix for suffix, _count in self.others.most_common() if suffix in readers_by_suffix()]
+        if to_name:
+            pattern = shown_name(os.path.join(name, "**", f"*{to_name[0]}"))  # noqa: PTH118 - as the person wrote it
+            return f"{text}. To caption what is in {to_name[0]} files, name them, in quotes: '{pattern}'"
         if self.others:
             if any(suffix in readers_by_suffix() for suffix in self.others):
                 return text  # the line of other files has the advice

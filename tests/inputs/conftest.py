@@ -1,12 +1,13 @@
-"""What the tests of inputs share: indexes of large inputs are kept away from the user's."""
+"""What all tests of inputs have: a cache folder of their own, so that no index is one of another test."""
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BATCHCAP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache folder; not inside of `tmp_path`, in which tests look for images."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("BATCHCAP_CACHE", str(folder))
+    return folder
