@@ -2,10 +2,11 @@
 
 import logging
 import os
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -155,17 +156,34 @@ class HtmlAlt(Form):
 def _alt_texts() -> Iterator[sqlite3.Connection]:
     """A table of image files and alt texts on the disk: those of a large job would fill the memory."""
     try:
-        with tempfile.TemporaryDirectory(prefix="batchcap-") as folder:
-            path = Path(folder) / "alts.sqlite"
-            with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-                connection.execute("PRAGMA journal_mode=OFF")
-                connection.execute("PRAGMA synchronous=OFF")
-                connection.execute("CREATE TABLE alts (path BLOB PRIMARY KEY, alt TEXT) WITHOUT ROWID")
-                yield connection
+        with ExitStack() as stack:
+            folder = stack.enter_context(_temporary_folder())
+            connection = sqlite3.connect(folder / "alts.sqlite", isolation_level=None)
+            stack.callback(connection.close)
+            connection.execute("PRAGMA journal_mode=OFF")
+            connection.execute("PRAGMA synchronous=OFF")
+            connection.execute("CREATE TABLE alts (path BLOB PRIMARY KEY, alt TEXT) WITHOUT ROWID")
+            yield connection
     except sqlite3.Error as error:
-        raise StorageError(
-            f"can't keep the alt texts in a temporary file ({error}): free some space, or set TMPDIR to another folder"
-        ) from error
+        raise _no_room(error) from error
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        folder = tempfile.mkdtemp(prefix="batchcap-")
+    except OSError as error:
+        raise _no_room(error) from error
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _no_room(error: Exception) -> StorageError:
+    return StorageError(
+        f"can't keep the alt texts in a temporary file ({error}): free some space, or set TMPDIR to another folder"
+    )
 
 
 def _caption_of(image: PageImage, pages: Path, known: sqlite3.Connection) -> str | None:
