@@ -88,9 +88,9 @@ class Packet:
         indent = "" if root.is_empty_tag else before[len(before.rstrip(" \t")) :]
         spaces = {"rdf": RDF, **{one.prefix: one.namespace for one in texts}}
         declared = "".join(f' xmlns:{prefix}="{space}"' for prefix, space in spaces.items())
-        block = [f"<rdf:Description rdf:about={quoteattr(self._about, _REFERENCES)}{declared}>"]
-        block += [f" {one.element(_escaped(text, is_attribute=False))}" for one, text in texts.items()]
-        block += ["</rdf:Description>", ""]
+        block = [f" <rdf:Description rdf:about={quoteattr(self._about, _REFERENCES)}{declared}>"]
+        block += [f"  {one.element(_escaped(text, is_attribute=False))}" for one, text in texts.items()]
+        block += [" </rdf:Description>", ""]
         text = f"{line}{indent}".join(block)
         if root.is_empty_tag:
             return root.inside - 2, root.inside, f">{line}{text}</{root.typed_name.decode()}>"
