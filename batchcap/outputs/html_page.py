@@ -68,8 +68,7 @@ class Page:
         if not is_same:
             raise PageError(f"it is not {self._codec}, as it says")
         reader = _ImageReader(self._text, place)
-        reader.feed(self._text)
-        reader.close()
+        reader.feed(self._text)  # not closed: what has no end at the end of a page is nothing to browsers, too
         self.images = tuple(reader.images)
 
     def with_alts(self, alts: Mapping[PageImage, str]) -> bytes:
@@ -93,6 +92,10 @@ class _ImageReader(HTMLParser):
         self._base = f"{_SITE}{_quoted(place)}"
         self._has_base = False
         self._sources: list[str] = []  # of the `picture` that is open
+
+    def parse_marked_section(self, i: int, report: bool = True) -> int:  # noqa: ARG002, FBT001, FBT002 - as inherited
+        """Take `<![…>` for a comment, as browsers do; the tokenizer ends at one that it does not know."""
+        return int(self.parse_bogus_comment(i))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._tag(tag, attrs)

@@ -102,6 +102,14 @@ def test_the_file_that_is_there_already_is_extended(
     assert (written.captions, written.files) == (3, 2 + len(there))
 
 
+def test_one_file_of_two_names_is_extended_once(config: JobConfig, run: Run, tmp_path: Path) -> None:
+    """As on a memory card, where `.xmp` and `.XMP` are the same."""
+    (tmp_path / "in/a.xmp").write_text(described("adobe"))
+    (tmp_path / "in/a.XMP").hardlink_to(tmp_path / "in/a.xmp")
+    run(config)
+    assert converted(config).files == 3
+
+
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(
     ("policy", "expected"),
