@@ -16,7 +16,7 @@ from tests.shared import made_once, shared_bundle, shared_folder
 
 IMAGES, PARQUET_ROWS = 180, 80
 ROWS = IMAGES + 1 + PARQUET_ROWS
-SMALL = (70, 35)  # images and rows
+SMALL = (40, 35)  # images and rows
 # ONNX Runtime starts in a fraction of the time that PyTorch takes; what PyTorch decides has tests of its own.
 SETTINGS = ("--max-new-tokens", "48", "--slots", "4", "--rows-per-part", "32", "--keep-columns", "label")
 # One thread: several would spin, waiting for one another, and a decoder this tiny gains nothing from them.

@@ -81,7 +81,7 @@ def ran(
         "status": ("status", output, "--captions", 2),
         "report": ("report", output),
         "doctor": ("doctor",),  # with the demo model, so that is exported, too
-        "tune": ("tune", *model, "--minutes", 0.2),
+        "tune": ("tune", *model, "--minutes", 0.1),
     }
     return Ran(home, home.command(*arguments[request.param]))
 

@@ -7,7 +7,7 @@ own. The workers that it starts are forked from it in the same way (`_Worker`). 
 imports, of signals or of workers that are killed start their processes themselves. With TESTS_COLD=1 in the environment
 all of them do.
 
-The other side of the socket is `python -m tests.e2e.warm SOCKET`: one process with one thread, so that a fork of it is
+The other side of the socket is `python -m tests.e2e.warm SOCKET [torch]`: one process with one thread, so that a fork of it is
 sound.
 """
 
@@ -35,7 +35,7 @@ from typing import Any, NoReturn, TextIO
 from batchcap.core.signals import STOP_SIGNALS
 
 # What the commands and their workers import when they are called; `batchcap.cli` itself is run anew in each process.
-# Without PyTorch, which most never load.
+# PyTorch is only for the tests that say so: with it a process takes longer to fork and to end.
 IMPORTED = (
     "batchcap.commands.bundles",
     "batchcap.commands.captioning",
@@ -75,10 +75,10 @@ def obeying(command: Sequence[str]) -> list[str]:
 class _Server:
     """The process that forks, and the ends of those that it has forked."""
 
-    def __init__(self, *, obeys_modes: bool) -> None:
+    def __init__(self, *, obeys_modes: bool, torch: bool) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-m", "tests.e2e.warm", str(theirs.fileno())]
+            command = [sys.executable, "-m", "tests.e2e.warm", str(theirs.fileno()), *(["torch"] if torch else [])]
             self._process = subprocess.Popen(
                 obeying(command) if obeys_modes else command,
                 cwd=Path(__file__).parents[2],
@@ -120,7 +120,7 @@ class _Server:
         return told
 
 
-_SERVERS: dict[bool, _Server] = {}
+_SERVERS: dict[tuple[bool, bool], _Server] = {}
 
 
 class Warm:
@@ -136,11 +136,12 @@ class Warm:
         cwd: Path | None = None,
         new_session: bool = False,
         obeys_modes: bool = False,
+        torch: bool = False,
     ) -> None:
-        obeys_modes = obeys_modes and os.geteuid() == 0
-        if obeys_modes not in _SERVERS:
-            _SERVERS[obeys_modes] = _Server(obeys_modes=obeys_modes)
-        self._server = _SERVERS[obeys_modes]
+        kind = (obeys_modes and os.geteuid() == 0, torch)
+        if kind not in _SERVERS:
+            _SERVERS[kind] = _Server(obeys_modes=kind[0], torch=torch)
+        self._server = _SERVERS[kind]
         self.args = [sys.executable, "-m", module, *arguments]
         self.returncode: int | None = None
         self.stderr: TextIO | None = None
@@ -291,16 +292,15 @@ def _require_no_threads() -> None:
 
 def main() -> None:
     """Import, then serve the socket whose number is the first argument."""
-    from PIL import Image  # noqa: PLC0415
 
     from batchcap.engines import process  # noqa: PLC0415 - seconds, which only this process takes
 
     ours = socket.socket(fileno=int(sys.argv[1]))
-    for name in IMPORTED:
+    for name in (*IMPORTED, *sys.argv[2:]):
         importlib.import_module(name)
     _require_no_threads()
     gc.collect()
-    process._popen = _Worker  # type: ignore[assignment]  # noqa: SLF001
+    process._popen = _Worker  # type: ignore[assignment]
     gc.freeze()  # or each process would copy the memory of all these modules at its end, looking for what to free
     request = _serve(ours)
     if request is not None:
