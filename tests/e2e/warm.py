@@ -7,8 +7,8 @@ own. The workers that it starts are forked from it in the same way (`_Worker`). 
 imports, of signals or of workers that are killed start their processes themselves. With TESTS_COLD=1 in the environment
 all of them do.
 
-The other side of the socket is `python -m tests.e2e.warm SOCKET [torch]`: one process with one thread, so that a fork of it is
-sound.
+The other side of the socket is `python -m tests.e2e.warm SOCKET [torch]`: one process with one thread, so that a fork
+of it is sound.
 """
 
 import atexit
@@ -270,15 +270,15 @@ def _work(words: Sequence[str], kept: set[int]) -> NoReturn:
         with Path(os.devnull).open("r+b", buffering=0) as nothing:
             os.dup2(nothing.fileno(), 0)
             os.dup2(nothing.fileno(), 1)
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and int(name) not in kept:
+        for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+            if number > 2 and number not in kept:
                 with suppress(OSError):  # that of the listing
-                    os.close(int(name))
+                    os.close(number)
         logging.root.handlers.clear()
         logging.getLogger("batchcap").setLevel(logging.NOTSET)
         sys.argv[1:] = words[-1:]
         runpy.run_module(words[-2], run_name="__main__", alter_sys=True)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - it must not go on as the coordinator
         traceback.print_exc()
     finally:
         os._exit(1)
