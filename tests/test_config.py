@@ -13,13 +13,13 @@ from batchcap.config import (
     JobConfig,
     LimitConfig,
     PlacementConfig,
-    Prompt,
     ResumeConfig,
     Retry,
     VisionConfig,
     VisionDtype,
 )
 from batchcap.core.errors import ExitCode, UsageError
+from batchcap.core.prompts import Prompt
 from batchcap.core.setting import require_sense_in_new_job
 
 NAN, INFINITY = float("nan"), float("inf")

@@ -22,8 +22,8 @@ _MAX_BYTES = 4 * 1024 * 1024
 def load_job_file(path: Path) -> JobConfig:
     """Read a job file.
 
-    Relative inputs, output, model and image root start from the job file's folder, so that cron can run it from
-    anywhere.
+    Relative inputs, output, other forms, model and image root start from the job file's folder, so that cron can run it
+    from anywhere.
 
     Raises:
         UsageError: the file is missing, is not TOML, or has mistakes; all of them are named at once.
@@ -93,7 +93,14 @@ def _anchored(config: JobConfig, base: Path) -> JobConfig:
         image_root=_anchor(given.image_root, base) if given.image_root else None,
     )
     model = config.model if config.model in (None, DEMO_MODEL) else _anchor(config.model, base)
-    return dataclasses.replace(config, input=anchored_input, output=_anchor(config.output, base), model=model)
+    outputs = dataclasses.replace(config.outputs, also=tuple(_anchored_form(one, base) for one in config.outputs.also))
+    output = _anchor(config.output, base)
+    return dataclasses.replace(config, input=anchored_input, output=output, model=model, outputs=outputs)
+
+
+def _anchored_form(form: str, base: Path) -> str:
+    name, colon, where = form.partition(":")
+    return f"{name}:{_anchor(where, base)}" if colon else form
 
 
 def _anchor(value: str, base: Path) -> str:

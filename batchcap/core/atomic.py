@@ -1,15 +1,19 @@
 """Owns files that appear whole or not at all: temporary name, fsync, rename, fsync of the folder."""
 
+import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from batchcap.core.errors import StorageError
 
 TEMPORARY_SUFFIX = ".batchcap-tmp"
+# Letters of a name that the name of its temporary file has; a name may be too long for more.
+_MAX_NAME_PART = 40
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "your disk quota is used up: free some space",
@@ -69,6 +73,50 @@ def _is_claimed(temporary: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def write_many(contents: Mapping[Path, bytes]) -> None:
+    """Make each path hold its data, whole or not at all; faster than one by one. Their folders are there.
+
+    Raises:
+        StorageError: the file system refused; some of them may have been written.
+    """
+    with ExitStack() as claims:
+        temporaries = {}
+        for path, data in contents.items():
+            try:
+                temporary = path.with_name(f".{path.name[:_MAX_NAME_PART]}.{os.getpid()}{TEMPORARY_SUFFIX}")
+                claims.callback(_unlink, temporary)
+                temporary.write_bytes(data)
+                with suppress(FileNotFoundError):
+                    temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+            except OSError as error:
+                raise storage_error(path, error) from error
+            temporaries[temporary] = path
+        try:
+            for one in {path.parent: temporary for temporary, path in temporaries.items()}.values():
+                _sync_all_with(one)
+            for temporary, path in temporaries.items():
+                temporary.replace(path)
+            for folder in {path.parent for path in contents}:
+                sync(folder)
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+
+def _sync_all_with(path: Path) -> None:
+    """Force all files of the file system that a file is on to the disk: a thousand fsyncs would take minutes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(descriptor)
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

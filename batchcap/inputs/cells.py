@@ -1,43 +1,80 @@
 """Owns what the text in a manifest's cell is: a path, an address, or nothing usable, and what to do about it."""
 
+import base64
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote, unquote_to_bytes
 
 from batchcap.core.errors import ErrorKind, UsageError
-from batchcap.core.sources import Address, FileAt
+from batchcap.core.sources import Address, Bytes, FileAt, ImageRef
 from batchcap.core.text import is_address, one_line, shown_name
 from batchcap.inputs.content import base64_image
 
 # No path is longer on Linux; what a column of something else holds may be.
 MAX_PATH = 4096
 _SHOWN_LETTERS = 200
+_MAX_NAME = 255
 _QUOTES = "\"'`“”\u2018\u2019«»"
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+_FILE_URI = re.compile(r"(?i)file:(//(localhost)?)?(?P<path>/[^/].*)", re.DOTALL)
+_URL_SAFE = str.maketrans("-_", "+/")
 _PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
 _VARIABLE = re.compile(r"\$\w|\$\{|%\w+%")
 
 
-def image_of_text(cell: str, folder: Path, allowed_root: str | None) -> FileAt | Address | tuple[ErrorKind, str]:
-    """Where the image is that a cell names, or why there is none.
+def image_of_text(cell: str, folder: Path, allowed_root: str | None) -> ImageRef | tuple[ErrorKind, str]:
+    """The image that a cell holds as base64 text or a `data:` URI, or where it is; or why there is none.
 
     Args:
         cell: the text.
         folder: that relative paths start from.
         allowed_root: real path of the folder that paths must not lead out of; None: they may lead anywhere.
     """
-    if is_address(cell):
+    if (embedded := _embedded(cell, folder)) is not None:
+        return embedded
+    if (local := _path_of_uri(cell)) is not None:
+        cell = local
+    elif is_address(cell):
         return Address(cell)
     if (reason := why_no_path(cell)) is not None:
         return ErrorKind.MISSING, reason
-    file = os.path.join(folder, cell)  # noqa: PTH118 - pathlib interns each name
-    hint = hint_at(cell)
+    if "\\" in cell and not _WINDOWS.match(cell) and not os.path.lexists(os.path.join(folder, cell)):  # noqa: PTH118
+        cell = cell.replace("\\", "/")
+    file, hint = os.path.join(folder, cell), hint_at(cell)  # noqa: PTH118 - pathlib interns each name
     if allowed_root is not None and "\0" not in cell:  # with a NUL it is no path at all, as the image stage says
         real = os.path.realpath(file)
         if os.path.commonpath([real, allowed_root]) != allowed_root:
             reason = f"{shown_cell(cell)}: leads out of --image-root {shown_name(str(folder))}"
             return ErrorKind.REFUSED, f"{reason}; {hint}" if hint else reason
     return FileAt(file, if_missing=hint)
+
+
+def _embedded(cell: str, folder: Path) -> Bytes | tuple[ErrorKind, str] | None:
+    """The image that a cell holds itself; None where it holds none."""
+    text = cell.strip()
+    if text[:5].lower() == "data:":
+        header, _comma, content = text.partition(",")
+        if not header.lower().endswith(";base64"):
+            return Bytes(unquote_to_bytes(content))
+        content = unquote(content)
+    elif base64_image(text) is None:
+        return None
+    elif len(cell) <= _MAX_NAME and os.path.lexists(os.path.join(folder, cell)):  # noqa: PTH118
+        return None  # the name of a file, whatever it looks like
+    else:
+        content = text
+    packed = "".join(content.split()).translate(_URL_SAFE)
+    try:
+        return Bytes(base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True))
+    except ValueError:
+        return ErrorKind.CORRUPT, f"{shown_cell(cell)}: is base64 text that does not decode: it was cut or changed"
+
+
+def _path_of_uri(cell: str) -> str | None:
+    """The path that a `file:` URI of this machine names (RFC 8089); None where the cell is none."""
+    match = _FILE_URI.match(cell)
+    return unquote(match["path"]) if match else None
 
 
 def image_root_at(name: str) -> Path:
@@ -67,10 +104,8 @@ def why_no_path(cell: str) -> str | None:
 
 def why_no_file(address: str) -> str:
     """The error message for an address."""
-    if embedded := base64_image(address):
-        return f"the cell holds {embedded}, {len(address)} characters: decode it to bytes first"
     if address.lower().startswith("file:"):
-        return f"{shown_cell(address)}: is a file:// address, which is not opened: write the path itself"
+        return f"{shown_cell(address)}: is a file:// address of another machine: write where the file is on this one"
     return f"{shown_cell(address)}: batchcap works offline and fetches nothing; download it first"
 
 
@@ -99,10 +134,12 @@ def _oddities(cell: str, bare: str) -> list[tuple[bool, str]]:
         (bool(bare) and trimmed != cell and trimmed != cell.strip("\0"), "has blanks around the path: strip them"),
         (bool(bare) and trimmed.strip(_QUOTES) != trimmed, "has quotes around the path: remove them"),
         (is_address(bare) and not is_address(cell), "holds an address: download it first"),
-        (bare.lower().startswith("file:"), "begins with file: and only paths are opened: write the path itself"),
+        (
+            bare.lower().startswith("file:") and not _FILE_URI.match(cell),
+            "begins with file: and is no address of a file here",
+        ),
         (bare.startswith("~"), "begins with ~, which is not expanded in manifests: write the whole path"),
         (_VARIABLE.search(bare) is not None, "has a variable, which is not expanded: write the whole path"),
         (is_of_windows, "holds a path of Windows: write where the file is on this system"),
-        ("\\" in bare and not is_of_windows, "has back-slashes: paths use / on this system"),
         (_PERCENT.search(bare) is not None, "has characters written as %20, as in an address: decode them"),
     ]

@@ -30,6 +30,7 @@ class RunFacts:
         shards: what is left to do; None before the plan is whole.
         metrics: what this run did; None where it captioned nothing.
         limited_by: the stage that held it up.
+        other_forms: what was written in other forms, for people.
     """
 
     total_rows: int | None = None
@@ -37,6 +38,7 @@ class RunFacts:
     shards: OpenShards | None = None
     metrics: RunMetrics | None = None
     limited_by: Bottleneck | None = None
+    other_forms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Conclusion:
         message = f"{counts.ok}{f' x {prompts}' if prompts > 1 else ''} captions"
         message += " of the demo model" if self.bundle.source == DEMO_MODEL else ""
         message += f", {counts.failed} failed{self._of_this_run()}: {self._where()}"
+        message += "".join(f"; {written}" for written in self.facts.other_forms)
         code = ExitCode.COMPLETE
         if counts.failed and not counts.ok:
             code = ExitCode.TOO_MANY_FAILURES

@@ -1,11 +1,12 @@
 """Owns how a part file is made of a shard whose rows have all finished."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
 from batchcap.core.errors import UsageError
+from batchcap.core.records import Shard
 from batchcap.core.row_counts import RowCounts
 from batchcap.job.plan import Plan
 from batchcap.store.folder import JobFolder
@@ -31,12 +32,15 @@ class PartWriter:
         journal: Journal,
         metadata: dict[str, str],
         prompts: Sequence[str] = UNNAMED,
+        is_written: Callable[[Shard], None] = lambda _shard: None,
     ) -> None:
+        """`is_written` is called after each part."""
         self._folder = folder
         self._plan = plan
         self._journal = journal
         self._metadata = metadata
         self._prompts = prompts
+        self._is_written = is_written
 
     def write(self, state: ShardState) -> None:
         """Write the part of a shard, or replace it where rows were captioned again.
@@ -55,6 +59,7 @@ class PartWriter:
             metadata = retried_metadata(part_metadata(path), metadata, self._journal.reopened_settings(shard))
         write_part(path, shard, rows, self._passthrough(state), metadata, self._prompts)
         self._journal.forget(shard)
+        self._is_written(shard)
 
     def _passthrough(self, state: ShardState) -> pa.Table | None:
         """The passthrough columns of a shard, as they are now; what the inputs no longer have, as it was."""

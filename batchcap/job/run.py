@@ -26,6 +26,7 @@ from batchcap.job.conclusion import Conclusion, record_early_failure
 from batchcap.job.loop import caption_rows
 from batchcap.job.monitor import Monitor
 from batchcap.job.open_shards import OpenShards
+from batchcap.job.other_forms import OtherForms
 from batchcap.job.part_writer import PartWriter
 from batchcap.job.plan import Plan
 from batchcap.job.progress import Progress
@@ -163,13 +164,19 @@ class JobRun:
                 return  # nothing of the plan is kept: the next run must cut the same parts
             self._reopen(RetryPlanner(folder, journal, plan, settings.of_retry))
             shards = OpenShards(folder, plan, journal)
-            metadata = part_metadata_of(self._bundle, settings.fingerprint)
-            parts = PartWriter(folder, plan, journal, metadata, settings.config.generation.prompt_names)
-            recorder = Recorder(folder, journal, shards, parts)
-            facts.total_rows, facts.counts, facts.shards = plan.total_rows, recorder.counts, shards
-            recorder.write_whole_parts()
-            if recorder.counts.rows < plan.total_rows and not self._stop_in_time():
-                self._caption(settings, recorder, shards, progress, make_engine)
+            metadata, prompts = (
+                part_metadata_of(self._bundle, settings.fingerprint),
+                self._config.generation.prompt_names,
+            )
+            with closing(OtherForms(folder, plan, self._config.outputs, prompts)) as forms:
+                forms.check()
+                parts = PartWriter(folder, plan, journal, metadata, prompts, forms.write_part)
+                recorder = Recorder(folder, journal, shards, parts)
+                facts.total_rows, facts.counts, facts.shards = plan.total_rows, recorder.counts, shards
+                recorder.write_whole_parts()
+                if recorder.counts.rows < plan.total_rows and not self._stop_in_time():
+                    self._caption(settings, recorder, shards, progress, make_engine)
+                facts.other_forms = forms.finish(is_complete=recorder.counts.rows == plan.total_rows)
 
     def _planned(self, journal: Journal, config: JobConfig, sources: Iterable[Source]) -> Plan:
         """The plan with what was found now in it."""

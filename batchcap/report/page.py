@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchcap import __version__
-from batchcap.config import InputConfig, VisionConfig
+from batchcap.config import VisionConfig
 from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import StorageError, UsageError
 from batchcap.core.records import CaptionRow, ImageRow, Shard, Status
@@ -22,7 +22,7 @@ from batchcap.job.plan import Plan
 from batchcap.report.status import JobStatus, read_status
 from batchcap.report.thumbnails import ThumbnailMaker
 from batchcap.store.folder import JobFolder
-from batchcap.store.job_file import read_job_file
+from batchcap.store.job_file import begun_configuration, input_config
 from batchcap.store.journal import Journal
 from batchcap.store.parts import well_rows
 from batchcap.store.shard_state import finished_rows, shard_state_of
@@ -83,7 +83,7 @@ def write_page(output: Path, to: Path | None = None, images: int = 200) -> Path:
     target = to or folder.report_path
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise UsageError(f"can't write the page {target}: with --to, name a file in an existing folder")
-    configuration = _configuration(folder)
+    configuration = begun_configuration(folder)
     cards = Journal.look_into(folder.journal_path, lambda journal: list(_cards(folder, journal, configuration, images)))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("batchcap.report", "."),
@@ -111,18 +111,8 @@ def write_page(output: Path, to: Path | None = None, images: int = 200) -> Path:
     return target
 
 
-def _configuration(folder: JobFolder) -> dict[str, Any]:
-    file = read_job_file(folder)
-    if file is None or not file.configuration:
-        raise UsageError(
-            f"{folder.job_path} is missing or incomplete: restore it, or caption again with another --output"
-        )
-    return file.configuration
-
-
 def _cards(folder: JobFolder, journal: Journal, configuration: dict[str, Any], most: int) -> Iterator[Card]:
-    given = configuration["input"]
-    plan = Plan(journal, InputConfig(**{**given, "inputs": tuple(given["inputs"]), "keep_columns": ()}))
+    plan = Plan(journal, input_config(configuration))
     limit = configuration["vision"].get("max_image_pixels", VisionConfig().max_image_pixels)
     prompt = configuration["generation"]["prompt"]
     names = [""] if isinstance(prompt, str) else list(prompt)

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from batchcap.config import ImagesOf, InputConfig
 from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import UsageError
 from batchcap.store.folder import FORMAT_VERSION, JobFolder
@@ -54,6 +55,29 @@ def read_job_file(folder: JobFolder) -> JobFile | None:
     if not isinstance(fingerprint, dict) or not isinstance(configuration, dict):
         raise _unreadable(folder, "it has no fingerprint or configuration")
     return JobFile(fingerprint, configuration)
+
+
+def begun_configuration(folder: JobFolder) -> dict[str, Any]:
+    """The configuration that a job was begun with.
+
+    Raises:
+        UsageError: the folder does not say, or is of a format that is not known.
+    """
+    file = read_job_file(folder)
+    if file is None or not file.configuration:
+        raise UsageError(
+            f"{folder.job_path} is missing or incomplete: restore it, or caption again with another --output"
+        )
+    return file.configuration
+
+
+def input_config(configuration: dict[str, Any]) -> InputConfig:
+    """How the inputs of a begun job are read, without passthrough columns: its parts have them."""
+    given = configuration["input"]
+    settings: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
+    if settings.get("images") is not None:
+        settings["images"] = ImagesOf(settings["images"])
+    return InputConfig(**{**settings, "keep_columns": ()})
 
 
 def _unreadable(folder: JobFolder, reason: str) -> UsageError:

@@ -161,6 +161,14 @@ class PlanTables:
         found = self._journal.query(f"SELECT kind, path FROM sources WHERE kind IN ({marks}) ORDER BY seq", *kinds)  # noqa: S608 - question marks
         return ((kind, Path(os.fsdecode(path))) for kind, path in found)
 
+    def named_sources(self, kinds: Sequence[str]) -> Iterator[tuple[str, Path]]:
+        """Id and path of each source that is of some kinds and has rows, in the order they were planned."""
+        marks = ", ".join("?" * len(kinds))
+        statement = f"SELECT id, path FROM sources WHERE kind IN ({marks}) AND seq IN (SELECT source FROM spans)"  # noqa: S608 - question marks
+        return (
+            (name, Path(os.fsdecode(path))) for name, path in self._journal.query(f"{statement} ORDER BY seq", *kinds)
+        )
+
     def pieces(self, shard: Shard) -> list[Piece]:
         """The pieces of sources that make up a shard, cut to it.
 

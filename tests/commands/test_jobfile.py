@@ -19,11 +19,11 @@ from batchcap.config import (
     LimitConfig,
     PlacementConfig,
     Profile,
-    Prompt,
     VisionConfig,
     VisionDtype,
 )
 from batchcap.core.errors import UsageError
+from batchcap.core.prompts import Prompt
 from batchcap.engines.profiles import NAMES
 
 SMALLEST = 'output = "o"\n[input]\ninputs = ["p"]\n'

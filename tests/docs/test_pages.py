@@ -87,6 +87,7 @@ def test_the_options_that_most_people_need_come_first() -> None:
     assert [one.name for one in options[:10]] == first
     assert panels[:10] == [None] * 10
     rest = ["Input", "Prompt and decoding", "Image and vision", "Speed and memory", "Limits", "Resume"]
+    rest.append("Other forms of the captions")
     assert list(dict.fromkeys(panels[10:])) == rest
 
 

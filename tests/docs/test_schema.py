@@ -96,4 +96,12 @@ def test_it_takes_what_the_loader_takes(tmp_path: Path, text: str, is_right: boo
 def test_every_setting_of_it_is_described() -> None:
     for table in (SCHEMA, *SCHEMA["$defs"].values()):
         for name, one in table.get("properties", {}).items():
-            assert "description" in one or name in ("generation", "input", "limits", "resume", "speed", "vision"), name
+            assert "description" in one or name in (
+                "generation",
+                "input",
+                "limits",
+                "outputs",
+                "resume",
+                "speed",
+                "vision",
+            ), name

@@ -89,8 +89,8 @@ ADDRESSES = [
     "HTTPS://example.org/a.png",
     "s3://bucket/a.png",
     "hf://datasets/a/b.png",
-    "file:///etc/passwd",
-    "data:image/png;base64,iVBORw0KGgo=" + "A" * 100_000,
+    "file://server/etc/passwd",
+    "gs://bucket/a.png",
 ]
 
 
@@ -102,9 +102,7 @@ def test_addresses_are_refused(tmp_path: Path, root: Path, fenced: bool) -> None
         with pytest.raises(RowError) as caught:
             read_encoded(row)
         message = caught.value.message
-        address = message.partition(":")[0]
-        wanted = {"file": "write the path itself", "the cell holds a data": "decode it to bytes first"}
-        assert wanted.get(address, "batchcap works offline") in message
+        assert ("of another machine" if message.startswith("file:") else "batchcap works offline") in message
         assert len(message) < 400
 
 

@@ -1,0 +1,78 @@
+"""Owns the settings of the other forms of the captions."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from batchcap.config.run import Retry
+from batchcap.core.setting import Form, did_you_mean, require_sense, setting
+
+# Every form by its name, and what it is.
+FORMS = {
+    "txt": "a text file for each caption: a.txt beside a.jpg; of several prompts a.NAME.txt",
+    "json": "a JSON file for each image, with its captions: a.json beside a.jpg",
+    "jsonl": "one file with a JSON object for each row: OUT.jsonl",
+    "csv": "one file of comma-separated values with a header: OUT.csv; see --csv-safe",
+    "arrow": "one Arrow (Feather) file: OUT.arrow",
+}
+
+
+class Existing(StrEnum):
+    """What becomes of a caption whose file is there already, with text of somebody else."""
+
+    SKIP = "skip"
+    FAIL = "fail"
+    REPLACE = "replace"
+    APPEND = "append"
+    PREPEND = "prepend"
+
+
+def form_fault(wanted: str) -> str:
+    """What is wrong with `FORM` or `FORM:WHERE`, in words that follow the option's name; "" where nothing is."""
+    name, colon, where = wanted.partition(":")
+    if name not in FORMS:
+        return f"must be one of {', '.join(FORMS)}, not {name!r}{did_you_mean(name, list(FORMS))}"
+    return f"names no place after its colon: write {name}, or {name}:WHERE" if colon and not where else ""
+
+
+def _also_fault(also: tuple[str, ...]) -> str:
+    return next(filter(None, map(form_fault, also)), "")
+
+
+def _verdicts_fault(verdicts: tuple[str, ...]) -> str:
+    known = ["ok", *(str(one) for one in Retry if one is not Retry.FAILED)]
+    unknown = [name for name in verdicts if name not in known]
+    if unknown:
+        return f"must be some of {', '.join(known)}, not {unknown[0]!r}{did_you_mean(unknown[0], known)}"
+    return "" if verdicts else f"must not be empty: name some of {', '.join(known)}"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsConfig:
+    """In which other forms the captions are written; never changes a caption."""
+
+    also: tuple[str, ...] = setting(
+        (),
+        "Write the captions in this form too, while the job runs: FORM or FORM:WHERE, for example txt for a text file "
+        "beside each image; may be given several times. `batchcap convert --help` lists the forms.",
+        file_help='Write the captions in these forms too, while the job runs: "FORM" or "FORM:WHERE".',
+        metavar="FORM[:WHERE]",
+        form=Form.REPEATED,
+        check=_also_fault,
+    )
+    existing: Existing = setting(
+        Existing.SKIP,
+        "If a file for a caption is there already and batchcap did not write it: skip it, fail before any work, "
+        "replace it, or append or prepend the caption to its text.",
+    )
+    verdicts: tuple[str, ...] = setting(
+        ("ok",),
+        "Write captions of these verdicts, separated by commas: ok, truncated, repeated, degenerate, empty.",
+        file_help="Write captions of these verdicts: ok, truncated, repeated, degenerate, empty.",
+        form=Form.COMMAS,
+        check=_verdicts_fault,
+    )
+    full_names: bool = setting(False, "Name a file after its image with the extension: a.jpg.txt, not a.txt.")
+    csv_safe: bool = setting(False, "In CSV, put ' before text that a spreadsheet would take for a formula.")
+
+    def __post_init__(self) -> None:
+        require_sense(self)

@@ -1,0 +1,86 @@
+"""Owns the other forms that a run writes of its captions: image by image while it runs, the rest at its end."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from batchcap.config import OutputsConfig
+from batchcap.core.errors import BatchcapError
+from batchcap.core.records import Shard
+from batchcap.core.row_counts import RowCounts
+from batchcap.job.plan import Plan
+from batchcap.outputs.form import FinishedPart, Form, Job
+from batchcap.outputs.ledger import Ledger
+from batchcap.outputs.registry import make_form
+from batchcap.store.folder import JobFolder
+from batchcap.store.parts import TALLY_KEY, part_is_complete, part_metadata
+
+log = logging.getLogger(__name__)
+
+
+class OtherForms:
+    """The forms of `--also`. Close it at the end.
+
+    Args:
+        folder: the job folder, which is held.
+        plan: the rows of the job.
+        config: which forms.
+        prompts: names of the prompts.
+    """
+
+    def __init__(self, folder: JobFolder, plan: Plan, config: OutputsConfig, prompts: Sequence[str]) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._ledger = Ledger(folder)
+        job = Job(folder, tuple(prompts), self._ledger)
+        self._forms: list[Form] = [make_form(one, job, config) for one in config.also]
+        self._waiting: set[Form] = set()  # of those that go part by part: a part could not be written
+
+    def check(self) -> None:
+        """Look for what stands in the way of a form, before any work.
+
+        Raises:
+            UsageError: something does.
+        """
+        for form in self._forms:
+            form.check(self._image_ids)
+
+    def _image_ids(self) -> Iterable[tuple[str, Path]]:
+        return self._plan.image_ids()
+
+    def write_part(self, shard: Shard) -> None:
+        """A part has been written. What keeps a form from following is told, and tried again at the end."""
+        for form in self._forms:
+            if form.is_incremental and form not in self._waiting:
+                try:
+                    form.write([self._part(shard)], skips_known=True)
+                except BatchcapError as error:
+                    self._waiting.add(form)
+                    log.warning("%s files wait for the end of this run: %s", form.name, error)
+
+    def finish(self, *, is_complete: bool) -> tuple[str, ...]:
+        """Write what is not written yet; what is one file for all rows only once all rows are done.
+
+        Returns:
+            What was written, form by form, for people.
+
+        Raises:
+            BatchcapError: a form can't be written.
+        """
+        wanted = [form for form in self._forms if form.is_incremental or is_complete]
+        return tuple(form.write(self._parts(), skips_known=True).to_text() for form in wanted)
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        self._ledger.close()
+
+    def _parts(self) -> Iterator[FinishedPart]:
+        for shard in self._plan.shards():
+            if part_is_complete(self._folder.part_path(shard.seq), shard):
+                yield self._part(shard)
+
+    def _part(self, shard: Shard) -> FinishedPart:
+        path = self._folder.part_path(shard.seq)
+        counts = RowCounts.from_dict(json.loads(part_metadata(path)[TALLY_KEY]))
+        return FinishedPart(shard, path, counts, self._plan.shard_rows)

@@ -1,0 +1,81 @@
+"""Owns `convert`: the finished parts of a job folder, also while a run is at work, written in other forms."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from batchcap.config import OutputsConfig
+from batchcap.core.errors import UsageError
+from batchcap.core.records import ImageRow, Shard
+from batchcap.inputs.reader import Reader
+from batchcap.inputs.registry import READERS, open_readers
+from batchcap.outputs.form import FinishedPart, Job, Written
+from batchcap.outputs.ledger import Ledger
+from batchcap.outputs.registry import make_form
+from batchcap.store.folder import JobFolder
+from batchcap.store.job_file import begun_configuration, input_config
+from batchcap.store.journal import Journal
+from batchcap.store.parts import prompt_names
+from batchcap.store.plan_tables import PlanTables
+from batchcap.store.shard_state import look_at_shards
+
+
+def convert(output: Path, forms: Sequence[str], config: OutputsConfig) -> list[Written]:
+    """Write what is finished of a job in other forms.
+
+    Args:
+        output: the job folder; a run may be at work on it.
+        forms: each `FORM` or `FORM:WHERE`.
+        config: how they are written.
+
+    Returns:
+        What was written, form by form.
+
+    Raises:
+        UsageError: the folder is no job folder, no part is finished, or a form can't be written as asked.
+        StorageError: a part can't be read, or a form can't be written.
+    """
+    folder = JobFolder.open_existing(output)
+    finished = FinishedParts(folder)
+    with closing(Ledger(folder)) as ledger:
+        job = Job(folder, finished.prompts, ledger)
+        made = [make_form(form, job, config) for form in forms]
+        for form in made:  # all of them before the first is written
+            form.check(finished.image_ids)
+        return [form.write(finished) for form in made]
+
+
+class FinishedParts:
+    """The finished parts of a job folder, in their order.
+
+    Raises:
+        UsageError: there is none, or the folder does not say what its job is.
+        StorageError: a part can't be read.
+    """
+
+    def __init__(self, folder: JobFolder) -> None:
+        self._folder = folder
+        self._states = [state for state in look_at_shards(folder) if state.has_part]
+        if not self._states:
+            raise UsageError(f"no part of {folder.path} is finished yet: wait for one, or run the job to its end")
+        self._readers: dict[str, Reader] = open_readers(input_config(begun_configuration(folder)))
+        self.prompts = prompt_names(folder.part_path(self._states[0].shard.seq))
+
+    def __iter__(self) -> Iterator[FinishedPart]:
+        for state in self._states:
+            path = self._folder.part_path(state.shard.seq)
+            yield FinishedPart(state.shard, path, state.counts, self._images)
+
+    def image_ids(self) -> Iterator[tuple[str, Path]]:
+        """Id and path of every image file of the job."""
+        return iter(Journal.look_into(self._folder.journal_path, _image_ids))
+
+    def _images(self, shard: Shard) -> Iterator[ImageRow]:
+        pieces = Journal.look_into(self._folder.journal_path, lambda journal: PlanTables(journal).pieces(shard))
+        for piece in pieces:
+            yield from self._readers[piece.kind].rows(piece, range(piece.first_row, piece.first_row + piece.rows))
+
+
+def _image_ids(journal: Journal) -> list[tuple[str, Path]]:
+    kinds = [kind for kind, reader in READERS.items() if not reader.is_container]
+    return list(PlanTables(journal).named_sources(kinds))

@@ -1,0 +1,125 @@
+"""Owns what batchcap has written outside of the job folder: so it never takes a file of somebody else for its own.
+
+A file is noted before it is written, with what was there before. So whatever a kill leaves behind is known: the file as
+it was, or as it was to be.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from batchcap.core.errors import StorageError
+from batchcap.store.folder import JobFolder
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS files (
+    path BLOB PRIMARY KEY, row_index INTEGER NOT NULL, digest TEXT NOT NULL, before BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (
+    target TEXT NOT NULL, seq INTEGER NOT NULL, stamp TEXT NOT NULL, written TEXT NOT NULL,
+    PRIMARY KEY (target, seq)) WITHOUT ROWID;
+"""
+_BUSY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file that batchcap has written or was about to write.
+
+    Attributes:
+        path: as bytes of the file system.
+        row_index: the row of the job whose caption it holds; -1: of many.
+        digest: of its content.
+        before: what was there before batchcap came; None: nothing.
+    """
+
+    path: bytes
+    row_index: int
+    digest: str
+    before: bytes | None
+
+
+def digest_of(content: bytes) -> str:
+    """What an entry calls this content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class Ledger:
+    """The entries of one job; see the module. Close it at the end."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        self._path = folder.state_path / "outputs.sqlite"
+        self._opened: sqlite3.Connection | None = None
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            if self._opened is None:
+                self._opened = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
+                self._opened.execute("PRAGMA journal_mode=WAL")
+                self._opened.execute("PRAGMA synchronous=FULL")
+                self._opened.executescript(_TABLES)
+            yield self._opened
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"can't write {self._path} ({error}), in which batchcap keeps what it has written outside of the job "
+                "folder: check the disk and the permissions, and delete the file if it is damaged"
+            ) from error
+
+    def close(self) -> None:
+        """Nothing more is asked."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def entries(self, paths: Iterable[bytes]) -> dict[bytes, Entry]:
+        """Those of the paths that are noted.
+
+        Raises:
+            StorageError: the file can't be opened, or is damaged.
+        """
+        found = {}
+        with self._connection() as connection:
+            for path in paths:
+                for values in connection.execute("SELECT * FROM files WHERE path = ?", (path,)):
+                    found[path] = Entry(*values)
+        return found
+
+    def note(self, entries: Iterable[Entry]) -> None:
+        """Keep entries, all or none; durable when it returns.
+
+        Raises:
+            StorageError: the file can't be written.
+        """
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.executemany(
+                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
+                    ((one.path, one.row_index, one.digest, one.before) for one in entries),
+                )
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    def part(self, target: str, seq: int) -> tuple[str, str] | None:
+        """Stamp of a part when it was written to a target, and what was written; None where it was not.
+
+        Raises:
+            StorageError: the file can't be opened, or is damaged.
+        """
+        query = "SELECT stamp, written FROM parts WHERE target = ? AND seq = ?"
+        with self._connection() as connection:
+            found: tuple[str, str] | None = connection.execute(query, (target, seq)).fetchone()
+            return found
+
+    def note_part(self, target: str, seq: int, stamp: str, written: str) -> None:
+        """A part is written to a target.
+
+        Raises:
+            StorageError: the file can't be written.
+        """
+        with self._connection() as connection:
+            connection.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", (target, seq, stamp, written))

@@ -1,0 +1,196 @@
+"""Owns the forms that are one file with a record for each row: JSONL, CSV, Arrow."""
+
+import base64
+import datetime as dt
+import json
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from batchcap.config import Existing
+from batchcap.core.atomic import atomic_file
+from batchcap.core.errors import UsageError
+from batchcap.core.text import shown_name
+from batchcap.outputs.form import FinishedPart, Form, Written
+from batchcap.outputs.ledger import Entry
+from batchcap.store.parts import column_name
+
+_OF_MANY_ROWS = -1
+# What a spreadsheet takes for a formula (OWASP, "CSV Injection").
+_FORMULA = r"^([=+\-@\t\r])"
+
+Append = Callable[[pa.Table], None]
+
+
+class OneFile(Form):
+    """A form that is one file.
+
+    Attributes:
+        suffix: of the file that is written where nobody names one: beside the job folder, with its name.
+    """
+
+    suffix: ClassVar[str]
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        folder = self.job.folder.path.absolute()
+        return (self.given_where or folder.with_name(folder.name + self.suffix)).absolute()
+
+    @abstractmethod
+    def opened(self, path: Path, schema: pa.Schema) -> AbstractContextManager[Append]:
+        """Gives what appends the rows of a table to a new file; all tables have the schema."""
+
+    def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]] = tuple) -> None:  # noqa: ARG002
+        """Refuse a place that can't be written, and a file of somebody else there."""
+        path = self.path
+        if path.is_dir() or not path.parent.is_dir():
+            raise UsageError(f"can't write {shown_name(str(path))}: name a file in an existing folder")
+        is_foreign = os.path.lexists(path) and not self._is_ours()
+        if is_foreign and self.config.existing is not Existing.REPLACE:
+            raise UsageError(
+                f"{shown_name(str(path))} is there already, and batchcap did not write it as it is now: move it away, "
+                f"name another file ({self.name}:FILE), or choose --existing replace"
+            )
+
+    def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:  # noqa: ARG002
+        """Write the file, from the first part to the last."""
+        self.check()
+        done = Written(self.name, f"in {shown_name(str(self.path))}", files=1)
+        with atomic_file(self.path) as temporary:
+            with ExitStack() as stack:
+                append: Append | None = None
+                for part in parts:
+                    table, captions = wanted_rows(part.table(), self.job.prompts, self.config.verdicts)
+                    done.captions += captions
+                    done.left_out += self.left_out(part.counts)
+                    if append is None:
+                        append = stack.enter_context(self.opened(temporary, table.schema))
+                    append(table)
+            self._note(temporary)
+        return done
+
+    def _note(self, temporary: Path) -> None:
+        """Keep what the file will be, and what it still is: a kill may come before it gets its name."""
+        before = _stamp(self.path) if os.path.lexists(self.path) else b""
+        self.job.ledger.note([Entry(os.fsencode(self.path), _OF_MANY_ROWS, _stamp(temporary).decode(), before)])
+
+    def _is_ours(self) -> bool:
+        key = os.fsencode(self.path)
+        entry = self.job.ledger.entries([key]).get(key)
+        return entry is not None and _stamp(self.path) in (entry.digest.encode(), entry.before)
+
+
+def _stamp(path: Path) -> bytes:
+    status = path.lstat()
+    return f"{status.st_size} {status.st_mtime_ns}".encode()
+
+
+def wanted_rows(table: pa.Table, prompts: Iterable[str], verdicts: Iterable[str]) -> tuple[pa.Table, int]:
+    """The rows of a part with a caption of one of the verdicts, and how many such captions; other captions are null."""
+    any_wanted: pa.ChunkedArray | None = None
+    captions = 0
+    for prompt in prompts:
+        verdict = table[column_name("verdict", prompt)]
+        wanted = pc.is_in(verdict, pa.array(list(verdicts), pa.string()))  # null is in no list
+        captions += pc.sum(wanted).as_py() or 0
+        any_wanted = wanted if any_wanted is None else pc.or_(any_wanted, wanted)
+        for name in (column_name("caption", prompt), column_name("thinking", prompt)):
+            place = table.schema.get_field_index(name)
+            if place >= 0:  # earlier versions wrote no thinking
+                column = pc.if_else(wanted, table[name], pa.scalar(None, table.schema.field(name).type))
+                table = table.set_column(place, table.schema.field(name), column)
+    return table.filter(any_wanted), captions
+
+
+class JsonLines(OneFile):
+    """A JSON object in each line."""
+
+    name = "jsonl"
+    suffix = ".jsonl"
+
+    @contextmanager
+    def opened(self, path: Path, schema: pa.Schema) -> Iterator[Append]:  # noqa: ARG002
+        """Lines in UTF-8."""
+        with path.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+
+            def append(table: pa.Table) -> None:
+                for row in table.to_pylist():
+                    file.write(json.dumps(plain(row), ensure_ascii=False))
+                    file.write("\n")
+
+            yield append
+
+
+class ArrowFile(OneFile):
+    """An Arrow IPC file, which is also what Feather V2 is."""
+
+    name = "arrow"
+    suffix = ".arrow"
+
+    @contextmanager
+    def opened(self, path: Path, schema: pa.Schema) -> Iterator[Append]:
+        """A record batch or more for each part."""
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            yield writer.write_table
+
+
+class Csv(OneFile):
+    """Comma-separated values with a header (RFC 4180)."""
+
+    name = "csv"
+    suffix = ".csv"
+
+    @contextmanager
+    def opened(self, path: Path, schema: pa.Schema) -> Iterator[Append]:
+        """Columns that CSV has no way for are written as JSON text."""
+        flat = pa.schema([(field.name, field.type if _is_flat(field.type) else pa.string()) for field in schema])
+        with pa_csv.CSVWriter(str(path), flat) as writer:
+            yield lambda table: writer.write_table(self._flat(table, flat))
+
+    def _flat(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
+        columns = []
+        for field, column in zip(schema, table.columns, strict=True):
+            if not _is_flat(column.type):
+                texts = [
+                    None if one is None else json.dumps(plain(one), ensure_ascii=False) for one in column.to_pylist()
+                ]
+                column = pa.chunked_array([pa.array(texts, pa.string())])  # noqa: PLW2901
+            if self.config.csv_safe and pa.types.is_string(field.type):
+                column = pc.replace_substring_regex(column, _FORMULA, r"'\1")  # noqa: PLW2901
+            columns.append(column)
+        return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    return not (
+        pa.types.is_nested(kind)
+        or pa.types.is_dictionary(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or isinstance(kind, pa.BaseExtensionType)
+    )
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - whatever a column holds
+    """A value as JSON has it: bytes as base64, times in ISO 8601, numbers that are none as null."""
+    if isinstance(value, dict):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dt.date | dt.time):  # a datetime is a date, too
+        return value.isoformat()
+    return value if value is None or isinstance(value, str | int | bool) else str(value)

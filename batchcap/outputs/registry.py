@@ -1,0 +1,16 @@
+"""Owns the list of the forms: a new one is a module with a `Form`, and its line here."""
+
+from pathlib import Path
+
+from batchcap.config import OutputsConfig
+from batchcap.outputs.form import Form, Job
+from batchcap.outputs.lists import ArrowFile, Csv, JsonLines
+from batchcap.outputs.sidecars import JsonFiles, TextFiles
+
+FORMS: dict[str, type[Form]] = {form.name: form for form in (TextFiles, JsonFiles, JsonLines, Csv, ArrowFile)}
+
+
+def make_form(wanted: str, job: Job, config: OutputsConfig) -> Form:
+    """The form that `FORM` or `FORM:WHERE` names; `config.form_fault` tells whether it names one."""
+    name, _colon, where = wanted.partition(":")
+    return FORMS[name](job, Path(where).expanduser() if where else None, config)
