@@ -34,7 +34,8 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     inputs lead to comes twice; the plan counts it once. A pattern without `**` that matches folders takes all that is
     in them. Skipped are hidden files and folders, `exclude`, and what is counted in `Skipped`, which is logged. A file
     that is named itself is taken whatever its extension is, also by a pattern that ends with one (`*.dat`), and so are
-    the parts of job folders by a pattern that ends in `part-*.parquet`.
+    the parts of job folders by a pattern that ends in `part-*.parquet`. Kinds that are not `found_in_folders` are taken
+    in these ways only.
 
     Args:
         config: the inputs.
@@ -46,8 +47,8 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
 
     Raises:
         UsageError: an input does not exist, is an address, a job folder or a file of something else (told before the
-            first source), has no image, or is an archive or another table; a Parquet file can't be read, or all of
-            them are empty.
+            first source), has no image, or is an archive or another table; a table can't be read, or all of them are
+            empty.
     """
     for name in config.inputs:
         _require_input(name)
@@ -150,7 +151,7 @@ class _Search:
                     yield from self._folder(path, base, asked_for)
                 continue
             relative, suffix = os.path.relpath(path, base), suffix_of(path)
-            if self._is_wanted(relative, suffix, asked_for, names_suffix=names_suffix):
+            if self._is_wanted(path, relative, suffix, asked_for, names_suffix=names_suffix):
                 yield self._source(os.path.abspath(path), relative, suffix)
 
     def _folder(self, folder: str, base: str | None = None, asked_for: Sequence[str] = ()) -> Iterator[Source]:
@@ -159,15 +160,17 @@ class _Search:
         absolute = os.path.abspath(folder)
         for name in self._walk.below(absolute):
             relative, suffix = os.path.join(above, name), suffix_of(name)
-            if self._is_wanted(relative, suffix, asked_for):
-                yield self._source(os.path.join(absolute, name), relative, suffix)
+            path = os.path.join(absolute, name)
+            if self._is_wanted(path, relative, suffix, asked_for):
+                yield self._source(path, relative, suffix)
 
     def _is_wanted(
-        self, relative: str, suffix: str, asked_for: Sequence[str] = (), *, names_suffix: bool = False
+        self, path: str, relative: str, suffix: str, asked_for: Sequence[str] = (), *, names_suffix: bool = False
     ) -> bool:
         """Whether a file is a source; else it is counted.
 
         Args:
+            path: its path.
             relative: its path inside the input.
             suffix: of the path.
             asked_for: names that begin with `_` in the pattern: what fits them was asked for.
@@ -175,6 +178,9 @@ class _Search:
         """
         internal = _internal_names(relative, asked_for)
         reader = self._readers.get(suffix)
+        if reader is not None and not (names_suffix or reader.is_found(path)):
+            self.skipped.others[suffix] += 1
+            return False
         is_of_a_table = reader is not None and reader.is_container
         if internal and (is_of_a_table or _WRITERS_FOLDERS.intersection(internal)):
             self.skipped.internal += 1
@@ -207,7 +213,7 @@ class _Search:
 
 
 def _internal_names(relative: str, asked_for: Sequence[str]) -> list[str]:
-    """Names on a path that Parquet readers skip: with `_` at the beginning, but for partitions (`_day=1`)."""
+    """Names on a path that readers of tables skip: with `_` at the beginning, but for partitions (`_day=1`)."""
     if "_" not in relative:
         return []
     names = (name for name in relative.split(os.sep) if name.startswith("_") and "=" not in name)

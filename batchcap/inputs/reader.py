@@ -61,12 +61,15 @@ class Reader(ABC):
         suffixes: in lower case; files that are taken for such sources where they are found in a folder.
         is_container: whether a source holds rows, and is counted, missing and changed as a whole. Else the file is the
             image.
+        found_in_folders: whether a file is taken that lies in a folder of the inputs; else only one that is named, or
+            matches a pattern that ends with its suffix.
     """
 
     kind: ClassVar[str]
     noun: ClassVar[str]
     suffixes: ClassVar[frozenset[str]]
     is_container: ClassVar[bool] = True
+    found_in_folders: ClassVar[bool] = True
 
     def __init__(self, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> None:
         """A reader.
@@ -77,6 +80,11 @@ class Reader(ABC):
         """
         self.config = config
         self.own_columns = own_columns
+
+    @classmethod
+    def is_found(cls, path: str) -> bool:  # noqa: ARG003
+        """Whether a file of this kind is taken that lies in a folder of the inputs."""
+        return cls.found_in_folders
 
     @abstractmethod
     def count(self, path: Path) -> int:

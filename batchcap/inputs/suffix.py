@@ -18,10 +18,15 @@ UNREADABLE_IMAGE_SUFFIXES = suffix_set(
 )
 # What holds images and yet is none: each of them would be one failed row, and nobody would know why.
 _ARCHIVE = "is an archive, which batchcap does not open: unpack it and give the folder"
+_JSON = (
+    "is JSON, of which batchcap reads JSONL, an object in each line: convert it, with DuckDB or with "
+    "`jq -c '.[]' a.json > a.jsonl` for example"
+)
 _TABLE = "is a table that batchcap does not read: convert it to Parquet, with pandas or DuckDB for example"
 NOT_READ = {
     **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _ARCHIVE),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".feather", ".avro", ".orc"), _TABLE),
+    **dict.fromkeys((".avro", ".orc"), _TABLE),
+    ".json": _JSON,
     ".toml": "is a job file: give it to `batchcap run`",
 }
 

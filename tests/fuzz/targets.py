@@ -1,6 +1,8 @@
 """What is fuzzed: each target takes an input in, or refuses it with an error of ours; anything else is a crash."""
 
+import hashlib
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,11 @@ from PIL import Image
 from batchcap.commands.jobfile import load_job_file
 from batchcap.config import InputConfig
 from batchcap.core.sources import Piece
+from batchcap.inputs.delimited import CsvFiles
+from batchcap.inputs.jsonl import JsonlFiles
 from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
+from batchcap.inputs.table_files import TableFiles
 from batchcap.store.parts import SCHEMA
 from tests.images.samples import encode, load, noise, scene
 from tests.inputs.parquets import IMAGE_STRUCT
@@ -33,11 +38,13 @@ class Target:
         name: for the command line.
         seeds: makes good inputs.
         read: takes one input, which is also in a file; raises BatchcapError or RowError where it refuses it.
+        is_lenient: whether most damage costs single rows, and few inputs are refused.
     """
 
     name: str
     seeds: Callable[[], list[bytes]]
     read: Callable[[bytes, Path], None]
+    is_lenient: bool = False
 
 
 def image_seeds() -> list[bytes]:
@@ -110,9 +117,64 @@ def parquet_seeds() -> list[bytes]:
     return found
 
 
+def jsonl_seeds() -> list[bytes]:
+    """Small JSONL files: values of one type and of several, escapes, nesting, other ends of lines."""
+    rows = [
+        {
+            "path": f"{row}.png",
+            "key": f"é {row}",
+            "n": row,
+            "x": row / 3,
+            "tags": ["a"] * (row % 3),
+            "o": {"b": row > 5},
+        }
+        for row in range(40)
+    ]
+    mixed = [{**row, "n": [None, 1, "1", 2**70, {"a": [1.5]}][index % 5]} for index, row in enumerate(rows)]
+    found = []
+    for some, ends in ((rows, b"\n"), (mixed, b"\r\n\n")):
+        for is_ascii in (True, False):
+            lines = [json.dumps(row, ensure_ascii=is_ascii).encode() for row in some]
+            found.append(ends.join(lines))
+    return [*found, b"\xef\xbb\xbf" + found[0]]
+
+
+def delimited_seeds() -> list[bytes]:
+    """Small CSV files: with and without quotes, and newlines inside of them."""
+    plain = [f"{row}.png,key {row},{row},{row / 3},{'true' if row % 2 else ''}" for row in range(40)]
+    quotes = [f'"{row}.png","a ""key""\n{row}","{row}",,"x,y"' for row in range(40)]
+    header = "path,key,number,share,flag"
+    return [ends.join([header, *lines]).encode() for lines in (plain, quotes) for ends in ("\n", "\r\n\n")]
+
+
 def read_parquet(_content: bytes, path: Path) -> None:
+    """The reader of Parquet."""
+    read_table(ParquetFiles, path)
+
+
+def read_jsonl(content: bytes, path: Path) -> None:
+    """The reader of JSONL."""
+    read_text(JsonlFiles, content, path)
+
+
+def read_csv(content: bytes, path: Path) -> None:
+    """The reader of CSV."""
+    read_text(CsvFiles, content, path)
+
+
+def read_text(kind: type[TableFiles], content: bytes, path: Path) -> None:
+    """A reader that keeps an index: two files of one name and size may be of one moment, so each has its own name."""
+    own = path.with_name(hashlib.sha256(content).hexdigest())
+    own.write_bytes(content)
+    try:
+        read_table(kind, own)
+    finally:
+        own.unlink()
+
+
+def read_table(kind: type[TableFiles], path: Path) -> None:
     """The manifest's readers, and what a part file would be made of."""
-    reader = ParquetFiles(InputConfig((str(path),), id_column="key", keep_columns=("*",)), frozenset(SCHEMA.names))
+    reader = kind(InputConfig((str(path),), id_column="key", keep_columns=("*",)), frozenset(SCHEMA.names))
     rows = min(reader.count(path), MAX_ROWS)
     passthrough = reader.passthrough(path)
     piece = Piece(0, "a", str(path), reader.kind, 0, rows)
@@ -140,6 +202,8 @@ TARGETS = {
     for target in (
         Target("picture", image_seeds, read_image),
         Target("parquet", parquet_seeds, read_parquet),
+        Target("jsonl", jsonl_seeds, read_jsonl, is_lenient=True),
+        Target("csv", delimited_seeds, read_csv, is_lenient=True),
         Target("jobfile", job_seeds, read_job),
     )
 }

@@ -199,22 +199,22 @@ def test_other_files_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 def test_images_of_types_that_cannot_be_read_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Also with --quiet, or a phone's photographs would never be captioned and nobody would know."""
-    touch(tmp_path / "in", "a.png", "b.heic", "c.HEIC", "d/e.CR2", "_f/_g.jxl", "film.mp4")
-    touch(tmp_path / "more", "h.png", "i.heic")
+    touch(tmp_path / "in", "a.png", "b.svg", "c.SVG", "d/e.CR2", "_f/_g.pdf", "film.mp4")
+    touch(tmp_path / "more", "h.png", "i.svg")
     skipped = Skipped()
     inputs = InputConfig((str(tmp_path / "in"), str(tmp_path / "more/**")))
     with caplog.at_level(logging.WARNING):
         assert [source.id for source in discover(inputs, tmp_path / "out", skipped)] == ["a.png", "h.png"]
-    assert skipped.images == {".heic": 3, ".cr2": 1, ".jxl": 1}
+    assert skipped.images == {".svg": 3, ".cr2": 1, ".pdf": 1}
     assert skipped.others == {".mp4": 1}
-    assert "in: 4 images skipped of types that can't be read (.heic 2, " in caplog.text
-    assert "more/**: 1 image skipped of types that can't be read (.heic 1): convert to JPEG or PNG" in caplog.text
+    assert "in: 4 images skipped of types that can't be read (.svg 2, " in caplog.text
+    assert "more/**: 1 image skipped of types that can't be read (.svg 1): convert to JPEG or PNG" in caplog.text
 
 
 def test_a_folder_without_an_image_names_the_extensions(tmp_path: Path) -> None:
-    touch(tmp_path / "in", "a.heic", "b.heic", "c.txt")
+    touch(tmp_path / "in", "a.svg", "b.svg", "c.txt")
     with pytest.raises(
-        UsageError, match=r"2 images skipped .*\(\.heic 2\): convert .*; 1 other file skipped \(\.txt 1\)"
+        UsageError, match=r"2 images skipped .*\(\.svg 2\): convert .*; 1 other file skipped \(\.txt 1\)"
     ):
         ids(tmp_path, tmp_path / "in")
 
@@ -291,7 +291,7 @@ def test_what_parquet_writers_leave_or_use_inside_is_skipped(
     touch(root, *BOOKKEEPING, "_mine/_a.png")
     with caplog.at_level(logging.INFO):
         assert set(ids(tmp_path, root / pattern)) == {"_day=1/y.parquet", "_mine/_a.png", "sub/z_.parquet"}
-    assert f"{len(WRITERS_FILES) + len(BOOKKEEPING)} files skipped that Parquet writers leave" in caplog.text
+    assert f"{len(WRITERS_FILES) + len(BOOKKEEPING)} files skipped that writers of tables leave" in caplog.text
     assert "other file" not in caplog.text
 
 
@@ -302,7 +302,7 @@ def test_what_begins_with_an_underscore_can_be_asked_for(tmp_path: Path) -> None
     assert ids(tmp_path, tmp_path / "in/_staging") == ["x.parquet"]
     assert ids(tmp_path, tmp_path / "in/_s*/*.parquet") == ["_staging/x.parquet"]
     assert ids(tmp_path, tmp_path / "in/**/_x*.parquet") == ["sub/_x.parquet"]
-    with pytest.raises(UsageError, match=r"1 file skipped that Parquet writers leave.* Name a Parquet file itself"):
+    with pytest.raises(UsageError, match=r"1 file skipped that writers of tables leave.* Name a file itself"):
         ids(tmp_path, tmp_path / "in/sub")
 
 
@@ -350,8 +350,9 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("rows.jsonl", "is a table that batchcap does not read: convert it to Parquet"),
-        ("rows.CSV", "is a table that batchcap does not read: convert it to Parquet"),
+        ("rows.avro", "is a table that batchcap does not read: convert it to Parquet"),
+        ("rows.ORC", "is a table that batchcap does not read: convert it to Parquet"),
+        ("rows.json", "is JSON, of which batchcap reads JSONL, an object in each line: convert it"),
         ("shard-0001.tar", "is an archive, which batchcap does not open: unpack it and give the folder"),
         ("shard.tar.gz", "is an archive, which batchcap does not open: unpack it and give the folder"),
         ("job.toml", "is a job file: give it to `batchcap run`"),
