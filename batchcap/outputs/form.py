@@ -17,7 +17,7 @@ from batchcap.core.records import CaptionRow, ImageRow, Shard, Status
 from batchcap.core.row_counts import RowCounts
 from batchcap.outputs.ledger import Ledger
 from batchcap.store.folder import JobFolder
-from batchcap.store.parts import read_part
+from batchcap.store.parts import part_metadata, read_part
 
 FAILED = "failed"
 
@@ -43,6 +43,11 @@ class FinishedPart:
     def rows(self) -> list[CaptionRow]:
         """Its rows, in order."""
         return read_part(self.path)
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """What it says of itself."""
+        return part_metadata(self.path)
 
     def table(self) -> pa.Table:
         """All its columns, those of the input among them."""
@@ -76,6 +81,8 @@ class Written:
         kept: files of others that were left as they are.
         collisions: captions whose file is that of another row.
         unplaced: captions of images that are no files of their own.
+        kept_texts: texts of others that were left as they are, inside of files.
+        uncaptioned: images of pages that have no caption.
     """
 
     form: str
@@ -86,6 +93,8 @@ class Written:
     kept: int = 0
     collisions: int = 0
     unplaced: int = 0
+    kept_texts: int = 0
+    uncaptioned: int = 0
 
     def add(self, other: "Written") -> None:
         """Count what was written besides."""
@@ -95,6 +104,8 @@ class Written:
         self.kept += other.kept
         self.collisions += other.collisions
         self.unplaced += other.unplaced
+        self.kept_texts += other.kept_texts
+        self.uncaptioned += other.uncaptioned
 
     def to_json(self) -> str:
         """For `of_json`."""
@@ -116,6 +127,8 @@ class Written:
             (self.kept, "files kept that were there already or were changed since"),
             (self.collisions, "not written, since another row has a file of the same name"),
             (self.unplaced, "not written, since their images are no files of their own"),
+            (self.kept_texts, "texts kept that somebody else wrote"),
+            (self.uncaptioned, "images of pages without a caption"),
         ):
             if count:
                 parts.append(f"{count} {text}")

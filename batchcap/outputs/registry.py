@@ -4,10 +4,14 @@ from pathlib import Path
 
 from batchcap.config import OutputsConfig
 from batchcap.outputs.form import Form, Job
+from batchcap.outputs.html_alt import HtmlAlt
 from batchcap.outputs.lists import ArrowFile, Csv, JsonLines
 from batchcap.outputs.sidecars import JsonFiles, TextFiles
+from batchcap.outputs.xmp import XmpFiles
 
-FORMS: dict[str, type[Form]] = {form.name: form for form in (TextFiles, JsonFiles, JsonLines, Csv, ArrowFile)}
+FORMS: dict[str, type[Form]] = {
+    form.name: form for form in (TextFiles, JsonFiles, XmpFiles, JsonLines, Csv, ArrowFile, HtmlAlt)
+}
 
 
 def make_form(wanted: str, job: Job, config: OutputsConfig) -> Form:
