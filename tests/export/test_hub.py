@@ -90,7 +90,7 @@ def hub(tiny_checkpoint: Path) -> Iterator[Hub]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # looks for its end so often
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     yield hub
     server.shutdown()
