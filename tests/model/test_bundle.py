@@ -155,7 +155,8 @@ def test_a_checkpoint_that_can_not_be_exported(tiny_checkpoint: Path, tmp_path: 
 def test_the_first_look_loads_nothing_heavy(tiny_checkpoint: Path) -> None:
     """Captioning works where neither transformers nor torch is installed."""
     code = (
-        "import sys; from batchcap.export.advice import load_named_bundle; from batchcap.core.errors import BundleError\n"
+        "import sys; from batchcap.export.advice import load_named_bundle\n"
+        "from batchcap.core.errors import BundleError\n"
         f"try: load_named_bundle({str(tiny_checkpoint)!r})\n"
         "except BundleError as error: print(error)\n"
         "print(sorted({'torch', 'transformers', 'onnxruntime', 'huggingface_hub'} & sys.modules.keys()))"
