@@ -13,7 +13,11 @@ from batchcap.core.errors import UsageError
 _FORMS = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
 
 
-@options_of(OutputsConfig, only=("existing", "verdicts", "full_names", "csv_safe"), first=("output", "to"))
+@options_of(
+    OutputsConfig,
+    only=("existing", "verdicts", "full_names", "images", "license", "csv_safe"),
+    first=("output", "to"),
+)
 def convert(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Job folder.")],
     given: Given,

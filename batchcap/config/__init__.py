@@ -19,7 +19,7 @@ from batchcap.config.captions import (
     prompt_name_fault,
 )
 from batchcap.config.inputs import InputConfig
-from batchcap.config.outputs import FORMS, Existing, OutputsConfig, form_fault
+from batchcap.config.outputs import FORMS, Existing, Images, OutputsConfig, form_fault
 from batchcap.config.run import LimitConfig, OnChanged, PlacementConfig, ResumeConfig, Retry
 from batchcap.core.setting import known_as, require_sense, setting
 
@@ -31,6 +31,7 @@ __all__ = [
     "PROMPT_NAME",
     "Existing",
     "GenerationConfig",
+    "Images",
     "InputConfig",
     "JobConfig",
     "LimitConfig",

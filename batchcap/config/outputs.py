@@ -1,5 +1,6 @@
 """Owns the settings of the other forms of the captions."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,6 +14,10 @@ FORMS = {
     "jsonl": "one file with a JSON object for each row: OUT.jsonl",
     "csv": "one file of comma-separated values with a header: OUT.csv; see --csv-safe",
     "arrow": "one Arrow (Feather) file: OUT.arrow",
+    "imagefolder": "a Hugging Face imagefolder, images and metadata.jsonl: OUT-imagefolder; see --images",
+    "hf-parquet": "a Hugging Face dataset in Parquet with the images inside: OUT-hf-parquet",
+    "webdataset": "tar files for WebDataset, image, captions and JSON of each row: OUT-webdataset",
+    "dataset": "the Parquet files of the input once more with the captions as columns, of a complete job: OUT-dataset",
 }
 
 
@@ -24,6 +29,14 @@ class Existing(StrEnum):
     REPLACE = "replace"
     APPEND = "append"
     PREPEND = "prepend"
+
+
+class Images(StrEnum):
+    """How the images come into an imagefolder."""
+
+    LINK = "link"
+    COPY = "copy"
+    INPLACE = "inplace"
 
 
 def form_fault(wanted: str) -> str:
@@ -44,6 +57,11 @@ def _verdicts_fault(verdicts: tuple[str, ...]) -> str:
     if unknown:
         return f"must be some of {', '.join(known)}, not {unknown[0]!r}{did_you_mean(unknown[0], known)}"
     return "" if verdicts else f"must not be empty: name some of {', '.join(known)}"
+
+
+def _license_fault(name: str) -> str:
+    is_id = re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name) is not None
+    return "" if is_id else f"must be an identifier of the Hugging Face hub, such as cc-by-4.0, not {name!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +90,17 @@ class OutputsConfig:
         check=_verdicts_fault,
     )
     full_names: bool = setting(False, "Name a file after its image with the extension: a.jpg.txt, not a.txt.")
+    images: Images = setting(
+        Images.LINK,
+        "Images of an imagefolder. link: hard links where the disk allows, else copies; copy: copies; inplace: they "
+        "stay where they are, and metadata.jsonl is written into the input folder.",
+    )
+    license: str = setting(
+        "unknown",
+        "License of the captioned images, for the dataset card, as the Hugging Face hub calls it: cc-by-4.0, mit, …",
+        metavar="ID",
+        check=_license_fault,
+    )
     csv_safe: bool = setting(False, "In CSV, put ' before text that a spreadsheet would take for a formula.")
 
     def __post_init__(self) -> None:

@@ -123,7 +123,7 @@ class _Search:
 
     def __init__(self, exclude: str) -> None:
         self.skipped = Skipped()
-        self._walk = Walk(exclude, self.skipped.job_folders)
+        self._walk = Walk(exclude, self.skipped.job_folders, self.skipped.datasets)
         self._readers = readers_by_suffix()
 
     def input(self, name: str) -> Iterator[Source]:

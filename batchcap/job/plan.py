@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchcap.config import InputConfig
 from batchcap.core.errors import ChangedInputError
 from batchcap.core.records import ImageRow, Shard
-from batchcap.core.sources import Source
+from batchcap.core.sources import Piece, Source
 from batchcap.core.text import shown_name
 from batchcap.inputs.columns import require_no_columns
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
@@ -120,6 +120,14 @@ class Plan:
     def image_ids(self) -> Iterator[tuple[str, Path]]:
         """Id and path of every source that is an image itself."""
         return self._tables.named_sources([kind for kind in self._readers if kind not in self._containers])
+
+    def kinds(self) -> frozenset[str]:
+        """The kinds of the sources that have rows."""
+        return self._tables.kinds()
+
+    def pieces(self, shard: Shard) -> list[Piece]:
+        """The pieces of sources that make up a shard, in order."""
+        return self._tables.pieces(shard)
 
     def shard_rows(self, shard: Shard, wanted: Collection[int] | None = None) -> Iterator[ImageRow]:
         """The rows of a shard, in order.

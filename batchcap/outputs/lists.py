@@ -4,7 +4,6 @@ import base64
 import datetime as dt
 import json
 import math
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,14 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from batchcap.config import Existing
-from batchcap.core.atomic import atomic_file
 from batchcap.core.errors import UsageError
 from batchcap.core.text import shown_name
 from batchcap.outputs.form import FinishedPart, Form, Written
-from batchcap.outputs.ledger import Entry
+from batchcap.outputs.owned import is_foreign, owned_file
 from batchcap.store.parts import column_name
 
-_OF_MANY_ROWS = -1
 # What a spreadsheet takes for a formula (OWASP, "CSV Injection").
 _FORMULA = r"^([=+\-@\t\r])"
 
@@ -54,8 +51,7 @@ class OneFile(Form):
         path = self.path
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"can't write {shown_name(str(path))}: name a file in an existing folder")
-        is_foreign = os.path.lexists(path) and not self._is_ours()
-        if is_foreign and self.config.existing is not Existing.REPLACE:
+        if self.config.existing is not Existing.REPLACE and is_foreign(self.job.ledger, path):
             raise UsageError(
                 f"{shown_name(str(path))} is there already, and batchcap did not write it as it is now: move it away, "
                 f"name another file ({self.name}:FILE), or choose --existing replace"
@@ -65,33 +61,16 @@ class OneFile(Form):
         """Write the file, from the first part to the last."""
         self.check()
         done = Written(self.name, f"in {shown_name(str(self.path))}", files=1)
-        with atomic_file(self.path) as temporary:
-            with ExitStack() as stack:
-                append: Append | None = None
-                for part in parts:
-                    table, captions = wanted_rows(part.table(), self.job.prompts, self.config.verdicts)
-                    done.captions += captions
-                    done.left_out += self.left_out(part.counts)
-                    if append is None:
-                        append = stack.enter_context(self.opened(temporary, table.schema))
-                    append(table)
-            self._note(temporary)
+        with owned_file(self.job.ledger, self.path) as temporary, ExitStack() as stack:
+            append: Append | None = None
+            for part in parts:
+                table, captions = wanted_rows(part.table(), self.job.prompts, self.config.verdicts)
+                done.captions += captions
+                done.left_out += self.left_out(part.counts)
+                if append is None:
+                    append = stack.enter_context(self.opened(temporary, table.schema))
+                append(table)
         return done
-
-    def _note(self, temporary: Path) -> None:
-        """Keep what the file will be, and what it still is: a kill may come before it gets its name."""
-        before = _stamp(self.path) if os.path.lexists(self.path) else b""
-        self.job.ledger.note([Entry(os.fsencode(self.path), _OF_MANY_ROWS, _stamp(temporary).decode(), before)])
-
-    def _is_ours(self) -> bool:
-        key = os.fsencode(self.path)
-        entry = self.job.ledger.entries([key]).get(key)
-        return entry is not None and _stamp(self.path) in (entry.digest.encode(), entry.before)
-
-
-def _stamp(path: Path) -> bytes:
-    status = path.lstat()
-    return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
 def wanted_rows(table: pa.Table, prompts: Iterable[str], verdicts: Iterable[str]) -> tuple[pa.Table, int]:
