@@ -21,6 +21,7 @@ _TEMPLATE = "card.md.jinja"
 _SIZES = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"), (10**8, "100M"), (10**9, "1B"))
 # Told apart, or of no meaning elsewhere: a folder of this machine.
 _NOT_LISTED = frozenset({"model", "prompt", "image-root"})
+_NONE: tuple[object, ...] = (None, [])
 
 
 class Card:
@@ -89,7 +90,9 @@ class Card:
             model=json.loads(stored[0].get("batchcap.bundle", "{}")) if stored else {},
             versions=sorted({one["batchcap.version"] for one in stored if "batchcap.version" in one}),
             prompts=_prompts(settings.get("prompt", "")),
-            settings={name: value for name, value in settings.items() if name not in _NOT_LISTED and value is not None},
+            settings={
+                name: value for name, value in settings.items() if name not in _NOT_LISTED and value not in _NONE
+            },
             has_retries=any(RETRIES_KEY in one for one in stored),
         )
 

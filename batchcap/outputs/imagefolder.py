@@ -5,7 +5,9 @@ another split. What an image was called stands in the column `id`.
 """
 
 import json
+import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -25,10 +27,16 @@ from batchcap.outputs.lists import plain
 from batchcap.outputs.owned import is_foreign, owned_file
 from batchcap.outputs.pairs import CaptionedRows, Pair, dataset_columns
 
+log = logging.getLogger(__name__)
+
 METADATA = "metadata.jsonl"
 _METADATA_NAMES = ("metadata.csv", METADATA, "metadata.parquet")
 _IMAGE = "image"  # the column that `datasets` makes of `file_name`
 _ROWS_AT_ONCE = 1000
+# Words and what may stand around them (`datasets.data_files`).
+_SPLIT_WORD = re.compile(
+    r"(?<![^-._ 0-9/])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![^-._ 0-9/])"
+)
 _MAX_HELD_BYTES, _MAX_HELD_IMAGES = 64 << 20, 500
 
 
@@ -171,6 +179,18 @@ class InputFolder(ImageFolder):
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove nothing: the images are somebody else's."""
+
+    def conclude(self, made: Sequence[tuple[FinishedPart, Made]], total: Written) -> None:
+        """Say also which names `datasets` would take for those of splits."""
+        super().conclude(made, total)
+        name = next((name for _part, one in made for name in one.files if _SPLIT_WORD.search(name)), None)
+        if name is not None:
+            log.warning(
+                'load_dataset("imagefolder", data_dir=…) takes names such as %s for those of another split and leaves '
+                "out the rest: open %s itself with load_dataset, which reads its README.md, or choose --images link",
+                shown_name(name),
+                shown_name(str(self.path)),
+            )
 
     def _data_files(self, made: Iterable[Made]) -> list[str]:
         suffixes = {PurePosixPath(name).suffix for one in made for name in one.files}

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from batchcap.config import Existing, Images, InputConfig, JobConfig, OutputsCon
 from batchcap.core.atomic import write_many
 from batchcap.core.errors import UsageError, WorkerError
 from batchcap.core.jobfolder import DATASET_MARK
-from batchcap.outputs import imagefolder
+from batchcap.outputs import folders, imagefolder
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
 from tests.images.samples import encode, noise
@@ -211,7 +210,7 @@ def test_a_folder_of_somebody_else(config: JobConfig, run: Run, folder: Path) ->
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty, and this job did not write it"):
         converted(config)
-    assert sorted(os.listdir(folder)) == ["README.md", "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "notes.txt"]
     assert converted(config, existing=Existing.REPLACE).kept == 1
     assert [(folder / name).read_text() for name in ("README.md", "notes.txt")] == ["mine", "mine"]
     assert converted(config).kept == 1, "now it is ours, and the README.md is not"
@@ -248,7 +247,7 @@ def test_in_place(config: JobConfig, run: Run, tmp_path: Path) -> None:
     assert images(tmp_path / "in") == before, "the images are somebody else's"
 
 
-@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "sub/metadata.parquet"])
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "sub/metadata.csv"])
 def test_in_place_beside_metadata_of_somebody_else(config: JobConfig, run: Run, tmp_path: Path, name: str) -> None:
     (tmp_path / "in" / name).write_text("mine")
     run(config)
@@ -280,8 +279,6 @@ def test_in_place_of_a_table(config: JobConfig, run: Run, tmp_path: Path) -> Non
 
 
 def test_two_that_write_at_once(config: JobConfig, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from batchcap.outputs import folders
-
     run(config)
     monkeypatch.setattr(folders, "_LOCK_TIMEOUT_S", 0.05)
 
