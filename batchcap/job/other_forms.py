@@ -83,4 +83,4 @@ class OtherForms:
     def _part(self, shard: Shard) -> FinishedPart:
         path = self._folder.part_path(shard.seq)
         counts = RowCounts.from_dict(json.loads(part_metadata(path)[TALLY_KEY]))
-        return FinishedPart(shard, path, counts, Origin(self._plan.shard_rows, self._plan.pieces))
+        return FinishedPart(shard, path, counts, Origin(self._plan.rows_again, self._plan.pieces))

@@ -76,8 +76,9 @@ class Folder(Form):
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse a folder of somebody else, and one that images of the job lie in."""
         self._require_place()
+        beginning = f"{self.path}{os.sep}"
         for _name, path in image_ids():
-            if self.path in path.parents:
+            if os.fspath(path).startswith(beginning):
                 raise UsageError(
                     f"images of this job lie in {shown_name(str(self.path))}, so {self.name} can't be written there: "
                     f"name another folder ({self.name}:FOLDER)"

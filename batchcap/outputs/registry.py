@@ -11,18 +11,20 @@ from batchcap.outputs.lists import ArrowFile, Csv, JsonLines
 from batchcap.outputs.sidecars import JsonFiles, TextFiles
 from batchcap.outputs.webdataset import WebDataset
 
-_ALL: tuple[type[Form], ...] = (
-    TextFiles,
-    JsonFiles,
-    JsonLines,
-    Csv,
-    ArrowFile,
-    ImageFolder,
-    HubParquet,
-    WebDataset,
-    InputTables,
-)
-FORMS: dict[str, type[Form]] = {form.name: form for form in _ALL}
+FORMS: dict[str, type[Form]] = {
+    form.name: form
+    for form in (
+        TextFiles,
+        JsonFiles,
+        JsonLines,
+        Csv,
+        ArrowFile,
+        ImageFolder,
+        HubParquet,
+        WebDataset,
+        InputTables,
+    )
+}
 
 
 def make_form(wanted: str, job: Job, config: OutputsConfig) -> Form:

@@ -2,10 +2,12 @@
 
 import io
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -13,6 +15,7 @@ from batchcap.config import Existing, Images, InputConfig, JobConfig, OutputsCon
 from batchcap.core.atomic import write_many
 from batchcap.core.errors import UsageError, WorkerError
 from batchcap.core.jobfolder import DATASET_MARK
+from batchcap.inputs.parquet import ParquetTable
 from batchcap.outputs import folders, imagefolder
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
@@ -289,3 +292,21 @@ def test_two_that_write_at_once(config: JobConfig, run: Run, monkeypatch: pytest
         patch.setattr(imagefolder, "write_many", convert_too)
         with pytest.raises(UsageError, match="is being written by another batchcap"):
             converted(config, images=Images.COPY)
+
+
+def test_captioning_keeps_its_place_in_an_open_file(
+    config: JobConfig, run: Run, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are written behind it: a row group must not be opened again for each of them."""
+    write_table(tmp_path / "x.parquet", {"image": [encode(noise(20, 10))] * 12})
+    opened: list[int] = []
+    batches = ParquetTable.batches
+
+    def counted(self: ParquetTable, group: int, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+        opened.append(group)
+        return batches(self, group, columns, max_rows)
+
+    monkeypatch.setattr(ParquetTable, "batches", counted)
+    run(with_outputs(replace(config, input=InputConfig((str(tmp_path / "x.parquet"),))), also=("imagefolder",)))
+    assert len(records(folder)) == 12
+    assert opened == [0, 0]
