@@ -16,6 +16,7 @@ from batchcap.core.atomic import write_many
 from batchcap.core.errors import UsageError, WorkerError
 from batchcap.core.jobfolder import DATASET_MARK
 from batchcap.inputs.parquet import ParquetTable
+from batchcap.job import recorder
 from batchcap.outputs import folders, imagefolder
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
@@ -307,6 +308,7 @@ def test_captioning_keeps_its_place_in_an_open_file(
         return batches(self, group, columns, max_rows)
 
     monkeypatch.setattr(ParquetTable, "batches", counted)
+    monkeypatch.setattr(recorder, "FLUSH_INTERVAL_S", 0.0)
     run(with_outputs(replace(config, input=InputConfig((str(tmp_path / "x.parquet"),))), also=("imagefolder",)))
     assert len(records(folder)) == 12
     assert opened == [0, 0]
