@@ -196,8 +196,8 @@ class PartFolder(Folder):
         """
 
     @abstractmethod
-    def conclude(self, made: Sequence[tuple[FinishedPart, Made]], total: Written) -> None:
-        """Write what is about all parts, after them."""
+    def conclude(self, parts: Sequence[FinishedPart], total: Written) -> None:
+        """Write what is about all parts, after them; see `made_of`."""
 
     def write_part(self, part: FinishedPart) -> None:
         """Write the files of one part."""
@@ -210,14 +210,20 @@ class PartFolder(Folder):
         total = Written(self.name, f"in {shown_name(str(self.path))}")
         with self.held():
             self.begin()
-            made = [(part, self._write_part(part)) for part in parts]
-            for _part, one in made:
-                total.add(one.written)
-            self.remove_others({part.shard.seq for part, _made in made})
-            self.conclude(made, total)
+            written = []
+            for part in parts:
+                total.add(self._write_part(part))
+                written.append(part)
+            self.remove_others({part.shard.seq for part in written})
+            self.conclude(written, total)
         return total
 
-    def _write_part(self, part: FinishedPart) -> Made:
+    def made_of(self, part: FinishedPart) -> Made:
+        """What was made of a part. Asked for one part at a time: there may be names of a million images in all."""
+        known = self.job.ledger.part(self.target, part.shard.seq)
+        return Made(Written(self.name, ""), ()) if known is None else Made.of_json(known[1])
+
+    def _write_part(self, part: FinishedPart) -> Written:
         ledger, seq = self.job.ledger, part.shard.seq
         stamp = f"{part.stamp} {json.dumps(self.settings())}"
         known = ledger.part(self.target, seq)
@@ -225,9 +231,9 @@ class PartFolder(Folder):
         # Where images were gone, they may be back.
         if before is not None and known is not None and known[0] == stamp and not before.written.changed:  # noqa: SIM102
             if all(os.path.lexists(self.path / name) for name in before.files):
-                return before
+                return before.written
         made = self.make(part, Written(self.name, "", left_out=self.left_out(part.counts)))
         if before is not None:
             self.remove(set(before.files) - set(made.files))
         ledger.note_part(self.target, seq, stamp, made.to_json())
-        return made
+        return made.written

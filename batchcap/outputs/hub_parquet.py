@@ -47,10 +47,9 @@ class HubParquet(PartFolder):
         done.files = 1
         return Made(done, (path.relative_to(self.path).as_posix(),))
 
-    def conclude(self, made: Sequence[tuple[FinishedPart, Made]], total: Written) -> None:
+    def conclude(self, parts: Sequence[FinishedPart], total: Written) -> None:
         """Write the dataset card."""
-        parts = [part for part, _made in made]
-        paths = [self.path / name for _part, one in made for name in one.files]
+        paths = [self.path / name for part in parts for name in self.made_of(part).files]
         rows = sum(pq.read_metadata(path).num_rows for path in paths)
         names = pq.read_schema(paths[0]).names if paths else []
         Card(self.job, self.config, parts, total).write(self.path, rows, ["data/train-*.parquet"], names)

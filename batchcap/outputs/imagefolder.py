@@ -22,7 +22,7 @@ from batchcap.core.sources import FileAt
 from batchcap.core.text import shown_name
 from batchcap.outputs.card import Card
 from batchcap.outputs.folders import Made, PartFolder
-from batchcap.outputs.form import FinishedPart, Form, Written
+from batchcap.outputs.form import FinishedPart, Form, Job, Written
 from batchcap.outputs.lists import plain
 from batchcap.outputs.owned import is_foreign, owned_file
 from batchcap.outputs.pairs import CaptionedRows, Pair, dataset_columns
@@ -78,23 +78,30 @@ class ImageFolder(PartFolder):
         done.files = len(names)
         return Made(done, tuple(names), tuple(offsets))
 
-    def conclude(self, made: Sequence[tuple[FinishedPart, Made]], total: Written) -> None:
+    def conclude(self, parts: Sequence[FinishedPart], total: Written) -> None:
         """Write metadata.jsonl, and the dataset card."""
         columns: list[str] = []
+        rows = 0
         with (
             owned_file(self.job.ledger, self.path / METADATA) as temporary,
             temporary.open("w", encoding="utf-8", errors="replace", newline="\n") as file,
         ):
-            for part, one in made:
-                for record in self._records(part, one):
+            for part in parts:
+                made = self.made_of(part)
+                rows += len(made.files)
+                self.look_at(made.files)
+                for record in self._records(part, made):
                     columns = columns or list(record)
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
         total.files += 1
-        card = Card(self.job, self.config, [part for part, _made in made], total)
-        rows = sum(len(one.rows) for _part, one in made)
-        card.write(self.path, rows, self._data_files(one for _part, one in made), [_IMAGE, *columns[1:]])
+        card = Card(self.job, self.config, parts, total)
+        card.write(self.path, rows, self.data_files(), [_IMAGE, *columns[1:]])
 
-    def _data_files(self, made: Iterable[Made]) -> list[str]:  # noqa: ARG002
+    def look_at(self, names: Iterable[str]) -> None:
+        """Look at the images of a part, before `data_files` is asked."""
+
+    def data_files(self) -> list[str]:
+        """Patterns of the files that `datasets` is to read."""
         return [METADATA, "images/**"]
 
     def _records(self, part: FinishedPart, made: Made) -> Iterator[dict[str, Any]]:
@@ -111,25 +118,30 @@ class ImageFolder(PartFolder):
 class InputFolder(ImageFolder):
     """The input folder with its images where they are, which gets a metadata.jsonl."""
 
+    def __init__(self, job: Job, where: Path | None, config: OutputsConfig) -> None:
+        super().__init__(job, where, config)
+        self._suffixes = set[str]()
+        self._odd_name = ""
+
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse images that are not all below one folder, and metadata of somebody else."""
-        roots, folders = set[Path](), set[Path]()
+        roots, folders = set[str](), set[str]()
         for name, path in image_ids():
-            folders.add(path.parent)
-            roots.add(self.given_where.absolute() if self.given_where is not None else _root_of(name, path))
-        if not roots and self.given_where is not None:
-            roots.add(self.given_where.absolute())
+            folders.add(os.path.dirname(path))  # noqa: PTH120 - of a million images
+            roots.add(_root_of(name, path))
+        if self.given_where is not None:
+            roots = {os.path.normpath(self.given_where.absolute())}
         if len(roots) != 1:
             raise UsageError(
                 "--images inplace needs all images in one input folder: name the folder above all of them "
                 f"({self.name}:FOLDER), or choose --images link or copy"
             )
-        (root,) = roots
-        outside = next((folder for folder in folders if folder != root and root not in folder.parents), None)
+        root = Path(roots.pop())
+        outside = next((one for one in sorted(folders) if root not in (Path(one), *Path(one).parents)), None)
         if outside is not None:
             raise UsageError(
                 f"--images inplace needs all images below {shown_name(str(root))}, and some are in "
-                f"{shown_name(str(outside))}: choose --images link or copy"
+                f"{shown_name(outside)}: choose --images link or copy"
             )
         if not root.is_dir():
             raise UsageError(
@@ -137,7 +149,7 @@ class InputFolder(ImageFolder):
             )
         self.path = root
         self._require_own_metadata()
-        require_no_metadata({root, *folders}, METADATA, root)
+        require_no_metadata({root, *map(Path, folders)}, METADATA, root)
 
     def _require_own_metadata(self) -> None:
         path = self.path / METADATA
@@ -180,28 +192,33 @@ class InputFolder(ImageFolder):
     def remove(self, names: Iterable[str]) -> None:
         """Remove nothing: the images are somebody else's."""
 
-    def conclude(self, made: Sequence[tuple[FinishedPart, Made]], total: Written) -> None:
+    def conclude(self, parts: Sequence[FinishedPart], total: Written) -> None:
         """Say also which names `datasets` would take for those of splits."""
-        super().conclude(made, total)
-        name = next((name for _part, one in made for name in one.files if _SPLIT_WORD.search(name)), None)
-        if name is not None:
+        self._suffixes, self._odd_name = set(), ""
+        super().conclude(parts, total)
+        if self._odd_name:
             log.warning(
                 'load_dataset("imagefolder", data_dir=…) takes names such as %s for those of another split and leaves '
                 "out the rest: open %s itself with load_dataset, which reads its README.md, or choose --images link",
-                shown_name(name),
+                shown_name(self._odd_name),
                 shown_name(str(self.path)),
             )
 
-    def _data_files(self, made: Iterable[Made]) -> list[str]:
-        suffixes = {PurePosixPath(name).suffix for one in made for name in one.files}
-        return [METADATA, *(f"**/*{suffix}" for suffix in sorted(suffixes) if suffix)]
+    def look_at(self, names: Iterable[str]) -> None:
+        """Note their extensions, and a name that is taken for a split's."""
+        for name in names:
+            self._suffixes.add(PurePosixPath(name).suffix)
+            if not self._odd_name and _SPLIT_WORD.search(name):
+                self._odd_name = name
+
+    def data_files(self) -> list[str]:
+        """Images by their extensions: other files may lie among them."""
+        return [METADATA, *(f"**/*{suffix}" for suffix in sorted(self._suffixes) if suffix)]
 
 
-def _root_of(name: str, path: Path) -> Path:
+def _root_of(name: str, path: Path) -> str:
     """The input folder that an image was found in: ids are relative to it."""
-    parts = len(PurePosixPath(name).parts)
-    is_relative = path.as_posix().endswith(f"/{name}")
-    return path.parents[parts - 1] if is_relative and parts <= len(path.parents) else path.parent
+    return os.fspath(path).removesuffix(f"/{name}") or os.sep
 
 
 def require_no_metadata(folders: Iterable[Path], but: str, root: Path | None = None) -> None:

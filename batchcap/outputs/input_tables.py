@@ -66,11 +66,12 @@ class InputTables(Folder):
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse also inputs that are no tables."""
         super().check(image_ids)
-        others = [READERS[kind].noun for kind in sorted(self.job.kinds) if not issubclass(READERS[kind], TableFiles)]
+        readers = {kind: READERS.get(kind) for kind in sorted(self.job.kinds)}
+        others = [kind for kind, reader in readers.items() if reader is None or not issubclass(reader, TableFiles)]
         if others:
             raise UsageError(
                 f"{self.name} writes the tables of the input with captions, and this job has inputs without a table "
-                f"({others[0]}): choose imagefolder or hf-parquet, which hold the images, or jsonl"
+                f"({READERS[others[0]].noun if others[0] in READERS else others[0]}): choose imagefolder or hf-parquet, which hold the images, or jsonl"
             )
 
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:  # noqa: ARG002

@@ -43,7 +43,7 @@ class WebDataset(PartFolder):
         done.files = 1
         return Made(done, (path.name,))
 
-    def conclude(self, made: Sequence[tuple[FinishedPart, Made]], total: Written) -> None:
+    def conclude(self, parts: Sequence[FinishedPart], total: Written) -> None:
         """Nothing is about all files."""
 
 
