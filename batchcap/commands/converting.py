@@ -15,7 +15,7 @@ _FORMS = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
 
 @options_of(
     OutputsConfig,
-    only=("existing", "verdicts", "full_names", "images", "license", "csv_safe"),
+    only=("existing", "verdicts", "full_names", "folder_images", "license", "csv_safe"),
     first=("output", "to"),
 )
 def convert(

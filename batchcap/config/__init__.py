@@ -18,8 +18,8 @@ from batchcap.config.captions import (
     VisionDtype,
     prompt_name_fault,
 )
-from batchcap.config.inputs import InputConfig
-from batchcap.config.outputs import FORMS, Existing, Images, OutputsConfig, form_fault
+from batchcap.config.inputs import ImagesOf, InputConfig
+from batchcap.config.outputs import FORMS, Existing, FolderImages, OutputsConfig, form_fault
 from batchcap.config.run import LimitConfig, OnChanged, PlacementConfig, ResumeConfig, Retry
 from batchcap.core.setting import known_as, require_sense, setting
 
@@ -30,8 +30,9 @@ __all__ = [
     "MODEL_VARIABLE",
     "PROMPT_NAME",
     "Existing",
+    "FolderImages",
     "GenerationConfig",
-    "Images",
+    "ImagesOf",
     "InputConfig",
     "JobConfig",
     "LimitConfig",

@@ -1,8 +1,16 @@
 """Owns the settings of the inputs."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from batchcap.core.setting import Form, known_as, require_sense, setting
+
+
+class ImagesOf(StrEnum):
+    """Which images of a list are captioned."""
+
+    FIRST = "first"
+    EACH = "each"
 
 
 def _inputs_fault(inputs: tuple[str, ...]) -> str:
@@ -44,6 +52,13 @@ class InputConfig:
         file_help='Input columns to carry into the output; ["*"]: all but the image.',
         form=Form.COMMAS,
         decides_caption=True,
+    )
+    images: ImagesOf | None = setting(
+        None,
+        "Which images of a column with lists of images: the first of each list, or each, as a row of its own (ids end "
+        "in #0, #1 and so on).",
+        decides_caption=True,
+        value_before=None,
     )
 
     def __post_init__(self) -> None:

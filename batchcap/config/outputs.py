@@ -14,7 +14,7 @@ FORMS = {
     "jsonl": "one file with a JSON object for each row: OUT.jsonl",
     "csv": "one file of comma-separated values with a header: OUT.csv; see --csv-safe",
     "arrow": "one Arrow (Feather) file: OUT.arrow",
-    "imagefolder": "a Hugging Face imagefolder, images and metadata.jsonl: OUT-imagefolder; see --images",
+    "imagefolder": "a Hugging Face imagefolder, images and metadata.jsonl: OUT-imagefolder; see --folder-images",
     "hf-parquet": "a Hugging Face dataset in Parquet with the images inside: OUT-hf-parquet",
     "webdataset": "tar files for WebDataset, image, captions and JSON of each row: OUT-webdataset",
     "dataset": "the Parquet files of the input once more with the captions as columns, of a complete job: OUT-dataset",
@@ -31,7 +31,7 @@ class Existing(StrEnum):
     PREPEND = "prepend"
 
 
-class Images(StrEnum):
+class FolderImages(StrEnum):
     """How the images come into an imagefolder."""
 
     LINK = "link"
@@ -90,8 +90,8 @@ class OutputsConfig:
         check=_verdicts_fault,
     )
     full_names: bool = setting(False, "Name a file after its image with the extension: a.jpg.txt, not a.txt.")
-    images: Images = setting(
-        Images.LINK,
+    folder_images: FolderImages = setting(
+        FolderImages.LINK,
         "Images of an imagefolder. link: hard links where the disk allows, else copies; copy: copies; inplace: they "
         "stay where they are, and metadata.jsonl is written into the input folder.",
     )

@@ -3,7 +3,7 @@
 import glob
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +15,8 @@ from batchcap.core.sources import Source
 from batchcap.core.text import is_address, printable_name, shown_name
 from batchcap.inputs.content import PREFIX_BYTES, not_an_image
 from batchcap.inputs.encoded import read_beginning
-from batchcap.inputs.registry import DEFAULT_READER, READERS, readers_by_suffix
+from batchcap.inputs.reader import Reader
+from batchcap.inputs.registry import DEFAULT_READER, READERS, open_readers, readers_by_suffix
 from batchcap.inputs.skipped import Skipped
 from batchcap.inputs.suffix import NOT_READ, UNREADABLE_IMAGE_SUFFIXES, suffix_of
 from batchcap.inputs.walk import Walk, asks_for_parts, fixed_part
@@ -52,9 +53,9 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
         _require_input(name)
     rows = 0
     nouns = dict[str, None]()  # of the sources, in their order
-    warnings = _Warnings()
+    readers, warnings = open_readers(config), _Warnings()
     for name in config.inputs:
-        search = _Search(os.path.realpath(exclude))
+        search = _Search(os.path.realpath(exclude), readers)
         found = False
         for source in search.input(name):
             found = True
@@ -121,8 +122,9 @@ class _Warnings:
 class _Search:
     """The search for the sources of one input."""
 
-    def __init__(self, exclude: str) -> None:
+    def __init__(self, exclude: str, opened: Mapping[str, Reader]) -> None:
         self.skipped = Skipped()
+        self._opened = opened
         self._walk = Walk(exclude, self.skipped.job_folders, self.skipped.datasets)
         self._readers = readers_by_suffix()
 
@@ -199,7 +201,9 @@ class _Search:
         except OSError:  # reading its rows tells what is wrong
             size_bytes = mtime_ns = 0
         file = Path(path)
-        return Source(printable_name(relative), file, reader.kind, reader.count(file), size_bytes, mtime_ns)
+        return Source(
+            printable_name(relative), file, reader.kind, self._opened[reader.kind].count(file), size_bytes, mtime_ns
+        )
 
 
 def _internal_names(relative: str, asked_for: Sequence[str]) -> list[str]:

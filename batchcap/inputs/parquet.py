@@ -50,8 +50,8 @@ class ParquetFiles(TableFiles):
     noun = ParquetTable.noun
     suffixes = frozenset({".parquet", ".pq"})
 
-    @staticmethod
-    def count(path: Path) -> int:
+    @classmethod
+    def count_records(cls, path: Path) -> int:
         """Rows of a file, of which only the footer is read."""
         with readable(path, ParquetTable.noun):
             return sum(row_group_sizes(pq.read_metadata(path)))

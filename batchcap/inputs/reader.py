@@ -78,9 +78,8 @@ class Reader(ABC):
         self.config = config
         self.own_columns = own_columns
 
-    @staticmethod
     @abstractmethod
-    def count(path: Path) -> int:
+    def count(self, path: Path) -> int:
         """Rows of a source.
 
         Raises:
@@ -108,9 +107,10 @@ class Reader(ABC):
         """
 
     def passthrough(self, path: Path) -> PassthroughColumns | None:  # noqa: ARG002
-        """Which columns of a source the job carries; None where this kind has no columns.
+        """Which columns of a source the job carries; None where it has none.
 
-        Asked for each source that is found: a source that can't be used is told of before any work.
+        Asked for each source that is found: a source that can't be used is told of before any work. The images in one
+        folder have the same.
 
         Raises:
             UsageError: it can't be read, or lacks a column that was named.

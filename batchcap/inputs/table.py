@@ -12,6 +12,9 @@ from batchcap.core.text import one_line
 from batchcap.inputs.columns import shown
 from batchcap.inputs.reader import Unreadable
 
+# Columns that tell where a row comes from, where a row of a file becomes several. No file has columns of such names.
+ROW, ITEM = "\0row", "\0item"
+
 
 class Table(ABC):
     """One file with rows and columns, open for reading.
@@ -68,3 +71,15 @@ def reason_of(error: Exception) -> str:
         return "it has a column name that is not UTF-8"
     lines = str(error).splitlines()
     return one_line(lines[0]) if lines else type(error).__name__
+
+
+def list_value(kind: pa.DataType) -> pa.DataType | None:
+    """The type of a list's values; None where it is no list."""
+    is_list = (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
+    return kind.value_type if is_list else None

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batchcap.config import InputConfig
+from batchcap.config import ImagesOf, InputConfig
 from batchcap.core.records import ImageRow
 from batchcap.core.sources import Piece
+from batchcap.inputs.image_lists import EachImageTable
+from batchcap.inputs.partitions import partitioned
 from batchcap.inputs.reader import PassthroughColumns, Reader, Unreadable
 from batchcap.inputs.table import Table
 from batchcap.inputs.table_layout import TableLayout, layout_of
@@ -33,6 +35,21 @@ class TableFiles(Reader):
         self._images: RowReader | None = None
         self._columns: RowReader | None = None
 
+    def count(self, path: Path) -> int:
+        """Rows of a file; with `--images each` every image of its lists is one."""
+        if self.config.images is not ImagesOf.EACH:
+            return self.count_records(path)
+        return sum(self._opened(path).group_rows)
+
+    @classmethod
+    def count_records(cls, path: Path) -> int:
+        """Rows of a file as they stand in it.
+
+        Raises:
+            UsageError: it can't be read.
+        """
+        return sum(cls.open_table(path).group_rows)
+
     @staticmethod
     @abstractmethod
     def open_table(path: Path) -> Table:
@@ -47,7 +64,7 @@ class TableFiles(Reader):
         file = Path(piece.path)
         layout = self._layout(file)
         if self._images is None or self._images.path != file:
-            self._images = image_reader(self.open_table(file), layout)
+            self._images = image_reader(self._opened(file), layout)
         wanted = frozenset(indexes)
         skip = indexes[0] - piece.first_row
         found = read_rows(self._images, piece.start + skip, 1 + indexes[-1] - indexes[0])
@@ -66,15 +83,25 @@ class TableFiles(Reader):
         file = Path(piece.path)
         layout = self._layout(file)
         if self._columns is None or self._columns.path != file:
-            self._columns = carried_reader(self.open_table(file), layout)
+            self._columns = carried_reader(self._opened(file), layout)
         return read_columns(self._columns, layout, piece.start, piece.rows)
 
     def values(self, path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch | Unreadable]:
         """The columns, and no others, piece by piece; of a damaged group nothing."""
-        reader = RowReader(self.open_table(path), list(names), SMALL_BATCH_ROWS)
+        reader = RowReader(self._opened(path), list(names), SMALL_BATCH_ROWS)
         return reader.read(0, reader.rows)
 
     def _layout(self, path: Path) -> TableLayout:
         if path not in self._layouts:
-            self._layouts[path] = layout_of(path, self.open_table(path).schema, self.config, self.own_columns)
+            schema = partitioned(self.open_table(path)).schema
+            self._layouts[path] = layout_of(path, schema, self.config, self.own_columns)
         return self._layouts[path]
+
+    def _opened(self, path: Path) -> Table:
+        """A file as the job sees it: with the columns of its folders' names, and a row for each image."""
+        table = partitioned(self.open_table(path))
+        if self.config.images is ImagesOf.EACH:
+            layout = self._layout(path)
+            if layout.has_lists:
+                return EachImageTable(table, layout.image)
+        return table

@@ -10,6 +10,7 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
 from batchcap.inputs.cells import image_root_at
 from batchcap.inputs.columns import ALL_COLUMNS, column_options, cut, listed, output_names, quoted, shown
+from batchcap.inputs.table import list_value
 
 PATH_NAMES = ("image", "image_path", "path", "file_name", "filename", "filepath", "file")
 IMAGE_STRUCT, BYTES, PATH = 3, 2, 1
@@ -24,7 +25,8 @@ class TableLayout:
         id: column with the row's id, or None.
         kept: the columns to carry, with their types in the file; any may hold nulls.
         kept_as: their names in the output.
-        rank: what the image column holds: `IMAGE_STRUCT`, `BYTES` or `PATH`.
+        rank: what the image column holds: `IMAGE_STRUCT`, `BYTES` or `PATH`, or lists of them.
+        has_lists: whether its cells are lists.
         image_root: folder that relative paths start from.
         allowed_root: real path of the folder that paths must not lead out of; None: they may lead anywhere.
     """
@@ -34,6 +36,7 @@ class TableLayout:
     kept: pa.Schema
     kept_as: tuple[str, ...]
     rank: int
+    has_lists: bool
     image_root: Path
     allowed_root: str | None
 
@@ -59,9 +62,10 @@ def layout_of(
     for option, name in column_options(config):
         if name not in names:
             raise UsageError(f"{shown(path)} has no column {quoted(name)} ({option}): name one of {listed(names)}")
-    image = config.image_column or _find_image_column(path, schema)
+    takes_lists = config.images is not None
+    image = config.image_column or _find_image_column(path, schema, takes_lists=takes_lists)
     kind = schema.field(image)
-    rank = rank_of(kind)
+    rank = _rank_in(kind, takes_lists=takes_lists)
     if not rank:
         value, advice = list_value(kind.type), "neither bytes, an Image, nor a path: name another with --image-column"
         advice = advice if value is None else list_advice(value)
@@ -75,6 +79,7 @@ def layout_of(
         kept=pa.schema([(name, schema.field(name).type) for name in kept]),
         kept_as=output_names(path, kept, own_columns),
         rank=rank,
+        has_lists=list_value(kind.type) is not None,
         image_root=root or path.parent,
         allowed_root=None if root is None else str(root.resolve()),
     )
@@ -98,11 +103,18 @@ def rank_of(field: pa.Field) -> int:
     return PATH if is_text or pa.types.is_null(kind) else 0
 
 
-def _find_image_column(path: Path, schema: pa.Schema) -> str:
+def _rank_in(field: pa.Field, *, takes_lists: bool) -> int:
+    """The rank of a column, or of what is in its lists."""
+    value = list_value(field.type) if takes_lists else None
+    return rank_of(field if value is None else field.with_type(value))
+
+
+def _find_image_column(path: Path, schema: pa.Schema, *, takes_lists: bool) -> str:
     for rank in (IMAGE_STRUCT, BYTES, PATH):
-        names = [field.name for field in schema if rank_of(field) == rank]
+        names = [field.name for field in schema if _rank_in(field, takes_lists=takes_lists) == rank]
         if rank == PATH:  # any text may be a path: only the usual names count, the most usual first
-            names = [name for name in PATH_NAMES if name in names][:1]
+            usual = [*PATH_NAMES, *(f"{name}s" for name in PATH_NAMES if takes_lists)]
+            names = [name for name in usual if name in names][:1]
         if len(names) == 1:
             return str(names[0])
         if names:
@@ -123,22 +135,10 @@ def _has_lists(field: pa.Field) -> bool:
     return value is not None and (rank_of(field.with_type(value)) > PATH or field.name.removesuffix("s") in PATH_NAMES)
 
 
-def list_value(kind: pa.DataType) -> pa.DataType | None:
-    """The type of a list's values; None where it is no list."""
-    is_list = (
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-        or pa.types.is_list_view(kind)
-        or pa.types.is_large_list_view(kind)
-    )
-    return kind.value_type if is_list else None
-
-
 def list_advice(value: pa.DataType) -> str:
     """What to do with a column whose lists have values of a type."""
     while (inner := list_value(value)) is not None:
         value = inner
     if pa.types.is_integer(value) or pa.types.is_floating(value):
         return "lists of numbers are not read as an image: store the bytes of a JPEG or PNG"
-    return "a list of images is not supported: give each image a row of its own (explode in pandas, unnest in DuckDB)"
+    return "a list of images: caption the first of each list or each one, with --images first or --images each"

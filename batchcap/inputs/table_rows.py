@@ -19,7 +19,7 @@ from batchcap.inputs.cells import image_of_text
 from batchcap.inputs.columns import listed
 from batchcap.inputs.reader import Unreadable
 from batchcap.inputs.source import source_name
-from batchcap.inputs.table import Table, readable, reason_of
+from batchcap.inputs.table import ITEM, ROW, Table, list_value, readable, reason_of
 from batchcap.inputs.table_layout import PATH, TableLayout, rank_of
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,8 @@ def _within(batches: Iterator[pa.RecordBatch | Unreadable], skip: int, count: in
 
 def image_reader(table: Table, layout: TableLayout) -> RowReader:
     """The reader for `read_rows`."""
-    columns = [layout.image] if layout.id is None else list(dict.fromkeys([layout.image, layout.id]))
+    places = [name for name in (ROW, ITEM) if name in table.schema.names]
+    columns = list(dict.fromkeys([layout.image, *([] if layout.id is None else [layout.id]), *places]))
     return RowReader(table, columns, SMALL_BATCH_ROWS if layout.rank == PATH else _IMAGE_BATCH_ROWS)
 
 
@@ -181,22 +182,30 @@ def _undecoded(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
     Text that is not UTF-8 is taken as file names are, byte for byte; a time out of range as Arrow writes it.
     """
-    texts = {field.name for field in batch.schema if rank_of(field) == PATH}
     columns = [column.cast(_bytes_type(column.type)) for column in batch.columns]
     rows: list[dict[str, Any]] = [{} for _row in range(len(batch))]
-    for name, column in zip(batch.schema.names, columns, strict=True):
+    for field, column in zip(batch.schema, columns, strict=True):
+        is_text = rank_of(field.with_type(list_value(field.type) or field.type)) == PATH
         for values, value in zip(rows, _values(column), strict=True):
-            if name in texts and value is not None:
-                values[name] = os.fsdecode(value)
-            else:
-                values[name] = value
-                if isinstance(value, dict) and isinstance(value.get("path"), bytes):
-                    value["path"] = os.fsdecode(value["path"])
+            values[field.name] = _with_text(value, is_text=is_text)
     return rows
+
+
+def _with_text(value: Any, *, is_text: bool) -> Any:  # noqa: ANN401 - whatever a column holds
+    """A value with file names in the place of bytes that are text."""
+    if isinstance(value, list):
+        return [_with_text(one, is_text=is_text) for one in value]
+    if is_text and value is not None:
+        return os.fsdecode(value)
+    if isinstance(value, dict) and isinstance(value.get("path"), bytes):
+        value["path"] = os.fsdecode(value["path"])
+    return value
 
 
 def _values(column: pa.Array) -> list[Any]:
     """Python values of a column; of an Image only its parts count, and a value without any is null."""
+    if list_value(column.type) is not None:
+        return [_values(cell.values) if cell.is_valid else None for cell in column]
     if pa.types.is_struct(column.type):
         parts = {field.name: part for field, part in zip(column.type, column.flatten(), strict=True)}
         names = [name for name in ("bytes", "path") if name in parts]
@@ -219,6 +228,8 @@ def _bytes_type(kind: pa.DataType) -> pa.DataType:
         return _bytes_type(kind.value_type)
     if pa.types.is_struct(kind):
         return pa.struct([part.with_type(_bytes_type(part.type)) for part in kind])
+    if (value := list_value(kind)) is not None:
+        return pa.large_list(_bytes_type(value))
     is_text = rank_of(pa.field("", kind)) == PATH and not pa.types.is_null(kind)
     return pa.large_binary() if is_text else kind
 
@@ -266,10 +277,14 @@ def image_row(
     source, name = source_name(str(path)), f"{source_id}:{row}"
     if isinstance(values, Unreadable):
         return ImageRow(index, name, source, row, failure=(ErrorKind.UNREADABLE, values.reason))
+    row = values.get(ROW, row)
     given = values.get(layout.id) if layout.id is not None else None
-    if given is not None:
-        name = printable_name(str(given))
+    name = f"{source_id}:{row}" if given is None else printable_name(str(given))
+    if ITEM in values:
+        name = f"{name}#{values[ITEM]}"
     cell = values[layout.image]
+    if isinstance(cell, list):
+        cell = cell[0] if cell else None
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):

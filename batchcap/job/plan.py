@@ -6,7 +6,7 @@ is there stays right, whatever is added to the inputs.
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -200,14 +200,27 @@ class Plan:
         return passthrough_schema((columns for _reader, columns in self._with_columns()), self._written)
 
     def _with_columns(self) -> Iterator[tuple[Reader, PassthroughColumns]]:
-        """The sources that have columns, in the order they were planned, without those that are gone.
+        """The sources that have columns, without those that are gone; of the images in one folder the first.
 
         What is gone is captioned already, or reported when its rows are read.
         """
-        for kind, file in list(self._tables.sources(self._containers)):
-            columns = self._readers[kind].passthrough(file) if file.exists() else None
+        files = list(self._tables.sources(self._containers))
+        for kind, file in chain(files, self._first_of_folders()):
+            is_there = kind not in self._containers or file.exists()
+            columns = self._readers[kind].passthrough(file) if is_there else None
             if columns is not None:
                 yield self._readers[kind], columns
+
+    def _first_of_folders(self) -> Iterator[tuple[str, Path]]:
+        """Kind and path of the first of those sources in each folder that are images themselves."""
+        if not self._config.keep_columns:
+            return
+        kinds = [kind for kind in self._readers if kind not in self._containers]
+        folder = None
+        for kind, path in self._tables.sources(kinds):
+            if path.parent != folder:
+                folder = path.parent
+                yield kind, path
 
 
 def _compare(change: PlanChange, known: KnownSource, source: Source) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchcap.config import Existing, Images, OutputsConfig
+from batchcap.config import Existing, FolderImages, OutputsConfig
 from batchcap.core.atomic import TEMPORARY_SUFFIX, remove_leftovers, storage_error, sync, write_many
 from batchcap.core.errors import UsageError
 from batchcap.core.sources import FileAt
@@ -48,12 +48,12 @@ class ImageFolder(PartFolder):
 
     @classmethod
     def variant(cls, config: OutputsConfig) -> type[Form]:
-        """With `--images inplace` there are no images of its own."""
-        return InputFolder if config.images is Images.INPLACE else cls
+        """With `--folder-images inplace` there are no images of its own."""
+        return InputFolder if config.folder_images is FolderImages.INPLACE else cls
 
     def settings(self) -> list[object]:
         """Also how the images come into the folder."""
-        return [*super().settings(), self.config.images]
+        return [*super().settings(), self.config.folder_images]
 
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse also a folder with other metadata: of two metadata files `datasets` reads neither."""
@@ -64,7 +64,7 @@ class ImageFolder(PartFolder):
         """Link or copy the images of a part into a folder of their own."""
         folder = self.path / "images" / f"{part.shard.seq:05d}"
         rows = CaptionedRows(part, self.job.prompts, self.config.verdicts)
-        images = _ImageWriter(folder, links=self.config.images is Images.LINK)
+        images = _ImageWriter(folder, links=self.config.folder_images is FolderImages.LINK)
         if rows.offsets:
             self.make_folder(folder)
             remove_leftovers(folder)
@@ -133,19 +133,19 @@ class InputFolder(ImageFolder):
             roots = {os.path.normpath(self.given_where.absolute())}
         if len(roots) != 1:
             raise UsageError(
-                "--images inplace needs all images in one input folder: name the folder above all of them "
-                f"({self.name}:FOLDER), or choose --images link or copy"
+                "--folder-images inplace needs all images in one input folder: name the folder above all of them "
+                f"({self.name}:FOLDER), or choose --folder-images link or copy"
             )
         root = Path(roots.pop())
         outside = next((one for one in sorted(folders) if root not in (Path(one), *Path(one).parents)), None)
         if outside is not None:
             raise UsageError(
-                f"--images inplace needs all images below {shown_name(str(root))}, and some are in "
-                f"{shown_name(outside)}: choose --images link or copy"
+                f"--folder-images inplace needs all images below {shown_name(str(root))}, and some are in "
+                f"{shown_name(outside)}: choose --folder-images link or copy"
             )
         if not root.is_dir():
             raise UsageError(
-                f"there is no folder {shown_name(str(root))}: put it back, or choose --images link or copy"
+                f"there is no folder {shown_name(str(root))}: put it back, or choose --folder-images link or copy"
             )
         self.path = root
         self._require_own_metadata()
@@ -156,7 +156,7 @@ class InputFolder(ImageFolder):
         if self.config.existing is not Existing.REPLACE and is_foreign(self.job.ledger, path):
             raise UsageError(
                 f"{shown_name(str(path))} is there already, and batchcap did not write it as it is now: move it away, "
-                "or choose --existing replace, or --images link or copy"
+                "or choose --existing replace, or --folder-images link or copy"
             )
 
     def begin(self) -> None:
@@ -199,7 +199,8 @@ class InputFolder(ImageFolder):
         if self._odd_name:
             log.warning(
                 'load_dataset("imagefolder", data_dir=…) takes names such as %s for those of another split and leaves '
-                "out the rest: open %s itself with load_dataset, which reads its README.md, or choose --images link",
+                "out the rest: open %s itself with load_dataset, which reads its README.md, or choose "
+                "--folder-images link",
                 shown_name(self._odd_name),
                 shown_name(str(self.path)),
             )

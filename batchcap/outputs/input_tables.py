@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchcap.config import ImagesOf
 from batchcap.core.atomic import atomic_file
 from batchcap.core.errors import UsageError
 from batchcap.core.sources import Piece
@@ -22,6 +23,7 @@ from batchcap.inputs.table_rows import RowReader, read_columns
 from batchcap.outputs.folders import Folder, Made
 from batchcap.outputs.form import FinishedPart, Written
 from batchcap.outputs.names import in_tree
+from batchcap.store.job_file import begun_configuration
 from batchcap.store.journal import Journal
 from batchcap.store.parts import column_name
 from batchcap.store.plan_tables import PlanTables
@@ -66,13 +68,19 @@ class InputTables(Folder):
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse also inputs that are no tables."""
         super().check(image_ids)
-        readers = {kind: READERS.get(kind) for kind in sorted(self.job.kinds)}
-        others = [kind for kind, reader in readers.items() if reader is None or not issubclass(reader, TableFiles)]
-        if others:
+        if begun_configuration(self.job.folder)["input"].get("images") == ImagesOf.EACH:
             raise UsageError(
-                f"{self.name} writes the tables of the input with captions, and this job has inputs without a table "
-                f"({READERS[others[0]].noun if others[0] in READERS else others[0]}): choose imagefolder or hf-parquet, which hold the images, or jsonl"
+                f"{self.name} writes one caption beside each row of the input, and this job has one for each image of "
+                "a row (--images each): choose jsonl or hf-parquet"
             )
+        for kind in sorted(self.job.kinds):
+            reader = READERS.get(kind)
+            if reader is None or not issubclass(reader, TableFiles):
+                raise UsageError(
+                    f"{self.name} writes the tables of the input with captions, and this job has inputs without a "
+                    f"table ({kind if reader is None else reader.noun}): choose imagefolder or hf-parquet, which hold the "
+                    "images, or jsonl"
+                )
 
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:  # noqa: ARG002
         """Write a file for each table; one that is there as it was is not made again."""
@@ -193,7 +201,16 @@ class InputTables(Folder):
 def _groups(table: Table) -> Iterator[pa.Table]:
     """All columns of a table, row group by row group; columns that are damaged are null, as the captions say."""
     names = tuple(table.schema.names)
-    layout = TableLayout(names[0], None, table.schema, names, PATH, table.path.parent, None)  # all columns are carried
+    layout = TableLayout(  # all columns are carried, and none is an image
+        image="",
+        id=None,
+        kept=table.schema,
+        kept_as=names,
+        rank=PATH,
+        has_lists=False,
+        image_root=table.path.parent,
+        allowed_root=None,
+    )
     reader = RowReader(table, list(names), _ROWS_AT_ONCE)
     start = 0
     for rows in table.group_rows:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from batchcap.config import InputConfig
+from batchcap.config import ImagesOf, InputConfig
 from batchcap.core.atomic import write_atomic
 from batchcap.core.errors import UsageError
 from batchcap.store.folder import FORMAT_VERSION, JobFolder
@@ -74,7 +74,10 @@ def begun_configuration(folder: JobFolder) -> dict[str, Any]:
 def input_config(configuration: dict[str, Any]) -> InputConfig:
     """How the inputs of a begun job are read, without passthrough columns: its parts have them."""
     given = configuration["input"]
-    return InputConfig(**{**given, "inputs": tuple(given["inputs"]), "keep_columns": ()})
+    settings: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
+    if settings.get("images") is not None:
+        settings["images"] = ImagesOf(settings["images"])
+    return InputConfig(**{**settings, "keep_columns": ()})
 
 
 def _unreadable(folder: JobFolder, reason: str) -> UsageError:

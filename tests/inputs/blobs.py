@@ -16,8 +16,7 @@ class BlobLists(Reader):
     noun = "blob list"
     suffixes = frozenset({".offsets"})
 
-    @staticmethod
-    def count(path: Path) -> int:
+    def count(self, path: Path) -> int:
         return len(path.read_text().splitlines())
 
     def rows(self, piece: Piece, indexes: Sequence[int]) -> Iterator[ImageRow]:

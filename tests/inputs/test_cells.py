@@ -130,10 +130,10 @@ def test_a_folder_or_a_file_without_permission_gets_no_hint(tmp_path: Path) -> N
 
 
 LISTS = {
-    "paths": (pa.list_(pa.string()), "a list of images is not supported: give each image a row of its own"),
-    "bytes": (pa.large_list(pa.binary()), "a list of images is not supported: give each image a row of its own"),
-    "images": (pa.list_(IMAGE_STRUCT, 2), "a list of images is not supported: give each image a row of its own"),
-    "views": (pa.list_view(pa.binary()), "a list of images is not supported: give each image a row of its own"),
+    "paths": (pa.list_(pa.string()), "a list of images: caption the first of each list or each one"),
+    "bytes": (pa.large_list(pa.binary()), "a list of images: caption the first of each list or each one"),
+    "images": (pa.list_(IMAGE_STRUCT, 2), "a list of images: caption the first of each list or each one"),
+    "views": (pa.list_view(pa.binary()), "a list of images: caption the first of each list or each one"),
     "numbers": (pa.list_(pa.uint8()), "lists of numbers are not read as an image: store the bytes of a JPEG or PNG"),
     "pixels": (pa.list_(pa.list_(pa.float32())), "lists of numbers are not read as an image"),
 }

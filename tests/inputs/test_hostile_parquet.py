@@ -48,13 +48,13 @@ def test_a_file_cut_off_anywhere_is_told_before_any_work(file: Path, share: floa
 def test_a_footer_that_lies_about_its_length(file: Path, length: int) -> None:
     file.write_bytes(file.read_bytes()[:-8] + length.to_bytes(4, "little") + b"PAR1")
     with pytest.raises(UsageError, match="mend it or leave it out"):
-        ParquetFiles.count(file)
+        ParquetFiles.count_records(file)
 
 
 def test_an_encrypted_file_says_so(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4] + b"PARE")
     with pytest.raises(UsageError, match=r"(?i)crypt.*mend it or leave it out"):
-        ParquetFiles.count(file)
+        ParquetFiles.count_records(file)
 
 
 @pytest.mark.parametrize("claimed", [0, 300, 302, 5000, 2**40, 2**62, -1])
@@ -79,7 +79,7 @@ def test_more_rows_than_any_job_can_have_are_refused(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.parquet", COLUMNS, ROWS)
     lie_about(path, ROWS, 10**10)
     with pytest.raises(UsageError, match=r"10,?000,?000,?000 rows"):
-        ParquetFiles.count(path)
+        ParquetFiles.count_records(path)
 
 
 def test_a_damaged_page_costs_the_rows_of_its_row_group_only(file: Path) -> None:
@@ -175,7 +175,7 @@ def test_image_columns_of_odd_types(tmp_path: Path, column: pa.Array, fits: bool
             assert [data_of(row) for row in rows_of(plan)] == [b"x"]
         return
     with (
-        pytest.raises(UsageError, match=r"neither bytes, an Image, nor a path|a list of images is not supported"),
+        pytest.raises(UsageError, match=r"neither bytes, an Image, nor a path|a list of images: caption"),
         planned(tmp_path, image_column="image"),
     ):
         pass

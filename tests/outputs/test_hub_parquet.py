@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap.config import GenerationConfig, Images, InputConfig, JobConfig, OutputsConfig
+from batchcap.config import FolderImages, GenerationConfig, InputConfig, JobConfig, OutputsConfig
 from batchcap.core.errors import UsageError
 from batchcap.outputs import hub_parquet
 from batchcap.outputs.card import size_category
@@ -190,7 +190,7 @@ def test_datasets_opens_them_and_the_captions_are_those_of_the_images(
     run(config)
     convert(Path(config.output), ["imagefolder", "hf-parquet"], OutputsConfig())
     assert "for those of another split" not in caplog.text
-    convert(Path(config.output), ["imagefolder"], OutputsConfig(images=Images.INPLACE))
+    convert(Path(config.output), ["imagefolder"], OutputsConfig(folder_images=FolderImages.INPLACE))
     assert "takes names such as test.png for those of another split" in caplog.text
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-c", DATASETS, str(tmp_path), str(tmp_path / "hf-cache")]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from batchcap.config import Existing, Images, InputConfig, JobConfig, OutputsConfig
+from batchcap.config import Existing, FolderImages, InputConfig, JobConfig, OutputsConfig
 from batchcap.core.atomic import write_many
 from batchcap.core.errors import UsageError, WorkerError
 from batchcap.core.jobfolder import DATASET_MARK
@@ -73,7 +73,7 @@ def test_images_are_linked_and_the_captions_are_theirs(
 def test_copies(config: JobConfig, run: Run, tmp_path: Path, folder: Path) -> None:
     run(config)
     converted(config)
-    converted(config, images=Images.COPY)
+    converted(config, folder_images=FolderImages.COPY)
     for row in records(folder):
         copy, original = folder / row["file_name"], tmp_path / "in" / row["id"]
         assert not copy.samefile(original)
@@ -154,11 +154,11 @@ def test_an_input_file_that_is_gone(config: JobConfig, run: Run, tmp_path: Path,
 
 def test_a_part_that_is_there_is_not_made_again(config: JobConfig, run: Run, tmp_path: Path, folder: Path) -> None:
     run(config)
-    first = converted(config, images=Images.COPY)
+    first = converted(config, folder_images=FolderImages.COPY)
     before = {name: (folder / name).stat().st_mtime_ns for name in images(folder)}
     lost = images(folder)[0]
     (folder / lost).unlink()
-    assert converted(config, images=Images.COPY) == first
+    assert converted(config, folder_images=FolderImages.COPY) == first
     after = {name: (folder / name).stat().st_mtime_ns for name in images(folder)}
     same_part = {name for name in before if name.split("/")[1] == lost.split("/")[1]}
     assert {name for name in before if after[name] != before[name]} == same_part
@@ -181,10 +181,10 @@ def test_a_kill_while_images_are_written(
     with monkeypatch.context() as patch:
         patch.setattr(imagefolder, "write_many", killed)
         with pytest.raises(KeyboardInterrupt):
-            converted(config, images=Images.COPY)
+            converted(config, folder_images=FolderImages.COPY)
     assert not (folder / "metadata.jsonl").exists()
     assert len(images(folder)) == writes
-    converted(config, images=Images.COPY)
+    converted(config, folder_images=FolderImages.COPY)
     assert len(images(folder)) == len(records(folder)) == 3
 
 
@@ -241,13 +241,13 @@ def test_a_place_that_is_none(config: JobConfig, run: Run, tmp_path: Path, where
 
 
 def test_in_place(config: JobConfig, run: Run, tmp_path: Path) -> None:
-    asked = with_outputs(config, also=("imagefolder",), images=Images.INPLACE)
+    asked = with_outputs(config, also=("imagefolder",), folder_images=FolderImages.INPLACE)
     before = images(tmp_path / "in")
     assert "imagefolder: 3 captions in 2 files" in run(asked).message
     assert [row["file_name"] for row in records(tmp_path / "in")] == ["a.png", "sub/b.jpg", "sub/c d.webp"]
     assert images(tmp_path / "in") == before
     run(asked, dies_after=0)
-    converted(asked, images=Images.INPLACE, verdicts=("truncated",))
+    converted(asked, folder_images=FolderImages.INPLACE, verdicts=("truncated",))
     assert images(tmp_path / "in") == before, "the images are somebody else's"
 
 
@@ -256,10 +256,10 @@ def test_in_place_beside_metadata_of_somebody_else(config: JobConfig, run: Run, 
     (tmp_path / "in" / name).write_text("mine")
     run(config)
     with pytest.raises(UsageError, match="is there already"):
-        converted(config, images=Images.INPLACE)
+        converted(config, folder_images=FolderImages.INPLACE)
     assert (tmp_path / "in" / name).read_text() == "mine"
     if name == "metadata.jsonl":
-        converted(config, images=Images.INPLACE, existing=Existing.REPLACE)
+        converted(config, folder_images=FolderImages.INPLACE, existing=Existing.REPLACE)
         assert len(records(tmp_path / "in")) == 3
 
 
@@ -269,17 +269,17 @@ def test_in_place_of_two_folders(config: JobConfig, run: Run, tmp_path: Path) ->
     config = replace(config, input=InputConfig((str(tmp_path / "in"), str(tmp_path / "in2"))))
     run(config)
     with pytest.raises(UsageError, match="needs all images in one input folder"):
-        converted(config, images=Images.INPLACE)
+        converted(config, folder_images=FolderImages.INPLACE)
     with pytest.raises(UsageError, match="some are in"):
-        converted(config, f"imagefolder:{tmp_path / 'in'}", images=Images.INPLACE)
-    converted(config, f"imagefolder:{tmp_path}", images=Images.INPLACE)
+        converted(config, f"imagefolder:{tmp_path / 'in'}", folder_images=FolderImages.INPLACE)
+    converted(config, f"imagefolder:{tmp_path}", folder_images=FolderImages.INPLACE)
     assert records(tmp_path)[-1]["file_name"] == "in2/z.png"
 
 
 def test_in_place_of_a_table(config: JobConfig, run: Run, tmp_path: Path) -> None:
     config = parquet_job(config, tmp_path)
     run(config)
-    assert converted(config, f"imagefolder:{tmp_path / 'in'}", images=Images.INPLACE).unplaced == 2
+    assert converted(config, f"imagefolder:{tmp_path / 'in'}", folder_images=FolderImages.INPLACE).unplaced == 2
 
 
 def test_two_that_write_at_once(config: JobConfig, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +292,7 @@ def test_two_that_write_at_once(config: JobConfig, run: Run, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(imagefolder, "write_many", convert_too)
         with pytest.raises(UsageError, match="is being written by another batchcap"):
-            converted(config, images=Images.COPY)
+            converted(config, folder_images=FolderImages.COPY)
 
 
 def test_captioning_keeps_its_place_in_an_open_file(

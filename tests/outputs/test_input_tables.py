@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchcap.config import GenerationConfig, InputConfig, JobConfig, LimitConfig, OutputsConfig
+from batchcap.config import GenerationConfig, ImagesOf, InputConfig, JobConfig, LimitConfig, OutputsConfig
 from batchcap.core.errors import UsageError, WorkerError
 from batchcap.outputs import input_tables
 from batchcap.outputs.convert import convert
@@ -195,3 +195,10 @@ def test_files_of_one_name_do_not_overwrite_each_other(tables: JobConfig, run: R
     found = list((tmp_path / "out-dataset").rglob("*.parquet"))
     assert [pq.read_metadata(path).num_rows for path in found] == [ROWS, ROWS]
     assert all(os.fspath(path).startswith(os.fspath(tmp_path / "out-dataset")) for path in found)
+
+
+def test_rows_with_several_captions_of_one_prompt(tables: JobConfig, run: Run) -> None:
+    config = replace(tables, input=replace(tables.input, images=ImagesOf.EACH))
+    run(config)
+    with pytest.raises(UsageError, match=r"one for each image of a row \(--images each\): choose jsonl or hf-parquet"):
+        converted(config)

@@ -39,6 +39,7 @@ DECIDING: dict[str, st.SearchStrategy[Any]] = {
     "id-column": st.none() | TEXT,
     "image-root": st.none() | TEXT,
     "keep-columns": st.lists(TEXT, max_size=3).map(tuple),
+    "images": st.sampled_from([None, "first", "each"]),
 }
 OTHERS = st.fixed_dictionaries(
     {
@@ -53,7 +54,7 @@ def job(deciding: dict[str, Any], others: dict[str, Any]) -> tuple[JobConfig, di
     """A configuration and its fingerprint."""
     value = {name.replace("-", "_"): one for name, one in deciding.items()}
     generation = {name: value[name] for name in GenerationConfig.__dataclass_fields__}
-    columns = {name: value[name] for name in ("image_column", "id_column", "image_root", "keep_columns")}
+    columns = {name: value[name] for name in ("image_column", "id_column", "image_root", "keep_columns", "images")}
     config = JobConfig(
         InputConfig(others["inputs"], **columns),
         output="o",

@@ -40,6 +40,7 @@ MAY_DIFFER_IN_A_RETRY = {
     "id-column": False,
     "image-root": False,
     "keep-columns": False,
+    "images": False,
 }
 OLD_JOBS = sorted((Path(__file__).parents[1] / "data").glob("format-*/jobs/*/*/job.json"))
 
