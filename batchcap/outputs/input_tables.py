@@ -78,8 +78,8 @@ class InputTables(Folder):
             if reader is None or not issubclass(reader, TableFiles):
                 raise UsageError(
                     f"{self.name} writes the tables of the input with captions, and this job has inputs without a "
-                    f"table ({kind if reader is None else reader.noun}): choose imagefolder or hf-parquet, which hold the "
-                    "images, or jsonl"
+                    f"table ({kind if reader is None else reader.noun}): choose imagefolder or hf-parquet, which hold "
+                    "the images, or jsonl"
                 )
 
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:  # noqa: ARG002
