@@ -14,7 +14,7 @@ from typing import ClassVar
 from filelock import FileLock, Timeout
 
 from batchcap.config import Existing, OutputsConfig
-from batchcap.core.atomic import storage_error, write_atomic
+from batchcap.core.atomic import remove_leftovers, storage_error, write_atomic
 from batchcap.core.errors import UsageError
 from batchcap.core.jobfolder import DATASET_MARK
 from batchcap.core.text import shown_name
@@ -116,6 +116,7 @@ class Folder(Form):
         """Make the folder batchcap's own, where it is not yet."""
         self._require_place()
         if self._is_marked():
+            remove_leftovers(self.path)
             return
         mark = self.path / DATASET_MARK
         content = json.dumps({"form": self.name, "made_by": "batchcap", "key": secrets.token_hex(16)}).encode() + b"\n"

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchcap.config import ImagesOf
-from batchcap.core.atomic import atomic_file
+from batchcap.core.atomic import atomic_file, remove_leftovers
 from batchcap.core.errors import UsageError
 from batchcap.core.sources import Piece
 from batchcap.core.text import shown_name
@@ -137,6 +137,7 @@ class InputTables(Folder):
             return before.written
         done = Written(self.name, "", files=1)
         self.make_folder(path.parent)
+        remove_leftovers(path.parent)
         with atomic_file(path) as temporary:
             self._write_file(temporary, source, names, done)
         if before is not None:

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from batchcap.core.atomic import atomic_file, remove_leftovers
+from batchcap.core.atomic import atomic_file
 from batchcap.outputs.folders import Made, PartFolder
 from batchcap.outputs.form import FinishedPart, Written
 from batchcap.outputs.lists import plain
@@ -33,7 +33,6 @@ class WebDataset(PartFolder):
         has_verdicts = self.config.verdicts != ("ok",)
         columns = dataset_columns(rows.table, self.job.prompts, (), has_verdicts=has_verdicts)
         path = self.path / f"captions-{part.shard.seq:05d}.tar"
-        remove_leftovers(self.path)
         with atomic_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for pair in chain([first], pairs):
                 caption_columns = {name: column_name("caption", name) for name in self.job.prompts}
