@@ -23,7 +23,7 @@ from batchcap.core.text import shown_name
 from batchcap.outputs.card import Card
 from batchcap.outputs.folders import Made, PartFolder
 from batchcap.outputs.form import FinishedPart, Form, Job, Written
-from batchcap.outputs.lists import plain
+from batchcap.outputs.lists import plain, plain_rows
 from batchcap.outputs.owned import is_foreign, owned_file
 from batchcap.outputs.pairs import CaptionedRows, Pair, dataset_columns
 
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 METADATA = "metadata.jsonl"
 _METADATA_NAMES = ("metadata.csv", METADATA, "metadata.parquet")
 _IMAGE = "image"  # the column that `datasets` makes of `file_name`
-_ROWS_AT_ONCE = 1000
 # Words and what may stand around them (`datasets.data_files`).
 _SPLIT_WORD = re.compile(
     r"(?<![^-._ 0-9/])(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?![^-._ 0-9/])"
@@ -110,9 +109,8 @@ class ImageFolder(PartFolder):
         table = dataset_columns(rows.table, self.job.prompts, (_IMAGE,), has_verdicts=self.config.verdicts != ("ok",))
         table = _without_file_names(table).take(pa.array([places[offset] for offset in made.rows], pa.int64()))
         names = iter(made.files)
-        for start in range(0, len(table), _ROWS_AT_ONCE):
-            for record in table.slice(start, _ROWS_AT_ONCE).to_pylist():
-                yield {"file_name": next(names), **plain(record)}
+        for record in plain_rows(table):
+            yield {"file_name": next(names), **record}
 
 
 class InputFolder(ImageFolder):

@@ -6,7 +6,7 @@ import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,10 @@ from batchcap.store.parts import column_name
 
 # What a spreadsheet takes for a formula (OWASP, "CSV Injection").
 _FORMULA = r"^([=+\-@\t\r])"
+
+_ROWS_AT_ONCE = 1000
+# A time out of Python's range, a nanosecond, text that is not UTF-8.
+_NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
 
 Append = Callable[[pa.Table], None]
 
@@ -102,8 +106,8 @@ class JsonLines(OneFile):
         with path.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
 
             def append(table: pa.Table) -> None:
-                for row in table.to_pylist():
-                    file.write(json.dumps(plain(row), ensure_ascii=False))
+                for row in plain_rows(table):
+                    file.write(json.dumps(row, ensure_ascii=False))
                     file.write("\n")
 
             yield append
@@ -158,6 +162,27 @@ def _is_flat(kind: pa.DataType) -> bool:
         or pa.types.is_fixed_size_binary(kind)
         or isinstance(kind, pa.BaseExtensionType)
     )
+
+
+def plain_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table as JSON has them."""
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        try:
+            rows = batch.to_pylist()
+        except _NO_VALUE:
+            cells = zip(*([_value(cell) for cell in column] for column in batch.columns), strict=True)
+            rows = [dict(zip(batch.schema.names, values, strict=True)) for values in cells]
+        for row in rows:
+            yield plain(row)
+
+
+def _value(cell: pa.Scalar) -> Any:  # noqa: ANN401 - whatever a column holds
+    """What a cell holds: as Arrow writes it where Python has no such value, and null where Arrow does not either."""
+    with suppress(*_NO_VALUE):
+        return cell.as_py()
+    with suppress(*_NO_VALUE):
+        return cell.cast(pa.string()).as_py()
+    return None
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - whatever a column holds

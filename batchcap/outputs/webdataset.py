@@ -11,7 +11,7 @@ from typing import Any
 from batchcap.core.atomic import atomic_file
 from batchcap.outputs.folders import Made, PartFolder
 from batchcap.outputs.form import FinishedPart, Written
-from batchcap.outputs.lists import plain
+from batchcap.outputs.lists import plain_rows
 from batchcap.outputs.names import in_tree
 from batchcap.outputs.pairs import CaptionedRows, Pair, dataset_columns
 from batchcap.store.parts import column_name
@@ -36,7 +36,7 @@ class WebDataset(PartFolder):
         with atomic_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for pair in chain([first], pairs):
                 caption_columns = {name: column_name("caption", name) for name in self.job.prompts}
-                record = plain(columns.slice(pair.place, 1).to_pylist()[0])
+                (record,) = plain_rows(columns.slice(pair.place, 1))
                 for name, content in _members(pair, record, caption_columns):
                     _add(tar, name, content)
         done.files = 1

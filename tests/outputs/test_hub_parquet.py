@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcap.config import FolderImages, GenerationConfig, InputConfig, JobConfig, OutputsConfig
+from batchcap.core.atomic import TEMPORARY_SUFFIX
 from batchcap.core.errors import UsageError
 from batchcap.outputs import hub_parquet
 from batchcap.outputs.card import size_category
@@ -96,8 +97,12 @@ def test_a_kill_before_a_file_is_whole(
         with pytest.raises(KeyboardInterrupt):
             converted(config)
     assert names(folder) == []
+    leftovers = [folder / f".README.md.1{TEMPORARY_SUFFIX}", folder / f"data/.train-00000.parquet.1{TEMPORARY_SUFFIX}"]
+    for path in leftovers:
+        path.write_bytes(b"half of it")
     converted(config)
     assert len(names(folder)) == 3
+    assert not any(path.exists() for path in leftovers)
 
 
 def test_files_that_are_there_stay(config: JobConfig, run: Run, folder: Path) -> None:
