@@ -27,11 +27,11 @@ INPUT = InputConfig(("pictures",))
 MOST = {"decoders": 256, "slots": 4096, "patch_budget": 2**20, "queue_mib": 2**20, "rows_per_part": 10_000_000}
 NAME_RULE = "a name has letters (of English), digits and _, and begins with no digit"
 REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
-    (InputConfig, {"inputs": ()}, "INPUT must not be empty: give a folder, image files or Parquet files"),
+    (InputConfig, {"inputs": ()}, "INPUT must not be empty: give a folder, image files or tables"),
     (
         InputConfig,
         {"inputs": ("a", "")},
-        "INPUT must not be an empty text: give a folder, image files or Parquet files",
+        "INPUT must not be an empty text: give a folder, image files or tables",
     ),
     (JobConfig, {"input": INPUT, "output": ""}, "--output must not be an empty text: name the job folder"),
     (

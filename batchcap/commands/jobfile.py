@@ -93,7 +93,11 @@ def _anchored(config: JobConfig, base: Path) -> JobConfig:
         image_root=_anchor(given.image_root, base) if given.image_root else None,
     )
     model = config.model if config.model in (None, DEMO_MODEL) else _anchor(config.model, base)
-    outputs = dataclasses.replace(config.outputs, also=tuple(_anchored_form(one, base) for one in config.outputs.also))
+    outputs = dataclasses.replace(
+        config.outputs,
+        also=tuple(_anchored_form(one, base) for one in config.outputs.also),
+        html_pages=_anchor(config.outputs.html_pages, base) if config.outputs.html_pages else None,
+    )
     output = _anchor(config.output, base)
     return dataclasses.replace(config, input=anchored_input, output=output, model=model, outputs=outputs)
 

@@ -14,7 +14,7 @@ class ImagesOf(StrEnum):
 
 
 def _inputs_fault(inputs: tuple[str, ...]) -> str:
-    needed = "give a folder, image files or Parquet files"
+    needed = "give a folder, image files or tables"
     if not inputs:
         return f"must not be empty: {needed}"
     return "" if all(inputs) else f"must not be an empty text: {needed}"
@@ -26,7 +26,8 @@ class InputConfig:
 
     inputs: tuple[str, ...] = field(
         metadata=known_as(
-            help="Image files, folders, Parquet files, folders of Parquet files, or quoted glob patterns.",
+            help="Image files, folders of images or Parquet files, tables (Parquet, JSONL, CSV, TSV, Arrow), tar or "
+            "zip archives, or quoted glob patterns.",
             argument="INPUT",
             form=Form.REPEATED,
             check=_inputs_fault,
@@ -34,16 +35,17 @@ class InputConfig:
     )
     image_column: str | None = setting(
         None,
-        "Parquet column with the image: bytes, Hugging Face Image, or path. Default: detected.",
+        "Column with the image: bytes, Hugging Face Image, or path; in archives the extension of the member. Default: "
+        "detected.",
         decides_caption=True,
     )
     id_column: str | None = setting(
-        None, "Parquet column to use as id. Default: file name and row number.", decides_caption=True
+        None, "Column to use as id. Default: file name and row number.", decides_caption=True
     )
     image_root: str | None = setting(
         None,
-        "Base folder for relative paths in a path column; paths outside of it are rejected. Default: the Parquet "
-        "file's folder, with no limit.",
+        "Base folder for relative paths in a path column; paths outside of it are rejected. Default: the table's "
+        "folder, with no limit.",
         decides_caption=True,
     )
     keep_columns: tuple[str, ...] = setting(

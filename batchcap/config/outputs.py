@@ -11,6 +11,7 @@ from batchcap.core.setting import Form, did_you_mean, require_sense, setting
 FORMS = {
     "txt": "a text file for each caption: a.txt beside a.jpg; of several prompts a.NAME.txt",
     "json": "a JSON file for each image, with its captions: a.json beside a.jpg",
+    "xmp": "an XMP file for each image, with description and alt text: a.xmp or a.jpg.xmp, whichever is there already",
     "jsonl": "one file with a JSON object for each row: OUT.jsonl",
     "csv": "one file of comma-separated values with a header: OUT.csv; see --csv-safe",
     "arrow": "one Arrow (Feather) file: OUT.arrow",
@@ -18,7 +19,10 @@ FORMS = {
     "hf-parquet": "a Hugging Face dataset in Parquet with the images inside: OUT-hf-parquet",
     "webdataset": "tar files for WebDataset, image, captions and JSON of each row: OUT-webdataset",
     "dataset": "the Parquet files of the input once more with the captions as columns, of a complete job: OUT-dataset",
+    "html-alt": "HTML pages of --html-pages with alt texts, in the folder WHERE",
 }
+# Those whose place has no default.
+_NEED_WHERE = ("html-alt",)
 
 
 class Existing(StrEnum):
@@ -44,7 +48,11 @@ def form_fault(wanted: str) -> str:
     name, colon, where = wanted.partition(":")
     if name not in FORMS:
         return f"must be one of {', '.join(FORMS)}, not {name!r}{did_you_mean(name, list(FORMS))}"
-    return f"names no place after its colon: write {name}, or {name}:WHERE" if colon and not where else ""
+    if where or not (colon or name in _NEED_WHERE):
+        return ""
+    if name in _NEED_WHERE:
+        return f"names no folder for the pages: write {name}:FOLDER"
+    return f"names no place after its colon: write {name}, or {name}:WHERE"
 
 
 def _also_fault(also: tuple[str, ...]) -> str:
@@ -90,6 +98,17 @@ class OutputsConfig:
         check=_verdicts_fault,
     )
     full_names: bool = setting(False, "Name a file after its image with the extension: a.jpg.txt, not a.txt.")
+    max_alt_letters: int = setting(
+        250,
+        "With the forms xmp and html-alt: letters of an alt text at most. A longer one is cut at the end of a word.",
+        at_least=20,
+        at_most=10_000,
+    )
+    html_pages: str | None = setting(
+        None,
+        "With the form html-alt: folder of the site, whose .html and .htm files are read. They are never changed.",
+        metavar="FOLDER",
+    )
     folder_images: FolderImages = setting(
         FolderImages.LINK,
         "Images of an imagefolder. link: hard links where the disk allows, else copies; copy: copies; inplace: they "

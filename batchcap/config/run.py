@@ -120,7 +120,7 @@ class ResumeConfig:
     )
     on_changed: OnChanged = setting(
         OnChanged.STOP,
-        "If an image or a Parquet file has changed since it was captioned: stop (exit code 5), keep the existing "
+        "If an image or a table has changed since it was captioned: stop (exit code 5), keep the existing "
         "captions, or recaption.",
     )
 

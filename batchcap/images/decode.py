@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from batchcap.core.errors import ErrorKind, RowError
 from batchcap.images import jpeg2000, tiff
 from batchcap.images.colour import to_rgb
+from batchcap.images.plugins import open_with_plugin
 from batchcap.images.silence import silence
 from batchcap.inputs.content import FORMATS, not_an_image
 
@@ -95,7 +96,7 @@ def decode(encoded: bytes, max_pixels: int) -> DecodedImage:
 def _load(encoded: bytes, max_pixels: int) -> tuple[Image.Image, bytes | None, Image.Transpose | None]:
     """The pixels in RGB as they are stored, their profile, and how they are to be turned."""
     _require_parts(encoded, max_pixels)
-    with _open(encoded) as image:
+    with _open(encoded, max_pixels) as image:
         _require_size(image, max_pixels)
         _mend_transparent_colour(image)
         image.load()
@@ -103,9 +104,10 @@ def _load(encoded: bytes, max_pixels: int) -> tuple[Image.Image, bytes | None, I
         return *to_rgb(image), _turn(image)
 
 
-def _open(encoded: bytes) -> Image.Image:
+def _open(encoded: bytes, max_pixels: int) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(encoded), formats=FORMATS)
+        opened = open_with_plugin(encoded, max_pixels)
+        return Image.open(io.BytesIO(encoded), formats=FORMATS) if opened is None else opened
     except UnidentifiedImageError as error:
         what = not_an_image(encoded)
         if what is None:

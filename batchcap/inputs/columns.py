@@ -30,8 +30,8 @@ def require_no_columns(config: InputConfig) -> None:
     if options:
         option, name = options[0]
         raise UsageError(
-            f"no input has a column {quoted(name)} ({option}): only Parquet inputs have columns, and these are all "
-            f"image files; leave out {option}"
+            f"no input has a column {quoted(name)} ({option}): only tables have columns, and here is none; leave out "
+            f"{option}"
         )
 
 

@@ -8,6 +8,7 @@ import re
 from PIL import Image
 
 from batchcap.core.text import one_line
+from batchcap.inputs.plugins import HEIF, JXL, Plugin
 
 # What people keep images in. Pillow knows more, among them formats without a signature, which would take any text
 # file for an image, and ones that start other programs (EPS); none of them gets at untrusted bytes.
@@ -28,8 +29,6 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://hawser.github.com/", "a Git LFS pointer, not the image itself", "run `git lfs pull`"),
     (b"/annex/objects/", "a git-annex pointer, not the image itself", "run `git annex get`"),
     (b"# xet version", "a Xet pointer, not the image itself", _FETCH),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL image", _CONVERT),
-    (b"\xff\x0a", "a JPEG XL image", _CONVERT),
     (b"II\xbc\x01", "a JPEG XR image", _CONVERT),
     (b"8BPS", "a Photoshop image", _CONVERT),
     (b"gimp xcf", "a GIMP image", _CONVERT),
@@ -65,6 +64,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x7fELF", "a program", "leave it out"),
     (b"MZ\x90\0", "a program", "leave it out"),
 )
+_JXL = (b"\0\0\0\x0cJXL ", b"\xff\x0a")
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 _AVIF = frozenset({b"avif", b"avis"})
 # Only for what base64 text turns out to be.
@@ -103,6 +103,9 @@ def _has_known_signature(encoded: bytes) -> bool:
 def other_format(encoded: bytes) -> str | None:
     """What bytes are that begin as no image that is read, and what to do; None where the beginning says nothing."""
     prefix = encoded[:PREFIX_BYTES]
+    if (plugin := plugin_for(prefix)) is not None:
+        damaged = f"that is damaged or of a kind that its reader does not know: {_CONVERT}"
+        return f"{plugin.noun} {damaged}" if plugin.is_installed else f"{plugin.noun}: {plugin.advice}"
     for signature, name, advice in _SIGNATURES:
         if prefix.startswith(signature):
             return f"{name}: {advice}"
@@ -115,14 +118,28 @@ def other_format(encoded: bytes) -> str | None:
     return _markup(prefix)
 
 
-def _media(prefix: bytes) -> str | None:
-    """Of the family of MP4, by its brands."""
-    size = int.from_bytes(prefix[:4])
-    major, brands = prefix[8:12], {prefix[start : start + 4] for start in range(16, min(size, len(prefix)), 4)}
+def plugin_for(prefix: bytes) -> Plugin | None:
+    """The package that reads images which begin so; None where Pillow reads them itself, or nothing does."""
+    if prefix.startswith(_JXL):
+        return JXL
+    if prefix[4:8] != b"ftyp":
+        return None
+    major, brands = _brands(prefix)
     if major in _AVIF or (major in (b"mif1", b"msf1") and brands & _AVIF):
         return None
-    if major in _HEIC or major in (b"mif1", b"msf1"):
-        return f"an HEIC image: {_CONVERT}"
+    return HEIF if major in _HEIC or major in (b"mif1", b"msf1") else None
+
+
+def _brands(prefix: bytes) -> tuple[bytes, set[bytes]]:
+    size = int.from_bytes(prefix[:4])
+    return prefix[8:12], {prefix[start : start + 4] for start in range(16, min(size, len(prefix)), 4)}
+
+
+def _media(prefix: bytes) -> str | None:
+    """Of the family of MP4, by its brands."""
+    major, brands = _brands(prefix)
+    if major in _AVIF or (major in (b"mif1", b"msf1") and brands & _AVIF):
+        return None
     if major == b"crx ":
         return f"a camera raw file (Canon): {_CONVERT}"
     return "a sound file: leave it out" if major.startswith(b"M4A") else f"a video: {_VIDEO}"

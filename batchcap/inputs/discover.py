@@ -13,6 +13,7 @@ from batchcap.core.errors import UsageError
 from batchcap.core.jobfolder import is_job_folder
 from batchcap.core.sources import Source
 from batchcap.core.text import is_address, printable_name, shown_name
+from batchcap.inputs.braces import expanded, has_range, without_ranges
 from batchcap.inputs.content import PREFIX_BYTES, not_an_image
 from batchcap.inputs.encoded import read_beginning
 from batchcap.inputs.reader import Reader
@@ -34,7 +35,8 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     inputs lead to comes twice; the plan counts it once. A pattern without `**` that matches folders takes all that is
     in them. Skipped are hidden files and folders, `exclude`, and what is counted in `Skipped`, which is logged. A file
     that is named itself is taken whatever its extension is, also by a pattern that ends with one (`*.dat`), and so are
-    the parts of job folders by a pattern that ends in `part-*.parquet`.
+    the parts of job folders by a pattern that ends in `part-*.parquet`. Kinds that are not `found_in_folders` are taken
+    in these ways only.
 
     Args:
         config: the inputs.
@@ -46,18 +48,19 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
 
     Raises:
         UsageError: an input does not exist, is an address, a job folder or a file of something else (told before the
-            first source), has no image, or is an archive or another table; a Parquet file can't be read, or all of
-            them are empty.
+            first source), has no image, or is an archive or another table; a table can't be read, or all of them are
+            empty.
     """
-    for name in config.inputs:
-        _require_input(name)
+    for given in config.inputs:
+        for name in _names_of(given):
+            _require_input(name)
     rows = 0
     nouns = dict[str, None]()  # of the sources, in their order
     readers, warnings = open_readers(config), _Warnings()
     for name in config.inputs:
         search = _Search(os.path.realpath(exclude), readers)
         found = False
-        for source in search.input(name):
+        for source in search.given(name):
             found = True
             rows += source.rows
             nouns[READERS[source.kind].noun] = None
@@ -72,6 +75,23 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     if not rows:
         what = " and ".join(f"no {noun}" for noun in nouns)
         raise UsageError(f"{what} in {', '.join(map(shown_name, config.inputs))} has a row: name files that have some")
+
+
+def _names_of(given: str) -> Iterator[str]:
+    """The inputs that one stands for: itself, unless it has a range of numbers and nothing is there with that name."""
+    path = os.path.expanduser(given)
+    stands_for_several = has_range(given) and not os.path.lexists(path) and not _matches_any(path)
+    yield from expanded(given) if stands_for_several else (given,)
+
+
+def _matches_any(pattern: str) -> bool:
+    return glob.has_magic(pattern) and next(glob.iglob(pattern, recursive=True), None) is not None
+
+
+def _folder_above(given: str) -> str:
+    """The folder above the first range of numbers or wildcard: ids are relative to it."""
+    above = os.path.dirname(without_ranges(os.path.expanduser(given))) or os.curdir
+    return fixed_part(above) if glob.has_magic(above) else above
 
 
 def _require_input(name: str) -> None:
@@ -128,18 +148,20 @@ class _Search:
         self._walk = Walk(exclude, self.skipped.job_folders, self.skipped.datasets)
         self._readers = readers_by_suffix()
 
-    def input(self, name: str) -> Iterator[Source]:
-        """The sources of the input."""
-        path = os.path.expanduser(name)
-        if os.path.isdir(path):
-            yield from self._folder(path)
-        elif os.path.lexists(path):
-            yield self._source(os.path.abspath(path), os.path.basename(path), suffix_of(path))
-        else:
-            yield from self._pattern(path)
+    def given(self, given: str) -> Iterator[Source]:
+        """The sources of an input; of one with a range of numbers the ids are relative to the folder above it."""
+        for name in _names_of(given):
+            path = os.path.expanduser(name)
+            base = None if name == given else _folder_above(given)
+            if os.path.isdir(path):
+                yield from self._folder(path, base)
+            elif os.path.lexists(path):
+                relative = os.path.basename(path) if base is None else os.path.relpath(path, base)
+                yield self._source(os.path.abspath(path), relative, suffix_of(path))
+            else:
+                yield from self._pattern(path, fixed_part(path) if base is None else base)
 
-    def _pattern(self, pattern: str) -> Iterator[Source]:
-        base = fixed_part(pattern)
+    def _pattern(self, pattern: str, base: str) -> Iterator[Source]:
         suffix = os.path.splitext(pattern)[1]
         names_suffix = bool(suffix) and not glob.has_magic(suffix)
         asked_for = [part for part in pattern.split(os.sep) if part.startswith("_")]
@@ -150,7 +172,7 @@ class _Search:
                     yield from self._folder(path, base, asked_for)
                 continue
             relative, suffix = os.path.relpath(path, base), suffix_of(path)
-            if self._is_wanted(relative, suffix, asked_for, names_suffix=names_suffix):
+            if self._is_wanted(path, relative, suffix, asked_for, names_suffix=names_suffix):
                 yield self._source(os.path.abspath(path), relative, suffix)
 
     def _folder(self, folder: str, base: str | None = None, asked_for: Sequence[str] = ()) -> Iterator[Source]:
@@ -159,15 +181,17 @@ class _Search:
         absolute = os.path.abspath(folder)
         for name in self._walk.below(absolute):
             relative, suffix = os.path.join(above, name), suffix_of(name)
-            if self._is_wanted(relative, suffix, asked_for):
-                yield self._source(os.path.join(absolute, name), relative, suffix)
+            path = os.path.join(absolute, name)
+            if self._is_wanted(path, relative, suffix, asked_for):
+                yield self._source(path, relative, suffix)
 
     def _is_wanted(
-        self, relative: str, suffix: str, asked_for: Sequence[str] = (), *, names_suffix: bool = False
+        self, path: str, relative: str, suffix: str, asked_for: Sequence[str] = (), *, names_suffix: bool = False
     ) -> bool:
         """Whether a file is a source; else it is counted.
 
         Args:
+            path: its path.
             relative: its path inside the input.
             suffix: of the path.
             asked_for: names that begin with `_` in the pattern: what fits them was asked for.
@@ -175,10 +199,13 @@ class _Search:
         """
         internal = _internal_names(relative, asked_for)
         reader = self._readers.get(suffix)
+        if reader is not None and not (names_suffix or reader.is_found(path)):
+            self.skipped.others[suffix] += 1
+            return False
         is_of_a_table = reader is not None and reader.is_container
         if internal and (is_of_a_table or _WRITERS_FOLDERS.intersection(internal)):
             self.skipped.internal += 1
-        elif names_suffix or reader is not None:
+        elif names_suffix or (reader is not None and reader.found_in_folders):
             return True
         elif suffix in UNREADABLE_IMAGE_SUFFIXES:
             self.skipped.images[suffix] += 1
@@ -207,7 +234,7 @@ class _Search:
 
 
 def _internal_names(relative: str, asked_for: Sequence[str]) -> list[str]:
-    """Names on a path that Parquet readers skip: with `_` at the beginning, but for partitions (`_day=1`)."""
+    """Names on a path that readers of tables skip: with `_` at the beginning, but for partitions (`_day=1`)."""
     if "_" not in relative:
         return []
     names = (name for name in relative.split(os.sep) if name.startswith("_") and "=" not in name)

@@ -40,7 +40,7 @@ def read_encoded(row: ImageRow) -> bytes:
     encoded = _bytes_of(row.image)
     if not encoded:
         raise RowError(ErrorKind.NOT_AN_IMAGE, "the image has no bytes at all")
-    _require_size("the encoded image", len(encoded))
+    require_size("the encoded image", len(encoded))
     return encoded
 
 
@@ -73,7 +73,7 @@ def _read_file(image: FileAt) -> bytes:
             status = os.fstat(file.fileno())
             _require_regular(path, status.st_mode)
             if image.size is None and not image.offset:
-                _require_size(path, status.st_size)  # before there is memory taken for it
+                require_size(path, status.st_size)  # before there is memory taken for it
                 return file.read(MAX_ENCODED_MIB * _MIB + 1)
             return _read_range(file, image, status.st_size)
     except OSError as error:
@@ -90,7 +90,7 @@ def _read_range(file: BinaryIO, image: FileAt, file_bytes: int) -> bytes:
     if image.offset < 0 or size < 0 or image.offset + size > file_bytes:
         where = f"{image.path}: the image begins at byte {image.offset} and has {size} bytes"
         raise RowError(ErrorKind.CORRUPT, f"{where}, the file has {file_bytes} in all: it is cut off, or another one")
-    _require_size("the encoded image", size)
+    require_size("the encoded image", size)
     file.seek(image.offset)
     return file.read(size)
 
@@ -109,7 +109,12 @@ def _require_regular(path: str, mode: int) -> None:
         raise RowError(ErrorKind.UNREADABLE, f"{path}: is a pipe, socket or device, not an image file")
 
 
-def _require_size(name: str, size_bytes: int) -> None:
+def require_size(name: str, size_bytes: int) -> None:
+    """Refuse what is larger than any image, before there is memory taken for it.
+
+    Raises:
+        RowError: it is TOO_LARGE.
+    """
     if size_bytes > MAX_ENCODED_MIB * _MIB:
         raise RowError(ErrorKind.TOO_LARGE, f"{name} is larger than {MAX_ENCODED_MIB} MiB")
 

@@ -9,6 +9,7 @@ from batchcap.core.records import ImageRow
 from batchcap.core.sources import FileAt, Piece
 from batchcap.inputs.columns import ALL_COLUMNS, output_names
 from batchcap.inputs.partitions import partition_values
+from batchcap.inputs.plugins import plugin_suffixes
 from batchcap.inputs.reader import PassthroughColumns, Reader
 from batchcap.inputs.source import source_name
 from batchcap.inputs.suffix import suffix_set
@@ -19,11 +20,14 @@ class ImageFiles(Reader):
 
     kind = "image"
     noun = "image"
-    suffixes = suffix_set(
-        """
-        apng avif avifs bmp bw cur dds dib gif icns ico im j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm pgm
-        png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm xpm
-        """
+    suffixes = (
+        suffix_set(
+            """
+            apng avif avifs bmp bw cur dds dib gif icns ico im j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pcx pfm
+            pgm png pnm ppm psd qoi ras rgb rgba sgi tga tif tiff webp xbm xpm
+            """
+        )
+        | plugin_suffixes()
     )
     is_container = False
 

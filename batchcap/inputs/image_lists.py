@@ -28,7 +28,7 @@ class EachImageTable(Table):
     def __init__(self, table: Table, image: str) -> None:
         self._table = table
         self._image = image
-        self.path, self.noun = table.path, table.noun
+        self.path, self.noun, self.has_column_chunks = table.path, table.noun, table.has_column_chunks
         kind = list_value(table.schema.field(image).type)
         fields = [field.with_type(kind) if field.name == image else field for field in table.schema]
         self.schema = pa.schema([*fields, pa.field(ROW, pa.int64()), pa.field(ITEM, pa.int64())])

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,6 +79,7 @@ def _keep(place: Path, index: pa.Table) -> None:
         log.debug("an index is not kept: %s", error)
 
 
+@lru_cache(8)  # once a run: an input may be thousands of files
 def _remove_old(folder: Path) -> None:
     oldest_s = time.time() - _MAX_AGE_S
     for path in folder.glob(f"*{_SUFFIX}"):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from batchcap.core.text import shown_name
 from batchcap.inputs.columns import shown
-from batchcap.inputs.table import Table, readable
+from batchcap.inputs.table import Table, readable, require_names
 from batchcap.inputs.table_files import TableFiles
 from batchcap.inputs.tables import table_above
 
@@ -31,6 +31,7 @@ class ParquetTable(Table):
         with readable(path, self.noun):
             self._file = open_parquet(path)
             self.schema = self._file.schema_arrow
+            require_names(self.schema)
             self.group_rows = row_group_sizes(self._file.metadata)
 
     def batches(self, group: int, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch]:

@@ -10,6 +10,8 @@ import pyarrow as pa
 from batchcap.inputs.reader import Unreadable
 from batchcap.inputs.table import Table
 
+# What Hugging Face `datasets` keeps the names of splits in, beside a folder for each of them.
+_SPLITS = "dataset_dict.json"
 # What Hive, Spark and others write for null.
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -18,9 +20,13 @@ _NULL = "__HIVE_DEFAULT_PARTITION__"
 def partition_values(folder: Path) -> dict[str, str | None]:
     """The keys and values in the names of a folder and of those right above it; the topmost first.
 
+    A folder of a `DatasetDict` of Hugging Face, written by `save_to_disk`, is a `split`.
+
     All are text: of `year=2024` and `year=unknown` one column must be made.
     """
     found: dict[str, str | None] = {}
+    if (folder.parent / _SPLITS).is_file():
+        found["split"] = folder.name
     for name in (folder.name, *(above.name for above in folder.parents)):
         key, sign, value = name.partition("=")
         if not sign or not key:
@@ -36,6 +42,7 @@ class PartitionedTable(Table):
         self._table = table
         self._values = {name: value for name, value in values.items() if name not in table.schema.names}
         self.path, self.noun, self.group_rows = table.path, table.noun, table.group_rows
+        self.has_column_chunks = table.has_column_chunks
         fields = [*table.schema, *(pa.field(name, pa.string()) for name in self._values)]
         self.schema = pa.schema(fields, table.schema.metadata)
 

@@ -59,6 +59,8 @@ class Reader(ABC):
         kind: its name in plans; a name that has been stored never changes.
         noun: what one such source is called in messages.
         suffixes: in lower case; files that are taken for such sources where they are found in a folder.
+        found_in_folders: whether such files are taken where a folder is searched; else they are named, or matched by a
+            pattern with their suffix.
         is_container: whether a source holds rows, and is counted, missing and changed as a whole. Else the file is the
             image.
     """
@@ -66,6 +68,7 @@ class Reader(ABC):
     kind: ClassVar[str]
     noun: ClassVar[str]
     suffixes: ClassVar[frozenset[str]]
+    found_in_folders: ClassVar[bool] = True
     is_container: ClassVar[bool] = True
 
     def __init__(self, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> None:
@@ -77,6 +80,11 @@ class Reader(ABC):
         """
         self.config = config
         self.own_columns = own_columns
+
+    @classmethod
+    def is_found(cls, path: str) -> bool:  # noqa: ARG003
+        """Whether a file of this kind is taken that lies in a folder of the inputs."""
+        return cls.found_in_folders
 
     @abstractmethod
     def count(self, path: Path) -> int:

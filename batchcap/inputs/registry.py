@@ -2,13 +2,24 @@
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
+from batchcap.inputs.arrow_files import ArrowFiles
+from batchcap.inputs.delimited import CsvFiles, TsvFiles
 from batchcap.inputs.files import ImageFiles
+from batchcap.inputs.jsonl import JsonlFiles
 from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.reader import Reader
+from batchcap.inputs.tar import TarFiles
+from batchcap.inputs.zip_archive import ZipFiles
 
 READERS: dict[str, type[Reader]] = {
     ImageFiles.kind: ImageFiles,
     ParquetFiles.kind: ParquetFiles,
+    ArrowFiles.kind: ArrowFiles,
+    JsonlFiles.kind: JsonlFiles,
+    CsvFiles.kind: CsvFiles,
+    TsvFiles.kind: TsvFiles,
+    TarFiles.kind: TarFiles,
+    ZipFiles.kind: ZipFiles,
 }
 # For a file that somebody named, with a suffix that no reader has.
 DEFAULT_READER: type[Reader] = ImageFiles

@@ -1,11 +1,13 @@
 """Owns what is skipped while sources are found: the counts, and what a person is told of them."""
 
 import logging
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 
 from batchcap.core.text import shown_name
-from batchcap.inputs.registry import READERS
+from batchcap.inputs.plugins import advice_for
+from batchcap.inputs.registry import READERS, readers_by_suffix
 from batchcap.inputs.suffix import NOT_READ
 
 _SHOWN_SUFFIXES = 5
@@ -17,8 +19,8 @@ class Skipped:
 
     Attributes:
         images: files of known image types that can't be read, by suffix; one that two inputs lead to counts twice.
-        others: files that are neither images nor Parquet files, by suffix.
-        internal: files that a Parquet writer has left unfinished or uses inside.
+        others: other files, by suffix, among them those of kinds that are taken where they are named only.
+        internal: files that a writer of tables has left unfinished or uses inside.
         job_folders: real paths of the job folders.
         datasets: real paths of the folders with images that batchcap has written.
     """
@@ -42,12 +44,16 @@ class Skipped:
         lines = []
         if self.images:
             text = f"{_count(self.images.total(), 'image')} skipped of types that can't be read ({_kinds(self.images)})"
-            lines.append((logging.WARNING, f"{text}: convert to JPEG or PNG what is to be captioned"))
+            helps = dict.fromkeys(filter(None, map(advice_for, sorted(self.images))))
+            advice = "; ".join(helps) or "convert to JPEG or PNG what is to be captioned"
+            lines.append((logging.WARNING, f"{text}: {advice}"))
         if self.others:
             text = f"{_count(self.others.total(), 'other file')} skipped ({_kinds(self.others)})"
-            lines.append((logging.WARNING, text))
+            tables = [suffix for suffix in self.others if suffix in readers_by_suffix()]
+            hint = f"; name a {' or '.join(tables)} file itself to caption its rows" if tables else ""
+            lines.append((logging.WARNING, text + hint))
         if self.internal:
-            text = f"{_count(self.internal, 'file')} skipped that Parquet writers leave unfinished or use inside"
+            text = f"{_count(self.internal, 'file')} skipped that writers of tables leave unfinished or use inside"
             lines.append((logging.INFO, f"{text} (names that begin with _)"))
         if self.job_folders:
             lines.append((logging.INFO, f"{_count(len(self.job_folders), 'job folder')} of batchcap skipped"))
@@ -58,14 +64,20 @@ class Skipped:
 
     def nothing_found(self, name: str) -> str:
         """The error message for an input in which all was skipped."""
-        none = " and ".join(f"no {reader.noun}" for reader in READERS.values())
+        none = " and ".join(f"no {reader.noun}" for reader in READERS.values() if reader.found_in_folders)
         text = "; ".join([f"{none} in {shown_name(name)}", *(line for _, line in self.lines())])
+        to_name = [suffix for suffix, _count in self.others.most_common() if suffix in readers_by_suffix()]
+        if to_name:
+            pattern = shown_name(os.path.join(name, "**", f"*{to_name[0]}"))  # noqa: PTH118 - as the person wrote it
+            return f"{text}. To caption what is in {to_name[0]} files, name them, in quotes: '{pattern}'"
         if self.others:
+            if any(suffix in readers_by_suffix() for suffix in self.others):
+                return text  # the line of other files has the advice
             ((suffix, _count),) = self.others.most_common(1)
             advice = NOT_READ.get(suffix)
             return f"{text}. A {suffix} file {advice}" if advice else f"{text}. Name a file itself if it is an image"
         if self.internal:
-            return f"{text}. Name a Parquet file itself to take it as it is"
+            return f"{text}. Name a file itself to take it as it is"
         return f"{text}: name a folder or a pattern that has some"
 
 

@@ -17,15 +17,27 @@ UNREADABLE_IMAGE_SUFFIXES = suffix_set(
     """
 )
 # What holds images and yet is none: each of them would be one failed row, and nobody would know why.
-_ARCHIVE = "is an archive, which batchcap does not open: unpack it and give the folder"
+_ARCHIVE = (
+    "is an archive, which batchcap does not open: unpack it and give the folder, or make it a .tar, .tar.gz or .zip"
+)
+_JSON = (
+    "is JSON, of which batchcap reads JSONL, an object in each line: convert it, with DuckDB or with "
+    "`jq -c '.[]' a.json > a.jsonl` for example"
+)
 _TABLE = "is a table that batchcap does not read: convert it to Parquet, with pandas or DuckDB for example"
 NOT_READ = {
-    **dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz", ".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _ARCHIVE),
-    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".feather", ".avro", ".orc"), _TABLE),
+    **dict.fromkeys((".tbz2", ".txz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _ARCHIVE),
+    **dict.fromkeys((".avro", ".orc"), _TABLE),
+    ".json": _JSON,
     ".toml": "is a job file: give it to `batchcap run`",
 }
 
 
+# The last extension says only how a file is packed.
+_COMPOUND = (".tar.gz",)
+
+
 def suffix_of(path: str) -> str:
     """The suffix of a path in lower case; empty where it has none."""
-    return os.path.splitext(path)[1].lower()
+    lower = path.lower()
+    return next((one for one in _COMPOUND if lower.endswith(one)), os.path.splitext(lower)[1])

@@ -1,7 +1,7 @@
 """Owns what a file is that holds a table, whatever its format: a schema, and record batches group by group."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,12 +25,14 @@ class Table(ABC):
         schema: names and types of its columns.
         group_rows: rows of each group. A group is what can be read without reading what is before it, and what is lost
             together where the file is damaged.
+        has_column_chunks: whether the columns of a group lie apart, so that one may be damaged and others not.
     """
 
     path: Path
     noun: str
     schema: pa.Schema
     group_rows: Sequence[int]
+    has_column_chunks: bool = True
 
     @abstractmethod
     def batches(self, group: int, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch | Unreadable]:
@@ -63,6 +65,19 @@ def readable(path: Path, noun: str) -> Iterator[None]:
         raise UsageError(f"the name of the {noun} {shown(path)} is not UTF-8: rename it") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"can't read the {noun} {shown(path)} ({reason_of(error)}): mend it or leave it out") from None
+
+
+def require_names(fields: Iterable[pa.Field]) -> None:
+    """Look whether the names of columns, and of parts of columns, are text.
+
+    Raises:
+        UnicodeDecodeError: one is not UTF-8.
+    """
+    waiting = list(fields)
+    while waiting:
+        field = waiting.pop()
+        _ = field.name  # this fails
+        waiting += [field.type.field(number) for number in range(field.type.num_fields)]
 
 
 def reason_of(error: Exception) -> str:

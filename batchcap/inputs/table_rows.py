@@ -119,6 +119,8 @@ class RowReader:
             UsageError: the file can't be read.
         """
         group, schema = self._group, self._table.schema
+        if not self._table.has_column_chunks:  # the image is lost, too, and its row says why
+            return pa.table({name: pa.nulls(count, schema.field(name).type) for name in self._columns})
         skip = start - self._group_starts[group]
         columns, lost = [], []
         for name in self._columns:
@@ -249,6 +251,8 @@ def read_columns(reader: RowReader, layout: TableLayout, start: int, count: int)
         UsageError: the file can't be read.
     """
     names = layout.kept.names
+    if not names:
+        return pa.table([pa.nulls(count)], [""]).select([])
     # Not `empty_table`: some types that can be read have no such way.
     tables = [pa.table([pa.nulls(0, field.type) for field in layout.kept], schema=layout.kept)]
     for piece in reader.read(start, count):

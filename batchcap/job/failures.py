@@ -20,7 +20,7 @@ _ADVICE = {
     ErrorKind.MISSING: f"mount or copy the missing files, {_AGAIN}",
     ErrorKind.UNREADABLE: f"check the permissions and the disk, {_AGAIN}",
     ErrorKind.REFUSED: "download the images and name the files, or give another --image-root",
-    ErrorKind.NOT_AN_IMAGE: "check that the inputs are images; --image-column chooses another column of a Parquet file",
+    ErrorKind.NOT_AN_IMAGE: "check that the inputs are images; --image-column chooses another column of a table",
     ErrorKind.CORRUPT: f"the files may have been copied only in part: copy them again, {_AGAIN}",
     ErrorKind.TOO_LARGE: "raise --max-image-pixels if you trust the files, and add --retry failed",
     ErrorKind.BAD_SHAPE: "the model does not accept this aspect ratio: crop the images",
@@ -65,7 +65,7 @@ def _advice(kind: ErrorKind, sample: CaptionRow, given: InputConfig) -> str:
         return _LFS
     if kind is ErrorKind.MISSING and "null" in said:
         return _NULL_CELLS
-    if kind is ErrorKind.MISSING and not said.startswith(sample.source):  # a path of a Parquet column
+    if kind is ErrorKind.MISSING and not said.startswith(sample.source):  # a path of a table's column
         root = Path(given.image_root).expanduser().absolute() if given.image_root else Path(sample.source).parent
         base = str(root)
         if said.startswith(base):

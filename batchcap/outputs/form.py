@@ -18,7 +18,7 @@ from batchcap.core.row_counts import RowCounts
 from batchcap.core.sources import Piece
 from batchcap.outputs.ledger import Ledger
 from batchcap.store.folder import JobFolder
-from batchcap.store.parts import read_part
+from batchcap.store.parts import part_metadata, read_part
 
 FAILED = "failed"
 
@@ -55,6 +55,11 @@ class FinishedPart:
     def rows(self) -> list[CaptionRow]:
         """Its rows, in order."""
         return read_part(self.path)
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """What it says of itself."""
+        return part_metadata(self.path)
 
     def table(self) -> pa.Table:
         """All its columns, those of the input among them."""
@@ -93,6 +98,8 @@ class Written:
         collisions: captions whose file is that of another row.
         unplaced: captions of images that are no files of their own.
         changed: captions of images that are gone or others than those that were captioned.
+        kept_texts: texts of others that were left as they are, inside of files.
+        uncaptioned: images of pages that have no caption.
     """
 
     form: str
@@ -104,6 +111,8 @@ class Written:
     collisions: int = 0
     unplaced: int = 0
     changed: int = 0
+    kept_texts: int = 0
+    uncaptioned: int = 0
 
     def add(self, other: "Written") -> None:
         """Count what was written besides."""
@@ -114,6 +123,8 @@ class Written:
         self.collisions += other.collisions
         self.unplaced += other.unplaced
         self.changed += other.changed
+        self.kept_texts += other.kept_texts
+        self.uncaptioned += other.uncaptioned
 
     def to_json(self) -> str:
         """For `of_json`."""
@@ -136,6 +147,8 @@ class Written:
             (self.collisions, "not written, since another row has a file of the same name"),
             (self.unplaced, "not written, since their images are no files of their own"),
             (self.changed, "not written, since their images are gone or have changed"),
+            (self.kept_texts, "texts kept that somebody else wrote"),
+            (self.uncaptioned, "images of pages without a caption"),
         ):
             if count:
                 parts.append(f"{count} {text}")

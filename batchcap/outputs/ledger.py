@@ -15,7 +15,8 @@ from batchcap.store.folder import JobFolder
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS files (
-    path BLOB PRIMARY KEY, row_index INTEGER NOT NULL, digest TEXT NOT NULL, before BLOB) WITHOUT ROWID;
+    path BLOB PRIMARY KEY, row_index INTEGER NOT NULL, digest TEXT NOT NULL, before BLOB,
+    texts TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     target TEXT NOT NULL, seq INTEGER NOT NULL, stamp TEXT NOT NULL, written TEXT NOT NULL,
     PRIMARY KEY (target, seq)) WITHOUT ROWID;
@@ -32,12 +33,14 @@ class Entry:
         row_index: the row of the job whose caption it holds; -1: of many.
         digest: of its content.
         before: what was there before batchcap came; None: nothing.
+        texts: digests of the texts that batchcap has ever put into it, with spaces between, where others write it, too.
     """
 
     path: bytes
     row_index: int
     digest: str
     before: bytes | None
+    texts: str = ""
 
 
 def digest_of(content: bytes) -> str:
@@ -96,8 +99,8 @@ class Ledger:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 connection.executemany(
-                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
-                    ((one.path, one.row_index, one.digest, one.before) for one in entries),
+                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+                    ((one.path, one.row_index, one.digest, one.before, one.texts) for one in entries),
                 )
                 connection.execute("COMMIT")
             finally:

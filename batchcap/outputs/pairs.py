@@ -26,10 +26,13 @@ _SUFFIXES = (
     (b"MM\0+", ".tiff"),
     (b"\0\0\0\x0cjP", ".jp2"),
     (b"\xff\x4f\xff\x51", ".jp2"),
+    (b"\0\0\0\x0cJXL", ".jxl"),
+    (b"\xff\x0a", ".jxl"),
     (b"\0\0\1\0", ".ico"),
     (b"qoif", ".qoi"),
     (b"BM", ".bmp"),
 )
+_BRANDS_END = 64
 _PPM = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 
 
@@ -103,8 +106,8 @@ def image_suffix(encoded: bytes) -> str | None:
             return suffix
     if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
         return ".webp"
-    if encoded[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1"):
-        return ".avif"
+    if encoded[4:8] == b"ftyp":  # two formats in one kind of box: the brands tell them apart
+        return ".avif" if any(brand in encoded[8:_BRANDS_END] for brand in (b"avif", b"avis")) else ".heic"
     return ".ppm" if encoded.startswith(_PPM) else None
 
 

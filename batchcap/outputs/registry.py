@@ -4,18 +4,21 @@ from pathlib import Path
 
 from batchcap.config import OutputsConfig
 from batchcap.outputs.form import Form, Job
+from batchcap.outputs.html_alt import HtmlAlt
 from batchcap.outputs.hub_parquet import HubParquet
 from batchcap.outputs.imagefolder import ImageFolder
 from batchcap.outputs.input_tables import InputTables
 from batchcap.outputs.lists import ArrowFile, Csv, JsonLines
 from batchcap.outputs.sidecars import JsonFiles, TextFiles
 from batchcap.outputs.webdataset import WebDataset
+from batchcap.outputs.xmp import XmpFiles
 
 FORMS: dict[str, type[Form]] = {
     form.name: form
     for form in (
         TextFiles,
         JsonFiles,
+        XmpFiles,
         JsonLines,
         Csv,
         ArrowFile,
@@ -23,6 +26,7 @@ FORMS: dict[str, type[Form]] = {
         HubParquet,
         WebDataset,
         InputTables,
+        HtmlAlt,
     )
 }
 

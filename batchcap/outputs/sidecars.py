@@ -3,10 +3,11 @@
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from batchcap.config import Existing, OutputsConfig
 from batchcap.core.atomic import storage_error, write_many
@@ -17,10 +18,10 @@ from batchcap.core.text import shown_name
 from batchcap.outputs.form import FinishedPart, Form, Job, Written, wanted_answers
 from batchcap.outputs.ledger import Entry, digest_of
 from batchcap.outputs.names import in_tree, require_no_collisions, target_of, without_suffix
+from batchcap.outputs.texts import joined
 
 _MAX_EXISTING_BYTES = 1 << 24
 _SHOWN_EXISTING = 3
-_ENDS = (".", "!", "?", "…", ":", ";", "。")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,56 +41,109 @@ class Sidecar:
     captions: int
 
 
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What becomes of a file.
+
+    Attributes:
+        content: what it is to hold; None: it stays as it is.
+        kept_texts: how many texts of others stay in the place of ours.
+        texts: digests of our texts in it, where others write such files, too.
+    """
+
+    content: bytes | None
+    kept_texts: int = 0
+    texts: frozenset[str] = frozenset()
+
+
 class Sidecars(Form):
     """A form with files of its own for each image.
 
     Attributes:
         suffix: of the files.
+        is_shared: whether others write such files, too, so that what they have in them stays there.
     """
 
     is_incremental = True
     suffix: str
+    is_shared: ClassVar[bool] = False
 
     def __init__(self, job: Job, where: Path | None, config: OutputsConfig) -> None:
         super().__init__(job, where, config)
         place = os.fsencode(where).hex() if where else ""
-        self._target = json.dumps([self.name, place, str(config.existing), config.verdicts, config.full_names])
+        self._target = json.dumps(
+            [self.name, place, str(config.existing), config.verdicts, config.full_names, config.max_alt_letters]
+        )
 
     @abstractmethod
-    def contents(self, row: CaptionRow, answers: list[tuple[str, str]]) -> Iterator[tuple[str, bytes, int]]:
+    def contents(
+        self, part: FinishedPart, row: CaptionRow, answers: list[tuple[str, str]]
+    ) -> Iterator[tuple[str, bytes, int]]:
         """The files of a row with captions: what its name ends with, its content, and its number of captions."""
 
     def together(self, before: bytes, content: bytes) -> bytes:
         """The content of a file in which somebody else had something before, where the two are to be joined."""
-        old, new = before.rstrip(), content.strip()
-        if self.config.existing is Existing.PREPEND:
-            old, new = new, old.lstrip()
-        if not old or not new:
-            return old + new
-        return old + (b" " if old.decode(errors="replace").endswith(_ENDS) else b", ") + new
+        old, new = (one.decode(errors="surrogateescape") for one in (before, content))
+        return joined(old, new, self.config.existing).encode(errors="surrogateescape")
+
+    def merged(self, before: bytes | None, sidecar: Sidecar, own: frozenset[str]) -> Merged:  # noqa: ARG002
+        """What becomes of a file, as `--existing` says.
+
+        Args:
+            before: what somebody else had in it; None: nothing.
+            sidecar: what it is to hold.
+            own: digests of the texts in it that are not of somebody else, but earlier ones of ours.
+        """
+        policy = self.config.existing
+        if before is None or policy is Existing.REPLACE or before == sidecar.content:
+            return Merged(sidecar.content)
+        if policy in (Existing.APPEND, Existing.PREPEND):
+            return Merged(self.together(before, sidecar.content))
+        self.refuse_if_asked(sidecar.path)
+        return Merged(None)
+
+    def paths(self, targets: Sequence[Path], suffix: str) -> list[Path]:
+        """The files that a caption goes into.
+
+        Args:
+            targets: their names without the new extension; in the order of `namings`.
+            suffix: what the names end with.
+        """
+        return [target.with_name(target.name + suffix) for target in targets]
+
+    def namings(self) -> tuple[bool, ...]:
+        """Whether names keep the image's extension; more than one where either is looked for, the usual one first."""
+        return (self.config.full_names,)
+
+    def refuse_if_asked(self, path: Path) -> None:
+        """Stop at a file of somebody else, with `--existing fail`."""
+        if self.config.existing is Existing.FAIL:
+            self._require_none([shown_name(str(path))])
 
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse images whose files would have one name, and, with `--existing fail`, files that are there."""
 
         def targets() -> Iterator[tuple[str, Path]]:
             for name, path in image_ids():
-                yield name, self._place(name, path)
+                yield name, self._place(name, path, full_names=self.namings()[0])
 
         require_no_collisions(targets)
         if self.config.existing is not Existing.FAIL:
             return
         there = []
-        for _name, target in targets():
-            for suffix in self._suffixes():
-                path = target.with_name(target.name + suffix)
-                if os.path.lexists(path) and not self.job.ledger.entries([os.fsencode(path)]):
-                    there.append(shown_name(str(path)))
+        for name, image in image_ids():
+            places = [self._place(name, image, full_names=one) for one in self.namings()]
+            paths = [path for suffix in self._suffixes() for path in self.paths(places, suffix)]
+            there += [shown_name(str(path)) for path in paths if self._is_foreign(path)]
         self._require_none(there)
 
-    def _place(self, name: str, path: Path) -> Path:
+    def _is_foreign(self, path: Path) -> bool:
+        return os.path.lexists(path) and not self.job.ledger.entries([os.fsencode(path)])
+
+    def _place(self, name: str, path: Path, *, full_names: bool) -> Path:
         if self.given_where is not None:
-            return in_tree(name, self.given_where, full_names=self.config.full_names)
-        return path if self.config.full_names else path.with_name(without_suffix(path.name))
+            return in_tree(name, self.given_where, full_names=full_names)
+        return path if full_names else path.with_name(without_suffix(path.name))
 
     def _suffixes(self) -> list[str]:
         return [f".{name}{self.suffix}" if name else self.suffix for name in self.job.prompts]
@@ -128,17 +182,16 @@ class Sidecars(Form):
             answers = wanted_answers(row, self.job.prompts, self.config.verdicts)
             if not answers:
                 continue
-            target = target_of(row, images.get(index), self.given_where, full_names=self.config.full_names)
-            if target is None:
+            found = [target_of(row, images.get(index), self.given_where, full_names=one) for one in self.namings()]
+            targets = [target for target in found if target is not None]
+            if not targets:
                 done.unplaced += len(answers)
                 continue
-            for suffix, content, captions in self.contents(row, answers):
-                path = target.with_name(target.name + suffix)
-                key = os.fsencode(path)
-                if key in wanted:
-                    done.collisions += captions
-                else:
-                    wanted[key] = Sidecar(path, index, content, captions)
+            for suffix, content, captions in self.contents(part, row, answers):
+                for number, path in enumerate(self.paths(targets, suffix)):
+                    sidecar = Sidecar(path, index, content, 0 if number else captions)
+                    if wanted.setdefault(os.fsencode(path), sidecar) is not sidecar:
+                        done.collisions += sidecar.captions
         self._write_files(wanted, done)
         return done
 
@@ -151,16 +204,24 @@ class Sidecars(Form):
                 done.collisions += sidecar.captions
                 continue
             now = _read(sidecar.path)
-            final, before = self._final(sidecar, entry, now)
-            if final is None:
+            if entry is not None and self._is_of_somebody(entry, now):
+                done.kept += 1
+                continue
+            before = self._before(entry, now)
+            own = frozenset(entry.texts.split()) if entry is not None else frozenset()
+            merged = self.merged(before, sidecar, own)
+            done.kept_texts += merged.kept_texts
+            if merged.content is None:
                 done.kept += 1
                 continue
             done.files += 1
             done.captions += sidecar.captions
-            if entry is None or entry.digest != digest_of(final):
-                entries.append(Entry(key, sidecar.row_index, digest_of(final), before))
-            if now != final:
-                contents[sidecar.path] = final
+            texts = " ".join(sorted(own | merged.texts))
+            noted = Entry(key, sidecar.row_index, digest_of(merged.content), before, texts)
+            if entry is None or (entry.digest, entry.texts) != (noted.digest, noted.texts):
+                entries.append(noted)
+            if now != merged.content:
+                contents[sidecar.path] = merged.content
         self.job.ledger.note(entries)
         for folder in {path.parent for path in contents}:
             try:
@@ -169,24 +230,20 @@ class Sidecars(Form):
                 raise storage_error(folder, error) from error
         write_many(contents)
 
-    def _final(self, sidecar: Sidecar, entry: Entry | None, now: bytes | None) -> tuple[bytes | None, bytes | None]:
-        """The content of a file, None where it stays as it is, and what was in it before batchcap came."""
-        policy = self.config.existing
-        if entry is None:
-            before = now
-        elif now is None or digest_of(now) == entry.digest or now == entry.before:
-            before = entry.before  # ours as we left it, or noted and then not written
-        elif policy is Existing.REPLACE:
-            before = now
-        else:
-            return None, None  # changed since: it is somebody's work now
-        if before is None or policy is Existing.REPLACE or before == sidecar.content:
-            return sidecar.content, before
-        if policy in (Existing.APPEND, Existing.PREPEND):
-            return self.together(before, sidecar.content), before
-        if policy is Existing.FAIL:
-            self._require_none([shown_name(str(sidecar.path))])
-        return None, None
+    def _is_of_somebody(self, entry: Entry, now: bytes | None) -> bool:
+        """Whether a file was changed since batchcap wrote it, so that it is somebody's work now."""
+        return _is_changed(entry, now) and not self.is_shared and self.config.existing is not Existing.REPLACE
+
+    def _before(self, entry: Entry | None, now: bytes | None) -> bytes | None:
+        """What somebody else had in a file."""
+        if entry is None or _is_changed(entry, now) or (now is None and self.is_shared):
+            return now
+        return entry.before
+
+
+def _is_changed(entry: Entry, now: bytes | None) -> bool:
+    """Whether a file is neither as batchcap left it, nor as it was before, which a kill may have left."""
+    return now is not None and digest_of(now) != entry.digest and now != entry.before
 
 
 def _read(path: Path) -> bytes | None:
@@ -216,7 +273,12 @@ class TextFiles(Sidecars):
     name = "txt"
     suffix = ".txt"
 
-    def contents(self, row: CaptionRow, answers: list[tuple[str, str]]) -> Iterator[tuple[str, bytes, int]]:  # noqa: ARG002
+    def contents(
+        self,
+        part: FinishedPart,  # noqa: ARG002
+        row: CaptionRow,  # noqa: ARG002
+        answers: list[tuple[str, str]],
+    ) -> Iterator[tuple[str, bytes, int]]:
         """One for each caption."""
         for name, text in answers:
             yield f".{name}.txt" if name else ".txt", text.encode(errors="replace"), 1
@@ -231,7 +293,12 @@ class JsonFiles(Sidecars):
     def _suffixes(self) -> list[str]:
         return [self.suffix]
 
-    def contents(self, row: CaptionRow, answers: list[tuple[str, str]]) -> Iterator[tuple[str, bytes, int]]:
+    def contents(
+        self,
+        part: FinishedPart,  # noqa: ARG002
+        row: CaptionRow,
+        answers: list[tuple[str, str]],
+    ) -> Iterator[tuple[str, bytes, int]]:
         """One."""
         captions = {f"caption_{name}" if name else "caption": text for name, text in answers}
         facts = {"width": row.width, "height": row.height, "image_sha256": row.image_sha256}

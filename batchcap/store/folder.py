@@ -5,6 +5,8 @@ else is in one folder that readers skip: pandas, PyArrow and Spark skip names th
 `datasets` those that begin with `__` or `.`; Polars and DuckDB take a pattern, `OUT/*.parquet`.
 """
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +17,8 @@ from batchcap.core.jobfolder import STATE, STATE_2, has_folder, is_job_folder
 from batchcap.core.text import printable_name
 
 FORMAT_VERSION = 3
+MAX_ATTEMPTS = 20
+ATTEMPT_PAUSE_S = 0.02
 CAPTIONS_2 = "captions"  # the folder of the parts in format 2
 
 
@@ -61,19 +65,27 @@ class JobFolder:
         if path.exists() and not path.is_dir():
             raise UsageError(f"--output {path} is a file: choose a folder")
         try:
-            # The state folder may be there by now: another run begins, too.
-            if path.is_dir() and not is_job_folder(path) and any(one.name != STATE for one in path.iterdir()):
-                raise UsageError(f"--output {path} holds other files: choose an empty or new folder")
-            folder = cls(path)
-            made = [one for one in (path, *path.absolute().parents) if not one.exists()]
-            folder.state_path.mkdir(parents=True, exist_ok=True)
-            folder.captions_path.mkdir(exist_ok=True)
-            # Or a power cut could take a folder away together with what is durable inside it.
-            holders = [path, path.absolute().parent, *(one.absolute().parent for one in made)]
-            for one in dict.fromkeys(holders):
-                sync(one)
+            for _attempt in range(MAX_ATTEMPTS):
+                with suppress(FileNotFoundError):  # another run that begins, too, has removed what it had made to try
+                    return cls._make(path)
+                time.sleep(ATTEMPT_PAUSE_S)
+            return cls._make(path)
         except OSError as error:
             raise storage_error(path, error) from None
+
+    @classmethod
+    def _make(cls, path: Path) -> "JobFolder":
+        # The state folder may be there by now: another run begins, too.
+        if path.is_dir() and not is_job_folder(path) and any(one.name != STATE for one in path.iterdir()):
+            raise UsageError(f"--output {path} holds other files: choose an empty or new folder")
+        folder = cls(path)
+        made = [one for one in (path, *path.absolute().parents) if not one.exists()]
+        folder.state_path.mkdir(parents=True, exist_ok=True)
+        folder.captions_path.mkdir(exist_ok=True)
+        # Or a power cut could take a folder away together with what is durable inside it.
+        holders = [path, path.absolute().parent, *(one.absolute().parent for one in made)]
+        for one in dict.fromkeys(holders):
+            sync(one)
         return folder
 
     @classmethod

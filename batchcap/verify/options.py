@@ -17,7 +17,7 @@ class VerifyOptions:
 
     images: tuple[str, ...] = setting(
         (),
-        "Images to compare with (folder, files, Parquet; repeat the option for more). Default: generated "
+        "Images to compare with (folder, files, tables; repeat the option for more). Default: generated "
         "ones of many sizes.",
         form=Form.REPEATED,
     )

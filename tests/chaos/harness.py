@@ -60,7 +60,7 @@ def one_of_two_runs(job: Job, output: Path) -> Process:
     Raises:
         AssertionError: both work or both leave, or the one that left did so otherwise than it must.
     """
-    both = [Process(*job.arguments(output, "--slots", "1")) for _ in range(2)]
+    both = [Process(*job.arguments(output, "--slots", "1"), warm=True) for _ in range(2)]
     first, second = both
     first.wait_until(lambda: second.popen.poll() is not None)
     working, turned_away = both if second.popen.poll() is not None else both[::-1]

@@ -246,10 +246,17 @@ def test_every_dependency_has_its_reason() -> None:
         return sorted(re.split(r"[<>=!~\[; ]", one)[0] for one in requirements)
 
     text = section(text_of("docs/architecture.md"), "## Dependencies")
-    assert [row[0].strip("`") for row in table(text)] == names(project["dependencies"])
-    assert all(row[1] for row in table(text))
-    (development,) = re.findall(r"^For development: .*?\n$", text, re.MULTILINE | re.DOTALL)
-    assert sorted(re.findall(r"`([\w-]+)`", development)) == names(project["optional-dependencies"]["dev"])
+    always, _title, optional = text.partition("Extras, for what few need:")
+    assert [row[0].strip("`") for row in table(always)] == names(project["dependencies"])
+    assert all(row[1] for row in table(always))
+    extras = project["optional-dependencies"]
+    development = names(extras.pop("dev"))
+    found = [(row[0].strip("`"), row[1].strip("`")) for row in table(optional) if row[2]]
+    assert sorted(found) == sorted((name, extra) for extra, wanted in extras.items() for name in names(wanted))
+    assert {name for name, _extra in found} <= {*development}, "the tests need them"
+    (words,) = re.findall(r"^For development: .*?\n$", text, re.MULTILINE | re.DOTALL)
+    named = re.findall(r"`([\w-]+)`", words)
+    assert sorted(named) == [name for name in development if name not in dict(found)]
 
 
 @pytest.mark.parametrize("page", ["architecture", "decisions", "extending"])

@@ -16,8 +16,13 @@ TIMEOUT_S = 120
 ONNX = ("--vision-backend", "onnx")
 
 
-def batchcap(*arguments: object, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command; also as root it may read and write only what the files' modes allow."""
+def batchcap(
+    *arguments: object, cwd: Path | None = None, torch: bool = False, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command; also as root it may read and write only what the files' modes allow.
+
+    With `torch` it is one that will load PyTorch, and starts with that.
+    """
     words = [str(argument) for argument in arguments]
     environment = {**os.environ, **environment}
     if is_cold():
@@ -28,7 +33,7 @@ def batchcap(*arguments: object, cwd: Path | None = None, **environment: str) ->
         )  # fmt: skip
     with Path(os.devnull).open() as nothing, TemporaryFile("w+") as out, TemporaryFile("w+") as error:
         streams = (nothing.fileno(), out.fileno(), error.fileno())
-        process = Warm("batchcap.cli", words, streams, environment, cwd=cwd, obeys_modes=True)
+        process = Warm("batchcap.cli", words, streams, environment, cwd=cwd, obeys_modes=True, torch=torch)
         code = process.wait(TIMEOUT_S)
         out.seek(0)
         error.seek(0)

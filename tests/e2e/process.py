@@ -43,10 +43,11 @@ class Process:
         program: Sequence[str] = ("batchcap.cli",),
         obeys_modes: bool = False,
         warm: bool = False,
+        torch: bool = False,
     ) -> None:
         environment = {**os.environ, **(environment or {})}
         if warm and not is_cold() and file_size is None:
-            self.popen: Any = _warm([*program, *arguments], environment, obeys_modes=obeys_modes)
+            self.popen: Any = _warm([*program, *arguments], environment, obeys_modes=obeys_modes, torch=torch)
         else:
             command = [sys.executable, "-m", *program, *arguments]
             if obeys_modes:  # root may write everywhere, unless it gives that up
@@ -130,12 +131,14 @@ class Process:
         self.wait()
 
 
-def _warm(words: Sequence[str], environment: dict[str, str], *, obeys_modes: bool) -> Warm:
+def _warm(words: Sequence[str], environment: dict[str, str], *, obeys_modes: bool, torch: bool) -> Warm:
     """A process that starts in a moment; its stderr can be read as that of any other."""
     ours, theirs = os.pipe()
     with Path(os.devnull).open("r+") as nothing:
         streams = (nothing.fileno(), nothing.fileno(), theirs)
-        process = Warm(words[0], words[1:], streams, environment, new_session=True, obeys_modes=obeys_modes)
+        process = Warm(
+            words[0], words[1:], streams, environment, new_session=True, obeys_modes=obeys_modes, torch=torch
+        )
     os.close(theirs)
     process.stderr = os.fdopen(ours)
     return process

@@ -159,7 +159,7 @@ def test_inputs_refused(tmp_path: Path, tiny_bundle_int4: Bundle, case: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "part"), [("a.tar", "unpack it and give the folder"), ("a.jsonl", "convert it to Parquet")]
+    ("name", "part"), [("a.7z", "unpack it and give the folder"), ("a.orc", "convert it to Parquet")]
 )
 def test_archives_and_other_tables_are_refused(tmp_path: Path, tiny_bundle_int4: Bundle, name: str, part: str) -> None:
     (tmp_path / name).write_bytes(bytes(1024))

@@ -129,7 +129,7 @@ def _kill_once_begun(process: "subprocess.Popen[bytes]", output: Path) -> None:
 def test_resume_job_is_killed_and_equals_an_uninterrupted_run(shell: Shell) -> None:
     job = shell.folder.parent / "project" / "jobs" / "resume.toml"
     output = _output(shell, "resume")
-    _add_images(shell.folder.parent / "project", copies=5)  # so that it is not over before it can be killed
+    _add_images(shell.folder.parent / "project", copies=2)  # so that it is not over before it can be killed
     _kill_once_begun(shell.start(f"batchcap run {job}"), output)
     done = _rows_done(output)
     status = json.loads(shell.run(f"batchcap status {output} --json").stdout)

@@ -9,19 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from batchcap.model.bundle import Bundle
 from batchcap.store.folder import JobFolder
 from batchcap.store.lock import read_holder
-from tests.e2e.conftest import LONG, ROWS, Job
+from tests.e2e.conftest import LONG, Job, uninterrupted_job
 from tests.e2e.process import LOADING, Process, assert_whole, durable_rows, run
 
 SEED = 20
+IMAGES, PARQUET_ROWS = 150, 50
+ROWS = IMAGES + 1 + PARQUET_ROWS
 # Another placement than the uninterrupted run's, so that rows meet other neighbours, and small parts.
-PLACEMENT = ("--slots", "2", "--rows-per-part", "12")
-PARTS = -(-ROWS // 12)
+PLACEMENT = ("--slots", "2", "--rows-per-part", "8")
+PARTS = -(-ROWS // 8)
 # How often in which phase; shuffled, the last one comes last.
 PHASES = ["start"] * 3 + ["loading"] * 2 + ["work"] * 7 + ["part"] * 6 + ["coordinator"]
 LAST = "near the end"
-START_S, LOADING_S, WORK_S, PART_S = 1.5, 1.0, 1.2, 0.003
+# Where a start must be as long as it is in earnest.
+STARTING = ("start", "loading", "coordinator")
+START_S, LOADING_S, WORK_S, PART_S = 1.5, 1.0, 0.8, 0.003
 
 
 class Killer:
@@ -63,6 +68,12 @@ class Killer:
         return lambda: len(self._folder.part_paths()) > count
 
 
+@pytest.fixture(scope="module")
+def long_job(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job of `LONG` captions, which outlasts 20 kills, and its uninterrupted run."""
+    return uninterrupted_job(tmp_path_factory.mktemp("long"), bundle, IMAGES, PARQUET_ROWS, *LONG, "--slots", "16")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # 20 starts of the program, on a busy machine
 def test_killed_at_twenty_moments_the_job_ends_as_if_nothing_had_happened(long_job: Job, tmp_path: Path) -> None:
@@ -71,7 +82,7 @@ def test_killed_at_twenty_moments_the_job_ends_as_if_nothing_had_happened(long_j
     killer = Killer(output)
     durable, advances = 0, 0
     for number, phase in enumerate(killer.phases):
-        process = Process(*arguments)
+        process = Process(*arguments, warm=phase not in STARTING)
         moment_s = killer.strike(process, phase)
         if process.done_before is not None:
             # What was durable when the last run was killed counts, to the row: none is done again.

@@ -62,5 +62,5 @@ def test_one_of_two_commands_works_and_a_kill_leaves_no_lock(job: Job, tmp_path:
         working.wait()
         assert read_holder(JobFolder(output)) is None
         working.wait_for_group()
-    run(*job.arguments(output), expect=ExitCode.COMPLETE)
+    run(*job.arguments(output, "--slots", "16"), expect=ExitCode.COMPLETE)
     assert_whole(output, job.expected)

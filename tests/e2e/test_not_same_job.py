@@ -125,7 +125,7 @@ def test_removed_and_changed_inputs_keep_their_rows(small: tuple[Job, Path], tmp
 
 def test_a_second_run_is_turned_away_and_told_by_whom(job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    first = Process(*job.arguments(output, "--slots", "1"))
+    first = Process(*job.arguments(output, "--slots", "1"), warm=True)
     assert first.wait_until(lambda: first.done_before is not None)
     first.signal_group(signal.SIGSTOP)  # or it would be over before the second has looked
     second = run(*job.arguments(output), expect=ExitCode.LOCKED)

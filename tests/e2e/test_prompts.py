@@ -82,7 +82,7 @@ def test_interrupted_and_resumed_is_uninterrupted(asked: tuple[Job, list[dict[st
     output = tmp_path / "out"
     slow = job.arguments(output, *ASKED, "--slots", "1", "--rows-per-part", "8")
     for kill in range(2):
-        process = Process(*slow)
+        process = Process(*slow, warm=True)
         before = durable_rows(output)[0] if kill else 0
         assert process.wait_until(lambda before=before: durable_rows(output)[0] > before, interval_s=0.02)
         process.signal_group(signal.SIGKILL)
@@ -328,7 +328,7 @@ def test_equal_images_end_alike_whatever_interrupts(job: Job, tmp_path: Path) ->
     expected = caption_doubles(job, doubles, tmp_path / "whole", images=images)
     arguments = ("caption", str(doubles), "-o", str(output), "-m", job.model, "--keep-columns", "number",
                  "--max-new-tokens", "24", "--rows-per-part", "10", *ONNX, "--slots", "1")  # fmt: skip
-    process = Process(*arguments)
+    process = Process(*arguments, warm=True)
     assert process.wait_until(lambda: len(JobFolder(output).part_paths()) >= 2)
     process.signal_group(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -263,7 +263,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, tiny_bundle_int4: Bu
             writer.write_table(pa.table({"image": cells}, schema=schema))
     try:
         assert path.stat().st_size > 400 * MIB
-        command = ("caption", path, "-m", tiny_bundle_int4.folder, "-o")
+        command = ("caption", path, "-m", tiny_bundle_int4.folder, *ONNX, "-o")
         few = peak_mib(*command, tmp_path / "few", "--limit", 16)
         all_rows = peak_mib(*command, tmp_path / "all")
     finally:

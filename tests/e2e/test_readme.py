@@ -12,6 +12,7 @@ import pytest
 from batchcap.store.folder import JobFolder
 from tests.docs.markdown import PROJECT, blocks, text_of
 from tests.e2e.shell import TIMEOUT_S, Shell, read_captions
+from tests.shared import linked_copy
 
 NOT_RUN = ("make ", "pip install ")
 GUIDES = ("README.md", "docs/user-guide.md", "docs/file-formats.md")
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Shell:
-    """A folder like the project's for someone who has a checkpoint and three images."""
+def reader(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, demo_cache: Path) -> Shell:
+    """A folder like the project's for someone who has a checkpoint, three images and used the demo model before."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "sample_data").symlink_to(PROJECT / "sample_data")
     (folder / "PATH" / "TO").mkdir(parents=True)
@@ -30,7 +31,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> S
     images.mkdir(parents=True)
     for name in IMAGES:
         (images / Path(name).name).symlink_to(PROJECT / "sample_data" / name)
-    return Shell(folder, folder / "cache", {"HOME": str(folder / "home")})
+    return Shell(folder, linked_copy(demo_cache, folder / "cache"), {"HOME": str(folder / "home")})
 
 
 @pytest.fixture(scope="module")

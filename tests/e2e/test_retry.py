@@ -44,7 +44,7 @@ def half_broken(job: Job, tmp_path: Path) -> list[dict[str, object]]:
 
 def test_mended_images_after_a_kill(job: Job, half_broken: list[dict[str, object]], tmp_path: Path) -> None:
     assert [row["status"] for row in half_broken] == ["failed", "ok"] * 20
-    process = Process(*captioning(job, tmp_path, "--retry", "failed", "--slots", "1"))
+    process = Process(*captioning(job, tmp_path, "--retry", "failed", "--slots", "1"), warm=True)
     folder = JobFolder(tmp_path / "out")
     before = folder.part_path(0).stat().st_ino
     assert process.wait_until(lambda: folder.part_path(0).stat().st_ino != before)

@@ -43,11 +43,11 @@ PLACES = {
 def caption_at(job: Job, output: Path, settings: tuple[str, ...], place: Place) -> dict[str, dict[str, object]]:
     """The rows of the job done at a place, by id."""
     inputs = job.inputs[::-1] if place.backwards else job.inputs[1:] if place.rows_only else job.inputs
-    there = Job(inputs, job.model, job.expected)
+    there, is_torch = Job(inputs, job.model, job.expected), "torch" in settings
     for piece in range(1, place.pieces):
         # A limit that grows: the job ends in between, and goes on in the middle of a part.
-        run(*there.arguments(output, *settings, *place.options, "--limit", str(piece * 11 + 3)))
-    run(*there.arguments(output, *settings, *place.options))
+        run(*there.arguments(output, *settings, *place.options, "--limit", str(piece * 11 + 3)), torch=is_torch)
+    run(*there.arguments(output, *settings, *place.options), torch=is_torch)
     return by_id(captions(output))
 
 

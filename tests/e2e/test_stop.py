@@ -23,10 +23,12 @@ pytestmark = pytest.mark.slow
 
 # The captions in flight get 1.5 s and closing files a moment; this only tells a stop from a hang on a busy machine.
 STOP_S = 30.0
-IMAGES, PARQUET_ROWS = 84, 20
+LIMIT_S = 1
+IMAGES, PARQUET_ROWS = 72, 16
 ROWS = IMAGES + 1 + PARQUET_ROWS
 # Slow enough that the job is never done before it is stopped.
-SLOW = (*LONG, "--slots", "1", "--rows-per-part", "16")
+SLOW = (*LONG, "--slots", "1", "--rows-per-part", "8")
+FAST = (*LONG, "--slots", "16")
 ENDS = [
     (signal.SIGINT, ExitCode.INTERRUPTED, "interrupted"),
     (signal.SIGTERM, ExitCode.STOPPED_EARLY, "stopped"),
@@ -37,7 +39,7 @@ ENDS = [
 @pytest.fixture(scope="module")
 def long_job(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A job of `LONG` captions with rows for two parts and a long rest; its uninterrupted run."""
-    return uninterrupted_job(tmp_path_factory.mktemp("long"), bundle, IMAGES, PARQUET_ROWS, *LONG)
+    return uninterrupted_job(tmp_path_factory.mktemp("long"), bundle, IMAGES, PARQUET_ROWS, *FAST)
 
 
 def assert_stopped(output: Path, process: Process, code: ExitCode, state: str) -> int:
@@ -68,7 +70,7 @@ def test_a_signal_to_the_whole_group_stops_in_good_order(
     assert process.wait(STOP_S) == code
     done = assert_stopped(output, process, code, state)
     assert 0 < done < ROWS
-    last = run(*long_job.arguments(output, *LONG))
+    last = run(*long_job.arguments(output, *FAST))
     assert last.done_before == done
     assert_whole(output, long_job.expected)
 
@@ -104,18 +106,18 @@ def test_a_terminal_that_is_closed(long_job: Job, tmp_path: Path, is_ignored: bo
     assert summary["state"] == ("complete" if is_ignored else "stopped")
     assert durable_rows(output) == (summary["done"], 0)
     assert not leftovers(output)
-    run(*long_job.arguments(output, *LONG))
+    run(*long_job.arguments(output, *FAST))
     assert_whole(output, long_job.expected)
 
 
 def test_the_time_limit_stops_in_good_order(long_job: Job, tmp_path: Path) -> None:
     output = tmp_path / "out"
     begun_s = time.monotonic()
-    process = Process(*long_job.arguments(output, *SLOW, "--max-runtime", "4"))
-    assert process.wait(4 + STOP_S) == ExitCode.STOPPED_EARLY
-    assert time.monotonic() - begun_s >= 4
+    process = Process(*long_job.arguments(output, *SLOW, "--max-runtime", str(LIMIT_S)), warm=True)
+    assert process.wait(LIMIT_S + STOP_S) == ExitCode.STOPPED_EARLY
+    assert time.monotonic() - begun_s >= LIMIT_S
     done = assert_stopped(output, process, ExitCode.STOPPED_EARLY, "stopped")
-    assert run(*long_job.arguments(output, *LONG)).done_before == done
+    assert run(*long_job.arguments(output, *FAST)).done_before == done
     assert_whole(output, long_job.expected)
 
 
@@ -177,5 +179,5 @@ def test_a_second_signal_ends_at_once(long_job: Job, tmp_path: Path) -> None:
     assert_clean(process)
     durable, _double = durable_rows(output)
     assert durable > 0
-    assert run(*long_job.arguments(output, *LONG)).done_before == durable
+    assert run(*long_job.arguments(output, *FAST)).done_before == durable
     assert_whole(output, long_job.expected)

@@ -19,7 +19,7 @@ from tests.e2e.inputs import write_images
 
 pytestmark = pytest.mark.slow
 
-MINUTES = 0.75  # so long that a busy machine, too, can load a model several times
+MINUTES = 0.25  # a measurement takes about a second, and two must fit in, on a busy machine, too
 UNROUNDED = {"torch fp32", "onnx fp32", "torch bf16"}
 
 
@@ -32,7 +32,8 @@ def _files(cache: Path) -> list[Path]:
 def tuned(tiny_bundle_int4: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A cache folder with the result for the tiny bundle, and what the command printed."""
     cache = tmp_path_factory.mktemp("cache")
-    done = batchcap("tune", "--model", tiny_bundle_int4.folder, "--minutes", MINUTES, BATCHCAP_CACHE=str(cache))
+    environment = {"BATCHCAP_CACHE": str(cache)}
+    done = batchcap("tune", "--model", tiny_bundle_int4.folder, "--minutes", MINUTES, torch=True, **environment)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "measuring 2:" in done.stderr
@@ -71,24 +72,24 @@ def test_doctor_and_jobs_use_what_was_tuned(tuned: tuple[Path, str], tiny_bundle
     path.write_text(json.dumps(content))
     model = ("--model", tiny_bundle_int4.folder)
     environment = {"BATCHCAP_CACHE": str(cache)}
-    shown = batchcap("doctor", *model, "--json", **environment)
+    shown = batchcap("doctor", *model, "--json", torch=True, **environment)
     plan = json.loads(shown.stdout)["a job with default options"]
     assert plan["profile"].startswith("profile auto, tuned on 20")
     assert plan["decoders"] == "2 with 7 slots and 1 threads"
     assert "MiB" in plan["memory"]
-    small = json.loads(batchcap("doctor", *model, "--json", "--profile", "small", **environment).stdout)
+    small = json.loads(batchcap("doctor", *model, "--json", "--profile", "small", torch=True, **environment).stdout)
     assert small["a job with these options"]["decoders"].startswith("1 with 4 slots")
-    given = json.loads(batchcap("doctor", *model, "--json", "--decoders", "1", **environment).stdout)
+    given = json.loads(batchcap("doctor", *model, "--json", "--decoders", "1", torch=True, **environment).stdout)
     assert given["a job with these options"]["decoders"].startswith("1 with 7 slots")
     images = write_images(tmp_path / "pictures", 4)
-    done = batchcap("caption", images, "-o", tmp_path / "out", *model, "--slots", 3, **environment)
+    done = batchcap("caption", images, "-o", tmp_path / "out", *model, "--slots", 3, torch=True, **environment)
     assert done.returncode == 0, done.stderr
     assert "settings: profile auto, tuned on 20" in done.stderr
     used = json.loads(JobFolder(tmp_path / "out").job_path.read_text())["configuration"]
     assert (used["placement"]["decoders"], used["placement"]["slots"], used["profile"]) == (2, 3, "auto")
     job = tmp_path / "job.toml"
     job.write_text(f'output = "again"\nmodel = "{model[1]}"\nprofile = "small"\n[input]\ninputs = ["pictures"]\n')
-    done = batchcap("run", job, **environment)
+    done = batchcap("run", job, torch=True, **environment)
     assert done.returncode == 0, done.stderr
     used = json.loads(JobFolder(tmp_path / "again").job_path.read_text())["configuration"]
     assert (used["placement"]["slots"], used["placement"]["queue_mib"]) == (4, 32)
@@ -100,7 +101,7 @@ def test_a_broken_result_is_passed_over(tuned: tuple[Path, str], tiny_bundle_int
     cache = Path(shutil.copytree(tuned[0], tmp_path / "cache"))
     (path,) = _files(cache)
     path.write_text(path.read_text()[:-20])
-    done = batchcap("doctor", "--model", tiny_bundle_int4.folder, BATCHCAP_CACHE=str(cache))
+    done = batchcap("doctor", "--model", tiny_bundle_int4.folder, torch=True, BATCHCAP_CACHE=str(cache))
     assert done.returncode == 0
     assert "not tuned for this machine: run `batchcap tune`" in done.stdout
     assert f"{path} can't be read" in done.stderr
@@ -142,9 +143,8 @@ def test_a_resume_keeps_the_encoder_whatever_the_profile_says(tiny_bundle_int4: 
     ],
 )
 def test_minutes_that_are_none(minutes: str, words: tuple[str, ...], tiny_bundle_int4: Bundle, tmp_path: Path) -> None:
-    done = batchcap(
-        "tune", "--model", tiny_bundle_int4.folder, "--minutes", minutes, BATCHCAP_CACHE=str(tmp_path / "cache")
-    )
+    environment = {"BATCHCAP_CACHE": str(tmp_path / "cache")}
+    done = batchcap("tune", "--model", tiny_bundle_int4.folder, "--minutes", minutes, torch=True, **environment)
     assert_refused(done, *words)
     assert not _files(tmp_path)
 

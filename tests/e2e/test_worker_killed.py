@@ -13,6 +13,9 @@ from tests.e2e.process import Process, assert_clean, assert_whole, read_summary
 
 pytestmark = pytest.mark.slow
 
+# A row takes a hundredth of it.
+HANG_S = 3
+
 
 @pytest.mark.parametrize("worker", ["vision", "decoder"])
 def test_a_worker_killed_at_work(small_job: Job, tmp_path: Path, worker: str) -> None:
@@ -28,17 +31,18 @@ def test_a_worker_killed_at_work(small_job: Job, tmp_path: Path, worker: str) ->
 
 
 @pytest.mark.parametrize("worker", ["vision", "decoder"])
-def test_a_worker_that_hangs(job: Job, tmp_path: Path, worker: str) -> None:
+def test_a_worker_that_hangs(small_job: Job, tmp_path: Path, worker: str) -> None:
     output = tmp_path / "out"
-    process = Process(*job.arguments(output, "--slots", "1", "--rows-per-part", "16", "--picture-timeout", "6"))
+    options = ("--slots", "1", "--rows-per-part", "16", "--picture-timeout", str(HANG_S))
+    process = Process(*small_job.arguments(output, *options))
     # The vision worker is soon through with all rows, and who has nothing to do can't hang.
     at_work = {"vision": lambda: process.done_before is not None, "decoder": lambda: JobFolder(output).part_paths()}
     assert process.wait_until(at_work[worker], interval_s=0.0005)
     os.kill(process.workers()[worker], signal.SIGSTOP)
     assert process.wait() == ExitCode.COMPLETE
     assert_clean(process)
-    assert "has not come to an end with a row in 6 s; a new one is started" in process.stderr
-    assert_whole(output, job.expected)
+    assert f"has not come to an end with a row in {HANG_S} s; a new one is started" in process.stderr
+    assert_whole(output, small_job.expected)
 
 
 def test_a_worker_killed_while_it_loads(small_job: Job, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The fuzzer: `python -m tests.fuzz [--minutes 2] [--seed N] [--target image|parquet|jobfile]`.
+"""The fuzzer: `python -m tests.fuzz [--minutes 2] [--seed N] [--target image|parquet|tar|zip|jobfile]`.
 
 Prints how many inputs were taken in, refused, or crashed the process or raised what nobody expects; those are saved
 in `--save`. Exit code 1 where there is one.

@@ -33,6 +33,7 @@ def serve(connection: Connection, name: str, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ["BATCHCAP_CACHE"] = os.devnull  # no place for the indexes of inputs
     path = folder / "input"
     while True:
         try:

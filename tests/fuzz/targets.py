@@ -1,7 +1,14 @@
 """What is fuzzed: each target takes an input in, or refuses it with an error of ours; anything else is a crash."""
 
+import gzip
+import hashlib
 import io
+import json
+import os
+import tarfile
+import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +18,20 @@ from PIL import Image
 
 from batchcap.commands.jobfile import load_job_file
 from batchcap.config import InputConfig
+from batchcap.core.errors import RowError
 from batchcap.core.sources import Piece
+from batchcap.inputs.archive import ArchiveFiles
+from batchcap.inputs.delimited import CsvFiles
+from batchcap.inputs.encoded import read_encoded
+from batchcap.inputs.jsonl import JsonlFiles
 from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
+from batchcap.inputs.table_files import TableFiles
+from batchcap.inputs.tar import TarFiles
+from batchcap.inputs.zip_archive import ZipFiles
 from batchcap.store.parts import SCHEMA
 from tests.images.samples import encode, load, noise, scene
+from tests.inputs.archives import link, tar_bytes, zip_bytes
 from tests.inputs.parquets import IMAGE_STRUCT
 
 # A few more pixels than the seeds have: a header that claims more is refused, as it is in a job.
@@ -33,11 +49,13 @@ class Target:
         name: for the command line.
         seeds: makes good inputs.
         read: takes one input, which is also in a file; raises BatchcapError or RowError where it refuses it.
+        is_lenient: whether most damage costs single rows, and few inputs are refused.
     """
 
     name: str
     seeds: Callable[[], list[bytes]]
     read: Callable[[bytes, Path], None]
+    is_lenient: bool = False
 
 
 def image_seeds() -> list[bytes]:
@@ -110,9 +128,64 @@ def parquet_seeds() -> list[bytes]:
     return found
 
 
+def jsonl_seeds() -> list[bytes]:
+    """Small JSONL files: values of one type and of several, escapes, nesting, other ends of lines."""
+    rows = [
+        {
+            "path": f"{row}.png",
+            "key": f"é {row}",
+            "n": row,
+            "x": row / 3,
+            "tags": ["a"] * (row % 3),
+            "o": {"b": row > 5},
+        }
+        for row in range(40)
+    ]
+    mixed = [{**row, "n": [None, 1, "1", 2**70, {"a": [1.5]}][index % 5]} for index, row in enumerate(rows)]
+    found = []
+    for some, ends in ((rows, b"\n"), (mixed, b"\r\n\n")):
+        for is_ascii in (True, False):
+            lines = [json.dumps(row, ensure_ascii=is_ascii).encode() for row in some]
+            found.append(ends.join(lines))
+    return [*found, b"\xef\xbb\xbf" + found[0]]
+
+
+def delimited_seeds() -> list[bytes]:
+    """Small CSV files: with and without quotes, and newlines inside of them."""
+    plain = [f"{row}.png,key {row},{row},{row / 3},{'true' if row % 2 else ''}" for row in range(40)]
+    quotes = [f'"{row}.png","a ""key""\n{row}","{row}",,"x,y"' for row in range(40)]
+    header = "path,key,number,share,flag"
+    return [ends.join([header, *lines]).encode() for lines in (plain, quotes) for ends in ("\n", "\r\n\n")]
+
+
 def read_parquet(_content: bytes, path: Path) -> None:
+    """The reader of Parquet."""
+    read_table(ParquetFiles, path)
+
+
+def read_jsonl(content: bytes, path: Path) -> None:
+    """The reader of JSONL."""
+    read_text(JsonlFiles, content, path)
+
+
+def read_csv(content: bytes, path: Path) -> None:
+    """The reader of CSV."""
+    read_text(CsvFiles, content, path)
+
+
+def read_text(kind: type[TableFiles], content: bytes, path: Path) -> None:
+    """A reader that keeps an index: two files of one name and size may be of one moment, so each has its own name."""
+    own = path.with_name(hashlib.sha256(content).hexdigest())
+    own.write_bytes(content)
+    try:
+        read_table(kind, own)
+    finally:
+        own.unlink()
+
+
+def read_table(kind: type[TableFiles], path: Path) -> None:
     """The manifest's readers, and what a part file would be made of."""
-    reader = ParquetFiles(InputConfig((str(path),), id_column="key", keep_columns=("*",)), frozenset(SCHEMA.names))
+    reader = kind(InputConfig((str(path),), id_column="key", keep_columns=("*",)), frozenset(SCHEMA.names))
     rows = min(reader.count(path), MAX_ROWS)
     passthrough = reader.passthrough(path)
     piece = Piece(0, "a", str(path), reader.kind, 0, rows)
@@ -123,6 +196,56 @@ def read_parquet(_content: bytes, path: Path) -> None:
     schema = passthrough_schema([passthrough], None)
     require_values_fit(reader, passthrough, schema, is_written=False)
     pq.write_table(fitted_columns(columns, schema, path), io.BytesIO())
+
+
+def archive_members() -> dict[str, bytes]:
+    """A shard of samples with everything that has a meaning beside an image."""
+    found: dict[str, bytes] = {}
+    for row in range(6):
+        key = f"part/{row:04d}"
+        found |= {f"{key}.jpg": bytes([row]) * 40, f"{key}.txt": b"a text", f"{key}.cls": b"%d" % row}
+        found |= {f"{key}.left.png": b"left", f"{key}.json": b"{}"} if row % 2 else {}
+    return found
+
+
+def tar_seeds() -> list[bytes]:
+    """Small tar archives in every format, packed or not, with long names, links and images alone."""
+    members = archive_members()
+    long = {**members, "d/" * 90 + "long.jpg": b"x", "é.jpg": b"y"}
+    linked = [*members.items(), link("z.jpg"), link("z.txt", tarfile.LNKTYPE)]
+    found = [tar_bytes(long, format=form) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
+    found += [tar_bytes(linked, format=tarfile.USTAR_FORMAT), tar_bytes({f"{row}.png": b"1" for row in range(9)})]
+    return found + [gzip.compress(content, mtime=0) for content in found[1:3]]
+
+
+def zip_seeds() -> list[bytes]:
+    """Small zip archives, packed in every way that is read."""
+    members = archive_members()
+    methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    return [zip_bytes(members, method) for method in methods] + [zip_bytes({"é.jpg": b"1", "b.png": b"2"})]
+
+
+def read_archive(kind: type[ArchiveFiles]) -> Callable[[bytes, Path], None]:
+    """The reader of a kind of archives; indexes are not kept."""
+
+    def read(_content: bytes, path: Path) -> None:
+        os.environ["BATCHCAP_CACHE"] = os.devnull
+        reader = kind(InputConfig((str(path),), keep_columns=("*",)), frozenset(SCHEMA.names))
+        rows = min(reader.count(path), MAX_ROWS)
+        passthrough = reader.passthrough(path)
+        piece = Piece(0, "a", str(path), reader.kind, 0, rows)
+        found = list(reader.rows(piece, range(rows))) if rows else []
+        assert [row.row for row in found] == list(range(rows))
+        assert len({row.id for row in found}) == rows
+        for row in found:
+            with suppress(RowError):
+                read_encoded(row)
+        columns = reader.columns(piece) if rows else None
+        if passthrough is not None and columns is not None:
+            assert len(columns) == rows
+            pq.write_table(fitted_columns(columns, passthrough_schema([passthrough], None), path), io.BytesIO())
+
+    return read
 
 
 def job_seeds() -> list[bytes]:
@@ -140,6 +263,10 @@ TARGETS = {
     for target in (
         Target("picture", image_seeds, read_image),
         Target("parquet", parquet_seeds, read_parquet),
+        Target("jsonl", jsonl_seeds, read_jsonl, is_lenient=True),
+        Target("csv", delimited_seeds, read_csv, is_lenient=True),
+        Target("tar", tar_seeds, read_archive(TarFiles)),
+        Target("zip", zip_seeds, read_archive(ZipFiles)),
         Target("jobfile", job_seeds, read_job),
     )
 }

@@ -19,11 +19,13 @@ INPUTS = 300
 
 @pytest.mark.parametrize("name", list(TARGETS))
 def test_damaged_inputs_end_as_errors_of_ours(name: str) -> None:
-    findings = fuzz(name, seed=1, most_inputs=INPUTS)
+    is_lenient = TARGETS[name].is_lenient
+    inputs = INPUTS // 4 if is_lenient else INPUTS
+    findings = fuzz(name, seed=1, most_inputs=inputs)
     assert not findings.crashes, next(iter(findings.crashes))
-    assert findings.outcomes.total() == INPUTS
-    assert findings.outcomes[Outcome.ACCEPTED] > INPUTS / 50, "damage must get through the first check"
-    assert findings.outcomes[Outcome.REJECTED] > INPUTS / 10
+    assert findings.outcomes.total() == inputs
+    assert findings.outcomes[Outcome.ACCEPTED] > inputs / 50, "damage must get through the first check"
+    assert findings.outcomes[Outcome.REJECTED] > (0 if is_lenient else inputs / 10)
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent / "found").iterdir()), ids=lambda path: path.name)

@@ -19,6 +19,7 @@ from batchcap.inputs.files import ImageFiles
 from batchcap.inputs.parquet import ParquetFiles
 from batchcap.inputs.skipped import Skipped
 from tests.images.samples import encode, scene
+from tests.inputs.archives import tar_bytes, zip_bytes
 
 
 def touch(root: Path, *names: str) -> None:
@@ -199,22 +200,22 @@ def test_other_files_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 def test_images_of_types_that_cannot_be_read_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Also with --quiet, or a phone's photographs would never be captioned and nobody would know."""
-    touch(tmp_path / "in", "a.png", "b.heic", "c.HEIC", "d/e.CR2", "_f/_g.jxl", "film.mp4")
-    touch(tmp_path / "more", "h.png", "i.heic")
+    touch(tmp_path / "in", "a.png", "b.svg", "c.SVG", "d/e.CR2", "_f/_g.pdf", "film.mp4")
+    touch(tmp_path / "more", "h.png", "i.svg")
     skipped = Skipped()
     inputs = InputConfig((str(tmp_path / "in"), str(tmp_path / "more/**")))
     with caplog.at_level(logging.WARNING):
         assert [source.id for source in discover(inputs, tmp_path / "out", skipped)] == ["a.png", "h.png"]
-    assert skipped.images == {".heic": 3, ".cr2": 1, ".jxl": 1}
+    assert skipped.images == {".svg": 3, ".cr2": 1, ".pdf": 1}
     assert skipped.others == {".mp4": 1}
-    assert "in: 4 images skipped of types that can't be read (.heic 2, " in caplog.text
-    assert "more/**: 1 image skipped of types that can't be read (.heic 1): convert to JPEG or PNG" in caplog.text
+    assert "in: 4 images skipped of types that can't be read (.svg 2, " in caplog.text
+    assert "more/**: 1 image skipped of types that can't be read (.svg 1): convert to JPEG or PNG" in caplog.text
 
 
 def test_a_folder_without_an_image_names_the_extensions(tmp_path: Path) -> None:
-    touch(tmp_path / "in", "a.heic", "b.heic", "c.txt")
+    touch(tmp_path / "in", "a.svg", "b.svg", "c.txt")
     with pytest.raises(
-        UsageError, match=r"2 images skipped .*\(\.heic 2\): convert .*; 1 other file skipped \(\.txt 1\)"
+        UsageError, match=r"2 images skipped .*\(\.svg 2\): convert .*; 1 other file skipped \(\.txt 1\)"
     ):
         ids(tmp_path, tmp_path / "in")
 
@@ -291,7 +292,7 @@ def test_what_parquet_writers_leave_or_use_inside_is_skipped(
     touch(root, *BOOKKEEPING, "_mine/_a.png")
     with caplog.at_level(logging.INFO):
         assert set(ids(tmp_path, root / pattern)) == {"_day=1/y.parquet", "_mine/_a.png", "sub/z_.parquet"}
-    assert f"{len(WRITERS_FILES) + len(BOOKKEEPING)} files skipped that Parquet writers leave" in caplog.text
+    assert f"{len(WRITERS_FILES) + len(BOOKKEEPING)} files skipped that writers of tables leave" in caplog.text
     assert "other file" not in caplog.text
 
 
@@ -302,7 +303,7 @@ def test_what_begins_with_an_underscore_can_be_asked_for(tmp_path: Path) -> None
     assert ids(tmp_path, tmp_path / "in/_staging") == ["x.parquet"]
     assert ids(tmp_path, tmp_path / "in/_s*/*.parquet") == ["_staging/x.parquet"]
     assert ids(tmp_path, tmp_path / "in/**/_x*.parquet") == ["sub/_x.parquet"]
-    with pytest.raises(UsageError, match=r"1 file skipped that Parquet writers leave.* Name a Parquet file itself"):
+    with pytest.raises(UsageError, match=r"1 file skipped that writers of tables leave.* Name a file itself"):
         ids(tmp_path, tmp_path / "in/sub")
 
 
@@ -350,10 +351,11 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("rows.jsonl", "is a table that batchcap does not read: convert it to Parquet"),
-        ("rows.CSV", "is a table that batchcap does not read: convert it to Parquet"),
-        ("shard-0001.tar", "is an archive, which batchcap does not open: unpack it and give the folder"),
-        ("shard.tar.gz", "is an archive, which batchcap does not open: unpack it and give the folder"),
+        ("rows.avro", "is a table that batchcap does not read: convert it to Parquet"),
+        ("rows.ORC", "is a table that batchcap does not read: convert it to Parquet"),
+        ("rows.json", "is JSON, of which batchcap reads JSONL, an object in each line: convert it"),
+        ("shard-0001.7z", "is an archive, which batchcap does not open: unpack it and give the folder"),
+        ("shard.tar.zst", "is an archive, which batchcap does not open: unpack it and give the folder"),
         ("job.toml", "is a job file: give it to `batchcap run`"),
     ],
 )
@@ -366,10 +368,61 @@ def test_what_holds_images_and_is_none_is_refused(tmp_path: Path, name: str, adv
         assert "\n" not in str(caught.value)
 
 
-def test_archives_beside_images_are_passed_over(tmp_path: Path) -> None:
-    for name in ("a.png", "b.tar"):
-        (tmp_path / name).write_bytes(b"x")
-    assert [source.id for source in discover(InputConfig((str(tmp_path),)), tmp_path / "out")] == ["a.png"]
+@pytest.mark.parametrize("name", ["b.tar", "b.tar.gz", "b.tgz", "b.zip", "b.7z"])
+@pytest.mark.parametrize("given", [".", "*", "**"])
+def test_archives_beside_images_are_passed_over(tmp_path: Path, name: str, given: str) -> None:
+    """Whoever keeps a copy of a folder in it has the same job as before archives were read."""
+    touch(tmp_path, "in/a.png", f"in/{name}")
+    assert ids(tmp_path, tmp_path / "in" / given) == ["a.png"]
+
+
+def test_archives_are_found_by_name(tmp_path: Path) -> None:
+    for name in ("a.tar", "x/b.TAR", "c.tar.gz", "x/d.tgz", "e.zip"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes((zip_bytes if name == "e.zip" else tar_bytes)({"1.jpg": b"1"}))
+    assert ids(tmp_path, tmp_path / "in/a.tar") == ["a.tar"]
+    for pattern, name in (
+        ("*.tar", "a.tar"),
+        ("**/*.TAR", "x/b.TAR"),
+        ("*.tar.gz", "c.tar.gz"),
+        ("x/*.tgz", "d.tgz"),
+        ("*.zip", "e.zip"),
+    ):
+        assert ids(tmp_path, tmp_path / "in" / pattern) == [name]
+    assert [(one.kind, one.rows) for one in found(tmp_path, tmp_path / "in/c.tar.gz", tmp_path / "in/e.zip")] == [
+        ("tar", 1),
+        ("zip", 1),
+    ]
+
+
+def test_a_folder_of_nothing_but_archives_says_how_to_name_them(tmp_path: Path) -> None:
+    touch(tmp_path / "in", "x/0.tar.gz", "x/1.tar.gz", "2.zip", "a.csv")
+    pattern = re.escape(f"name them, in quotes: '{tmp_path}/in/**/*.tar.gz'")
+    with pytest.raises(
+        UsageError, match=rf"no image and no Parquet file in .*To caption what is in \.tar\.gz.*{pattern}"
+    ):
+        ids(tmp_path, tmp_path / "in")
+
+
+def test_ranges_of_numbers(tmp_path: Path) -> None:
+    """Ids are relative to the folder above the first one, as for a pattern."""
+    touch(tmp_path / "in", *(f"{part}/{number:02d}.png" for part in range(3) for number in range(8, 12)))
+    assert ids(tmp_path, tmp_path / "in/1/{08..10}.png") == ["08.png", "09.png", "10.png"]
+    assert ids(tmp_path, tmp_path / "in/{1..2}/{11..10}.png") == ["1/11.png", "1/10.png", "2/11.png", "2/10.png"]
+    assert ids(tmp_path, tmp_path / "in/{0..2}/*8.png") == ["0/08.png", "1/08.png", "2/08.png"]
+    assert ids(tmp_path, tmp_path / "in/*/{08..09}.png") == [
+        f"{part}/{n}.png" for n in ("08", "09") for part in range(3)
+    ]
+    assert len(ids(tmp_path, tmp_path / "in/{0..2}")) == 12
+    with pytest.raises(UsageError, match=r"in/1/12\.png does not exist"):
+        ids(tmp_path, tmp_path / "in/1/{08..12}.png")
+
+
+def test_what_has_braces_in_its_name_is_itself(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a{1..2}.png", "in/a1.png", "in{1..2}/b.png", "in1/c.png", "in2/d.png")
+    assert ids(tmp_path, tmp_path / "in/a{1..2}.png") == ["a{1..2}.png"]
+    assert ids(tmp_path, tmp_path / "in{1..2}") == ["b.png"]
+    assert ids(tmp_path, tmp_path / "in{1..2}/*.png") == ["b.png"]
 
 
 @pytest.mark.parametrize(

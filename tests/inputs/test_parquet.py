@@ -21,8 +21,8 @@ ROWS = 25  # more than one row group of ten, and more than one batch of images
 
 
 @contextmanager
-def planned(folder: Path, rows_per_part: int = 7, **settings: Any) -> Iterator[Plan]:
-    config = InputConfig((str(folder),), **settings)
+def planned(folder: Path, rows_per_part: int = 7, inputs: tuple[str, ...] = (), **settings: Any) -> Iterator[Plan]:
+    config = InputConfig(inputs or (str(folder),), **settings)
     with closing(Journal.open(folder / "journal.sqlite")) as journal:
         plan = Plan(journal, config)
         plan.extend(list(discover(config, folder / "out")), rows_per_part, 0)
@@ -37,6 +37,13 @@ def carried(plan: Plan) -> list[pa.Table]:
     tables = [plan.shard_columns(shard) for shard in plan.shards()]
     assert [len(table) for table in tables] == [shard.rows for shard in plan.shards()]
     return tables
+
+
+def test_a_file_without_columns_to_carry_has_nulls_in_those_of_others(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", {"image": [b"x"] * 9})
+    write_table(tmp_path / "b.parquet", {"image": [b"x"] * 2, "title": ["a", "b"]})
+    with planned(tmp_path, keep_columns=("*",)) as plan:
+        assert pa.concat_tables(carried(plan))["title"].to_pylist() == [None] * 9 + ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,15 @@ from batchcap.core.records import Caption, Failure, FinishReason, ImageFacts, Ou
 from batchcap.core.sources import Piece
 from batchcap.export.quality.images import ImageChoice, input_rows
 from batchcap.images.decode import decode
+from batchcap.inputs.delimited import CsvFiles, TsvFiles
 from batchcap.inputs.discover import discover
 from batchcap.inputs.encoded import read_encoded, read_image
+from batchcap.inputs.jsonl import JsonlFiles
 from batchcap.inputs.parquet import ParquetFiles
+from batchcap.inputs.reader import Reader
 from batchcap.inputs.registry import READERS
+from batchcap.inputs.tar import TarFiles
+from batchcap.inputs.zip_archive import ZipFiles
 from batchcap.job import run as job
 from batchcap.job.plan import Plan
 from batchcap.job.run import run_job
@@ -32,6 +37,7 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from tests.fake_engine import FakeEngine, SilentProgress, fake_bundle
 from tests.images.samples import encode, noise
+from tests.inputs.archives import tar_bytes, written, zip_bytes
 from tests.inputs.blobs import BlobLists, write_blobs
 from tests.inputs.parquets import write_table
 
@@ -39,7 +45,18 @@ PACKAGE = Path(batchcap.__file__).parent
 # What the rest of the package knows of `inputs`; all other modules of it are some kind's own.
 FOR_ALL = frozenset(
     f"batchcap.inputs.{name}"
-    for name in ("columns", "content", "discover", "encoded", "passthrough", "reader", "registry", "skipped", "source")
+    for name in (
+        "columns",
+        "content",
+        "discover",
+        "encoded",
+        "passthrough",
+        "plugins",
+        "reader",
+        "registry",
+        "skipped",
+        "source",
+    )
 )
 WIDTHS = [30, 41, 52, 63, 74]
 
@@ -93,13 +110,19 @@ def test_the_names_that_plans_store_are_those_of_all_jobs_before() -> None:
     assert {kind: (reader.kind, reader.is_container) for kind, reader in READERS.items()} == {
         "image": ("image", False),
         "parquet": ("parquet", True),
+        "arrow": ("arrow", True),
+        "jsonl": ("jsonl", True),
+        "csv": ("csv", True),
+        "tsv": ("tsv", True),
+        "tar": ("tar", True),
+        "zip": ("zip", True),
     }
 
 
 def test_no_suffix_has_two_readers() -> None:
     found = [suffix for reader in READERS.values() for suffix in reader.suffixes]
     assert len(found) == len(set(found))
-    assert all(re.fullmatch(r"\.[a-z0-9]+", suffix) for suffix in found)
+    assert all(re.fullmatch(r"\.[a-z0-9]+(\.gz)?", suffix) for suffix in found)
 
 
 def test_a_new_kind_is_found_planned_read_and_captioned(config: JobConfig) -> None:
@@ -146,7 +169,23 @@ def test_rows_that_are_not_wanted_are_not_given(tmp_path: Path) -> None:
     """Of all kinds: a piece that begins inside of its source, as the second part of a file does."""
     images = [encode(noise(width, 20)) for width in WIDTHS]
     table = write_table(tmp_path / "a.parquet", {"image": images}, row_group_size=2)
-    for reader, path in ((ParquetFiles, table), (BlobLists, write_blobs(tmp_path / "b.offsets", images))):
+    members = {f"{row}.png": image for row, image in enumerate(images)}
+    for name, image in zip("abcde", images, strict=True):
+        (tmp_path / name).write_bytes(image)
+    (tmp_path / "a.jsonl").write_text("\n".join(f'{{"image":"{name}"}}' for name in "abcde"))
+    for suffix in ("csv", "tsv"):
+        (tmp_path / f"a.{suffix}").write_text("\n".join(["image", *"abcde"]))
+    cases: tuple[tuple[type[Reader], Path], ...] = (
+        (ParquetFiles, table),
+        (JsonlFiles, tmp_path / "a.jsonl"),
+        (CsvFiles, tmp_path / "a.csv"),
+        (TsvFiles, tmp_path / "a.tsv"),
+        (TarFiles, written(tmp_path / "a.tar", tar_bytes(members))),
+        (TarFiles, written(tmp_path / "a.tgz", tar_bytes(members, "w:gz"))),
+        (ZipFiles, written(tmp_path / "a.zip", zip_bytes(members))),
+        (BlobLists, write_blobs(tmp_path / "b.offsets", images)),
+    )
+    for reader, path in cases:
         piece = Piece(100, "id", str(path), reader.kind, 1, 4)
         rows = list(reader(InputConfig((str(path),))).rows(piece, [101, 103]))
         assert [(row.index, row.row, read_encoded(row)) for row in rows] == [(101, 2, images[2]), (103, 4, images[4])]
@@ -165,22 +204,22 @@ def test_a_folder_without_anything_names_the_new_kind(config: JobConfig, tmp_pat
     (tmp_path / "none").mkdir()
     (tmp_path / "none/b.offsets").touch()
     for name, message in (
-        ("empty", "no image and no Parquet file and no blob list in .*; 1 file skipped that Parquet writers"),
+        ("empty", "no image and no Parquet file and no blob list in .*; 1 file skipped that writers of tables"),
         ("none", "no blob list in .* has a row"),
     ):
         with pytest.raises(UsageError, match=message):
             run(JobConfig(InputConfig((str(tmp_path / name),)), config.output))
 
 
-@pytest.mark.parametrize("name", ["in", "in/b.jsonl"])
+@pytest.mark.parametrize("name", ["in", "in/b.avro"])
 def test_a_suffix_that_was_refused_is_read_once_it_has_a_reader(
     config: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    (tmp_path / "in/b.offsets").rename(tmp_path / "in/b.jsonl")
-    named = JobConfig(InputConfig((str(tmp_path / "in/b.jsonl"),)), config.output)
+    (tmp_path / "in/b.offsets").rename(tmp_path / "in/b.avro")
+    named = JobConfig(InputConfig((str(tmp_path / "in/b.avro"),)), config.output)
     with pytest.raises(UsageError, match="is a table that batchcap does not read"):
         run(named)
-    monkeypatch.setattr(BlobLists, "suffixes", frozenset({".jsonl"}))
+    monkeypatch.setattr(BlobLists, "suffixes", frozenset({".avro"}))
     summary, _submitted = run(JobConfig(InputConfig((str(tmp_path / name),)), config.output))
     assert summary.counts.ok == (6 if name == "in" else 4)
 

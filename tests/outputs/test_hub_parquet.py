@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from batchcap.config import FolderImages, GenerationConfig, InputConfig, JobConfig, OutputsConfig
 from batchcap.core.atomic import TEMPORARY_SUFFIX
@@ -19,6 +20,7 @@ from batchcap.outputs import hub_parquet
 from batchcap.outputs.card import size_category
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
+from batchcap.outputs.pairs import image_suffix
 from tests.images.samples import encode, noise
 from tests.inputs.parquets import write_table
 from tests.outputs.conftest import Run, parquet_job, with_outputs
@@ -223,3 +225,23 @@ def test_columns_of_every_type_go_in(config: JobConfig, run: Run, tmp_path: Path
     converted(config)
     table = pq.read_table(folder / "data").select(["kind", "tags", "more"])
     assert table.to_pylist() == [{"kind": "k", "tags": ["a"], "more": {"x": 1.5}}, dict.fromkeys(table.column_names)]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI"])
+def test_every_format_has_its_extension(kind: str) -> None:
+    suffix = image_suffix(encode(noise(20, 10), kind))
+    assert Image.registered_extensions()[suffix or ""] == kind
+
+
+@pytest.mark.parametrize(
+    ("beginning", "suffix"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ".heic"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif", ".avif"),
+        (b"\0\0\0\x0cJXL \r\n", ".jxl"),
+        (b"\xff\x0a\xfa", ".jxl"),
+        (b"anything", None),
+    ],
+)
+def test_extensions_of_formats_of_extras(beginning: bytes, suffix: str | None) -> None:
+    assert image_suffix(beginning) == suffix

@@ -1,5 +1,6 @@
 """The input's tables with captions: every row beside its own caption, and all else as it was."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -202,3 +203,16 @@ def test_rows_with_several_captions_of_one_prompt(tables: JobConfig, run: Run) -
     run(config)
     with pytest.raises(UsageError, match=r"one for each image of a row \(--images each\): choose jsonl or hf-parquet"):
         converted(config)
+
+
+def test_other_tables_become_parquet(config: JobConfig, run: Run, tmp_path: Path) -> None:
+    lines = [{"image": name, "number": number} for number, name in enumerate(("a.png", "sub/b.jpg", "bad.png"))]
+    path = tmp_path / "in/list.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = replace(config, input=InputConfig((str(path),), id_column="image"))
+    run(config)
+    assert converted(config).captions == 2
+    table = pq.read_table(tmp_path / "out-dataset/list.jsonl.parquet")
+    assert table.column_names == ["image", "number", "caption", "verdict"]
+    assert table["number"].to_pylist() == [0, 1, 2]
+    assert table["caption"].to_pylist() == ["Caption of a.png.", "Caption of sub/b.jpg.", None]

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from batchcap.core.atomic import atomic_file, write_atomic
 from batchcap.core.errors import LockedError, NotSameJobError, StorageError, UsageError
 from batchcap.core.records import CaptionRow, Shard
 from batchcap.core.setting import settings_of
+from batchcap.store import folder as store_folder
 from batchcap.store.fingerprint import check_same_job, fingerprint_of, is_known_job
 from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import UnknownFormatError
@@ -36,6 +38,23 @@ CONFIG = JobConfig(InputConfig(("pictures",)), "out")
 @pytest.fixture
 def folder(tmp_path: Path) -> JobFolder:
     return JobFolder.open_or_create(tmp_path / "out")
+
+
+def test_a_folder_that_another_run_takes_away_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs that begin at once: each tries whether it may make the folder, and removes what it has made to try."""
+    path = tmp_path / "a" / "out"
+    whole_sync = store_folder.sync
+    taken = []
+
+    def take_away_once(folder: Path) -> None:
+        if not taken:
+            taken.append(folder)
+            shutil.rmtree(path)
+        whole_sync(folder)
+
+    monkeypatch.setattr(store_folder, "sync", take_away_once)
+    assert JobFolder.open_or_create(path).state_path.is_dir()
+    assert taken
 
 
 def check(folder: JobFolder, config: JobConfig = CONFIG, bundle_id: str = "m", dtype: str = "bf16") -> None:

@@ -153,7 +153,7 @@ class FitOptions:
 
     calibrate: tuple[str, ...] = setting(
         (),
-        "Images to calibrate by (folder, files, Parquet; repeat the option for more): weights are scaled so "
+        "Images to calibrate by (folder, files, tables; repeat the option for more): weights are scaled so "
         "that those which matter for such images are rounded in finer steps (AWQ). Takes minutes.",
         form=Form.REPEATED,
     )

@@ -38,7 +38,7 @@ class ImageChoice:
     """Which images to look at, and what to ask about them.
 
     Attributes:
-        inputs: image files, folders, Parquet files or patterns; none: the images that come with batchcap.
+        inputs: image files, folders, tables or patterns; none: the images that come with batchcap.
         count: most images that are taken, evenly spread over all there are.
         prompt: what to ask about each image.
         max_visual_tokens: budget an image.
