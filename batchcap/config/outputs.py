@@ -18,7 +18,7 @@ FORMS = {
     "imagefolder": "a Hugging Face imagefolder, images and metadata.jsonl: OUT-imagefolder; see --folder-images",
     "hf-parquet": "a Hugging Face dataset in Parquet with the images inside: OUT-hf-parquet",
     "webdataset": "tar files for WebDataset, image, captions and JSON of each row: OUT-webdataset",
-    "dataset": "the Parquet files of the input once more with the captions as columns, of a complete job: OUT-dataset",
+    "dataset": "the tables of the input as Parquet with captions as columns, of a complete job: OUT-dataset",
     "html-alt": "HTML pages of --html-pages with alt texts, in the folder WHERE",
 }
 # Those whose place has no default.
