@@ -15,7 +15,16 @@ _FORMS = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
 
 @options_of(
     OutputsConfig,
-    only=("existing", "verdicts", "full_names", "max_alt_letters", "html_pages", "csv_safe"),
+    only=(
+        "existing",
+        "verdicts",
+        "full_names",
+        "max_alt_letters",
+        "html_pages",
+        "folder_images",
+        "license",
+        "csv_safe",
+    ),
     first=("output", "to"),
 )
 def convert(

@@ -19,7 +19,7 @@ from batchcap.config.captions import (
     prompt_name_fault,
 )
 from batchcap.config.inputs import ImagesOf, InputConfig
-from batchcap.config.outputs import FORMS, Existing, OutputsConfig, form_fault
+from batchcap.config.outputs import FORMS, Existing, FolderImages, OutputsConfig, form_fault
 from batchcap.config.run import LimitConfig, OnChanged, PlacementConfig, ResumeConfig, Retry
 from batchcap.core.setting import known_as, require_sense, setting
 
@@ -30,6 +30,7 @@ __all__ = [
     "MODEL_VARIABLE",
     "PROMPT_NAME",
     "Existing",
+    "FolderImages",
     "GenerationConfig",
     "ImagesOf",
     "InputConfig",

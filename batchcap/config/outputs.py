@@ -1,5 +1,6 @@
 """Owns the settings of the other forms of the captions."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,6 +15,10 @@ FORMS = {
     "jsonl": "one file with a JSON object for each row: OUT.jsonl",
     "csv": "one file of comma-separated values with a header: OUT.csv; see --csv-safe",
     "arrow": "one Arrow (Feather) file: OUT.arrow",
+    "imagefolder": "a Hugging Face imagefolder, images and metadata.jsonl: OUT-imagefolder; see --folder-images",
+    "hf-parquet": "a Hugging Face dataset in Parquet with the images inside: OUT-hf-parquet",
+    "webdataset": "tar files for WebDataset, image, captions and JSON of each row: OUT-webdataset",
+    "dataset": "the tables of the input as Parquet with captions as columns, of a complete job: OUT-dataset",
     "html-alt": "HTML pages of --html-pages with alt texts, in the folder WHERE",
 }
 # Those whose place has no default.
@@ -28,6 +33,14 @@ class Existing(StrEnum):
     REPLACE = "replace"
     APPEND = "append"
     PREPEND = "prepend"
+
+
+class FolderImages(StrEnum):
+    """How the images come into an imagefolder."""
+
+    LINK = "link"
+    COPY = "copy"
+    INPLACE = "inplace"
 
 
 def form_fault(wanted: str) -> str:
@@ -52,6 +65,11 @@ def _verdicts_fault(verdicts: tuple[str, ...]) -> str:
     if unknown:
         return f"must be some of {', '.join(known)}, not {unknown[0]!r}{did_you_mean(unknown[0], known)}"
     return "" if verdicts else f"must not be empty: name some of {', '.join(known)}"
+
+
+def _license_fault(name: str) -> str:
+    is_id = re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name) is not None
+    return "" if is_id else f"must be an identifier of the Hugging Face hub, such as cc-by-4.0, not {name!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,17 @@ class OutputsConfig:
         None,
         "With the form html-alt: folder of the site, whose .html and .htm files are read. They are never changed.",
         metavar="FOLDER",
+    )
+    folder_images: FolderImages = setting(
+        FolderImages.LINK,
+        "Images of an imagefolder. link: hard links where the disk allows, else copies; copy: copies; inplace: they "
+        "stay where they are, and metadata.jsonl is written into the input folder.",
+    )
+    license: str = setting(
+        "unknown",
+        "License of the captioned images, for the dataset card, as the Hugging Face hub calls it: cc-by-4.0, mit, …",
+        metavar="ID",
+        check=_license_fault,
     )
     csv_safe: bool = setting(False, "In CSV, put ' before text that a spreadsheet would take for a formula.")
 

@@ -11,7 +11,7 @@ from batchcap.model.bundle import Bundle
 _PRECISION = "int4"  # what `batchcap export` makes where nothing else is asked for
 
 
-def load_bundle(folder: str | Path) -> Bundle:
+def load_named_bundle(folder: str | Path) -> Bundle:
     """Read a bundle that a person has named; every file is compared with its checksum.
 
     Raises:

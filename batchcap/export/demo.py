@@ -11,7 +11,7 @@ from filelock import FileLock
 from batchcap.config import DEMO_MODEL, MODEL_VARIABLE
 from batchcap.core.cache import cache_folder
 from batchcap.core.errors import BundleError, UsageError
-from batchcap.export.advice import load_bundle
+from batchcap.export.advice import load_named_bundle
 from batchcap.export.checkpoint.options import ExportOptions, missing_packages
 from batchcap.model.bundle import BUNDLE_FILE, Bundle
 
@@ -40,7 +40,7 @@ def load_model(model: str | None) -> Bundle:
     if model is None:
         raise UsageError(NO_MODEL)
     if model != DEMO_MODEL:
-        return load_bundle(model)
+        return load_named_bundle(model)
     log.info(DEMO_NOTE)
     if (Path(DEMO_MODEL) / BUNDLE_FILE).exists():
         log.warning(

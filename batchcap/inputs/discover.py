@@ -145,7 +145,7 @@ class _Search:
     def __init__(self, exclude: str, opened: Mapping[str, Reader]) -> None:
         self.skipped = Skipped()
         self._opened = opened
-        self._walk = Walk(exclude, self.skipped.job_folders)
+        self._walk = Walk(exclude, self.skipped.job_folders, self.skipped.datasets)
         self._readers = readers_by_suffix()
 
     def given(self, given: str) -> Iterator[Source]:

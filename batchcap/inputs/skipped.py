@@ -22,12 +22,14 @@ class Skipped:
         others: other files, by suffix, among them those of kinds that are taken where they are named only.
         internal: files that a writer of tables has left unfinished or uses inside.
         job_folders: real paths of the job folders.
+        datasets: real paths of the folders with images that batchcap has written.
     """
 
     images: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     internal: int = 0
     job_folders: set[str] = field(default_factory=set)
+    datasets: set[str] = field(default_factory=set)
 
     def add(self, other: "Skipped") -> None:
         """Count all that another one has, too."""
@@ -35,6 +37,7 @@ class Skipped:
         self.others.update(other.others)
         self.internal += other.internal
         self.job_folders |= other.job_folders
+        self.datasets |= other.datasets
 
     def lines(self) -> list[tuple[int, str]]:
         """Level for the log and text of each kind that was skipped."""
@@ -54,6 +57,9 @@ class Skipped:
             lines.append((logging.INFO, f"{text} (names that begin with _)"))
         if self.job_folders:
             lines.append((logging.INFO, f"{_count(len(self.job_folders), 'job folder')} of batchcap skipped"))
+        if self.datasets:
+            text = f"{_count(len(self.datasets), 'folder')} skipped that batchcap has written itself"
+            lines.append((logging.INFO, f"{text}: name one as an input to caption what is in it"))
         return lines
 
     def nothing_found(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Owns which files lie below a folder or match a pattern: their order, links, hidden names, and job folders."""
+"""Owns which files lie below a folder or match a pattern: order, links, hidden names, folders of batchcap itself."""
 
 import glob
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batchcap.core.jobfolder import is_job_folder
+from batchcap.core.jobfolder import is_job_folder, is_own_dataset
 from batchcap.core.text import shown_name
 
 log = logging.getLogger(__name__)
@@ -15,15 +15,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Walk:
-    """A search for files, which enters neither hidden folders nor job folders.
+    """A search for files, which enters neither hidden folders nor those that batchcap has written.
 
     Attributes:
         exclude: real path of a folder that is left out without a word: the job's own output.
         job_folders: real paths of the job folders that were found and skipped.
+        datasets: those of the folders with images that batchcap has written, found below an input and skipped.
     """
 
     exclude: str
     job_folders: set[str] = field(default_factory=set)
+    datasets: set[str] = field(default_factory=set)
 
     def below(self, folder: str) -> Iterator[str]:
         """Relative paths of all files below a folder, in the order of their bytes.
@@ -65,7 +67,7 @@ class Walk:
                         continue
                     if not _is_folder(entry):
                         names.append(entry.name)
-                    elif os.path.realpath(os.fsdecode(entry.path)) != self.exclude:
+                    elif self._may_be_entered(os.fsdecode(entry.path)):
                         names.append(entry.name + b"/")
         except OSError as error:
             log.warning(
@@ -73,6 +75,13 @@ class Walk:
             )
         names.sort()
         return names
+
+    def _may_be_entered(self, folder: str) -> bool:
+        real = os.path.realpath(folder)
+        if is_own_dataset(Path(real)):
+            self.datasets.add(real)
+            return False
+        return real != self.exclude
 
     def matches(self, pattern: str, base: str) -> list[str]:
         """Paths that a pattern matches, in order.
@@ -102,9 +111,12 @@ class Walk:
         here = base
         for name in os.path.relpath(folder or os.curdir, base).split(os.sep):
             here = os.path.join(here, name)
-            if name != os.curdir and is_job_folder(Path(here)):
-                self.job_folders.add(os.path.realpath(here))
-                return True
+            if name == os.curdir:
+                continue
+            for is_ours, skipped in ((is_job_folder, self.job_folders), (is_own_dataset, self.datasets)):
+                if is_ours(Path(here)):
+                    skipped.add(os.path.realpath(here))
+                    return True
         return False
 
 

@@ -10,7 +10,7 @@ from batchcap.core.errors import BatchcapError
 from batchcap.core.records import Shard
 from batchcap.core.row_counts import RowCounts
 from batchcap.job.plan import Plan
-from batchcap.outputs.form import FinishedPart, Form, Job
+from batchcap.outputs.form import FinishedPart, Form, Job, Origin
 from batchcap.outputs.ledger import Ledger
 from batchcap.outputs.registry import make_form
 from batchcap.store.folder import JobFolder
@@ -33,7 +33,7 @@ class OtherForms:
         self._folder = folder
         self._plan = plan
         self._ledger = Ledger(folder)
-        job = Job(folder, tuple(prompts), self._ledger)
+        job = Job(folder, tuple(prompts), self._ledger, plan.kinds())
         self._forms: list[Form] = [make_form(one, job, config) for one in config.also]
         self._waiting: set[Form] = set()  # of those that go part by part: a part could not be written
 
@@ -54,7 +54,7 @@ class OtherForms:
         for form in self._forms:
             if form.is_incremental and form not in self._waiting:
                 try:
-                    form.write([self._part(shard)], skips_known=True)
+                    form.write_part(self._part(shard))
                 except BatchcapError as error:
                     self._waiting.add(form)
                     log.warning("%s files wait for the end of this run: %s", form.name, error)
@@ -83,4 +83,4 @@ class OtherForms:
     def _part(self, shard: Shard) -> FinishedPart:
         path = self._folder.part_path(shard.seq)
         counts = RowCounts.from_dict(json.loads(part_metadata(path)[TALLY_KEY]))
-        return FinishedPart(shard, path, counts, self._plan.shard_rows)
+        return FinishedPart(shard, path, counts, Origin(self._plan.rows_again, self._plan.pieces))

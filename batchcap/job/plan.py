@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchcap.config import InputConfig
 from batchcap.core.errors import ChangedInputError
 from batchcap.core.records import ImageRow, Shard
-from batchcap.core.sources import Source
+from batchcap.core.sources import Piece, Source
 from batchcap.core.text import shown_name
 from batchcap.inputs.columns import require_no_columns
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
@@ -53,6 +53,7 @@ class Plan:
         # Also the plain names: a carried `caption` beside `caption_short` would be taken for ours.
         self._readers = open_readers(config, frozenset((*SCHEMA.names, *output_schema(prompts).names)))
         self._containers = [kind for kind, reader in self._readers.items() if reader.is_container]
+        self._second_readers: dict[str, Reader] | None = None
         self._passthrough: pa.Schema | None = None
 
     @property
@@ -121,6 +122,14 @@ class Plan:
         """Id and path of every source that is an image itself."""
         return self._tables.named_sources([kind for kind in self._readers if kind not in self._containers])
 
+    def kinds(self) -> frozenset[str]:
+        """The kinds of the sources that have rows."""
+        return self._tables.kinds()
+
+    def pieces(self, shard: Shard) -> list[Piece]:
+        """The pieces of sources that make up a shard, in order."""
+        return self._tables.pieces(shard)
+
     def shard_rows(self, shard: Shard, wanted: Collection[int] | None = None) -> Iterator[ImageRow]:
         """The rows of a shard, in order.
 
@@ -136,6 +145,18 @@ class Plan:
             inside = [index for index in range(piece.first_row, piece.first_row + piece.rows) if index in wanted]
             if inside:
                 yield from self._readers[piece.kind].rows(piece, inside)
+
+    def rows_again(self, shard: Shard) -> Iterator[ImageRow]:
+        """The rows of a shard, for who comes after the captioning: it does not lose its place in an open file.
+
+        Raises:
+            UsageError: a source can't be read.
+        """
+        if self._second_readers is None:
+            self._second_readers = open_readers(self._config)
+        for piece in self._tables.pieces(shard):
+            indexes = range(piece.first_row, piece.first_row + piece.rows)
+            yield from self._second_readers[piece.kind].rows(piece, indexes)
 
     def shard_columns(self, shard: Shard) -> pa.Table | None:
         """The carried columns of a shard, one row for each of its rows; None where none are carried.

@@ -137,7 +137,7 @@ class Bundle:
             verify: compare every file with its checksum; sizes are compared in any case.
 
         Raises:
-            NoBundleError: it is not there; `export.advice.load_bundle` says what is there instead.
+            NoBundleError: it is not there; `export.advice.load_named_bundle` says what is there instead.
             BundleError: it is not a bundle, of another format version, or a file is missing or changed.
         """
         folder = Path(folder)

@@ -7,9 +7,10 @@ from pathlib import Path
 from batchcap.config import OutputsConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import ImageRow, Shard
+from batchcap.core.sources import Piece
 from batchcap.inputs.reader import Reader
 from batchcap.inputs.registry import READERS, open_readers
-from batchcap.outputs.form import FinishedPart, Job, Written
+from batchcap.outputs.form import FinishedPart, Job, Origin, Written
 from batchcap.outputs.ledger import Ledger
 from batchcap.outputs.registry import make_form
 from batchcap.store.folder import JobFolder
@@ -38,15 +39,24 @@ def convert(output: Path, forms: Sequence[str], config: OutputsConfig) -> list[W
     folder = JobFolder.open_existing(output)
     finished = FinishedParts(folder)
     with closing(Ledger(folder)) as ledger:
-        job = Job(folder, finished.prompts, ledger)
+        job = Job(folder, finished.prompts, ledger, finished.kinds())
         made = [make_form(form, job, config) for form in forms]
         for form in made:  # all of them before the first is written
             form.check(finished.image_ids)
+            if form.needs_all_rows and finished.rows_left:
+                raise UsageError(
+                    f"{form.name} is written once all rows are done, and {finished.rows_left} of {folder.path} are "
+                    "left: run the job to its end"
+                )
         return [form.write(finished) for form in made]
 
 
 class FinishedParts:
     """The finished parts of a job folder, in their order.
+
+    Attributes:
+        prompts: names of the prompts.
+        rows_left: rows of the job that are in no part yet, or are captioned again.
 
     Raises:
         UsageError: there is none, or the folder does not say what its job is.
@@ -55,7 +65,9 @@ class FinishedParts:
 
     def __init__(self, folder: JobFolder) -> None:
         self._folder = folder
-        self._states = [state for state in look_at_shards(folder) if state.has_part]
+        states = look_at_shards(folder)
+        self._states = [state for state in states if state.has_part]
+        self.rows_left = sum(max(1, state.left) for state in states if not state.is_done)
         if not self._states:
             raise UsageError(f"no part of {folder.path} is finished yet: wait for one, or run the job to its end")
         self._readers: dict[str, Reader] = open_readers(input_config(begun_configuration(folder)))
@@ -64,15 +76,21 @@ class FinishedParts:
     def __iter__(self) -> Iterator[FinishedPart]:
         for state in self._states:
             path = self._folder.part_path(state.shard.seq)
-            yield FinishedPart(state.shard, path, state.counts, self._images)
+            yield FinishedPart(state.shard, path, state.counts, Origin(self._images, self._pieces))
 
     def image_ids(self) -> Iterator[tuple[str, Path]]:
         """Id and path of every image file of the job."""
         return iter(Journal.look_into(self._folder.journal_path, _image_ids))
 
+    def kinds(self) -> frozenset[str]:
+        """The kinds of the job's sources."""
+        return Journal.look_into(self._folder.journal_path, lambda journal: PlanTables(journal).kinds())
+
+    def _pieces(self, shard: Shard) -> list[Piece]:
+        return Journal.look_into(self._folder.journal_path, lambda journal: PlanTables(journal).pieces(shard))
+
     def _images(self, shard: Shard) -> Iterator[ImageRow]:
-        pieces = Journal.look_into(self._folder.journal_path, lambda journal: PlanTables(journal).pieces(shard))
-        for piece in pieces:
+        for piece in self._pieces(shard):
             yield from self._readers[piece.kind].rows(piece, range(piece.first_row, piece.first_row + piece.rows))
 
 

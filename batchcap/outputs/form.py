@@ -15,11 +15,25 @@ import pyarrow.parquet as pq
 from batchcap.config import OutputsConfig
 from batchcap.core.records import CaptionRow, ImageRow, Shard, Status
 from batchcap.core.row_counts import RowCounts
+from batchcap.core.sources import Piece
 from batchcap.outputs.ledger import Ledger
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import part_metadata, read_part
 
 FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the rows of a job's parts come from.
+
+    Attributes:
+        images: gives the rows of a shard, in order.
+        pieces: gives the pieces of sources that make up a shard, in order.
+    """
+
+    images: Callable[[Shard], Iterator[ImageRow]]
+    pieces: Callable[[Shard], list[Piece]]
 
 
 class FinishedPart:
@@ -31,13 +45,11 @@ class FinishedPart:
         counts: of its rows.
     """
 
-    def __init__(
-        self, shard: Shard, path: Path, counts: RowCounts, images: Callable[[Shard], Iterator[ImageRow]]
-    ) -> None:
+    def __init__(self, shard: Shard, path: Path, counts: RowCounts, origin: Origin) -> None:
         self.shard = shard
         self.path = path
         self.counts = counts
-        self._images = images
+        self._origin = origin
 
     @cached_property
     def rows(self) -> list[CaptionRow]:
@@ -59,7 +71,11 @@ class FinishedPart:
         Raises:
             UsageError: an input can't be read.
         """
-        return self._images(self.shard)
+        return self._origin.images(self.shard)
+
+    def pieces(self) -> list[Piece]:
+        """The pieces of sources that its rows come from, in order."""
+        return self._origin.pieces(self.shard)
 
     @property
     def stamp(self) -> str:
@@ -81,6 +97,7 @@ class Written:
         kept: files of others that were left as they are.
         collisions: captions whose file is that of another row.
         unplaced: captions of images that are no files of their own.
+        changed: captions of images that are gone or others than those that were captioned.
         kept_texts: texts of others that were left as they are, inside of files.
         uncaptioned: images of pages that have no caption.
     """
@@ -93,6 +110,7 @@ class Written:
     kept: int = 0
     collisions: int = 0
     unplaced: int = 0
+    changed: int = 0
     kept_texts: int = 0
     uncaptioned: int = 0
 
@@ -104,6 +122,7 @@ class Written:
         self.kept += other.kept
         self.collisions += other.collisions
         self.unplaced += other.unplaced
+        self.changed += other.changed
         self.kept_texts += other.kept_texts
         self.uncaptioned += other.uncaptioned
 
@@ -127,6 +146,7 @@ class Written:
             (self.kept, "files kept that were there already or were changed since"),
             (self.collisions, "not written, since another row has a file of the same name"),
             (self.unplaced, "not written, since their images are no files of their own"),
+            (self.changed, "not written, since their images are gone or have changed"),
             (self.kept_texts, "texts kept that somebody else wrote"),
             (self.uncaptioned, "images of pages without a caption"),
         ):
@@ -143,11 +163,13 @@ class Job:
         folder: the job folder.
         prompts: names of the prompts.
         ledger: which files batchcap has written.
+        kinds: of the sources that its rows come from, as readers are called.
     """
 
     folder: JobFolder
     prompts: tuple[str, ...]
     ledger: Ledger
+    kinds: frozenset[str]
 
 
 class Form(ABC):
@@ -156,15 +178,22 @@ class Form(ABC):
     Attributes:
         name: as people type it.
         is_incremental: whether it is written part by part; else it is made anew as a whole.
+        needs_all_rows: whether it can only be written once all rows of the job are done.
     """
 
     name: ClassVar[str]
     is_incremental: ClassVar[bool] = False
+    needs_all_rows: ClassVar[bool] = False
 
     def __init__(self, job: Job, where: Path | None, config: OutputsConfig) -> None:
         self.job = job
         self.config = config
         self.given_where = where
+
+    @classmethod
+    def variant(cls, config: OutputsConfig) -> "type[Form]":  # noqa: ARG003 - for forms that have some
+        """The class that writes the form with these settings."""
+        return cls
 
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:  # noqa: B027 - most need none
         """Look for what stands in the way, before any work.
@@ -189,6 +218,14 @@ class Form(ABC):
             StorageError: a part can't be read, or the form can't be written.
             UsageError: something stands in the way.
         """
+
+    def write_part(self, part: FinishedPart) -> None:
+        """Write a part that was just finished, where the form is incremental; `write` is called at the end, too.
+
+        Raises:
+            StorageError, UsageError: as `write` does.
+        """
+        self.write([part], skips_known=True)
 
     def left_out(self, counts: RowCounts) -> Counter[str]:
         """The captions of a part that are not written for their verdicts, and the rows that failed."""

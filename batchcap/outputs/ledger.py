@@ -126,3 +126,21 @@ class Ledger:
         """
         with self._connection() as connection:
             connection.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", (target, seq, stamp, written))
+
+    def parts(self, target: str) -> list[int]:
+        """The numbers of the parts that are written to a target.
+
+        Raises:
+            StorageError: the file can't be opened, or is damaged.
+        """
+        with self._connection() as connection:
+            return [seq for (seq,) in connection.execute("SELECT seq FROM parts WHERE target = ?", (target,))]
+
+    def forget_part(self, target: str, seq: int) -> None:
+        """A part is no longer written to a target.
+
+        Raises:
+            StorageError: the file can't be written.
+        """
+        with self._connection() as connection:
+            connection.execute("DELETE FROM parts WHERE target = ? AND seq = ?", (target, seq))

@@ -4,10 +4,9 @@ import base64
 import datetime as dt
 import json
 import math
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,16 +15,18 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from batchcap.config import Existing
-from batchcap.core.atomic import atomic_file
 from batchcap.core.errors import UsageError
 from batchcap.core.text import shown_name
 from batchcap.outputs.form import FinishedPart, Form, Written
-from batchcap.outputs.ledger import Entry
+from batchcap.outputs.owned import is_foreign, owned_file
 from batchcap.store.parts import column_name
 
-_OF_MANY_ROWS = -1
 # What a spreadsheet takes for a formula (OWASP, "CSV Injection").
 _FORMULA = r"^([=+\-@\t\r])"
+
+_ROWS_AT_ONCE = 1000
+# A time out of Python's range, a nanosecond, text that is not UTF-8.
+_NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
 
 Append = Callable[[pa.Table], None]
 
@@ -54,8 +55,7 @@ class OneFile(Form):
         path = self.path
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"can't write {shown_name(str(path))}: name a file in an existing folder")
-        is_foreign = os.path.lexists(path) and not self._is_ours()
-        if is_foreign and self.config.existing is not Existing.REPLACE:
+        if self.config.existing is not Existing.REPLACE and is_foreign(self.job.ledger, path):
             raise UsageError(
                 f"{shown_name(str(path))} is there already, and batchcap did not write it as it is now: move it away, "
                 f"name another file ({self.name}:FILE), or choose --existing replace"
@@ -65,33 +65,16 @@ class OneFile(Form):
         """Write the file, from the first part to the last."""
         self.check()
         done = Written(self.name, f"in {shown_name(str(self.path))}", files=1)
-        with atomic_file(self.path) as temporary:
-            with ExitStack() as stack:
-                append: Append | None = None
-                for part in parts:
-                    table, captions = wanted_rows(part.table(), self.job.prompts, self.config.verdicts)
-                    done.captions += captions
-                    done.left_out += self.left_out(part.counts)
-                    if append is None:
-                        append = stack.enter_context(self.opened(temporary, table.schema))
-                    append(table)
-            self._note(temporary)
+        with owned_file(self.job.ledger, self.path) as temporary, ExitStack() as stack:
+            append: Append | None = None
+            for part in parts:
+                table, captions = wanted_rows(part.table(), self.job.prompts, self.config.verdicts)
+                done.captions += captions
+                done.left_out += self.left_out(part.counts)
+                if append is None:
+                    append = stack.enter_context(self.opened(temporary, table.schema))
+                append(table)
         return done
-
-    def _note(self, temporary: Path) -> None:
-        """Keep what the file will be, and what it still is: a kill may come before it gets its name."""
-        before = _stamp(self.path) if os.path.lexists(self.path) else b""
-        self.job.ledger.note([Entry(os.fsencode(self.path), _OF_MANY_ROWS, _stamp(temporary).decode(), before)])
-
-    def _is_ours(self) -> bool:
-        key = os.fsencode(self.path)
-        entry = self.job.ledger.entries([key]).get(key)
-        return entry is not None and _stamp(self.path) in (entry.digest.encode(), entry.before)
-
-
-def _stamp(path: Path) -> bytes:
-    status = path.lstat()
-    return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
 def wanted_rows(table: pa.Table, prompts: Iterable[str], verdicts: Iterable[str]) -> tuple[pa.Table, int]:
@@ -123,8 +106,8 @@ class JsonLines(OneFile):
         with path.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
 
             def append(table: pa.Table) -> None:
-                for row in table.to_pylist():
-                    file.write(json.dumps(plain(row), ensure_ascii=False))
+                for row in plain_rows(table):
+                    file.write(json.dumps(row, ensure_ascii=False))
                     file.write("\n")
 
             yield append
@@ -179,6 +162,27 @@ def _is_flat(kind: pa.DataType) -> bool:
         or pa.types.is_fixed_size_binary(kind)
         or isinstance(kind, pa.BaseExtensionType)
     )
+
+
+def plain_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table as JSON has them."""
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        try:
+            rows = batch.to_pylist()
+        except _NO_VALUE:
+            cells = zip(*([_value(cell) for cell in column] for column in batch.columns), strict=True)
+            rows = [dict(zip(batch.schema.names, values, strict=True)) for values in cells]
+        for row in rows:
+            yield plain(row)
+
+
+def _value(cell: pa.Scalar) -> Any:  # noqa: ANN401 - whatever a column holds
+    """What a cell holds: as Arrow writes it where Python has no such value, and null where Arrow does not either."""
+    with suppress(*_NO_VALUE):
+        return cell.as_py()
+    with suppress(*_NO_VALUE):
+        return cell.cast(pa.string()).as_py()
+    return None
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - whatever a column holds

@@ -169,6 +169,17 @@ class PlanTables:
             (name, Path(os.fsdecode(path))) for name, path in self._journal.query(f"{statement} ORDER BY seq", *kinds)
         )
 
+    def kinds(self) -> frozenset[str]:
+        """The kinds of the sources that have rows."""
+        statement = "SELECT DISTINCT kind FROM sources WHERE seq IN (SELECT source FROM spans)"
+        return frozenset(kind for (kind,) in self._journal.query(statement))
+
+    def look_of(self, path: Path) -> tuple[int, int]:
+        """Size and time of a source of the plan when it was planned or accepted; 0 where it could not be looked at."""
+        statement = "SELECT size_bytes, mtime_ns FROM sources WHERE path = ?"
+        size_bytes, mtime_ns = next(self._journal.query(statement, os.fsencode(path)))
+        return int(size_bytes), int(mtime_ns)
+
     def pieces(self, shard: Shard) -> list[Piece]:
         """The pieces of sources that make up a shard, cut to it.
 

@@ -15,7 +15,7 @@ from batchcap import __version__
 from batchcap.config import VisionConfig
 from batchcap.core.errors import RowError, UsageError
 from batchcap.core.records import Features, Patches
-from batchcap.export.advice import load_bundle
+from batchcap.export.advice import load_named_bundle
 from batchcap.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from batchcap.export.checkpoint.prequantized import require_unquantized
 from batchcap.export.checkpoint.scaling import read_scales
@@ -80,7 +80,7 @@ def verify_bundle(folder: Path, checkpoint: str, options: VerifyOptions) -> Repo
         CheckpointError: the checkpoint is missing or broken.
     """
     started_s = time.perf_counter()
-    bundle = load_bundle(folder)
+    bundle = load_named_bundle(folder)
     description: dict[str, Any] = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     opened = open_checkpoint(checkpoint)
     require_unquantized(opened.tensors, "verify")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from batchcap.core.errors import BundleError, CheckpointError
-from batchcap.export.advice import load_bundle
+from batchcap.export.advice import load_named_bundle
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
 from batchcap.model.bundle import BUNDLE_FILE, EMBEDDINGS_FILE, FORMAT_VERSION, Bundle, EmbeddingTable
 
@@ -46,7 +46,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no bundle at .*batchcap export CHECKPOINT"):
         Bundle.load(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"no bundle at .*batchcap export CHECKPOINT"):
-        load_bundle(tmp_path / "nowhere")
+        load_named_bundle(tmp_path / "nowhere")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def advice(model: str | Path) -> str:
     with pytest.raises(BundleError) as refused:
-        load_bundle(model)
+        load_named_bundle(model)
     return str(refused.value)
 
 
@@ -155,8 +155,9 @@ def test_a_checkpoint_that_can_not_be_exported(tiny_checkpoint: Path, tmp_path: 
 def test_the_first_look_loads_nothing_heavy(tiny_checkpoint: Path) -> None:
     """Captioning works where neither transformers nor torch is installed."""
     code = (
-        "import sys; from batchcap.export.advice import load_bundle; from batchcap.core.errors import BundleError\n"
-        f"try: load_bundle({str(tiny_checkpoint)!r})\n"
+        "import sys; from batchcap.export.advice import load_named_bundle\n"
+        "from batchcap.core.errors import BundleError\n"
+        f"try: load_named_bundle({str(tiny_checkpoint)!r})\n"
         "except BundleError as error: print(error)\n"
         "print(sorted({'torch', 'transformers', 'onnxruntime', 'huggingface_hub'} & sys.modules.keys()))"
     )
@@ -167,7 +168,7 @@ def test_the_first_look_loads_nothing_heavy(tiny_checkpoint: Path) -> None:
 
 def test_another_folder_or_a_file(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"is not a bundle \(no bundle\.json\)"):
-        load_bundle(tmp_path)
+        load_named_bundle(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(BundleError, match="is a file"):
         Bundle.load(tmp_path / "file")

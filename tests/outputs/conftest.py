@@ -9,6 +9,7 @@ import pytest
 from batchcap.config import GenerationConfig, InputConfig, JobConfig, OutputsConfig, PlacementConfig
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import Caption, Failure, FinishReason, ImageFacts, Outcome, Request, Verdict
+from batchcap.inputs.encoded import digest, read_encoded
 from batchcap.job import run as job
 from batchcap.job.run import run_job
 from batchcap.job.summary import Summary
@@ -41,7 +42,7 @@ def captioned(request: Request) -> Outcome:
         )
         for number, prompt in enumerate(request.prompts)
     )
-    return Outcome(request, captions, ImageFacts(20, 10, "0" * 64, 1.0, 2.0))
+    return Outcome(request, captions, ImageFacts(20, 10, digest(read_encoded(row)), 1.0, 2.0))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from batchcap.config import Existing, InputConfig, JobConfig, OutputsConfig
 from batchcap.core.errors import UsageError, WorkerError
 from batchcap.outputs import lists
 from batchcap.outputs.convert import convert
-from batchcap.outputs.lists import plain
+from batchcap.outputs.lists import plain, plain_rows
 from tests.images.samples import encode, noise
 from tests.inputs.parquets import write_table
 from tests.outputs.conftest import Run, parquet_job
@@ -156,3 +156,16 @@ def test_values_that_json_does_not_have() -> None:
 
     value = {"a": [b"\xff", float("nan"), 1], "b": dt.datetime(2026, 1, 2, 3), "c": Decimal("1.50"), "d": None}  # noqa: DTZ001
     assert plain(value) == {"a": ["/w==", None, 1], "b": "2026-01-02T03:00:00", "c": "1.50", "d": None}
+
+
+def test_values_that_python_does_not_have() -> None:
+    """One of them must not take the others with it."""
+    late = pa.array([6 * 10**11, 0, None], pa.int64()).cast(pa.timestamp("s"))
+    nano = pa.array([1, 2000, None], pa.int64()).cast(pa.timestamp("ns"))
+    inside = pa.StructArray.from_arrays([late], ["x"])
+    rows = list(plain_rows(pa.table({"late": late, "nano": nano, "inside": inside, "number": [1, 2, 3]})))
+    assert rows[0]["late"] == "20983-03-30 10:40:00"
+    assert rows[1]["late"] == "1970-01-01T00:00:00"
+    assert [row["inside"] for row in rows] == [None, {"x": "1970-01-01T00:00:00"}, {"x": None}]
+    assert [row["number"] for row in rows] == [1, 2, 3]
+    assert rows[2] == {"late": None, "nano": None, "inside": {"x": None}, "number": 3}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from batchcap.core.errors import UsageError
 from batchcap.core.machine import MIB, available_cores
 from batchcap.core.records import Float32Array, Patches
-from batchcap.export.advice import load_bundle
+from batchcap.export.advice import load_named_bundle
 from batchcap.export.checkpoint.checkpoint import open_checkpoint
 from batchcap.export.checkpoint.prequantized import require_unquantized
 from batchcap.export.quality.images import ImageChoice, fitted, images_sha256, load_images
@@ -208,7 +208,7 @@ def compare_bundles(folders: Sequence[Path], checkpoint: str, choice: ImageChoic
     """
     opened = open_checkpoint(checkpoint)
     require_unquantized(opened.tensors, "the comparison")
-    bundles = [load_bundle(folder) for folder in folders]
+    bundles = [load_named_bundle(folder) for folder in folders]
     for bundle in bundles:
         if bundle.geometry != opened.geometry:
             raise UsageError(f"{bundle.folder} was made from another checkpoint than {opened.folder}: name that one")

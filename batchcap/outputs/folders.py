@@ -1,0 +1,240 @@
+"""Owns forms that are a folder: whose folder it is, who writes it, and which parts are in it already."""
+
+import hashlib
+import json
+import os
+import secrets
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from filelock import FileLock, Timeout
+
+from batchcap.config import Existing, OutputsConfig
+from batchcap.core.atomic import remove_leftovers, storage_error, write_atomic
+from batchcap.core.errors import UsageError
+from batchcap.core.jobfolder import DATASET_MARK
+from batchcap.core.text import shown_name
+from batchcap.outputs.form import FinishedPart, Form, Job, Written
+from batchcap.outputs.ledger import Entry, digest_of
+
+_OF_MANY_ROWS = -1
+_LOCK_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made of a part.
+
+    Attributes:
+        written: the counts.
+        files: its files, as paths inside the folder.
+        rows: where there is a file for each row: the row of each file, from the first row of the part on.
+    """
+
+    written: Written
+    files: tuple[str, ...]
+    rows: tuple[int, ...] = ()
+
+    def to_json(self) -> str:
+        """For `of_json`."""
+        return json.dumps({"written": self.written.to_json(), "files": self.files, "rows": self.rows})
+
+    @classmethod
+    def of_json(cls, text: str) -> "Made":
+        """What `to_json` gave."""
+        stored = json.loads(text)
+        return cls(Written.of_json(stored["written"]), tuple(stored["files"]), tuple(stored["rows"]))
+
+
+class Folder(Form):
+    """A form that is a folder.
+
+    Attributes:
+        suffix: of the folder that is written where nobody names one: beside the job folder, with its name.
+    """
+
+    suffix: ClassVar[str]
+
+    def __init__(self, job: Job, where: Path | None, config: OutputsConfig) -> None:
+        super().__init__(job, where, config)
+        folder = job.folder.path.absolute()
+        self.path = Path(os.path.normpath((where or folder.with_name(folder.name + self.suffix)).absolute()))
+
+    @property
+    def target(self) -> str:
+        """What the ledger calls the folder in this form."""
+        return json.dumps([self.name, os.fsencode(self.path).hex()])
+
+    def settings(self) -> list[object]:
+        """What decides the files beside the parts, in JSON types."""
+        return [self.config.verdicts, self.job.prompts]
+
+    def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
+        """Refuse a folder of somebody else, and one that images of the job lie in."""
+        self._require_place()
+        beginning = f"{self.path}{os.sep}"
+        for _name, path in image_ids():
+            if os.fspath(path).startswith(beginning):
+                raise UsageError(
+                    f"images of this job lie in {shown_name(str(self.path))}, so {self.name} can't be written there: "
+                    f"name another folder ({self.name}:FOLDER)"
+                )
+
+    def _require_place(self) -> None:
+        shown, job_path = shown_name(str(self.path)), self.job.folder.path.absolute()
+        other = f"name another folder ({self.name}:FOLDER)"
+        if self.path == job_path or job_path in self.path.parents:
+            raise UsageError(f"can't write {self.name} into the job folder {shown}: {other}")
+        try:
+            names = os.listdir(self.path)  # noqa: PTH208 - names, not paths
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            raise UsageError(f"{shown} is no folder: move it away, or {other}") from None
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+        if names and self.config.existing is not Existing.REPLACE and not self._is_marked():
+            raise UsageError(
+                f"the folder {shown} is not empty, and this job did not write it: move it away, {other}, or choose "
+                "--existing replace, which replaces files of the same names and leaves all others"
+            )
+
+    def _is_marked(self) -> bool:
+        mark = self.path / DATASET_MARK
+        key = os.fsencode(mark)
+        entry = self.job.ledger.entries([key]).get(key)
+        try:
+            return entry is not None and digest_of(mark.read_bytes()) == entry.digest
+        except OSError:
+            return False
+
+    def begin(self) -> None:
+        """Make the folder batchcap's own, where it is not yet."""
+        self._require_place()
+        if self._is_marked():
+            remove_leftovers(self.path)
+            return
+        mark = self.path / DATASET_MARK
+        content = json.dumps({"form": self.name, "made_by": "batchcap", "key": secrets.token_hex(16)}).encode() + b"\n"
+        self.make_folder(self.path)
+        self.job.ledger.note([Entry(os.fsencode(mark), _OF_MANY_ROWS, digest_of(content), None)])
+        write_atomic(mark, content)
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder with all above it, where it is not there.
+
+        Raises:
+            UsageError: a file has its name.
+            StorageError: the file system refused.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"a folder is to be made at {shown_name(str(folder))}: move away what is there") from None
+        except OSError as error:
+            raise storage_error(folder, error) from error
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder: a run and `convert` may write it at once.
+
+        Raises:
+            UsageError: another process writes it, and goes on.
+        """
+        name = hashlib.sha256(self.target.encode()).hexdigest()[:16]
+        lock = FileLock(str(self.job.folder.state_path / f"output-{name}.lock"))
+        try:
+            lock.acquire(timeout=_LOCK_TIMEOUT_S)
+        except Timeout:
+            shown = shown_name(str(self.path))
+            raise UsageError(f"{shown} is being written by another batchcap: try again when it is done") from None
+        except OSError as error:
+            raise storage_error(Path(lock.lock_file), error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files that batchcap has written and that nothing is in any more.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        for name in names:
+            path = self.path / name
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise storage_error(path, error) from error
+
+    def remove_others(self, numbers: set[int]) -> None:
+        """Remove the files of parts that the job no longer has: it has started over."""
+        ledger = self.job.ledger
+        for seq in ledger.parts(self.target):
+            known = None if seq in numbers else ledger.part(self.target, seq)
+            if known is not None:
+                self.remove(Made.of_json(known[1]).files)
+                ledger.forget_part(self.target, seq)
+
+
+class PartFolder(Folder):
+    """A folder with files of its own for each part."""
+
+    is_incremental = True
+
+    @abstractmethod
+    def make(self, part: FinishedPart, done: Written) -> Made:
+        """Write the files of a part, each of them whole or not at all.
+
+        Args:
+            part: the part.
+            done: counts of the part, of which `left_out` is known.
+        """
+
+    @abstractmethod
+    def conclude(self, parts: Sequence[FinishedPart], total: Written) -> None:
+        """Write what is about all parts, after them; see `made_of`."""
+
+    def write_part(self, part: FinishedPart) -> None:
+        """Write the files of one part."""
+        with self.held():
+            self.begin()
+            self._write_part(part)
+
+    def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:  # noqa: ARG002
+        """Write all finished parts and what is about all of them. A part that is there as it was is not made again."""
+        total = Written(self.name, f"in {shown_name(str(self.path))}")
+        with self.held():
+            self.begin()
+            written = []
+            for part in parts:
+                total.add(self._write_part(part))
+                written.append(part)
+            self.remove_others({part.shard.seq for part in written})
+            self.conclude(written, total)
+        return total
+
+    def made_of(self, part: FinishedPart) -> Made:
+        """What was made of a part. Asked for one part at a time: there may be names of a million images in all."""
+        known = self.job.ledger.part(self.target, part.shard.seq)
+        return Made(Written(self.name, ""), ()) if known is None else Made.of_json(known[1])
+
+    def _write_part(self, part: FinishedPart) -> Written:
+        ledger, seq = self.job.ledger, part.shard.seq
+        stamp = f"{part.stamp} {json.dumps(self.settings())}"
+        known = ledger.part(self.target, seq)
+        before = None if known is None else Made.of_json(known[1])
+        # Where images were gone, they may be back.
+        if before is not None and known is not None and known[0] == stamp and not before.written.changed:  # noqa: SIM102
+            if all(os.path.lexists(self.path / name) for name in before.files):
+                return before.written
+        made = self.make(part, Written(self.name, "", left_out=self.left_out(part.counts)))
+        if before is not None:
+            self.remove(set(before.files) - set(made.files))
+        ledger.note_part(self.target, seq, stamp, made.to_json())
+        return made.written
