@@ -155,10 +155,14 @@ class ArchiveFiles(Reader):
             tables = list(self._tables(self._columns, layout.kept, piece.start, piece.rows))
         return pa.concat_tables(tables).rename_columns(list(layout.kept_as))
 
+    def all_columns(self, path: Path) -> pa.Schema:
+        """Key, members that are text, and those of its folders' names."""
+        return self._layout(path).columns
+
     def values(self, path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The columns, a few samples at a time."""
-        kept = self._layout(path).kept
-        schema = pa.schema([kept.field(name) for name in names])
+        columns = self._layout(path).columns
+        schema = pa.schema([columns.field(name) for name in names])
         with readable(path, self.noun):
             opened = self._open(None, path)
             for table in self._tables(opened, schema, 0, len(opened.index)):

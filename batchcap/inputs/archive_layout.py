@@ -22,6 +22,7 @@ class ArchiveLayout:
         image: extension of the image; None: the first member that is one.
         has_key_ids: whether the keys alone are the ids.
         has_numbers: whether all of its classes are whole numbers.
+        columns: all that there are, with their types.
         kept: the columns to carry, with their types; any may hold nulls.
         kept_as: their names in the output.
         folders: values of the columns that the names of the archive's folders hold.
@@ -31,6 +32,7 @@ class ArchiveLayout:
     image: str | None
     has_key_ids: bool
     has_numbers: bool
+    columns: pa.Schema
     kept: pa.Schema
     kept_as: tuple[str, ...]
     folders: dict[str, str | None]
@@ -61,12 +63,14 @@ def archive_layout(
     wanted = names if ALL_COLUMNS in config.keep_columns else list(dict.fromkeys(config.keep_columns))
     kept = [name for name in wanted if name in names]  # of images alone: what another input has is null here
     class_type = pa.int64() if about[NUMBERS] else pa.string()
+    columns = pa.schema([(name, class_type if name == CLASS else pa.string()) for name in names])
     return ArchiveLayout(
         has_columns=is_grouped or bool(kept) or KEY_COLUMN in asked,
         image=config.image_column.lower() if is_grouped and config.image_column is not None else None,
         has_numbers=bool(about[NUMBERS]),
         has_key_ids=config.id_column == KEY_COLUMN,
-        kept=pa.schema([(name, class_type if name == CLASS else pa.string()) for name in kept]),
+        columns=columns,
+        kept=pa.schema([columns.field(name) for name in kept]),
         kept_as=output_names(path, kept, own_columns),
         folders=folders,
     )

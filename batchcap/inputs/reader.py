@@ -133,8 +133,16 @@ class Reader(ABC):
         """
         return None
 
+    def all_columns(self, path: Path) -> pa.Schema:  # noqa: ARG002
+        """Every column of a source but the image, carried or not; asked for containers only.
+
+        Raises:
+            UsageError: it can't be read.
+        """
+        return pa.schema([])
+
     def values(self, path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch | Unreadable]:  # noqa: ARG002
-        """All values of some columns of a source, for a look at whether they fit; names as in the source.
+        """All values of some of `all_columns`, in order, for a look at what is in them; names as in the source.
 
         Raises:
             UsageError: the source can't be read.

@@ -86,6 +86,11 @@ class TableFiles(Reader):
             self._columns = carried_reader(self._opened(file), layout)
         return read_columns(self._columns, layout, piece.start, piece.rows)
 
+    def all_columns(self, path: Path) -> pa.Schema:
+        """Those of the file, and of its folders' names."""
+        image = self._layout(path).image
+        return pa.schema([field for field in partitioned(self.open_table(path)).schema if field.name != image])
+
     def values(self, path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch | Unreadable]:
         """The columns, and no others, piece by piece; of a damaged group nothing."""
         reader = RowReader(self._opened(path), list(names), SMALL_BATCH_ROWS)

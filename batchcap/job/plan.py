@@ -4,6 +4,7 @@ What is planned once never moves: sources that appear later get rows and shards 
 is there stays right, whatever is added to the inputs.
 """
 
+import logging
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -21,9 +22,12 @@ from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, requ
 from batchcap.inputs.reader import PassthroughColumns, Reader
 from batchcap.inputs.registry import open_readers
 from batchcap.inputs.source import source_name
+from batchcap.job.choice import choose_rows
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
 from batchcap.store.plan_tables import ChangedSource, KnownSource, PlanChange, PlanTables
+
+log = logging.getLogger(__name__)
 
 # Sources looked up and kept with one statement.
 _SOURCES_AT_ONCE = 1000
@@ -81,15 +85,19 @@ class Plan:
             ChangedInputError: a known source has another number of rows.
             UsageError: a source's columns don't fit, or not together with those of another.
         """
-        is_begun = self.total_rows > 0
+        is_begun, choice = self.total_rows > 0, self._config
         with self._tables.change() as change:
-            new = self._take_in(change, sources)
+            first = change.chosen.source_count()
+            new = self._take_in(change, sources, takes_new=not (choice.is_fixed and first))
             self._settle_columns(new, is_begun=is_begun)
-            return change.plan_rows(rows_per_part, limit)
+            if choice.is_choice and change.chosen.source_count() > first:
+                choose_rows(change.chosen, first, self._readers, choice)
+            return change.plan_rows(rows_per_part, limit, is_choice=choice.is_choice)
 
-    def _take_in(self, change: PlanChange, sources: Iterable[Source]) -> set[Path]:
+    def _take_in(self, change: PlanChange, sources: Iterable[Source], *, takes_new: bool) -> set[Path]:
         """Keep sources; gives those that are new and hold rows."""
         new_files: set[Path] = set()
+        left_out = 0
         unread = iter(sources)
         while batch := list(islice(unread, _SOURCES_AT_ONCE)):
             new: dict[bytes, Source] = {}
@@ -101,8 +109,16 @@ class Plan:
                     _compare(change, known[path], source)
                 else:
                     new.setdefault(path, source)
+            if not takes_new:
+                left_out += len(new)
+                continue
             change.add(new)
             new_files.update(source.path for source in new.values() if source.kind in self._containers)
+        if left_out:
+            log.info(
+                "%d inputs are new and not part of this job: its rows were chosen when it began (--sample, --shard)",
+                left_out,
+            )
         return new_files
 
     def vanished(self) -> dict[str, str]:

@@ -110,6 +110,7 @@ def check_same_job(folder: JobFolder, fingerprint: Fingerprint, config: JobConfi
     if stored is None or (stored != fingerprint and not _has_captions(folder)):
         if _has_results(folder):
             log.warning("nothing has been captioned yet and settings have changed: the job starts over")
+        if stored is not None:  # the plan may be of other rows, too
             folder.remove_results()
         write_job_file(folder, fingerprint, config.to_dict())
         return ()

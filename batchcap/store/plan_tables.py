@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from batchcap.core.records import Shard
 from batchcap.core.sources import Piece, Source
 from batchcap.core.text import printable_name
+from batchcap.store.chosen_rows import ChosenRows
 from batchcap.store.journal import Journal
 
 # Spans lie end to end, so the first one of a shard is the last that begins at or before it: no other span is looked at.
@@ -70,10 +71,15 @@ class ChangedSource:
 
 
 class PlanChange:
-    """Statements that change the plan, inside one transaction."""
+    """Statements that change the plan, inside one transaction.
+
+    Attributes:
+        chosen: those about the rows that a job with a choice has.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.chosen = ChosenRows(connection)
         connection.execute(_TOUCHED)
 
     def known(self, paths: Sequence[bytes]) -> dict[bytes, KnownSource]:
@@ -99,16 +105,20 @@ class PlanChange:
             free = self._free_id(name, printable_name(os.fsdecode(path)))
             self._connection.execute(insert, _row_of(number, free, path, source))
 
-    def plan_rows(self, rows_per_part: int, limit: int) -> int:
+    def plan_rows(self, rows_per_part: int, limit: int, *, is_choice: bool = False) -> int:
         """Give rows and shards of the job to source rows that have none yet; how many these are.
 
         Args:
             rows_per_part: rows of a new shard.
             limit: plan no more than so many rows in all; 0: no limit.
+            is_choice: whether only the chosen rows are given some.
         """
         query = self._connection.execute
         (before,) = query("SELECT coalesce(sum(rows), 0) FROM shards").fetchone()
-        query(_PLAN_SPANS, {"planned": before, "end": limit or sys.maxsize})
+        if is_choice:
+            self.chosen.plan(before, limit)
+        else:
+            query(_PLAN_SPANS, {"planned": before, "end": limit or sys.maxsize})
         (after,) = query("SELECT coalesce(max(first_row + rows), 0) FROM spans").fetchone()
         (seq,) = query("SELECT count(*) FROM shards").fetchone()
         starts = range(before, after, rows_per_part)

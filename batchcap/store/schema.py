@@ -48,6 +48,14 @@ MIGRATIONS = (
                 settings TEXT NOT NULL)""",
         ),
     ),
+    Migration(
+        "rows that were chosen",
+        (
+            """CREATE TABLE chosen (
+                first_row INTEGER PRIMARY KEY, source INTEGER NOT NULL, start INTEGER NOT NULL,
+                rows INTEGER NOT NULL)""",
+        ),
+    ),
 )
 
 

@@ -1,0 +1,82 @@
+"""Owns the search for the rows of sources that match a condition, stretch by stretch."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from batchcap.inputs.condition import Condition
+from batchcap.inputs.partitions import partition_values
+from batchcap.inputs.reader import Reader, Unreadable
+from batchcap.store.chosen_rows import PlannedSource, Stretch
+
+# Images looked at together: to ask for each of a million alone would take an hour.
+_IMAGES_AT_ONCE = 4096
+_ID = "id"
+
+
+def matching_rows(sources: Iterable[PlannedSource], readers: Mapping[str, Reader], text: str) -> Iterator[Stretch]:
+    """The rows that match, as few stretches as they make; what can't be read does not match.
+
+    An image file has its `id` and the columns of its folders' names, all else its columns without the image.
+
+    Raises:
+        UsageError: the condition can't be used, or a source can't be read.
+    """
+    last: Stretch | None = None
+    for one in _matching(sources, readers, Condition(text)):
+        if last is not None and (last.source, last.start + last.rows) == (one.source, one.start):
+            last = last._replace(rows=last.rows + one.rows)
+            continue
+        if last is not None:
+            yield last
+        last = one
+    if last is not None:
+        yield last
+
+
+def _matching(
+    sources: Iterable[PlannedSource], readers: Mapping[str, Reader], condition: Condition
+) -> Iterator[Stretch]:
+    for kind, several in groupby(sources, key=lambda source: source.kind):
+        reader = readers[kind]
+        if reader.is_container:
+            for source in several:
+                yield from _in_container(source, reader, condition)
+        else:
+            yield from _among_images(several, condition)
+
+
+def _in_container(source: PlannedSource, reader: Reader, condition: Condition) -> Iterator[Stretch]:
+    path = _path(source)
+    schema = reader.all_columns(path)
+    names = condition.require(schema, path)
+    row = 0
+    # Where no column is needed, nothing is read.
+    for batch in reader.values(path, names) if names else [Unreadable(source.rows, "")]:
+        for start, rows in _in_batch(batch, condition, path) if names else condition.matching_numbers(len(batch), path):
+            yield Stretch(source.number, row + start, rows)
+        row += len(batch)
+
+
+def _in_batch(batch: pa.RecordBatch | Unreadable, condition: Condition, path: Path) -> Iterator[tuple[int, int]]:
+    return iter(()) if isinstance(batch, Unreadable) else condition.matching(batch, path)
+
+
+def _among_images(sources: Iterable[PlannedSource], condition: Condition) -> Iterator[Stretch]:
+    for columns, several in groupby(sources, key=lambda source: tuple(partition_values(_path(source).parent))):
+        names = [_ID, *(name for name in columns if name != _ID)]
+        schema = pa.schema([(name, pa.string()) for name in names])
+        while some := list(islice(several, _IMAGES_AT_ONCE)):
+            path = _path(some[0])
+            condition.require(schema, path)
+            rows = [{**partition_values(_path(source).parent), _ID: source.id} for source in some]
+            batch = pa.RecordBatch.from_pylist(rows, schema=schema)
+            for start, count in condition.matching(batch, path):
+                yield from (Stretch(source.number, 0, 1) for source in some[start : start + count])
+
+
+def _path(source: PlannedSource) -> Path:
+    return Path(os.fsdecode(source.path))
