@@ -16,6 +16,7 @@ from batchcap.commands.bundles import export, verify
 from batchcap.commands.captioning import caption, run
 from batchcap.commands.converting import convert
 from batchcap.commands.inspection import doctor, report, status, tune
+from batchcap.commands.merging import merge
 from batchcap.commands.one_style import OneStyleCommand
 from batchcap.commands.signals import StoppedError, ignore_signals, stop_by_signal
 from batchcap.commands.streams import open_standard_streams
@@ -63,7 +64,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (caption, run, convert, export, verify, status, report, doctor, tune):
+for _command in (caption, run, merge, convert, export, verify, status, report, doctor, tune):
     app.command(cls=OneStyleCommand)(_command)
 
 

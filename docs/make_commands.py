@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("commands.md")
-COMMANDS = ("", "caption", "run", "convert", "export", "verify", "status", "report", "doctor", "tune")
+COMMANDS = ("", "caption", "run", "merge", "convert", "export", "verify", "status", "report", "doctor", "tune")
 WIDTH_CHARACTERS = 100
 HEADER = """\
 # Commands

@@ -13,7 +13,7 @@ from batchcap.inputs.skipped import Skipped
 from batchcap.job.failures import why_alike
 from batchcap.job.open_shards import OpenShards
 from batchcap.job.stop import StopRequest
-from batchcap.job.summary import Bottleneck, JobState, RunMetrics, Summary
+from batchcap.job.summary import Bottleneck, JobState, RunMetrics, Summary, exit_code_of
 from batchcap.model.bundle import Bundle
 from batchcap.store.fingerprint import is_known_job
 from batchcap.store.folder import JobFolder
@@ -72,13 +72,10 @@ class Conclusion:
         message += " of the demo model" if self.bundle.source == DEMO_MODEL else ""
         message += f", {counts.failed} failed{self._of_this_run()}: {self._where()}"
         message += "".join(f"; {written}" for written in self.facts.other_forms)
-        code = ExitCode.COMPLETE
-        if counts.failed and not counts.ok:
-            code = ExitCode.TOO_MANY_FAILURES
-            message += "; nothing was captioned"
-        elif counts.error_rate > self.config.limits.max_error_rate:
-            code = ExitCode.TOO_MANY_FAILURES
-            message += f"; more failures than --max-error-rate {self.config.limits.max_error_rate:g} allows"
+        code = exit_code_of(counts, self.config.limits.max_error_rate)
+        if code is ExitCode.TOO_MANY_FAILURES:
+            allowed = f"more failures than --max-error-rate {self.config.limits.max_error_rate:g} allows"
+            message += f"; {allowed if counts.ok else 'nothing was captioned'}"
         if reason := why_alike(self.folder, counts, self.config.input):
             message += f"; {reason}"
         return self._write(JobState.COMPLETE, code, message)
@@ -91,6 +88,8 @@ class Conclusion:
 
     def _where(self) -> str:
         parts = self.folder.part_paths()
+        if not parts:  # no row was chosen
+            return one_line(str(self.folder.path))
         several = f"{parts[0].with_name('part-*.parquet')} ({len(parts)} files)"
         return one_line(str(parts[0]) if len(parts) == 1 else several)
 

@@ -73,6 +73,12 @@ class RunMetrics:
         }
 
 
+def exit_code_of(counts: RowCounts, max_error_rate: float) -> ExitCode:
+    """The exit code of a complete job."""
+    is_nothing = bool(counts.failed) and not counts.ok
+    return ExitCode.TOO_MANY_FAILURES if is_nothing or counts.error_rate > max_error_rate else ExitCode.COMPLETE
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """How the job stands after a run.

@@ -160,8 +160,8 @@ class InputTables(Folder):
         rows, captioned = sum(table.group_rows), sum(piece.rows for _part, piece in source.pieces)
         if rows != captioned:
             raise UsageError(
-                f"{shown_name(str(source.path))} has {rows} rows, and this job has only {captioned} of them (--limit): "
-                "run it without a limit"
+                f"{shown_name(str(source.path))} has {rows} rows, and this job has only {captioned} of them (--limit, "
+                "--where, --sample, --shard): choose jsonl or hf-parquet, or run it without"
             )
         return look
 

@@ -106,7 +106,7 @@ def write_part(
     if columns is not None:
         fields += columns.schema
         arrays += columns.columns
-    own = {FORMAT_KEY: FORMAT_VERSION, SPAN_KEY: _span_text(shard), PROMPTS_KEY: json.dumps(list(prompts))}
+    own = {FORMAT_KEY: FORMAT_VERSION, SPAN_KEY: span_text(shard), PROMPTS_KEY: json.dumps(list(prompts))}
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, {**metadata, **own}))
     with atomic_file(path) as temporary:
         try:
@@ -130,7 +130,7 @@ def read_part(path: Path) -> list[CaptionRow]:
         StorageError: the operating system refused, or the file is damaged; the message tells which.
     """
     layout = _layout(prompt_names(path))
-    with _readable(path):
+    with readable_part(path):
         table = pq.read_table(path, columns=[field.name for field, _column, _place in layout])
     return [_row_of(values, layout) for values in table.to_pylist()]
 
@@ -146,7 +146,7 @@ def read_row(path: Path, index: int) -> CaptionRow:
         StorageError: as `read_part` does.
     """
     layout = _layout(prompt_names(path))
-    with _readable(path):
+    with readable_part(path):
         table = pq.read_table(path, columns=[field.name for field, _column, _place in layout]).slice(index, 1)
     (values,) = table.to_pylist()
     return _row_of(values, layout)
@@ -164,7 +164,7 @@ def _row_of(values: dict[str, Any], layout: list[tuple[pa.Field, str, int]]) -> 
 def read_passthrough(path: Path) -> pa.Table | None:
     """The input columns that a part file carries; None where there are none. Raises as `read_part` does."""
     own = set(output_schema(prompt_names(path)).names)
-    with _readable(path):
+    with readable_part(path):
         passthrough = [name for name in pq.read_schema(path).names if name not in own]
         return pq.read_table(path, columns=passthrough) if passthrough else None
 
@@ -189,7 +189,7 @@ def _carried_fields(paths: Sequence[Path]) -> list[tuple[str, pa.DataType]] | No
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable_part(path: Path) -> Iterator[None]:
     """Errors of reading a part as errors a person can act on: damage is told from trouble, which may be over soon."""
     try:
         yield
@@ -221,7 +221,7 @@ def _reason(error: Exception) -> str:
 
 def first_failure(path: Path, kind: str) -> CaptionRow | None:
     """The first row of a part file that failed as this kind; None where none did. Raises as `read_part` does."""
-    with _readable(path):
+    with readable_part(path):
         kinds = pq.read_table(path, columns=["error_kind"])["error_kind"].to_pylist()
         return read_row(path, kinds.index(kind)) if kind in kinds else None
 
@@ -231,7 +231,7 @@ def captioned_images(path: Path) -> list[tuple[int, str]]:
 
     Later tries may have had other settings.
     """
-    with _readable(path):
+    with readable_part(path):
         table = pq.read_table(path, columns=["status", "attempts", "image_sha256"])
     rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
     return [(index, sha256) for index, (status, attempts, sha256) in enumerate(rows) if (status, attempts) == ("ok", 1)]
@@ -240,7 +240,7 @@ def captioned_images(path: Path) -> list[tuple[int, str]]:
 def well_rows(path: Path) -> list[bool]:
     """Of each row of a part file, whether it has captions and all of them are as captions should be."""
     columns = ["status", *(column_name("verdict", name) for name in prompt_names(path))]
-    with _readable(path):
+    with readable_part(path):
         table = pq.read_table(path, columns=columns)
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     return [status == Status.OK and set(verdicts) == {Verdict.OK} for status, *verdicts in rows]
@@ -248,7 +248,7 @@ def well_rows(path: Path) -> list[bool]:
 
 def has_captions(path: Path) -> bool:
     """Whether any row of a part file has a caption. Raises as `read_part` does."""
-    with _readable(path):
+    with readable_part(path):
         return bool(json.loads(part_metadata(path)[TALLY_KEY])["ok"])
 
 
@@ -274,15 +274,15 @@ def part_is_complete(path: Path, shard: Shard) -> bool:
         log.warning("%s is damaged (%s): its rows are captioned again", path, _reason(error))
         return False
     found = (file.metadata or {}).get(SPAN_KEY.encode(), b"").decode(errors="replace")
-    if found != _span_text(shard) or file.num_rows != shard.rows:
-        log.warning("%s does not hold the job's rows %s: they are captioned again", path, _span_text(shard))
+    if found != span_text(shard) or file.num_rows != shard.rows:
+        log.warning("%s does not hold the job's rows %s: they are captioned again", path, span_text(shard))
         return False
     return True
 
 
 def part_metadata(path: Path) -> dict[str, str]:
     """The key-value metadata of a part file that is complete. Raises as `read_part` does."""
-    with _readable(path):
+    with readable_part(path):
         metadata = pq.read_metadata(path).metadata or {}
     return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"batchcap.")}
 
@@ -301,5 +301,6 @@ def retried_metadata(before: dict[str, str], now: dict[str, str], settings: Sequ
     return {**now, **kept, **({RETRIES_KEY: json.dumps(retries)} if retries else {})}
 
 
-def _span_text(shard: Shard) -> str:
+def span_text(shard: Shard) -> str:
+    """Which rows of the job a part holds, as its metadata says it."""
     return f"{shard.first_row}+{shard.rows}"

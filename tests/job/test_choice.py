@@ -1,6 +1,7 @@
-"""Which rows of the inputs are rows of a job: a condition, a sample, one stretch of several, and a limit, in this order."""
+"""Which rows of the inputs are rows of a job: those of a condition, a sample, a shard and a limit, in this order."""
 
 import logging
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,9 +21,11 @@ from batchcap.core.setting import SettingsError
 from batchcap.core.sources import Source
 from batchcap.inputs.files import ImageFiles
 from batchcap.inputs.parquet import ParquetFiles
-from batchcap.job.choice import drawn
+from batchcap.job.choice import choose_rows, drawn
 from batchcap.job.plan import Plan
+from batchcap.store.chosen_rows import ChosenRows
 from batchcap.store.journal import Journal
+from batchcap.store.schema import migrate
 
 Place = tuple[str, int]
 
@@ -66,7 +69,7 @@ def chosen(folder: Path, sources: list[Source], config: InputConfig, limits: tup
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     SIZES,
     st.sampled_from([None, "n % 2 = 0", "word IS NULL OR n = 1", "n > 100"]),
@@ -97,6 +100,34 @@ def test_shards_are_the_whole_whatever_else_is_chosen(
         ]
         assert [place for shard in shards for place in shard] == whole
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def picked(sizes: list[int], config: InputConfig) -> list[Place]:
+    """The rows that are chosen among sources of some sizes."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection, Path("journal"))
+        connection.executemany(
+            "INSERT INTO sources VALUES (?, ?, ?, 'parquet', ?, 0, 0)",
+            ((number, str(number), str(number), rows) for number, rows in enumerate(sizes)),
+        )
+        choose_rows(ChosenRows(connection), 0, {}, config)
+        found = connection.execute("SELECT source, start, rows, first_row FROM chosen ORDER BY first_row").fetchall()
+    ends = [first + rows for *_where, rows, first in found]
+    assert [first for *_where, first in found] == [0, *ends][: len(found)], "the stretches lie end to end"
+    return [(str(source), start + row) for source, start, rows, _first in found for row in range(rows)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 30), max_size=12), st.integers(0, 60), st.integers(0, 3), st.integers(1, 9))
+def test_any_choice_splits_the_rows_and_loses_none(sizes: list[int], sample: int, seed: int, count: int) -> None:
+    everything = [(str(number), row) for number, rows in enumerate(sizes) for row in range(rows)]
+    config = InputConfig(("x",), sample=sample, sample_seed=seed)
+    whole = picked(sizes, config)
+    assert whole == [place for place in everything if place in set(whole)]
+    assert len(whole) == (min(sample, len(everything)) if sample else len(everything))
+    shards = [picked(sizes, replace(config, shard=f"{number}/{count}")) for number in range(1, count + 1)]
+    assert [place for shard in shards for place in shard] == whole
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 def test_a_sample_is_the_same_in_every_run_and_another_for_another_seed() -> None:
@@ -154,7 +185,9 @@ def test_a_plan_that_fails_keeps_nothing(tmp_path: Path) -> None:
         assert plan.extend([good], 2, 0) == 3
 
 
-@pytest.mark.parametrize("shard", ["", "0/3", "4/3", "1", "1/0", "a/b", "1/3/5", "-1/3", "1 / 3", "01/3", "١/٣"])
+@pytest.mark.parametrize(
+    "shard", ["", "0/3", "4/3", "1", "1/0", "a/b", "1/3/5", "-1/3", "1 / 3", "01/3", "\u0661/\u0663"]
+)
 def test_a_shard_that_is_none_is_refused(shard: str) -> None:
     with pytest.raises(SettingsError, match="--shard must be I/N"):
         InputConfig(("x",), shard=shard)

@@ -40,6 +40,10 @@ DECIDING: dict[str, st.SearchStrategy[Any]] = {
     "image-root": st.none() | TEXT,
     "keep-columns": st.lists(TEXT, max_size=3).map(tuple),
     "images": st.sampled_from([None, "first", "each"]),
+    "where": st.none() | st.sampled_from(["a > 1", "b"]),
+    "sample": st.integers(0, 3),
+    "sample-seed": st.integers(0, 3),
+    "shard": st.sampled_from([None, "1/2", "2/2"]),
 }
 OTHERS = st.fixed_dictionaries(
     {
@@ -54,7 +58,7 @@ def job(deciding: dict[str, Any], others: dict[str, Any]) -> tuple[JobConfig, di
     """A configuration and its fingerprint."""
     value = {name.replace("-", "_"): one for name, one in deciding.items()}
     generation = {name: value[name] for name in GenerationConfig.__dataclass_fields__}
-    columns = {name: value[name] for name in ("image_column", "id_column", "image_root", "keep_columns", "images")}
+    columns = {name: value[name] for name in InputConfig.__dataclass_fields__ if name != "inputs"}
     config = JobConfig(
         InputConfig(others["inputs"], **columns),
         output="o",

@@ -41,6 +41,10 @@ MAY_DIFFER_IN_A_RETRY = {
     "image-root": False,
     "keep-columns": False,
     "images": False,
+    "where": False,
+    "sample": False,
+    "sample-seed": False,
+    "shard": False,
 }
 OLD_JOBS = sorted((Path(__file__).parents[1] / "data").glob("format-*/jobs/*/*/job.json"))
 
@@ -139,6 +143,15 @@ def test_a_job_that_has_captioned_nothing_starts_over_with_other_settings(folder
     assert not folder.part_paths()
     assert not folder.journal_path.exists()
     assert stored(folder)["image-root"] == "/images"
+
+
+def test_a_plan_goes_with_the_settings_it_was_made_with(folder: JobFolder) -> None:
+    """It has the rows of another shard, or of another condition, though none of them has ended."""
+    with closing(Journal.open(folder.journal_path)) as journal, journal.transaction() as connection:
+        connection.execute("INSERT INTO shards VALUES (0, 0, 5)")
+    other = replace(CONFIG, input=replace(CONFIG.input, shard="2/2"))
+    assert check_same_job(folder, fingerprint_of(other, "m", ("torch", "bf16")), other) == ()
+    assert not folder.journal_path.exists()
 
 
 @pytest.mark.parametrize("in_part", [False, True])
