@@ -37,7 +37,8 @@ def choose_rows(chosen: ChosenRows, first: int, readers: Mapping[str, Reader], c
         total, is_aside = chosen.rows_from(first), False
     else:
         total, is_aside = chosen.set_aside(matching_rows(chosen.sources(first), readers, config.where)), True
-        log.info("%d of %d rows match --where", total, chosen.rows_from(first))
+        level = logging.INFO if total else logging.WARNING
+        log.log(level, "%d of %d rows match --where", total, chosen.rows_from(first))
     stretches = chosen.aside() if is_aside else (Stretch(one.number, 0, one.rows) for one in chosen.sources(first))
     if config.sample and config.sample < total:
         stretches = _only(stretches, drawn(total, config.sample, config.sample_seed))

@@ -12,8 +12,8 @@ from batchcap.inputs.partitions import partition_values
 from batchcap.inputs.reader import Reader, Unreadable
 from batchcap.store.chosen_rows import PlannedSource, Stretch
 
-# Images looked at together: to ask for each of a million alone would take an hour.
-_IMAGES_AT_ONCE = 4096
+# Rows asked about together, unless they are large: a question takes milliseconds, however few they are.
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 16_384, 8 << 20
 _ID = "id"
 
 
@@ -55,10 +55,25 @@ def _in_container(source: PlannedSource, reader: Reader, condition: Condition) -
     names = condition.require(schema, path)
     row = 0
     # Where no column is needed, nothing is read.
-    for batch in reader.values(path, names) if names else [Unreadable(source.rows, "")]:
+    for batch in _together(reader.values(path, names)) if names else [Unreadable(source.rows, "")]:
         for start, rows in _in_batch(batch, condition, path) if names else condition.matching_numbers(len(batch), path):
             yield Stretch(source.number, row + start, rows)
         row += len(batch)
+
+
+def _together(batches: Iterable[pa.RecordBatch | Unreadable]) -> Iterator[pa.RecordBatch | Unreadable]:
+    """The same rows in larger batches."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        if not isinstance(batch, Unreadable):
+            waiting.append(batch)
+            if sum(map(len, waiting)) < _ROWS_AT_ONCE and sum(one.nbytes for one in waiting) < _BYTES_AT_ONCE:
+                continue
+        yield from pa.Table.from_batches(waiting).combine_chunks().to_batches() if waiting else ()
+        waiting = []
+        if isinstance(batch, Unreadable):
+            yield batch
+    yield from pa.Table.from_batches(waiting).combine_chunks().to_batches() if waiting else ()
 
 
 def _in_batch(batch: pa.RecordBatch | Unreadable, condition: Condition, path: Path) -> Iterator[tuple[int, int]]:
@@ -69,7 +84,7 @@ def _among_images(sources: Iterable[PlannedSource], condition: Condition) -> Ite
     for columns, several in groupby(sources, key=lambda source: tuple(partition_values(_path(source).parent))):
         names = [_ID, *(name for name in columns if name != _ID)]
         schema = pa.schema([(name, pa.string()) for name in names])
-        while some := list(islice(several, _IMAGES_AT_ONCE)):
+        while some := list(islice(several, _ROWS_AT_ONCE)):
             path = _path(some[0])
             condition.require(schema, path)
             rows = [{**partition_values(_path(source).parent), _ID: source.id} for source in some]

@@ -69,7 +69,7 @@ def chosen(folder: Path, sources: list[Source], config: InputConfig, limits: tup
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=5)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     SIZES,
     st.sampled_from([None, "n % 2 = 0", "word IS NULL OR n = 1", "n > 100"]),
