@@ -115,9 +115,9 @@ def test_every_page_is_read() -> None:
 def _all_command_lines() -> list[tuple[str, str]]:
     found = [(page, line) for page in PAGES for line in command_lines(text_of(page))]
     for path in sorted((PROJECT / "jobs").rglob("*.*")):
-        if path.suffix in (".toml", ".service"):
+        if path.suffix in (".toml", ".service", ".sbatch"):
             lines = re.findall(
-                r"(?:/usr/local/bin/|\(|`|^# +)?(batchcap [^`;\n]+?)(?: 2>&1|`|$)", path.read_text(), re.M
+                r"(?:/usr/local/bin/|\(|`|^# +|^exec )?(batchcap [^`;\n]+?)(?: 2>&1|`|$)", path.read_text(), re.M
             )
             found += [(path.name, line) for line in lines]
     return found
@@ -128,6 +128,7 @@ def test_command_lines_are_found() -> None:
     assert len([page for page, _line in found if page == "README.md"]) >= 9
     assert {path.name for path in (PROJECT / "jobs").glob("*.toml")} <= {page for page, _line in found}
     assert len([page for page, _line in found if page.endswith(".service")]) == 3
+    assert [line.split()[1] for page, line in found if page == "array.sbatch"] == ["merge", "--quiet"], "both are parsed"
 
 
 @pytest.mark.parametrize(("page", "line"), _all_command_lines(), ids=_line_id)
