@@ -51,7 +51,7 @@ MIGRATIONS = (
     Migration(
         "rows that were chosen",
         (
-            """CREATE TABLE chosen (
+            """CREATE TABLE IF NOT EXISTS chosen (
                 first_row INTEGER PRIMARY KEY, source INTEGER NOT NULL, start INTEGER NOT NULL,
                 rows INTEGER NOT NULL)""",
         ),
