@@ -141,7 +141,8 @@ def _factory(name: str, watch: Watch) -> Callable[[EngineConfig], Engine]:
 
 
 def _fake_worker(_command: list[str], socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "tests.engines.fake_worker", "work", "work", str(socket_fd)]
+    code = f"from tests.engines.fake_worker import become; become('work', 'work', {socket_fd})"
+    command = [sys.executable, "-c", code]
     # They complain of the end of a coordinator that was killed; that is what is wanted here.
     return subprocess.Popen(command, pass_fds=[socket_fd], cwd=ROOT, stderr=subprocess.DEVNULL)
 
