@@ -45,7 +45,8 @@ class _Found:
         if self.difference is None:
             return ""
         source, found = self.difference
-        return f" (the first row that differs is row {found.row} of {_name(source)}: {found.reason})"
+        of = f" of {_name(source)}" if len(self.changed) > 1 else ""
+        return f" (the first row that differs is row {found.row}{of}: {found.reason})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class Comparison:
         self._plan = plan
         self._should_stop = should_stop
         self.has_unread = False  # whether an image of the last source could not be read
+        self._gone = 0  # images of the last source that are not there any more
         self._shard: Shard | None = None  # the last one: one image after the other asks for it
         self._rows: dict[int, CaptionRow] = {}
         self._carried: pa.Table | None = None
@@ -89,7 +90,7 @@ class Comparison:
             StoppedError: it is time to stop.
             UsageError: the source can't be read.
         """
-        self.has_unread = False
+        self.has_unread, self._gone = False, 0
         progress = _Progress(source)
         for piece, rows in self.ended(source):
             left = max(0, min(piece.rows, source.rows - piece.start))
@@ -100,14 +101,16 @@ class Comparison:
             }
             if wanted and (found := self._difference_in(piece._replace(rows=left), wanted, progress)):
                 return found
+        if self._gone:
+            log.warning("the images of %d rows of %s are gone: their captions stay", self._gone, progress.name)
         if source.pieces and source.rows < source.rows_before:
             return Difference(source.rows, "it is not there any more")
         return None
 
     def _difference_in(self, piece: Piece, wanted: dict[int, CaptionRow], progress: "_Progress") -> Difference | None:
         other = self._first_other_columns(piece, sorted(wanted))
-        compared = [index for index in sorted(wanted) if other is None or index < other]
-        for now in self._plan.piece_rows(piece, compared) if compared else ():
+        compared = [index for index in sorted(wanted) if other is None or index <= other]
+        for now in self._plan.piece_rows(piece, compared):
             if self._should_stop():
                 raise StoppedError
             progress.advance()
@@ -131,6 +134,7 @@ class Comparison:
             if error.kind not in (ErrorKind.MISSING, ErrorKind.UNREADABLE):
                 return f"its image is another one, which can't be read: {error.message}"
             # Images that are deleted once they have captions are gone for good: no need to look for them again.
+            self._gone += error.kind is ErrorKind.MISSING
             self.has_unread |= error.kind is ErrorKind.UNREADABLE
             return ""
         return "" if is_same else "its image is another one"
@@ -181,7 +185,7 @@ class _Progress:
     """How far the comparison of one source is."""
 
     def __init__(self, source: ChangedSource) -> None:
-        self._name = shown_name(os.fsdecode(source.path))
+        self.name = shown_name(os.fsdecode(source.path))
         self._rows = sum(piece.rows for piece in source.pieces)
         self._done = 0
         self._next_s = time.monotonic() + _QUIET_S
@@ -193,7 +197,7 @@ class _Progress:
             self._next_s = time.monotonic() + _EVERY_S
             log.info(
                 "%s looks different: checking that its captioned rows are the same, %d of %d",
-                self._name,
+                self.name,
                 self._done,
                 self._rows,
             )

@@ -180,7 +180,6 @@ class JobRun:
         written = passthrough_schema(self._folder.part_paths())
         plan = Plan(journal, config.input, config.generation.prompt_names, written)
         plan.extend(self._until_stopped(sources), config.placement.rows_per_part, config.limits.limit)
-        journal.checkpoint()
         return plan
 
     def _until_stopped(self, sources: Iterable[Source]) -> Iterator[Source]:
@@ -195,8 +194,8 @@ class JobRun:
         is_interrupted = retry.resume_pending()
         changes = ChangedInputs(self._folder, journal, plan, settings.of_retry, self._stop_in_time)
         changes.handle(self._config.resume.on_changed)
-        journal.checkpoint()
         retry.retry(self._config.resume.retry, is_interrupted=is_interrupted)
+        journal.checkpoint()
 
     def _caption(
         self,
