@@ -102,8 +102,8 @@ class ChangedInputs:
             )
         self.plan.accept(found.same, rows_only=[*found.unread, *kept])
         for source in (*found.same, *found.unread, *kept):
-            if source.rows > source.rows_before:
-                log.info("%s has %d more rows", _name(source), source.rows - source.rows_before)
+            if (more := source.rows - source.rows_before) > 0:
+                log.info("%s has %d more row%s", _name(source), more, "s" if more > 1 else "")
 
     def _look_at(self, source: ChangedSource, comparison: Comparison, on_changed: OnChanged, found: _Found) -> None:
         difference = comparison.first_difference(source) if is_table(source) else None
