@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from batchcap.config import InputConfig
 from batchcap.inputs.reader import Reader
 from batchcap.job.condition_rows import matching_rows
-from batchcap.store.chosen_rows import ChosenRows, Stretch
+from batchcap.store.chosen_rows import ChosenRows, PlannedSource, Stretch
+from batchcap.store.plan_tables import ChangedSource
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,24 @@ def choose_rows(chosen: ChosenRows, first: int, readers: Mapping[str, Reader], c
         total = config.sample
     number, count = config.shard_of
     chosen.choose(_between(stretches, total * (number - 1) // count, total * number // count))
+
+
+def choose_later_rows(
+    chosen: ChosenRows, grown: Iterable[ChangedSource], readers: Mapping[str, Reader], where: str
+) -> None:
+    """Choose among the rows that known sources have got since; raises as `choose_rows`."""
+    for one in grown:
+        if one.rows > one.rows_before:
+            source = PlannedSource(one.number, "", one.path, one.kind, one.rows)
+            chosen.choose(_later(matching_rows([source], readers, where), one.rows_before))
+
+
+def _later(stretches: Iterable[Stretch], before: int) -> Iterator[Stretch]:
+    """The rows that a source did not have before."""
+    for source, start, rows in stretches:
+        if start + rows > before:
+            first = max(start, before)
+            yield Stretch(source, first, start + rows - first)
 
 
 def drawn(rows: int, count: int, seed: int) -> NDArray[np.int64]:

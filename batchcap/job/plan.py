@@ -1,7 +1,7 @@
 """Owns the plan of a job: which rows there are, in which order and in which shard; `store.plan_tables` keeps it.
 
-What is planned once never moves: sources that appear later get rows and shards after all others. So a part file that
-is there stays right, whatever is added to the inputs.
+What is planned once never moves: sources that appear later, and rows that a source has got since, come after all others
+in shards of their own. So a part file that is there stays right, whatever is added to the inputs.
 """
 
 import logging
@@ -13,21 +13,21 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchcap.config import InputConfig
-from batchcap.core.errors import ChangedInputError
 from batchcap.core.records import ImageRow, Shard
 from batchcap.core.sources import Piece, Source
-from batchcap.core.text import shown_name
 from batchcap.inputs.columns import require_no_columns
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
 from batchcap.inputs.reader import PassthroughColumns, Reader
 from batchcap.inputs.registry import open_readers
 from batchcap.inputs.source import source_name
-from batchcap.job.choice import choose_rows
+from batchcap.job.choice import choose_later_rows, choose_rows
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
 from batchcap.store.plan_tables import ChangedSource, KnownSource, PlanChange, PlanTables
 
 log = logging.getLogger(__name__)
+
+_WHY_FIXED = "its rows were chosen when it began (--sample, --shard)"
 
 # Sources looked up and kept with one statement.
 _SOURCES_AT_ONCE = 1000
@@ -59,6 +59,7 @@ class Plan:
         self._containers = [kind for kind, reader in self._readers.items() if reader.is_container]
         self._second_readers: dict[str, Reader] | None = None
         self._passthrough: pa.Schema | None = None
+        self._rows_per_part, self._limit = 1, 0
 
     @property
     def total_rows(self) -> int:
@@ -73,8 +74,8 @@ class Plan:
         """Take in what was found; gives the number of rows that are new.
 
         Known sources keep their rows; new ones come after all others, in new shards. A file that comes twice counts
-        once, and where an id is taken the whole path is used. What has changed or vanished keeps its rows; `changed`
-        tells of it. Everything is planned together or not at all, and nothing is held for each source.
+        once, and where an id is taken the whole path is used. What has changed, grown or vanished keeps its rows;
+        `changed` tells of it. Everything is planned together or not at all, and nothing is held for each source.
 
         Args:
             sources: the sources found now.
@@ -82,21 +83,21 @@ class Plan:
             limit: plan no more than so many rows in all; 0: no limit.
 
         Raises:
-            ChangedInputError: a known source has another number of rows.
             UsageError: a source's columns don't fit, or not together with those of another.
         """
+        self._rows_per_part, self._limit = rows_per_part, limit
         is_begun, choice = self.total_rows > 0, self._config
         with self._tables.change() as change:
             first = change.chosen.source_count()
-            new = self._take_in(change, sources, takes_new=not (choice.is_fixed and first))
-            self._settle_columns(new, is_begun=is_begun)
+            with_new_rows = self._take_in(change, sources, takes_new=not (choice.is_fixed and first))
+            self._settle_columns(with_new_rows, is_begun=is_begun)
             if choice.is_choice and change.chosen.source_count() > first:
                 choose_rows(change.chosen, first, self._readers, choice)
             return change.plan_rows(rows_per_part, limit, is_choice=choice.is_choice)
 
     def _take_in(self, change: PlanChange, sources: Iterable[Source], *, takes_new: bool) -> set[Path]:
-        """Keep sources; gives those that are new and hold rows."""
-        new_files: set[Path] = set()
+        """Keep sources; gives the containers that are new or have grown, as far as the job takes their rows."""
+        with_new_rows: set[Path] = set()
         left_out = 0
         unread = iter(sources)
         while batch := list(islice(unread, _SOURCES_AT_ONCE)):
@@ -105,21 +106,20 @@ class Plan:
             known = change.known(paths)
             for path, source in zip(paths, batch, strict=True):
                 self._readers[source.kind].passthrough(source.path)  # columns that don't fit are told before any work
-                if path in known:
-                    _compare(change, known[path], source)
-                else:
+                if path not in known:
                     new.setdefault(path, source)
+                elif _has_changed(known[path], source):
+                    change.note_changed(known[path].number, source)
+                    if source.rows > known[path].rows and takes_new:
+                        with_new_rows.add(source.path)
             if not takes_new:
                 left_out += len(new)
                 continue
             change.add(new)
-            new_files.update(source.path for source in new.values() if source.kind in self._containers)
+            with_new_rows.update(source.path for source in new.values() if source.kind in self._containers)
         if left_out:
-            log.info(
-                "%d inputs are new and not part of this job: its rows were chosen when it began (--sample, --shard)",
-                left_out,
-            )
-        return new_files
+            log.info("%d inputs are new and not part of this job: %s", left_out, _WHY_FIXED)
+        return with_new_rows
 
     def vanished(self) -> dict[str, str]:
         """Sources with rows that are gone, as the rows' `source` has them, and what each is called in messages."""
@@ -130,9 +130,30 @@ class Plan:
         """The sources that `extend` found to look otherwise than before, in the order of their rows."""
         return self._tables.changed()
 
-    def accept(self, changed: Sequence[ChangedSource]) -> None:
-        """What these sources look like now is how they are to look at the next run."""
-        self._tables.accept(changed)
+    def accept(self, changed: Sequence[ChangedSource], rows_only: Sequence[ChangedSource] = ()) -> None:
+        """Take over how sources look now; the rows that they have got since come after all others, in new shards.
+
+        Everything is taken over together or not at all.
+
+        Args:
+            changed: what they look like now is how they are to look at the next run.
+            rows_only: the next run is to look at these again.
+        """
+        grown = [one for one in rows_only if one.rows > one.rows_before]
+        if not changed and not grown:
+            return
+        if self._config.is_fixed:
+            if any(one.rows > one.rows_before for one in (*changed, *grown)):
+                log.info("rows that inputs have got since are not part of this job: %s", _WHY_FIXED)
+            with self._tables.change() as change:
+                change.accept_looks(changed)
+            return
+        with self._tables.change() as change:
+            change.accept(changed)
+            change.accept_rows(grown)
+            if self._config.where is not None:
+                choose_later_rows(change.chosen, (*changed, *grown), self._readers, self._config.where)
+            change.plan_rows(self._rows_per_part, self._limit, is_choice=self._config.is_choice)
 
     def image_ids(self) -> Iterator[tuple[str, Path]]:
         """Id and path of every source that is an image itself."""
@@ -162,6 +183,10 @@ class Plan:
             if inside:
                 yield from self._readers[piece.kind].rows(piece, inside)
 
+    def piece_rows(self, piece: Piece, wanted: Sequence[int]) -> Iterator[ImageRow]:
+        """Some rows of a piece, at least one, by their indexes in the job, rising; raises as `shard_rows`."""
+        return self._readers[piece.kind].rows(piece, wanted)
+
     def rows_again(self, shard: Shard) -> Iterator[ImageRow]:
         """The rows of a shard, for who comes after the captioning: it does not lose its place in an open file.
 
@@ -182,31 +207,36 @@ class Plan:
         Raises:
             UsageError: a source can't be read, or the columns of two sources don't fit together.
         """
+        if not self._carried.names:
+            return None
+        return pa.concat_tables([self.piece_columns(piece) for piece in self._tables.pieces(shard)])
+
+    def piece_columns(self, piece: Piece) -> pa.Table:
+        """The carried columns of a piece; see `shard_columns`."""
+        columns = self._readers[piece.kind].columns(piece)
+        if columns is None:
+            columns = pa.table([pa.nulls(piece.rows)], [""]).select([])
+        return fitted_columns(columns, self._carried, Path(piece.path))
+
+    @property
+    def _carried(self) -> pa.Schema:
+        """The carried columns, as they are settled."""
         if self._passthrough is None:
             self._passthrough = self._carried_schema()
-        schema = self._passthrough
-        if not schema.names:
-            return None
-        tables = []
-        for piece in self._tables.pieces(shard):
-            columns = self._readers[piece.kind].columns(piece)
-            if columns is None:
-                columns = pa.table([pa.nulls(piece.rows)], [""]).select([])
-            tables.append(fitted_columns(columns, schema, Path(piece.path)))
-        return pa.concat_tables(tables)
+        return self._passthrough
 
-    def _settle_columns(self, new: Collection[Path], *, is_begun: bool) -> None:
+    def _settle_columns(self, with_new_rows: Collection[Path], *, is_begun: bool) -> None:
         """Decide what is carried, and tell what can't be before any work.
 
         Args:
-            new: the sources with rows that are new.
+            with_new_rows: the sources with rows that are new.
             is_begun: whether there were rows before: a job that was begun with columns that no input has goes on.
         """
         if not is_begun and next(self._with_columns(), None) is None:
             require_no_columns(self._config)
         self._passthrough = self._carried_schema()
         for reader, columns in self._with_columns() if self._passthrough.names else ():
-            if self._written is None or columns.path in new:
+            if self._written is None or columns.path in with_new_rows:
                 require_values_fit(reader, columns, self._passthrough, is_written=self._written is not None)
 
     def _carried_schema(self) -> pa.Schema:
@@ -239,13 +269,8 @@ class Plan:
                 yield kind, path
 
 
-def _compare(change: PlanChange, known: KnownSource, source: Source) -> None:
-    """Note a known source that looks otherwise now; one that can't be looked at says nothing."""
-    if known.rows != source.rows:
-        raise ChangedInputError(
-            f"{shown_name(str(source.path))} had {known.rows} rows when this job began and has {source.rows} now, so "
-            "its captions don't match its rows: restore the old file, or use another --output"
-        )
+def _has_changed(known: KnownSource, source: Source) -> bool:
+    """Whether a known source looks otherwise now; one that can't be looked at says nothing."""
     looks_now = (source.size_bytes, source.mtime_ns)
-    if (known.size_bytes, known.mtime_ns) != looks_now and any(looks_now):
-        change.note_changed(known.number, *looks_now)
+    looks_otherwise = (known.size_bytes, known.mtime_ns) != looks_now and any(looks_now)
+    return looks_otherwise or known.rows != source.rows

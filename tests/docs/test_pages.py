@@ -128,7 +128,9 @@ def test_command_lines_are_found() -> None:
     assert len([page for page, _line in found if page == "README.md"]) >= 9
     assert {path.name for path in (PROJECT / "jobs").glob("*.toml")} <= {page for page, _line in found}
     assert len([page for page, _line in found if page.endswith(".service")]) == 3
-    assert [line.split()[1] for page, line in found if page == "array.sbatch"] == ["merge", "--quiet"], "both are parsed"
+    assert [line.split()[1] for page, line in found if page == "array.sbatch"] == ["merge", "--quiet"], (
+        "both are parsed"
+    )
 
 
 @pytest.mark.parametrize(("page", "line"), _all_command_lines(), ids=_line_id)

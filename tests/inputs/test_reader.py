@@ -47,15 +47,22 @@ FOR_ALL = frozenset(
     f"batchcap.inputs.{name}"
     for name in (
         "columns",
+        "condition",
         "content",
         "discover",
         "encoded",
+        "partitions",
         "passthrough",
         "plugins",
         "reader",
         "registry",
         "skipped",
         "source",
+        "suffix",
+        "table",
+        "table_files",
+        "table_layout",
+        "table_rows",
     )
 )
 WIDTHS = [30, 41, 52, 63, 74]
@@ -143,7 +150,9 @@ def test_a_new_kind_changes_and_is_missed_as_a_whole(config: JobConfig, caplog: 
     run(config)
     path = Path(config.input.inputs[0]) / "b.offsets"
     os.utime(path, (5, 5))
-    with pytest.raises(ChangedInputError, match=r"b\.offsets has changed"):
+    assert run(config)[1] == [], "it looks otherwise, and its images are the same"
+    write_blobs(path, [encode(noise(width + 1, 20)) for width in WIDTHS])
+    with pytest.raises(ChangedInputError, match=r"b\.offsets has changed .*row 0: its image is another one"):
         run(config)
     path.unlink()
     caplog.set_level(logging.WARNING)
@@ -256,7 +265,7 @@ def kinds_named(tree: ast.Module) -> Iterator[str]:
         "if path.suffix == '.parquet': pass",
         "match kind:\n    case 'image': pass",
         "READERS['image']",
-        "from batchcap.inputs.table_rows import RowReader",
+        "from batchcap.inputs.text_groups import Splitter",
         "from batchcap.inputs import parquet",
         "import batchcap.inputs.files",
         "from batchcap.inputs.registry import ImageFiles",

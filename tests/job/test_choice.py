@@ -174,6 +174,27 @@ def test_what_comes_later_is_chosen_by_a_condition_only(tmp_path: Path, caplog: 
             ]
 
 
+def test_rows_that_a_table_gets_later_are_chosen_by_a_condition_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    for number, (config, more) in enumerate(
+        [(InputConfig(("x",), where="n % 2 = 1"), 3), (InputConfig(("x",), shard="1/1"), 0)]
+    ):
+        path.unlink(missing_ok=True)
+        early = table(path, 4)
+        with opened(tmp_path / str(number), config) as plan:
+            plan.extend([early], 3, 0)
+            before = places(plan)
+        path.unlink()
+        late = table(path, 10)
+        for _run in range(2):
+            with opened(tmp_path / str(number), config) as plan:
+                plan.extend([late], 3, 0)
+                plan.accept(list(plan.changed()))
+                found = places(plan)
+        assert found[: len(before)] == before
+        assert found[len(before) :] == [("a.parquet", row) for row in (5, 7, 9)[:more]]
+
+
 def test_a_plan_that_fails_keeps_nothing(tmp_path: Path) -> None:
     good, bad = table(tmp_path / "a.parquet", 5), tmp_path / "b.parquet"
     pq.write_table(pa.table({"path": ["x.png"], "n": ["one"]}), bad)

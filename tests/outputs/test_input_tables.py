@@ -116,7 +116,9 @@ def test_of_a_job_that_is_not_complete(tables: JobConfig, run: Run, tmp_path: Pa
 def test_of_a_job_with_a_limit(tables: JobConfig, run: Run) -> None:
     config = replace(tables, limits=LimitConfig(limit=5))
     run(config)
-    with pytest.raises(UsageError, match=r"a\.parquet has 7 rows, and this job has only 5 of them \(--limit, --where, "):
+    with pytest.raises(
+        UsageError, match=r"a\.parquet has 7 rows, and this job has only 5 of them \(--limit, --where, "
+    ):
         converted(config)
 
 
