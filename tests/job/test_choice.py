@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchcap.config import InputConfig
+from batchcap.config import InputConfig, JobConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Shard
 from batchcap.core.setting import SettingsError
@@ -23,9 +23,11 @@ from batchcap.inputs.files import ImageFiles
 from batchcap.inputs.parquet import ParquetFiles
 from batchcap.job.choice import choose_rows, drawn
 from batchcap.job.plan import Plan
+from batchcap.job.run import run_job
 from batchcap.store.chosen_rows import ChosenRows
 from batchcap.store.journal import Journal
 from batchcap.store.schema import migrate
+from tests.fake_engine import FakeEngine, SilentProgress, fake_bundle
 
 Place = tuple[str, int]
 
@@ -212,3 +214,14 @@ def test_a_plan_that_fails_keeps_nothing(tmp_path: Path) -> None:
 def test_a_shard_that_is_none_is_refused(shard: str) -> None:
     with pytest.raises(SettingsError, match="--shard must be I/N"):
         InputConfig(("x",), shard=shard)
+
+
+def test_a_condition_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    table(tmp_path / "a.parquet", 3)
+    given = InputConfig((str(tmp_path / "a.parquet"),), where="nope = 1")
+    config = JobConfig(given, str(tmp_path / "out"), "bundle")
+    engine = FakeEngine()
+    with pytest.raises(UsageError, match=r'Referenced column "nope" not found.*a\.parquet has n, word'):
+        run_job(config, SilentProgress(), lambda _config: engine, lambda _model: fake_bundle())  # type: ignore[arg-type,return-value]
+    assert not (tmp_path / "out").exists()
+    assert engine.submitted == []
