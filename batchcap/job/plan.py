@@ -4,9 +4,10 @@ What is planned once never moves: sources that appear later get rows and shards 
 is there stays right, whatever is added to the inputs.
 """
 
+import logging
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from batchcap.core.errors import ChangedInputError
 from batchcap.core.records import ImageRow, Shard
 from batchcap.core.sources import Piece, Source
 from batchcap.core.text import shown_name
-from batchcap.inputs.columns import require_no_columns
+from batchcap.inputs.columns import ALL_COLUMNS, listed, require_columns
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
 from batchcap.inputs.reader import PassthroughColumns, Reader
 from batchcap.inputs.registry import open_readers
@@ -24,6 +25,8 @@ from batchcap.inputs.source import source_name
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
 from batchcap.store.plan_tables import ChangedSource, KnownSource, PlanChange, PlanTables
+
+log = logging.getLogger(__name__)
 
 # Sources looked up and kept with one statement.
 _SOURCES_AT_ONCE = 1000
@@ -96,6 +99,8 @@ class Plan:
             paths = [os.fsencode(source.path) for source in batch]
             known = change.known(paths)
             for path, source in zip(paths, batch, strict=True):
+                if source.is_metadata and path not in known:
+                    continue
                 self._readers[source.kind].passthrough(source.path)  # columns that don't fit are told before any work
                 if path in known:
                     _compare(change, known[path], source)
@@ -172,11 +177,12 @@ class Plan:
         if not schema.names:
             return None
         tables = []
-        for piece in self._tables.pieces(shard):
-            columns = self._readers[piece.kind].columns(piece)
-            if columns is None:
-                columns = pa.table([pa.nulls(piece.rows)], [""]).select([])
-            tables.append(fitted_columns(columns, schema, Path(piece.path)))
+        for kind, pieces in groupby(self._tables.pieces(shard), lambda piece: piece.kind):
+            for run in self._readers[kind].column_runs(list(pieces)):
+                columns = run.columns
+                if columns is None:
+                    columns = pa.table([pa.nulls(run.rows)], [""]).select([])
+                tables.append(fitted_columns(columns, schema, run.path))
         return pa.concat_tables(tables)
 
     def _settle_columns(self, new: Collection[Path], *, is_begun: bool) -> None:
@@ -186,8 +192,12 @@ class Plan:
             new: the sources with rows that are new.
             is_begun: whether there were rows before: a job that was begun with columns that no input has goes on.
         """
-        if not is_begun and next(self._with_columns(), None) is None:
-            require_no_columns(self._config)
+        found = [columns.schema.names for _reader, columns in self._with_columns()]
+        names = dict.fromkeys(chain(*found)) if found else None
+        if not is_begun:
+            require_columns(self._config, names)
+        elif lost := [name for name in self._config.keep_columns if name not in (*(names or ()), ALL_COLUMNS)]:
+            log.warning("no input has a column %s now: it is null in what is written from now on", listed(lost))
         self._passthrough = self._carried_schema()
         for reader, columns in self._with_columns() if self._passthrough.names else ():
             if self._written is None or columns.path in new:
