@@ -21,28 +21,27 @@ def column_options(config: InputConfig) -> list[tuple[str, str]]:
     return [(option, name) for option, name in pairs if name is not None]
 
 
-def require_columns(config: InputConfig, found: Collection[str] | None) -> None:
+def require_columns(config: InputConfig, found: Collection[str], *, has_tables: bool) -> None:
     """Refuse columns that were asked for where no input has them.
 
     Args:
         config: what was asked for.
-        found: the columns to carry that some input has; None: no input has any.
+        found: the columns to carry that some input has.
+        has_tables: whether some input is a table or an archive with columns.
 
     Raises:
         UsageError: some are missing.
     """
-    options = column_options(config)
-    if found is None and options:
-        option, name = options[0]
-        raise UsageError(
-            f"no input has a column {quoted(name)} ({option}): tables have columns, folders of images with a "
-            f"metadata.jsonl, .csv or .parquet, and here is none that has it; leave out {option}"
-        )
-    for option, name in options:
-        if found is not None and option == KEEP and name not in found:
+    for option, name in column_options(config):
+        missing = f"no input has a column {quoted(name)} ({option})"
+        if option != KEEP and not has_tables:
+            raise UsageError(f"{missing}: only tables have columns, and here is none; leave out {option}")
+        if option == KEEP and name not in found:
+            if found:
+                raise UsageError(f"{missing}, only {listed(found)}: correct the name, or leave it out")
             raise UsageError(
-                f"no input has a column {quoted(name)} ({option}): carried would be {listed(found)} alone; correct the "
-                "name or leave it out"
+                f"{missing}: tables have columns, and images that a metadata.jsonl, .csv or .parquet describes; "
+                f"correct the name, or leave out {option}"
             )
 
 

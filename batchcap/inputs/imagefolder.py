@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchcap.core.errors import UsageError
+from batchcap.inputs.column_type import taken
 from batchcap.inputs.columns import listed, shown
 from batchcap.inputs.delimited import CsvTable
 from batchcap.inputs.index_cache import index_of
@@ -140,17 +141,17 @@ class Metadata:
         wanted = self._candidates(searched)
         for start, table in self._rows_around([row for row, _image in wanted], names):
             low, high = (bisect_left(wanted, (row, 0)) for row in (start, start + len(table)))
-            taken = _taken(table, [row - start for row, _image in wanted[low:high]])
+            around = _rows_of(table, [row - start for row, _image in wanted[low:high]])
             for place, (_row, image) in enumerate(wanted[low:high], count):
-                if places[image] is None and searched[image].is_one_of(self._texts(taken, place - count)):
+                if places[image] is None and searched[image].is_one_of(self._texts(around, place - count)):
                     places[image] = place
-            pieces.append(taken.select(names))
-            count += len(taken)
+            pieces.append(around.select(names))
+            count += len(around)
         schema = pa.schema([(name, self.schema.field(name).type) for name in names])
         found = pa.Table.from_arrays(pa.concat_tables(pieces).columns, schema=schema) if pieces else None
         if found is None:
             return pa.table([pa.nulls(len(images), kind) for kind in schema.types], schema=schema)
-        return _taken(found, places)
+        return _rows_of(found, places)
 
     def values(self, names: Sequence[str]) -> Iterator[pa.RecordBatch | Unreadable]:
         """All values of some columns.
@@ -273,17 +274,9 @@ def _hashes(names: Sequence[bytes]) -> Hashes:
     return np.frombuffer(digests, "<u8").astype(np.uint64, copy=False)
 
 
-def _taken(table: pa.Table, places: Sequence[int | None]) -> pa.Table:
+def _rows_of(table: pa.Table, places: Sequence[int | None]) -> pa.Table:
     """Some rows of a table; null where there is no place."""
-    arrays = []
-    for column in table.columns:
-        try:
-            arrays.append(column.take(pa.array(places, pa.int64())))
-        except pa.ArrowNotImplementedError:  # of views and runs
-            nothing = pa.chunked_array([pa.nulls(1, column.type)])
-            cells = (nothing if place is None else column.slice(place, 1) for place in places)
-            arrays.append(pa.chunked_array([chunk for cell in cells for chunk in cell.chunks], column.type))
-    return pa.Table.from_arrays(arrays, names=table.column_names)
+    return pa.Table.from_arrays([taken(column, places) for column in table.columns], names=table.column_names)
 
 
 def describes_images(path: Path) -> bool:

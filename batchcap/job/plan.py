@@ -17,7 +17,7 @@ from batchcap.core.errors import ChangedInputError
 from batchcap.core.records import ImageRow, Shard
 from batchcap.core.sources import Piece, Source
 from batchcap.core.text import shown_name
-from batchcap.inputs.columns import ALL_COLUMNS, listed, require_columns
+from batchcap.inputs.columns import ALL_COLUMNS, column_options, listed, require_columns
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
 from batchcap.inputs.reader import PassthroughColumns, Reader
 from batchcap.inputs.registry import open_readers
@@ -192,16 +192,23 @@ class Plan:
             new: the sources with rows that are new.
             is_begun: whether there were rows before: a job that was begun with columns that no input has goes on.
         """
-        found = [columns.schema.names for _reader, columns in self._with_columns()]
-        names = dict.fromkeys(chain(*found)) if found else None
-        if not is_begun:
-            require_columns(self._config, names)
-        elif lost := [name for name in self._config.keep_columns if name not in (*(names or ()), ALL_COLUMNS)]:
-            log.warning("no input has a column %s now: it is null in what is written from now on", listed(lost))
+        if column_options(self._config):
+            self._require_columns(is_begun=is_begun)
         self._passthrough = self._carried_schema()
         for reader, columns in self._with_columns() if self._passthrough.names else ():
             if self._written is None or columns.path in new:
                 require_values_fit(reader, columns, self._passthrough, is_written=self._written is not None)
+
+    def _require_columns(self, *, is_begun: bool) -> None:
+        """Tell of columns that were asked for and that no input has."""
+        found, has_tables = dict[str, None](), False
+        for reader, columns in self._with_columns():
+            found.update(dict.fromkeys(columns.schema.names))
+            has_tables = has_tables or reader.is_container
+        if not is_begun:
+            require_columns(self._config, found, has_tables=has_tables)
+        elif lost := [name for name in self._config.keep_columns if name not in found and name != ALL_COLUMNS]:
+            log.warning("no input has a column %s now: it is null in parts that are written from now on", listed(lost))
 
     def _carried_schema(self) -> pa.Schema:
         """The carried columns of all sources of the job."""
