@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Container
-from functools import lru_cache
 from pathlib import Path
 
 from batchcap.core.errors import ErrorKind, RowError
@@ -13,20 +12,17 @@ MAX_TEXT_BYTES = 1 << 20
 EXTENSIONS = ("txt", "json")
 
 
-def extensions_in(folder: Path, wanted: Container[str]) -> tuple[str, ...]:
+def extensions_in(folder: Path, wanted: Container[str]) -> list[str]:
     """Those of the wanted extensions that some file in a folder has."""
     asked = [name for name in EXTENSIONS if name in wanted]
-    return _extensions_in(folder, tuple(asked)) if asked else ()
-
-
-@lru_cache(1024)
-def _extensions_in(folder: Path, asked: tuple[str, ...]) -> tuple[str, ...]:
+    if not asked:
+        return []
     try:
         with os.scandir(folder) as entries:
-            found = {entry.name.rpartition(".")[2] for entry in entries if not entry.name.startswith(".")}
+            found = {entry.name.rpartition(".")[2] for entry in entries}
     except OSError:  # its images fail, and tell why
-        return ()
-    return tuple(name for name in asked if name in found)
+        return []
+    return [name for name in asked if name in found]
 
 
 def text_beside(image: Path, extension: str) -> str | None:

@@ -205,7 +205,7 @@ class Metadata:
         return sorted(found)
 
     def _rows_around(self, wanted: Sequence[int], names: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-        """Rows of the file in pieces, each with its first one, among them the wanted ones, which rise."""
+        """Pieces of the file that hold wanted rows, each with its first row; the wanted ones rise."""
         if self._reader is None or self._names != names:
             self._reader, self._names = self._open(names), names
         done = 0
@@ -214,11 +214,12 @@ class Metadata:
             first, done = done, bisect_left(wanted, self._group_starts[group + 1])
             start = wanted[first]
             for piece in self._reader.read(start, wanted[done - 1] + 1 - start):
-                if isinstance(piece, Unreadable):
-                    yield start, self._reader.read_apart(start, piece.rows)
-                else:
-                    yield start, pa.Table.from_batches([piece])
-                start += len(piece)
+                stop = start + len(piece)
+                if first < done and wanted[first] < stop:
+                    is_lost = isinstance(piece, Unreadable)
+                    yield start, self._reader.read_apart(start, len(piece)) if is_lost else pa.table(piece)
+                    first = bisect_left(wanted, stop, first, done)
+                start = stop
 
     def _open(self, names: Sequence[str]) -> RowReader:
         return RowReader(self._table, list(dict.fromkeys([*self._keys, *names])), SMALL_BATCH_ROWS)
