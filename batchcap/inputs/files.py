@@ -17,13 +17,12 @@ from batchcap.core.records import ImageRow
 from batchcap.core.sources import FileAt, Piece
 from batchcap.inputs.beside import extensions_in, text_beside
 from batchcap.inputs.columns import ALL_COLUMNS, output_names, quoted, shown
-from batchcap.inputs.imagefolder import METADATA_NAMES, Metadata, key_columns, metadata_above
+from batchcap.inputs.imagefolder import METADATA_NAMES, Metadata, MetadataSearch, key_columns, version_of
 from batchcap.inputs.partitions import partition_values
 from batchcap.inputs.plugins import plugin_suffixes
 from batchcap.inputs.reader import ColumnRun, PassthroughColumns, Reader, Unreadable
 from batchcap.inputs.source import source_name
 from batchcap.inputs.suffix import suffix_set
-from batchcap.inputs.walk import searched_folders
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +71,7 @@ class ImageFiles(Reader):
 
     def __init__(self, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> None:
         super().__init__(config, own_columns)
+        self._search = MetadataSearch(config.inputs)
         self._layouts: dict[Path, _Layout] = {}
         self._opened: dict[Path, Metadata] = {}
         self._told: set[object] = set()  # what a warning has told of
@@ -114,7 +114,7 @@ class ImageFiles(Reader):
 
     def _layout_of(self, folder: Path) -> _Layout:
         wanted = self.config.keep_columns
-        file = metadata_above(folder, searched_folders(self.config.inputs))
+        file = self._search.above(folder)
         schema = pa.schema([]) if file is None else self._metadata(file).schema
         folders = partition_values(folder)
         types = dict(zip(schema.names, schema.types, strict=True))
@@ -129,7 +129,9 @@ class ImageFiles(Reader):
         return _Layout(owner, described, folders, kept, output_names(owner or folder, names, self.own_columns))
 
     def _metadata(self, path: Path) -> Metadata:
-        if path not in self._opened:
+        """A metadata file as it is now: a job may run for days."""
+        if path not in self._opened or self._opened[path].version != version_of(path):
+            self._opened.pop(path, None)
             if len(self._opened) >= _MAX_OPEN:
                 self._opened.pop(next(iter(self._opened)))
             self._opened[path] = Metadata(path)
@@ -145,11 +147,13 @@ class ImageFiles(Reader):
                     shown(layout.metadata),
                     metadata.doubles,
                 )
-            described = metadata.of_images(images, layout.described)
+            there = [name for name in layout.described if name in metadata.schema.names]
+            described = metadata.of_images(images, there)
         arrays = []
-        for name in layout.kept.names:
-            if name in described.column_names:
-                arrays.append(described[name])
+        for name, kind in zip(layout.kept.names, layout.kept.types, strict=True):
+            if name in layout.described:
+                is_there = name in described.column_names
+                arrays.append(described[name] if is_there else pa.nulls(len(images), kind))
             elif name in layout.folders:
                 arrays.append(pa.array([layout.folders[name]] * len(images), pa.string()))
             else:

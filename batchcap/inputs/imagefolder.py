@@ -32,6 +32,7 @@ from batchcap.inputs.table import Table, readable
 from batchcap.inputs.table_layout import PATH, rank_of
 from batchcap.inputs.table_rows import SMALL_BATCH_ROWS, RowReader
 from batchcap.inputs.text_table import UTF16_MARKS
+from batchcap.inputs.walk import searched_folders
 
 log = logging.getLogger(__name__)
 
@@ -48,32 +49,49 @@ _BEGINNING_BYTES = 1 << 20
 _INDEX = "imagefolder-1"
 _DOUBLES = b"doubles"
 _HASH_BYTES = 8
+# Folders that were looked into, whose outcome is held.
+_MAX_FOLDERS = 4096
 # Rows with the name of one image that are looked at; 64 bits are never the same for so many different names.
 _MAX_CANDIDATES = 16
 
 Hashes = npt.NDArray[np.uint64]
 
 
-def metadata_above(folder: Path, roots: Sequence[Path]) -> Path | None:
-    """The metadata file that describes the images of a folder; None where there is none.
+class MetadataSearch:
+    """The search for the metadata files of a job.
 
     Args:
-        folder: the folder.
-        roots: where the search ends: at the topmost of these that the folder lies in.
-
-    Raises:
-        UsageError: a file that may be the one can't be read.
+        inputs: of the job; above the folders that these name nothing is looked at.
     """
-    for place in (folder, *folder.parents):
-        if place != folder and not any(root in (place, *place.parents) for root in roots):
-            break
-        found = [place / name for name in _TABLES if os.path.lexists(place / name)]
-        found = [path for path in found if _may_describe(path) and key_columns(open_table(path).schema)]
-        if len(found) > 1:
-            log.warning("%s is read, and not %s beside it", shown(found[0]), listed(path.name for path in found[1:]))
-        if found:
-            return found[0]
-    return None
+
+    def __init__(self, inputs: Sequence[str]) -> None:
+        self._roots = searched_folders(inputs)
+        self._found: dict[Path, Path | None] = {}
+
+    def above(self, folder: Path) -> Path | None:
+        """The file that describes the images of a folder; None where there is none.
+
+        Raises:
+            UsageError: a file that may be the one can't be read.
+        """
+        for place in (folder, *folder.parents):
+            if place != folder and not any(root in (place, *place.parents) for root in self._roots):
+                return None
+            if place not in self._found:
+                if len(self._found) >= _MAX_FOLDERS:
+                    self._found.clear()
+                self._found[place] = _metadata_in(place)
+            if (found := self._found[place]) is not None:
+                return found
+        return None
+
+
+def _metadata_in(folder: Path) -> Path | None:
+    found = [folder / name for name in _TABLES if os.path.lexists(folder / name)]
+    found = [path for path in found if _may_describe(path) and key_columns(open_table(path).schema)]
+    if len(found) > 1:
+        log.warning("%s is read, and not %s beside it", shown(found[0]), listed(path.name for path in found[1:]))
+    return found[0] if found else None
 
 
 def open_table(path: Path) -> Table:
@@ -83,6 +101,17 @@ def open_table(path: Path) -> Table:
         UsageError: it can't be read.
     """
     return _TABLES[path.name](path)
+
+
+def version_of(path: Path) -> tuple[int, int]:
+    """What differs after a file has changed.
+
+    Raises:
+        UsageError: it can't be looked at.
+    """
+    with readable(path, _TABLES[path.name].noun):
+        status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def key_columns(schema: pa.Schema) -> list[str]:
@@ -109,6 +138,7 @@ class Metadata:
 
     Attributes:
         path: the file.
+        version: of the file when it was opened; see `version_of`.
         schema: its columns.
 
     Raises:
@@ -117,6 +147,7 @@ class Metadata:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.version = version_of(path)
         self._table = open_table(path)
         self.schema = self._table.schema
         self._keys = key_columns(self.schema)

@@ -397,6 +397,17 @@ def test_captions_beside_images_are_not_carried_by_a_retry(config: JobConfig, fo
     assert texts == {name: f"first {Path(name).stem}" if "/" not in name else None for name in (*IMAGES, "bad.png")}
 
 
+def test_a_file_that_changes_during_the_work(folder: Path) -> None:
+    path = write(folder / "metadata.jsonl", described())
+    with planned(folder, "text", "label") as plan:
+        assert rows_of(plan)["a.png"] == {"text": "of a.png", "label": 0}
+        write(path, [{"file_name": "x", "text": ""}, {"file_name": "a.png", "text": "new"}])
+        assert rows_of(plan)["a.png"] == {"text": "new", "label": None}
+        path.unlink()
+        with pytest.raises(UsageError, match=r"metadata\.jsonl is missing: put it back"):
+            rows_of(plan)
+
+
 def test_the_index_is_kept_and_follows_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(folder / "metadata.parquet", described())
     first = carried(folder, "label")
@@ -405,7 +416,7 @@ def test_the_index_is_kept_and_follows_the_file(folder: Path, monkeypatch: pytes
         assert carried(folder, "label") == first
     write(path, described()[::-1])
     os.utime(path, ns=(1, 1))
-    assert carried(folder, "label")["a.png"] == {"label": 3 - 3}
+    assert carried(folder, "label")["a.png"] == {"label": 0}
 
 
 @pytest.mark.parametrize("form", FORMS)
