@@ -88,7 +88,7 @@ chaos: install  ## 300 jobs that a fault happens to at a random moment: nothing 
 fuzz: install  ## Images, Parquet and job files damaged by chance: none may crash; takes six minutes
 	$(BIN)/python -m tests.fuzz
 
-mutants: install  ## Bugs put in on purpose: the tests must find each; takes ten minutes and more
+mutants: install  ## Bugs put in on purpose: the tests must find each; takes five minutes
 	$(BIN)/python -m tests.mutants
 
 clean:  ## Remove what the targets made

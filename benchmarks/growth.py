@@ -4,16 +4,18 @@ Plan, loop, journal and part files are the real ones. Instead of the model there
 (`--engine echo`), or the real feature queue between worker processes that hold no model (`--engine workers`). Each job
 is ended by `os._exit` half way and started again by the same command; at the end every row must be there once.
 
-usage: python benchmarks/growth.py [--rows N ...] [--inputs parquet files] [--engine echo workers]
+usage: python benchmarks/growth.py [--rows N ...] [--inputs parquet jsonl files tars] [--engine echo workers]
 """
 
 import argparse
+import io
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchcap.config import GenerationConfig, InputConfig, JobConfig, PlacementConfig
+from batchcap.config import Existing, GenerationConfig, InputConfig, JobConfig, OutputsConfig, PlacementConfig
 from batchcap.core.machine import available_cores, cpu_name
 from batchcap.core.records import Caption, FinishReason, ImageFacts, Outcome, Request, Verdict
 from batchcap.engines.base import Engine
@@ -37,6 +39,7 @@ from batchcap.engines.fake import FakeEngine
 from batchcap.engines.local import LocalEngine
 from batchcap.job.progress import LogProgress
 from batchcap.job.run import run_job
+from batchcap.outputs.convert import convert
 from batchcap.report.status import read_status
 from batchcap.store.folder import JobFolder
 
@@ -46,6 +49,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 ROWS = (10_000, 100_000, 1_000_000)
 IN_FLIGHT_ROWS = 50  # what a vision window of 32 and 16 slots hold
 FILES_PER_FOLDER = 1000
+TARS = 100
+KEPT = {".parquet": ("label",), ".jsonl": ("label",), ".tar": ("txt",)}
 TENTHS = 10
 TEXT = "A red bicycle leans on a brick wall in the rain; behind it a cat looks out of a half-open window, {name}."
 FACTS = ImageFacts(width=1024, height=768, sha256="0" * 64, read_ms=8.25, vision_ms=410.5)
@@ -111,7 +116,7 @@ def child(engine: str, inputs: Path, output: Path, rows: int, die_after: int | N
     """Run the job in this process, to its end or to its death, and print the figures."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     config = JobConfig(
-        InputConfig((str(inputs),), keep_columns=("label",) if inputs.suffix == ".parquet" else ()),
+        InputConfig((str(inputs),), keep_columns=KEPT.get(inputs.suffix, ())),
         str(output),
         generation=GenerationConfig(max_new_tokens=1024),
         placement=PlacementConfig(),
@@ -140,32 +145,74 @@ def _factory(name: str, watch: Watch) -> Callable[[EngineConfig], Engine]:
     return make
 
 
+def convert_child(output: Path) -> None:
+    """Write the captions of a job as JSONL in this process, and print the figures."""
+    started_s = time.perf_counter()
+    convert(output, [f"jsonl:{output}.jsonl"], OutputsConfig(existing=Existing.REPLACE))
+    Path(f"{output}.jsonl").unlink()
+    print(json.dumps({"seconds": time.perf_counter() - started_s, "peak_rss_mib": _peak_rss_mib()}))
+
+
 def _fake_worker(_command: list[str], socket_fd: int, _sign_fd: int | None) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "tests.engines.fake_worker", "work", "work", str(socket_fd)]
+    code = f"from tests.engines.fake_worker import become; become('work', 'work', {socket_fd})"
+    command = [sys.executable, "-c", code]
     # They complain of the end of a coordinator that was killed; that is what is wanted here.
     return subprocess.Popen(command, pass_fds=[socket_fd], cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
 def make_inputs(kind: str, rows: int) -> Path:
-    """A Parquet file in one row group, or a folder of folders of empty files; kept for the next time."""
-    path = WORK / (f"{rows}.parquet" if kind == "parquet" else f"files-{rows}")
+    """The inputs of one kind, kept for the next time."""
+    path = WORK / {"files": f"files-{rows}", "tars": f"tars-{rows}"}.get(kind, f"{rows}.{kind}")
     if path.exists():
         return path
     partial = WORK / "partial"
     shutil.rmtree(partial, ignore_errors=True)
+    partial.unlink(missing_ok=True)
     WORK.mkdir(parents=True, exist_ok=True)
-    if kind == "parquet":
-        paths = pa.array([f"images/{row // FILES_PER_FOLDER:04d}/{row:07d}.jpg" for row in range(rows)])
-        table = pa.table({"path": paths, "label": pa.array(np.arange(rows) % 1000)})
-        pq.write_table(table, partial, row_group_size=rows)
-    else:
-        for row in range(rows):
-            folder = partial / f"{row // FILES_PER_FOLDER:04d}"
-            if row % FILES_PER_FOLDER == 0:
-                folder.mkdir(parents=True)
-            (folder / f"{row:07d}.jpg").touch()
+    MAKE[kind](partial, rows)
     partial.rename(path)
     return path
+
+
+def _image_path(row: int) -> str:
+    return f"images/{row // FILES_PER_FOLDER:04d}/{row:07d}.jpg"
+
+
+def _make_parquet(path: Path, rows: int) -> None:
+    """One row group."""
+    paths = pa.array([_image_path(row) for row in range(rows)])
+    table = pa.table({"path": paths, "label": pa.array(np.arange(rows) % 1000)})
+    pq.write_table(table, path, row_group_size=rows)
+
+
+def _make_jsonl(path: Path, rows: int) -> None:
+    with path.open("w") as file:
+        for row in range(rows):
+            file.write(json.dumps({"path": _image_path(row), "label": row % 1000}) + "\n")
+
+
+def _make_files(path: Path, rows: int) -> None:
+    """A folder of folders of empty files."""
+    for row in range(rows):
+        folder = path / f"{row // FILES_PER_FOLDER:04d}"
+        if row % FILES_PER_FOLDER == 0:
+            folder.mkdir(parents=True)
+        (folder / f"{row:07d}.jpg").touch()
+
+
+def _make_tars(path: Path, rows: int) -> None:
+    """`TARS` archives of samples with an image of a few bytes and a text."""
+    path.mkdir()
+    for number in range(TARS):
+        with tarfile.open(path / f"{number:05d}.tar", "w") as archive:
+            for row in range(rows * number // TARS, rows * (number + 1) // TARS):
+                for suffix, content in (("jpg", b"image %d" % row), ("txt", b"text")):
+                    member = tarfile.TarInfo(f"{row:07d}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+
+
+MAKE = {"parquet": _make_parquet, "jsonl": _make_jsonl, "files": _make_files, "tars": _make_tars}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +229,8 @@ class Result:
         peak_rss_mib: of the coordinator, the larger of both runs.
         status_s: to read the status half way.
         output_mib: all part files.
+        convert_s: to write all captions as one JSONL file.
+        convert_rss_mib: the largest resident set of that.
     """
 
     engine: str
@@ -197,6 +246,8 @@ class Result:
     peak_rss_mib: float
     parts: int
     output_mib: float
+    convert_s: float
+    convert_rss_mib: float
 
 
 def measure(engine: str, kind: str, rows: int) -> Result:
@@ -210,6 +261,7 @@ def measure(engine: str, kind: str, rows: int) -> Result:
     ended = _run_child(engine, inputs, output, rows, None)
     parts = JobFolder(output).part_paths()
     _check(parts, rows, halfway.counts.rows + ended["rows"])
+    converted = _figures("--convert", str(output))
     result = Result(
         engine=engine,
         inputs=kind,
@@ -224,13 +276,21 @@ def measure(engine: str, kind: str, rows: int) -> Result:
         peak_rss_mib=max(begun["peak_rss_mib"], ended["peak_rss_mib"]),
         parts=len(parts),
         output_mib=sum(part.stat().st_size for part in parts) / 1024**2,
+        convert_s=converted["seconds"],
+        convert_rss_mib=converted["peak_rss_mib"],
     )
     shutil.rmtree(output)
     return result
 
 
 def _run_child(engine: str, inputs: Path, output: Path, rows: int, die_after: int | None) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", engine, str(inputs), str(output), str(rows), str(die_after or 0)]
+    named = str(inputs / "*.tar") if inputs.name.startswith("tars") else str(inputs)
+    return _figures("--child", engine, named, str(output), str(rows), str(die_after or 0))
+
+
+def _figures(*arguments: str) -> dict[str, Any]:
+    """What a process of this program measured."""
+    command = [sys.executable, __file__, *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
@@ -244,7 +304,7 @@ def _check(parts: list[Path], rows: int, worked_on: int) -> None:
         for name, caption in zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True):
             if name not in caption:
                 sys.exit(f"{part}: the caption of {name} is {caption!r}")
-            number = int(name.rpartition(":")[2] if ":" in name else Path(name).stem)
+            number = int(name.rpartition(":")[2] if ":" in name else Path(name).stem)  # of a tar: the key
             if number != expected:
                 sys.exit(f"{part}: row {expected} is missing or out of order, {name} is in its place")
             expected += 1
@@ -257,9 +317,12 @@ def main() -> None:
         engine, inputs, output, rows, die_after = sys.argv[2:]
         child(engine, Path(inputs), Path(output), int(rows), int(die_after) or None)
         return
+    if sys.argv[1:2] == ["--convert"]:
+        convert_child(Path(sys.argv[2]))
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--inputs", nargs="+", choices=["parquet", "files"], default=["parquet", "files"])
+    parser.add_argument("--inputs", nargs="+", choices=list(MAKE), default=["parquet", "files"])
     parser.add_argument("--engine", nargs="+", choices=["echo", "workers"], default=["echo", "workers"])
     options = parser.parse_args()
     print(f"{cpu_name()}, {available_cores()} cores, load average {os.getloadavg()[0]:.1f}\n")

@@ -222,7 +222,7 @@ class _Search:
         is_of_a_table = reader is not None and reader.is_container
         if internal and (is_of_a_table or _WRITERS_FOLDERS.intersection(internal)):
             self.skipped.internal += 1
-        elif names_suffix or (reader is not None and reader.found_in_folders):
+        elif names_suffix or reader is not None:
             return True
         elif suffix in UNREADABLE_IMAGE_SUFFIXES:
             self.skipped.images[suffix] += 1

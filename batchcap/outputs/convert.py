@@ -10,7 +10,7 @@ from batchcap.core.records import ImageRow, Shard
 from batchcap.core.sources import Piece
 from batchcap.inputs.reader import Reader
 from batchcap.inputs.registry import READERS, open_readers
-from batchcap.outputs.form import FinishedPart, Job, Origin, Written
+from batchcap.outputs.form import FinishedPart, Form, Job, Origin, Written
 from batchcap.outputs.ledger import Ledger
 from batchcap.outputs.registry import make_form
 from batchcap.store.folder import JobFolder
@@ -41,8 +41,8 @@ def convert(output: Path, forms: Sequence[str], config: OutputsConfig) -> list[W
     with closing(Ledger(folder)) as ledger:
         job = Job(folder, finished.prompts, ledger, finished.kinds())
         made = [make_form(form, job, config) for form in forms]
-        for form in made:  # all of them before the first is written
-            form.check(finished.image_ids)
+        finished.check(made)  # all of them before the first is written
+        for form in made:
             if form.needs_all_rows and finished.rows_left:
                 raise UsageError(
                     f"{form.name} is written once all rows are done, and {finished.rows_left} of {folder.path} are "
@@ -78,9 +78,18 @@ class FinishedParts:
             path = self._folder.part_path(state.shard.seq)
             yield FinishedPart(state.shard, path, state.counts, Origin(self._images, self._pieces))
 
-    def image_ids(self) -> Iterator[tuple[str, Path]]:
-        """Id and path of every image file of the job."""
-        return iter(Journal.look_into(self._folder.journal_path, _image_ids))
+    def check(self, forms: Sequence[Form]) -> None:
+        """Look for what stands in the way of forms.
+
+        Raises:
+            UsageError: something does.
+        """
+
+        def look(journal: Journal) -> None:
+            for form in forms:
+                form.check(lambda: _image_ids(journal))
+
+        Journal.look_into(self._folder.journal_path, look)
 
     def kinds(self) -> frozenset[str]:
         """The kinds of the job's sources."""
@@ -94,6 +103,7 @@ class FinishedParts:
             yield from self._readers[piece.kind].rows(piece, range(piece.first_row, piece.first_row + piece.rows))
 
 
-def _image_ids(journal: Journal) -> list[tuple[str, Path]]:
+def _image_ids(journal: Journal) -> Iterator[tuple[str, Path]]:
+    """Id and path of every image file of a job, one after the other: there may be a million."""
     kinds = [kind for kind, reader in READERS.items() if not reader.is_container]
-    return list(PlanTables(journal).named_sources(kinds))
+    return PlanTables(journal).named_sources(kinds)

@@ -18,7 +18,7 @@ def test_a_jsonl_file_beside_its_images(tmp_path: Path, tiny_bundle_int4: Bundle
     lines = [json.dumps({"image": name, "size": [1, 2], "title": "é"}) for name in ("a.png", "b.png", "gone.png")]
     (tmp_path / "x.jsonl").write_text("\n".join([lines[0], lines[1][:20], *lines[1:]]))
     options = ("-m", tiny_bundle_int4.folder, *ONNX, "--max-new-tokens", 4, "--keep-columns", "*")
-    cache = {"BATCHCAP_CACHE": str(tmp_path / "cache")}
+    cache = {"BATCHCAP_CACHE": str(tmp_path / ".cache")}
     done = batchcap("caption", tmp_path / "x.jsonl", "-o", tmp_path / "out", *options, **cache)
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "out")

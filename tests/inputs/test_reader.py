@@ -50,12 +50,18 @@ FOR_ALL = frozenset(
         "content",
         "discover",
         "encoded",
+        "partitions",
         "passthrough",
         "plugins",
         "reader",
         "registry",
         "skipped",
         "source",
+        "suffix",
+        "table",
+        "table_files",
+        "table_layout",
+        "table_rows",
     )
 )
 WIDTHS = [30, 41, 52, 63, 74]
@@ -256,7 +262,7 @@ def kinds_named(tree: ast.Module) -> Iterator[str]:
         "if path.suffix == '.parquet': pass",
         "match kind:\n    case 'image': pass",
         "READERS['image']",
-        "from batchcap.inputs.table_rows import RowReader",
+        "from batchcap.inputs.text_groups import Splitter",
         "from batchcap.inputs import parquet",
         "import batchcap.inputs.files",
         "from batchcap.inputs.registry import ImageFiles",
