@@ -38,7 +38,8 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     in them. Skipped are hidden files and folders, `exclude`, and what is counted in `Skipped`, which is logged. A file
     that is named itself is taken whatever its extension is, also by a pattern that ends with one (`*.dat`), and so are
     the parts of job folders by a pattern that ends in `part-*.parquet`. Kinds that are not `found_in_folders` are taken
-    in these ways only.
+    in these ways only. A table that a table format keeps (Delta Lake, Hudi, Iceberg) is refused where a folder is
+    searched, unless the job was begun: it may have such rows.
 
     Args:
         config: the inputs.
@@ -51,9 +52,10 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
 
     Raises:
         UsageError: an input does not exist, is an address, a job folder or a file of something else (told before the
-            first source), has no image, or is an archive or another table; a table can't be read, or all of them are
-            empty.
+            first source), has no image, or is an archive or another table; a folder that is searched has a table of a
+            table format; a table can't be read, or all of them are empty.
     """
+    is_begun = is_job_folder(exclude)  # asked before the first source: then the folder is made
     for given in config.inputs:
         for name in _names_of(given):
             _require_input(name)
@@ -61,7 +63,7 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     nouns = dict[str, None]()  # of the sources, in their order
     readers, warnings = open_readers(config), _Warnings()
     for name in config.inputs:
-        search = _Search(os.path.realpath(exclude), readers)
+        search = _Search(os.path.realpath(exclude), readers, takes_tables=is_begun)
         found = False
         for source in search.given(name):
             found = True
@@ -139,9 +141,11 @@ class _Warnings:
 class _Search:
     """The search for the sources of one input."""
 
-    def __init__(self, exclude: str, opened: Mapping[str, Reader]) -> None:
+    def __init__(self, exclude: str, opened: Mapping[str, Reader], *, takes_tables: bool) -> None:
         self.skipped = Skipped()
         self._opened = opened
+        self._takes_tables = takes_tables
+        self._searched: set[tuple[str, str]] = set()  # kinds of sources, and the folders they were found in
         self._walk = Walk(exclude, self.skipped.job_folders, self.skipped.datasets)
         self._readers = readers_by_suffix()
 
@@ -186,8 +190,9 @@ class _Search:
             if self._is_wanted(path, relative, suffix, asked_for):
                 if self._is_metadata(path):
                     yield from self._metadata(path, relative, suffix)
-                else:
-                    yield self._source(path, relative, suffix)
+                    continue
+                self._require_no_table(os.path.dirname(path), self._readers[suffix])
+                yield self._source(path, relative, suffix)
 
     def _is_metadata(self, path: str) -> bool:
         """Whether a file describes the images in its folder and below."""
@@ -201,6 +206,14 @@ class _Search:
         self.skipped.others[suffix] += 1
         with suppress(UsageError):
             yield replace(self._source(path, relative, suffix), is_metadata=True)
+
+    def _require_no_table(self, folder: str, reader: type[Reader]) -> None:
+        """Refuse a folder in which a search has found sources of a kind, if they are files of a format's table."""
+        if self._takes_tables or not reader.is_container or (reader.kind, folder) in self._searched:
+            return
+        self._searched.add((reader.kind, folder))
+        if (reason := reader.refusal(Path(folder))) is not None:
+            raise UsageError(reason)
 
     def _is_wanted(
         self, path: str, relative: str, suffix: str, asked_for: Sequence[str] = (), *, names_suffix: bool = False

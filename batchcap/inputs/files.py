@@ -65,16 +65,16 @@ class ImageFiles(Reader):
     )
     is_container = False
 
-    def count(self, path: Path) -> int:  # noqa: ARG002 - it is not looked at: its row says what is wrong with it
-        """One."""
-        return 1
-
     def __init__(self, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> None:
         super().__init__(config, own_columns)
         self._search = MetadataSearch(config.inputs)
         self._layouts: dict[Path, _Layout] = {}
         self._opened: dict[Path, Metadata] = {}
         self._told: set[object] = set()  # what a warning has told of
+
+    def count(self, path: Path) -> int:  # noqa: ARG002 - it is not looked at: its row says what is wrong with it
+        """One."""
+        return 1
 
     def passthrough(self, path: Path) -> PassthroughColumns | None:
         """Those of its metadata, of its folders' names and of text beside it that were asked for."""

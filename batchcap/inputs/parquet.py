@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchcap.core.text import shown_name
 from batchcap.inputs.columns import shown
 from batchcap.inputs.table import Table, readable, require_names
 from batchcap.inputs.table_files import TableFiles
@@ -66,14 +65,13 @@ class ParquetFiles(TableFiles):
     def warning(folder: Path) -> str | None:
         """Say of a table that its folder holds more rows than it has."""
         table = table_above(folder)
-        if table is None:
-            return None
-        path, table_format = table
-        return (
-            f"{shown_name(str(path))} is a {table_format} table: its folder also holds the files of deleted rows and "
-            "old versions, and these are read, too. Export the current version of the table to Parquet and caption "
-            "that."
-        )
+        return None if table is None else table.warning
+
+    @staticmethod
+    def refusal(folder: Path) -> str | None:
+        """Refuse a table whose folder holds more rows than it has."""
+        table = table_above(folder)
+        return None if table is None else table.refusal
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:

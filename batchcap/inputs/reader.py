@@ -117,6 +117,14 @@ class Reader(ABC):
         """
         return None
 
+    @staticmethod
+    def refusal(folder: Path) -> str | None:  # noqa: ARG004 - for kinds that need it
+        """Why sources of a folder are not taken where a search has found them; None where they are.
+
+        Asked for containers only, and not for files that are named or match a pattern.
+        """
+        return None
+
     @abstractmethod
     def rows(self, piece: Piece, indexes: Sequence[int]) -> Iterator[ImageRow]:
         """Some rows of a piece.

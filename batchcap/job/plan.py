@@ -1,7 +1,7 @@
 """Owns the plan of a job: which rows there are, in which order and in which shard; `store.plan_tables` keeps it.
 
-What is planned once never moves: sources that appear later get rows and shards after all others. So a part file that
-is there stays right, whatever is added to the inputs.
+What is planned once never moves: sources that appear later, and rows that a source has got since, come after all others
+in shards of their own. So a part file that is there stays right, whatever is added to the inputs.
 """
 
 import logging
@@ -13,10 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchcap.config import InputConfig
-from batchcap.core.errors import ChangedInputError
 from batchcap.core.records import ImageRow, Shard
 from batchcap.core.sources import Piece, Source
-from batchcap.core.text import shown_name
 from batchcap.inputs.columns import ALL_COLUMNS, column_options, listed, require_columns
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
 from batchcap.inputs.reader import PassthroughColumns, Reader
@@ -58,6 +56,7 @@ class Plan:
         self._containers = [kind for kind, reader in self._readers.items() if reader.is_container]
         self._second_readers: dict[str, Reader] | None = None
         self._passthrough: pa.Schema | None = None
+        self._rows_per_part, self._limit = 1, 0
 
     @property
     def total_rows(self) -> int:
@@ -72,8 +71,8 @@ class Plan:
         """Take in what was found; gives the number of rows that are new.
 
         Known sources keep their rows; new ones come after all others, in new shards. A file that comes twice counts
-        once, and where an id is taken the whole path is used. What has changed or vanished keeps its rows; `changed`
-        tells of it. Everything is planned together or not at all, and nothing is held for each source.
+        once, and where an id is taken the whole path is used. What has changed, grown or vanished keeps its rows;
+        `changed` tells of it. Everything is planned together or not at all, and nothing is held for each source.
 
         Args:
             sources: the sources found now.
@@ -81,18 +80,18 @@ class Plan:
             limit: plan no more than so many rows in all; 0: no limit.
 
         Raises:
-            ChangedInputError: a known source has another number of rows.
             UsageError: a source's columns don't fit, or not together with those of another.
         """
+        self._rows_per_part, self._limit = rows_per_part, limit
         is_begun = self.total_rows > 0
         with self._tables.change() as change:
-            new = self._take_in(change, sources)
-            self._settle_columns(new, is_begun=is_begun)
+            with_new_rows = self._take_in(change, sources)
+            self._settle_columns(with_new_rows, is_begun=is_begun)
             return change.plan_rows(rows_per_part, limit)
 
     def _take_in(self, change: PlanChange, sources: Iterable[Source]) -> set[Path]:
-        """Keep sources; gives those that are new and hold rows."""
-        new_files: set[Path] = set()
+        """Keep sources; gives the containers that are new or have grown."""
+        with_new_rows: set[Path] = set()
         unread = iter(sources)
         while batch := list(islice(unread, _SOURCES_AT_ONCE)):
             new: dict[bytes, Source] = {}
@@ -102,13 +101,15 @@ class Plan:
                 if source.is_metadata and path not in known:
                     continue
                 self._readers[source.kind].passthrough(source.path)  # columns that don't fit are told before any work
-                if path in known:
-                    _compare(change, known[path], source)
-                else:
+                if path not in known:
                     new.setdefault(path, source)
+                elif _has_changed(known[path], source):
+                    change.note_changed(known[path].number, source)
+                    if source.rows > known[path].rows:
+                        with_new_rows.add(source.path)
             change.add(new)
-            new_files.update(source.path for source in new.values() if source.kind in self._containers)
-        return new_files
+            with_new_rows.update(source.path for source in new.values() if source.kind in self._containers)
+        return with_new_rows
 
     def vanished(self) -> dict[str, str]:
         """Sources with rows that are gone, as the rows' `source` has them, and what each is called in messages."""
@@ -119,9 +120,22 @@ class Plan:
         """The sources that `extend` found to look otherwise than before, in the order of their rows."""
         return self._tables.changed()
 
-    def accept(self, changed: Sequence[ChangedSource]) -> None:
-        """What these sources look like now is how they are to look at the next run."""
-        self._tables.accept(changed)
+    def accept(self, changed: Sequence[ChangedSource], rows_only: Sequence[ChangedSource] = ()) -> None:
+        """Take over how sources look now; the rows that they have got since come after all others, in new shards.
+
+        Everything is taken over together or not at all.
+
+        Args:
+            changed: what they look like now is how they are to look at the next run.
+            rows_only: the next run is to look at these again.
+        """
+        grown = [one for one in rows_only if one.rows > one.rows_before]
+        if not changed and not grown:
+            return
+        with self._tables.change() as change:
+            change.accept(changed)
+            change.accept_rows(grown)
+            change.plan_rows(self._rows_per_part, self._limit)
 
     def image_ids(self) -> Iterator[tuple[str, Path]]:
         """Id and path of every source that is an image itself."""
@@ -151,6 +165,10 @@ class Plan:
             if inside:
                 yield from self._readers[piece.kind].rows(piece, inside)
 
+    def piece_rows(self, piece: Piece, wanted: Sequence[int]) -> Iterator[ImageRow]:
+        """Some rows of a piece, at least one, by their indexes in the job, rising; raises as `shard_rows`."""
+        return self._readers[piece.kind].rows(piece, wanted)
+
     def rows_again(self, shard: Shard) -> Iterator[ImageRow]:
         """The rows of a shard, for who comes after the captioning: it does not lose its place in an open file.
 
@@ -171,32 +189,43 @@ class Plan:
         Raises:
             UsageError: a source can't be read, or the columns of two sources don't fit together.
         """
-        if self._passthrough is None:
-            self._passthrough = self._carried_schema()
-        schema = self._passthrough
-        if not schema.names:
+        if not self._carried.names:
             return None
+        return self._columns_of(self._tables.pieces(shard))
+
+    def piece_columns(self, piece: Piece) -> pa.Table:
+        """The carried columns of a piece; see `shard_columns`."""
+        return self._columns_of([piece])
+
+    def _columns_of(self, pieces: Iterable[Piece]) -> pa.Table:
         tables = []
-        for kind, pieces in groupby(self._tables.pieces(shard), lambda piece: piece.kind):
-            for run in self._readers[kind].column_runs(list(pieces)):
+        for kind, several in groupby(pieces, lambda piece: piece.kind):
+            for run in self._readers[kind].column_runs(list(several)):
                 columns = run.columns
                 if columns is None:
                     columns = pa.table([pa.nulls(run.rows)], [""]).select([])
-                tables.append(fitted_columns(columns, schema, run.path))
+                tables.append(fitted_columns(columns, self._carried, run.path))
         return pa.concat_tables(tables)
 
-    def _settle_columns(self, new: Collection[Path], *, is_begun: bool) -> None:
+    @property
+    def _carried(self) -> pa.Schema:
+        """The carried columns, as they are settled."""
+        if self._passthrough is None:
+            self._passthrough = self._carried_schema()
+        return self._passthrough
+
+    def _settle_columns(self, with_new_rows: Collection[Path], *, is_begun: bool) -> None:
         """Decide what is carried, and tell what can't be before any work.
 
         Args:
-            new: the sources with rows that are new.
+            with_new_rows: the sources with rows that are new.
             is_begun: whether there were rows before: a job that was begun with columns that no input has goes on.
         """
-        if column_options(self._config):
+        if self._config.keep_columns or (column_options(self._config) and not is_begun):
             self._require_columns(is_begun=is_begun)
         self._passthrough = self._carried_schema()
         for reader, columns in self._with_columns() if self._passthrough.names else ():
-            if self._written is None or columns.path in new:
+            if self._written is None or columns.path in with_new_rows:
                 require_values_fit(reader, columns, self._passthrough, is_written=self._written is not None)
 
     def _require_columns(self, *, is_begun: bool) -> None:
@@ -240,13 +269,8 @@ class Plan:
                 yield kind, path
 
 
-def _compare(change: PlanChange, known: KnownSource, source: Source) -> None:
-    """Note a known source that looks otherwise now; one that can't be looked at says nothing."""
-    if known.rows != source.rows:
-        raise ChangedInputError(
-            f"{shown_name(str(source.path))} had {known.rows} rows when this job began and has {source.rows} now, so "
-            "its captions don't match its rows: restore the old file, or use another --output"
-        )
+def _has_changed(known: KnownSource, source: Source) -> bool:
+    """Whether a known source looks otherwise now; one that can't be looked at says nothing."""
     looks_now = (source.size_bytes, source.mtime_ns)
-    if (known.size_bytes, known.mtime_ns) != looks_now and any(looks_now):
-        change.note_changed(known.number, *looks_now)
+    looks_otherwise = (known.size_bytes, known.mtime_ns) != looks_now and any(looks_now)
+    return looks_otherwise or known.rows != source.rows

@@ -22,6 +22,7 @@ from batchcap.engines.local import LocalEngine
 from batchcap.inputs.discover import discover
 from batchcap.inputs.skipped import Skipped
 from batchcap.job.bottleneck import find_bottleneck
+from batchcap.job.changes import ChangedInputs
 from batchcap.job.conclusion import Conclusion, record_early_failure
 from batchcap.job.loop import caption_rows
 from batchcap.job.monitor import Monitor
@@ -33,7 +34,7 @@ from batchcap.job.progress import Progress
 from batchcap.job.recorder import Recorder
 from batchcap.job.retry import RetryPlanner
 from batchcap.job.settings import RunSettings, part_metadata_of, settle_settings
-from batchcap.job.stop import StopRequest
+from batchcap.job.stop import StoppedError, StopRequest
 from batchcap.job.summary import Summary
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import bundle_opens_thinking
@@ -127,10 +128,6 @@ def _failure_told(run: "JobRun", place: Place) -> Iterator[None]:
         raise
 
 
-class _StoppedError(Exception):
-    """It was time to stop before the plan was whole."""
-
-
 class JobRun:
     """One run of a job whose folder is held."""
 
@@ -160,9 +157,9 @@ class JobRun:
             require_known_parts(folder, journal)
             try:
                 plan = self._planned(journal, settings.config, sources)
-            except _StoppedError:
-                return  # nothing of the plan is kept: the next run must cut the same parts
-            self._reopen(RetryPlanner(folder, journal, plan, settings.of_retry))
+                self._reopen(journal, plan, settings)
+            except StoppedError:
+                return  # a plan that is not whole is not kept: the next run must cut the same parts
             shards = OpenShards(folder, plan, journal)
             metadata, prompts = (
                 part_metadata_of(self._bundle, settings.fingerprint),
@@ -183,20 +180,22 @@ class JobRun:
         written = passthrough_schema(self._folder.part_paths())
         plan = Plan(journal, config.input, config.generation.prompt_names, written)
         plan.extend(self._until_stopped(sources), config.placement.rows_per_part, config.limits.limit)
-        journal.checkpoint()
         return plan
 
     def _until_stopped(self, sources: Iterable[Source]) -> Iterator[Source]:
         for source in sources:
             if self._stop_in_time():
-                raise _StoppedError
+                raise StoppedError
             yield source
 
-    def _reopen(self, retry: RetryPlanner) -> None:
-        """Choose the finished rows that are captioned again."""
+    def _reopen(self, journal: Journal, plan: Plan, settings: RunSettings) -> None:
+        """Choose the finished rows that are captioned again; take in what inputs have got since."""
+        retry = RetryPlanner(self._folder, journal, plan, settings.of_retry)
         is_interrupted = retry.resume_pending()
-        retry.handle_changed_inputs(self._config.resume.on_changed)
+        changes = ChangedInputs(self._folder, journal, plan, settings.of_retry, self._stop_in_time)
+        changes.handle(self._config.resume.on_changed)
         retry.retry(self._config.resume.retry, is_interrupted=is_interrupted)
+        journal.checkpoint()
 
     def _caption(
         self,

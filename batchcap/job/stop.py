@@ -7,6 +7,10 @@ from batchcap.core.errors import ExitCode
 ShouldStop = Callable[[], bool]
 
 
+class StoppedError(Exception):
+    """It was time to stop before the plan was whole."""
+
+
 class StopRequest:
     """Whether somebody wants the job to stop, and the exit code that goes with it."""
 

@@ -6,7 +6,7 @@ Nothing is held for each source: a million of them are compared, numbered and gi
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,15 +28,15 @@ ORDER BY spans.first_row
 # What a known source looks like now, where that is not how it looked before. It lives as long as the connection.
 _TOUCHED = """
 CREATE TEMP TABLE IF NOT EXISTS changed (
-    source INTEGER PRIMARY KEY, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL)
+    source INTEGER PRIMARY KEY, rows INTEGER NOT NULL, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL)
 """
-# Sources get their rows in order: those before the last one that has any have all of theirs.
+# A source's rows are planned from its first one on: in one span, or in several where it grew or a limit cut it.
 _PLAN_SPANS = """
-WITH last AS (SELECT source, start + rows AS rows FROM spans ORDER BY first_row DESC LIMIT 1),
+WITH planned AS (SELECT source, sum(rows) AS rows FROM spans GROUP BY source),
 waiting AS (
-    SELECT seq, coalesce(last.rows, 0) AS start, sources.rows - coalesce(last.rows, 0) AS rows
-    FROM sources LEFT JOIN last ON last.source = seq
-    WHERE seq >= coalesce((SELECT source FROM last), 0) AND sources.rows > coalesce(last.rows, 0)),
+    SELECT seq, coalesce(planned.rows, 0) AS start, sources.rows - coalesce(planned.rows, 0) AS rows
+    FROM sources LEFT JOIN planned ON planned.source = seq
+    WHERE sources.rows > coalesce(planned.rows, 0)),
 placed AS (SELECT seq, start, rows, :planned + sum(rows) OVER (ORDER BY seq) - rows AS first_row FROM waiting)
 INSERT INTO spans
 SELECT first_row, seq, start, min(rows, :end - first_row) FROM placed WHERE first_row < :end
@@ -54,19 +54,23 @@ class KnownSource(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ChangedSource:
-    """A source of earlier runs whose size or time is another one now.
+    """A source of earlier runs whose number of rows, size or time is another one now.
 
     Attributes:
         number: its number in the plan.
         path: as bytes of the file system.
         kind: what it is.
-        spans: its rows in the job: the first one and how many, end to end or apart.
+        rows_before: how many it had when it was planned or accepted.
+        rows: how many it has now.
+        pieces: its rows in the job, in order, end to end or apart; empty where none are planned.
     """
 
     number: int
     path: bytes
     kind: str
-    spans: tuple[tuple[int, int], ...]
+    rows_before: int
+    rows: int
+    pieces: tuple[Piece, ...]
 
 
 class PlanChange:
@@ -80,9 +84,26 @@ class PlanChange:
         """Those of the sources that the plan has, by their paths."""
         return self._stored("path", paths)
 
-    def note_changed(self, number: int, size_bytes: int, mtime_ns: int) -> None:
+    def note_changed(self, number: int, source: Source) -> None:
         """A known source looks like this now."""
-        self._connection.execute("INSERT OR REPLACE INTO changed VALUES (?, ?, ?)", (number, size_bytes, mtime_ns))
+        self._connection.execute(
+            "INSERT OR REPLACE INTO changed VALUES (?, ?, ?, ?)",
+            (number, source.rows, source.size_bytes, source.mtime_ns),
+        )
+
+    def accept(self, changed: Iterable[ChangedSource]) -> None:
+        """What these sources look like now is how they are to look at the next run."""
+        self._take_over("rows, size_bytes, mtime_ns", changed)
+
+    def accept_rows(self, changed: Iterable[ChangedSource]) -> None:
+        """These sources have as many rows as they have now; the next run looks at them again."""
+        self._take_over("rows", changed)
+
+    def _take_over(self, columns: str, changed: Iterable[ChangedSource]) -> None:
+        self._connection.executemany(
+            f"UPDATE sources SET ({columns}) = (SELECT {columns} FROM changed WHERE source = seq) WHERE seq = ?",  # noqa: S608 - our names
+            ((one.number,) for one in changed),
+        )
 
     def add(self, new: Mapping[bytes, Source]) -> None:
         """Keep sources by their paths; where an id is taken the whole path is used."""
@@ -108,6 +129,9 @@ class PlanChange:
         """
         query = self._connection.execute
         (before,) = query("SELECT coalesce(sum(rows), 0) FROM shards").fetchone()
+        (there,) = query("SELECT coalesce(sum(rows), 0) FROM sources").fetchone()
+        if there <= before:  # else each source is looked at: of a million, that takes a second
+            return 0
         query(_PLAN_SPANS, {"planned": before, "end": limit or sys.maxsize})
         (after,) = query("SELECT coalesce(max(first_row + rows), 0) FROM spans").fetchone()
         (seq,) = query("SELECT count(*) FROM shards").fetchone()
@@ -194,31 +218,22 @@ class PlanTables:
         return pieces
 
     def changed(self) -> Iterator[ChangedSource]:
-        """The sources that were noted as touched in this connection, in the order of their rows."""
+        """The sources that were noted as changed in this connection, in the order of their rows."""
         found = self._journal.query(
             """
-            SELECT sources.seq, sources.path, sources.kind, spans.first_row, spans.rows FROM changed
-            JOIN sources ON sources.seq = changed.source JOIN spans ON spans.source = sources.seq
+            SELECT sources.seq, sources.path, sources.kind, sources.rows, changed.rows, sources.id,
+                spans.first_row, spans.start, spans.rows
+            FROM changed JOIN sources ON sources.seq = changed.source LEFT JOIN spans ON spans.source = sources.seq
             ORDER BY sources.seq, spans.first_row
             """
         )
-        for (number, path, kind), spans in groupby(found, key=lambda row: row[:3]):
-            yield ChangedSource(number, path, kind, tuple((first, rows) for *_, first, rows in spans))
-
-    def accept(self, changed: Sequence[ChangedSource]) -> None:
-        """What these sources look like now is how they are to look at the next run.
-
-        Raises:
-            StorageError: the journal can't be written.
-        """
-        with self._journal.transaction() as connection:
-            connection.executemany(
-                """
-                UPDATE sources SET (size_bytes, mtime_ns) =
-                (SELECT size_bytes, mtime_ns FROM changed WHERE source = seq) WHERE seq = ?
-                """,
-                ((one.number,) for one in changed),
+        for (number, path, kind, before, now, name), spans in groupby(found, key=lambda row: row[:6]):
+            pieces = (
+                Piece(first_row, name, os.fsdecode(path), kind, start, rows)
+                for *_, first_row, start, rows in spans
+                if first_row is not None
             )
+            yield ChangedSource(number, path, kind, before, now, tuple(pieces))
 
 
 def _row_of(number: int, name: str, path: bytes, source: Source) -> tuple[Any, ...]:

@@ -113,14 +113,19 @@ def test_removed_and_changed_inputs_keep_their_rows(small: tuple[Job, Path], tmp
     # Captioned before it went: the caption stays. Not captioned yet: its row is there and says what is wrong.
     assert captions(output).slice(0, 10) == done
     assert (found[later]["status"], found[later]["error_kind"]) == ("failed", "missing")
-    # A Parquet file whose rows may be others now is refused, and nothing changes.
-    write_parquet(rows, 21)
+    # A Parquet file that has lost rows is refused, and nothing changes.
+    write_parquet(rows, 19)
     before = snapshot_of_parts(output)
     for choice in ("stop", "keep", "recaption"):
         process = run(*mine.arguments(output, "--on-changed", choice), expect=ExitCode.NOT_SAME_JOB)
-        assert "rows.parquet had 20 rows when this job began and has 21 now" in process.stderr
+        assert "rows.parquet had 20 rows and has 19 now" in process.stderr
         assert snapshot_of_parts(output) == before
         assert read_summary(output)["exit_code"] == ExitCode.NOT_SAME_JOB
+    # One that has got rows extends the job.
+    write_parquet(rows, 21)
+    assert "rows.parquet has 1 more row\n" in run(*mine.arguments(output)).stderr
+    assert {name: snapshot_of_parts(output)[name] for name in before} == before
+    assert captions(output)["id"].to_pylist()[-1] == "rows.parquet:20"
 
 
 def test_a_second_run_is_turned_away_and_told_by_whom(job: Job, tmp_path: Path) -> None:

@@ -307,26 +307,74 @@ def test_what_begins_with_an_underscore_can_be_asked_for(tmp_path: Path) -> None
         ids(tmp_path, tmp_path / "in/sub")
 
 
-@pytest.mark.parametrize(
-    ("log_file", "table_format"),
-    [
-        ("_delta_log/00000.json", "Delta Lake"),
-        (".hoodie/hoodie.properties", "Hudi"),
-        ("metadata/v1.metadata.json", "Iceberg"),
-    ],
+TABLE_FORMATS = (
+    ("_delta_log/00000.json", "a Delta Lake", r"pip install deltalake.*to_pyarrow_table.*delta_scan\('{path}'\)"),
+    (".hoodie/hoodie.properties", "a Hudi", r"Spark .*load\('{path}'\)"),
+    ("metadata/v1.metadata.json", "an Iceberg", r"pyiceberg.*iceberg_scan\('{path}'\)"),
 )
-@pytest.mark.parametrize("given", ["", "**/*.parquet", "data/day=1", "data/day=1/a.parquet"])
-def test_a_table_with_old_files_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, log_file: str, table_format: str, given: str
-) -> None:
-    table = tmp_path / "table"
-    touch(table, log_file)
+
+
+def write_format_table(folder: Path, log_file: str) -> Path:
+    touch(folder, log_file)
     for name in ("data/day=1/a.parquet", "data/day=1/b.parquet", "data/day=2/c.parquet"):
-        write_parquet(table / name)
+        write_parquet(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(("log_file", "table_format", "_advice"), TABLE_FORMATS)
+@pytest.mark.parametrize("given", ["**/*.parquet", "data/day=1/a.parquet", "data/*/?.parquet"])
+def test_named_files_of_a_table_with_old_files_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, log_file: str, table_format: str, given: str, _advice: str
+) -> None:
+    table = write_format_table(tmp_path / "table", log_file)
     assert found(tmp_path, table / given)
-    (warning,) = [record.getMessage() for record in caplog.records if "table: its folder" in record.getMessage()]
-    assert f"{table} is a {table_format} table" in warning
-    assert "Export the current version of the table to Parquet" in warning
+    assert table_warnings(caplog) == [table_format]
+
+
+@pytest.mark.parametrize(("log_file", "table_format", "advice"), TABLE_FORMATS)
+@pytest.mark.parametrize("given", ["table", "table/data", "table/data/day=1", ".", "t*", "table/data/*"])
+def test_a_folder_search_that_meets_a_table_with_old_files_is_refused(
+    tmp_path: Path, log_file: str, table_format: str, advice: str, given: str
+) -> None:
+    table = write_format_table(tmp_path / "in/table", log_file)
+    wanted = f"^{table} is {table_format} table: .*{advice.format(path=table)}.*'{table}/[*][*]/[*].parquet'$"
+    with pytest.raises(UsageError, match=wanted):
+        found(tmp_path, tmp_path / "in" / given)
+
+
+@pytest.mark.parametrize(("log_file", "table_format", "_advice"), TABLE_FORMATS)
+def test_a_job_that_was_begun_with_such_a_table_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, log_file: str, table_format: str, _advice: str
+) -> None:
+    table = write_format_table(tmp_path / "table", log_file)
+    (tmp_path / "out/__batchcap").mkdir(parents=True)
+    assert len(list(discover(InputConfig((str(table),)), tmp_path / "out"))) == 3
+    assert table_warnings(caplog) == [table_format]
+
+
+def test_a_job_that_begins_is_not_taken_for_one_that_was_begun(tmp_path: Path) -> None:
+    """Its folder is made once the first source is found."""
+    (tmp_path / "in").mkdir()
+    touch(tmp_path / "in", "a.png")
+    write_format_table(tmp_path / "in/table", "_delta_log/00000.json")
+    sources = discover(InputConfig((str(tmp_path / "in"),)), tmp_path / "out")
+    assert next(sources).id == "a.png"
+    (tmp_path / "out/__batchcap").mkdir(parents=True)
+    with pytest.raises(UsageError, match="is a Delta Lake table"):
+        list(sources)
+
+
+def test_images_beside_what_looks_like_a_log_are_found(tmp_path: Path) -> None:
+    touch(tmp_path, "in/metadata/a.metadata.json")
+    touch(tmp_path, "in/a.png")
+    assert ids(tmp_path, tmp_path / "in") == ["a.png"]
+
+
+def table_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The formats that warnings tell of."""
+    told = [record.getMessage() for record in caplog.records if "table: its folder" in record.getMessage()]
+    assert all("Export the current version of the table to Parquet" in one for one in told)
+    return [one.partition(" is ")[2].partition(" table: ")[0] for one in told]
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing/*.png", "empty", "empty/**"])

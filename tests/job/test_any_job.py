@@ -120,8 +120,7 @@ class Story:
             self.put(f"p{len(self.contents)}.png")
         self.cells = [self.chance.choice(CONTENTS) for _row in range(self.chance.choice((0, 0, 1, 4)))]
         if self.cells:
-            columns = {"image": [cell.encode() for cell in self.cells], "lab": list(range(len(self.cells)))}
-            pq.write_table(pa.table(columns), self.inputs / "p4x.parquet")
+            self.write_table()
         prompts = self.chance.choice(("say", {"a": "x", "b": "y"}))
         self.config = JobConfig(
             InputConfig((str(self.inputs),), keep_columns=("*",) if self.cells else ()),
@@ -133,6 +132,10 @@ class Story:
         content = self.chance.choice(CONTENTS) + self.chance.choice(("", " 1", " 2"))
         self.contents[name] = content
         (self.inputs / name).write_text(content)
+
+    def write_table(self) -> None:
+        columns = {"image": [cell.encode() for cell in self.cells], "lab": list(range(len(self.cells)))}
+        pq.write_table(pa.table(columns), self.inputs / "p4x.parquet")
 
     def config_of_a_run(self) -> JobConfig:
         """A plain one, one that retries failures, one that retries with other settings, or one after changes."""
@@ -153,10 +156,15 @@ class Story:
         return replace(self.config, resume=resume, generation=words, limits=limits, placement=placement)
 
     def happen(self) -> None:
-        """Images change or are added; sometimes the journal is one of an earlier batchcap."""
+        """Images and rows change or are added; sometimes the journal is one of an earlier batchcap."""
         for _change in range(self.chance.randint(0, 2)):
             is_new = self.chance.random() < 0.5
             self.put(f"p{len(self.contents) if is_new else self.chance.randrange(len(self.contents))}.png")
+        if self.cells and self.chance.random() < 0.5:
+            self.cells += self.chance.choices(CONTENTS, k=self.chance.randint(0, 3))
+            if self.chance.random() < 0.2:
+                self.cells[self.chance.randrange(len(self.cells))] = self.chance.choice(CONTENTS)
+            self.write_table()
         journal = JobFolder(Path(self.config.output)).journal_path
         if self.chance.random() < 0.2 and journal.exists():
             opened = Journal.open(journal)

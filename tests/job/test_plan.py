@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
-from batchcap.core.errors import ChangedInputError, UsageError
+from batchcap.core.errors import UsageError
 from batchcap.core.records import ImageRow, Shard
 from batchcap.core.sources import Source
 from batchcap.inputs.discover import discover
@@ -21,6 +21,7 @@ from batchcap.inputs.files import ImageFiles
 from batchcap.inputs.parquet import ParquetFiles
 from batchcap.job.plan import Plan
 from batchcap.store.journal import Journal
+from batchcap.store.plan_tables import ChangedSource
 from tests.inputs.parquets import path_of, write_table
 
 Place = tuple[str, int]
@@ -48,6 +49,10 @@ def all_rows(plan: Plan) -> list[ImageRow]:
 
 def places(plan: Plan) -> list[Place]:
     return [(row.source, row.row) for row in all_rows(plan)]
+
+
+def _spans(changed: ChangedSource) -> list[tuple[int, int]]:
+    return [(piece.first_row, piece.rows) for piece in changed.pieces]
 
 
 # A source is a name and its rows: 0 stands for an image, more for a Parquet file of so many rows and one.
@@ -146,9 +151,9 @@ def test_what_looks_otherwise_keeps_its_rows_and_is_told_until_it_is_accepted(tm
         plan.extend([image("a.png"), table, image("b.png", mtime_ns=2)], 2, 2)
         assert plan.extend(now[:3], 2, 0) == 3
         changed = list(plan.changed())
-        assert [(one.path, one.kind, one.spans) for one in changed] == [
-            (b"/in/a.png", ImageFiles.kind, ((0, 1),)),
-            (os.fsencode(table.path), ParquetFiles.kind, ((1, 1), (2, 2))),
+        assert [(one.path, one.kind, _spans(one)) for one in changed] == [
+            (b"/in/a.png", ImageFiles.kind, [(0, 1)]),
+            (os.fsencode(table.path), ParquetFiles.kind, [(1, 1), (2, 2)]),
         ]
         plan.accept(changed[:1])
     with opened(tmp_path) as plan:
@@ -163,14 +168,26 @@ def test_what_can_not_be_looked_at_is_not_said_to_have_changed(tmp_path: Path) -
         assert list(plan.changed()) == []
 
 
-def test_a_parquet_file_with_other_rows_stops_the_job_and_plans_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
+def test_rows_that_a_source_got_come_after_all_others_once_they_are_accepted(tmp_path: Path) -> None:
+    one, two, three = (table_source(tmp_path / f"{name}.parquet", 3) for name in "abc")
+    rows = [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)]
     with opened(tmp_path) as plan:
-        plan.extend([table_source(path, 3)], 4, 0)
-        path.unlink()
-        with pytest.raises(ChangedInputError, match=r"a\.parquet had 3 rows when this job began and has 4 now"):
-            plan.extend([image("new.png"), table_source(path, 4)], 4, 0)
-        assert plan.total_rows == 3
+        plan.extend([one, two, three], 4, 0)
+    more = []
+    for source in (one, two):
+        source.path.unlink()
+        more.append(table_source(source.path, 5))
+    for limit, planned in ((10, 10), (11, 11), (0, 14)):
+        with opened(tmp_path) as plan:
+            plan.extend([*more, three, image("d.png")], 4, limit)
+            plan.accept(list(plan.changed()))
+            assert plan.total_rows == planned
+    expected = [*rows, ("d", 0), ("a", 3), ("a", 4), ("b", 3), ("b", 4)]
+    with opened(tmp_path) as plan:
+        plan.extend([*more, three, image("d.png")], 4, 0)
+        assert [(Path(source).stem, row) for source, row in places(plan)] == expected
+        assert list(plan.changed()) == []
+        assert plan.shards()[3:] == [Shard(3, 9, 1), Shard(4, 10, 1), Shard(5, 11, 3)]
 
 
 def test_a_parquet_file_that_vanished_is_named_when_its_rows_are_needed(tmp_path: Path) -> None:

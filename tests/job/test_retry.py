@@ -453,7 +453,7 @@ def test_an_image_that_can_not_be_read_is_not_changed(
     run(config)
     before = rows_of(config)
     os.utime(Path(config.input.inputs[0]) / "d.png", (5, 5))
-    monkeypatch.setattr("batchcap.job.retry.read_encoded", refuse)
+    monkeypatch.setattr("batchcap.job.comparison.read_encoded", refuse)
     assert run(resuming(config, on_changed=on_changed))[1] == []
     assert rows_of(config) == before
 
@@ -467,7 +467,7 @@ def test_an_image_that_can_not_be_read_is_looked_at_by_the_next_run(
     run(config)
     write(config, "d.png", "fox")
     with monkeypatch.context() as disk:
-        disk.setattr("batchcap.job.retry.read_encoded", refuse)
+        disk.setattr("batchcap.job.comparison.read_encoded", refuse)
         assert run(config)[1] == []
     with pytest.raises(ChangedInputError, match=r"d\.png has changed"):
         run(config)
