@@ -68,7 +68,7 @@ def test_a_job_that_has_rows_of_it_goes_on(
     ids = [row["id"] for row in output_of(config)]
     assert ids == [*IMAGES[:2], *(f"metadata.parquet:{row}" for row in range(4)), *IMAGES[2:], "new.png"]
     write(folder / "metadata.parquet", described()[:3])
-    with pytest.raises(ChangedInputError, match="had 4 rows .*and has 3 now"):
+    with pytest.raises(ChangedInputError, match=r"had 4 rows .*and has 3 now"):
         run(config)
 
 
