@@ -50,6 +50,7 @@ class Source:
         rows: how many it has; 1 for an image file.
         size_bytes: its size when it was found; 0 where it could not be looked at.
         mtime_ns: time of its last change then; 0 where it could not be looked at.
+        is_metadata: whether it describes images beside it, and counts only where a plan has it already.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Source:
     rows: int
     size_bytes: int = 0
     mtime_ns: int = 0
+    is_metadata: bool = False
 
 
 class Piece(NamedTuple):

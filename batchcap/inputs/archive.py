@@ -15,6 +15,7 @@ from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import ImageRow
 from batchcap.core.sources import ImageRef, Piece
 from batchcap.inputs.archive_layout import ArchiveLayout, archive_layout
+from batchcap.inputs.beside import MAX_TEXT_BYTES
 from batchcap.inputs.columns import quoted, shown
 from batchcap.inputs.members import CLASS, KEY_COLUMN, SIDECARS, is_image
 from batchcap.inputs.reader import PassthroughColumns, Reader
@@ -23,9 +24,6 @@ from batchcap.inputs.source import source_name
 from batchcap.inputs.table import readable
 
 log = logging.getLogger(__name__)
-
-# Of one cell of a carried column; a part holds a thousand rows of them.
-MAX_TEXT_BYTES = 1 << 20
 
 
 class Contents(ABC):

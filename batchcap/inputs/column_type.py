@@ -5,6 +5,7 @@ narrower type becomes a wider one where no value can change. Nothing else is joi
 """
 
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -112,6 +113,16 @@ def fitted(column: pa.ChunkedArray, target: pa.DataType) -> tuple[pa.ChunkedArra
             cells.append(pa.nulls(1, target))
             lost.append(row)
     return pa.chunked_array(cells, target), lost
+
+
+def taken(column: pa.ChunkedArray, places: Sequence[int | None]) -> pa.ChunkedArray:
+    """Some cells of a column; null where there is no place."""
+    try:
+        return column.take(pa.array(places, pa.int64()))
+    except pa.ArrowNotImplementedError:  # of views and runs
+        nothing = pa.chunked_array([pa.nulls(1, column.type)])
+        cells = (nothing if place is None else column.slice(place, 1) for place in places)
+        return pa.chunked_array([chunk for cell in cells for chunk in cell.chunks], column.type)
 
 
 def writable(kind: pa.DataType) -> pa.DataType | None:

@@ -1,6 +1,6 @@
 """Owns the columns of inputs by their names: those that were asked for, their names in the output and in messages."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from batchcap.config import InputConfig
@@ -10,29 +10,39 @@ from batchcap.core.text import one_line, shown_name
 # How much of other people's column names a message shows.
 _SHOWN_NAMES, _SHOWN_LETTERS = 8, 40
 ALL_COLUMNS = "*"
+KEEP = "--keep-columns"
 RENAMED_PREFIX = "input_"
 
 
 def column_options(config: InputConfig) -> list[tuple[str, str]]:
     """The columns that were asked for by name: option and name."""
-    kept = (("--keep-columns", name) for name in config.keep_columns if name != ALL_COLUMNS)
+    kept = ((KEEP, name) for name in config.keep_columns if name != ALL_COLUMNS)
     pairs = (("--image-column", config.image_column), ("--id-column", config.id_column), *kept)
     return [(option, name) for option, name in pairs if name is not None]
 
 
-def require_no_columns(config: InputConfig) -> None:
-    """Refuse columns that were asked for where no input has any.
+def require_columns(config: InputConfig, found: Collection[str], *, has_tables: bool) -> None:
+    """Refuse columns that were asked for where no input has them.
+
+    Args:
+        config: what was asked for.
+        found: the columns to carry that some input has.
+        has_tables: whether some input is a table or an archive with columns.
 
     Raises:
-        UsageError: some were.
+        UsageError: some are missing.
     """
-    options = column_options(config)
-    if options:
-        option, name = options[0]
-        raise UsageError(
-            f"no input has a column {quoted(name)} ({option}): only tables have columns, and here is none; leave out "
-            f"{option}"
-        )
+    for option, name in column_options(config):
+        missing = f"no input has a column {quoted(name)} ({option})"
+        if option != KEEP and not has_tables:
+            raise UsageError(f"{missing}: only tables have columns, and here is none; leave out {option}")
+        if option == KEEP and name not in found:
+            if found:
+                raise UsageError(f"{missing}, only {listed(found)}: correct the name, or leave it out")
+            raise UsageError(
+                f"{missing}: tables have columns, and images that a metadata.jsonl, .csv or .parquet describes; "
+                f"correct the name, or leave out {option}"
+            )
 
 
 def shown(path: Path) -> str:

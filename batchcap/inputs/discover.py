@@ -4,7 +4,8 @@ import glob
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,14 +14,15 @@ from batchcap.core.errors import UsageError
 from batchcap.core.jobfolder import is_job_folder
 from batchcap.core.sources import Source
 from batchcap.core.text import is_address, printable_name, shown_name
-from batchcap.inputs.braces import expanded, has_range, without_ranges
+from batchcap.inputs.braces import expanded, has_range
 from batchcap.inputs.content import PREFIX_BYTES, not_an_image
 from batchcap.inputs.encoded import read_beginning
+from batchcap.inputs.imagefolder import PARQUET_NAME, describes_images
 from batchcap.inputs.reader import Reader
 from batchcap.inputs.registry import DEFAULT_READER, READERS, open_readers, readers_by_suffix
 from batchcap.inputs.skipped import Skipped
 from batchcap.inputs.suffix import NOT_READ, UNREADABLE_IMAGE_SUFFIXES, suffix_of
-from batchcap.inputs.walk import Walk, asks_for_parts, fixed_part
+from batchcap.inputs.walk import Walk, asks_for_parts, fixed_part, folder_above
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
         skipped: gets the counts of all inputs, each once its last source has been given.
 
     Yields:
-        Sources; an id is the path inside the input folder.
+        Sources; an id is the path inside the input folder. A `metadata.parquet` among images is marked: it has no rows
+        in a new job.
 
     Raises:
         UsageError: an input does not exist, is an address, a job folder or a file of something else (told before the
@@ -88,12 +91,6 @@ def _names_of(given: str) -> Iterator[str]:
 
 def _matches_any(pattern: str) -> bool:
     return glob.has_magic(pattern) and next(glob.iglob(pattern, recursive=True), None) is not None
-
-
-def _folder_above(given: str) -> str:
-    """The folder above the first range of numbers or wildcard: ids are relative to it."""
-    above = os.path.dirname(without_ranges(os.path.expanduser(given))) or os.curdir
-    return fixed_part(above) if glob.has_magic(above) else above
 
 
 def _require_input(name: str) -> None:
@@ -156,7 +153,7 @@ class _Search:
         """The sources of an input; of one with a range of numbers the ids are relative to the folder above it."""
         for name in _names_of(given):
             path = os.path.expanduser(name)
-            base = None if name == given else _folder_above(given)
+            base = None if name == given else folder_above(given)
             if os.path.isdir(path):
                 yield from self._folder(path, base)
             elif os.path.lexists(path):
@@ -177,7 +174,11 @@ class _Search:
                 continue
             relative, suffix = os.path.relpath(path, base), suffix_of(path)
             if self._is_wanted(path, relative, suffix, asked_for, names_suffix=names_suffix):
-                yield self._source(os.path.abspath(path), relative, suffix)
+                absolute = os.path.abspath(path)
+                if names_suffix or not self._is_metadata(absolute):
+                    yield self._source(absolute, relative, suffix)
+                else:
+                    yield from self._metadata(absolute, relative, suffix)
 
     def _folder(self, folder: str, base: str | None = None, asked_for: Sequence[str] = ()) -> Iterator[Source]:
         """The sources below a folder; their ids are relative to `base`, or to the folder."""
@@ -187,8 +188,24 @@ class _Search:
             relative, suffix = os.path.join(above, name), suffix_of(name)
             path = os.path.join(absolute, name)
             if self._is_wanted(path, relative, suffix, asked_for):
+                if self._is_metadata(path):
+                    yield from self._metadata(path, relative, suffix)
+                    continue
                 self._require_no_table(os.path.dirname(path), self._readers[suffix])
                 yield self._source(path, relative, suffix)
+
+    def _is_metadata(self, path: str) -> bool:
+        """Whether a file describes the images in its folder and below."""
+        if os.path.basename(path) != PARQUET_NAME:
+            return False
+        below = self._walk.below(os.path.dirname(path))
+        return any(suffix_of(name) in DEFAULT_READER.suffixes for name in below) and describes_images(Path(path))
+
+    def _metadata(self, path: str, relative: str, suffix: str) -> Iterator[Source]:
+        """What describes images, for jobs that have its rows: earlier versions took it for a table."""
+        self.skipped.others[suffix] += 1
+        with suppress(UsageError):
+            yield replace(self._source(path, relative, suffix), is_metadata=True)
 
     def _require_no_table(self, folder: str, reader: type[Reader]) -> None:
         """Refuse a folder in which a search has found sources of a kind, if they are files of a format's table."""

@@ -5,7 +5,7 @@ ever becoming a part.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from batchcap.inputs.column_type import (
     is_certain,
     joined,
     keeps,
+    taken,
     writable,
 )
 from batchcap.inputs.columns import listed, quoted, shown
@@ -187,3 +188,29 @@ def fitted_columns(columns: pa.Table, passthrough: pa.Schema, path: Path) -> pa.
                 _cut(target.type),
             )
     return pa.Table.from_arrays(arrays, schema=passthrough)
+
+
+def carried_again(was: pa.Table, now: pa.Table, reopened: Collection[int]) -> pa.Table:
+    """The carried columns of a part that is written again.
+
+    Rows that are not captioned again keep their values: what lies beside an image may be its caption by now. So do
+    those that the inputs no longer have a value for.
+
+    Args:
+        was: the columns of the part.
+        now: the columns as the inputs have them.
+        reopened: offsets of the rows that were captioned again.
+    """
+    rows = len(was)
+    for place, kept in enumerate(was.schema):
+        before = was.column(place)
+        if kept.name not in now.column_names:
+            now = now.append_column(kept, before)
+            continue
+        new = now[kept.name]
+        if new.type == before.type:
+            has_value = new.is_valid().to_pylist()
+            places = [row + rows if row in reopened and has_value[row] else row for row in range(rows)]
+            column = taken(pa.chunked_array([*before.chunks, *new.chunks], kept.type), places)
+            now = now.set_column(now.schema.get_field_index(kept.name), kept.name, column)
+    return now

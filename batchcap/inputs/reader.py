@@ -18,7 +18,7 @@ class PassthroughColumns:
     """The columns of one source that the job carries.
 
     Attributes:
-        path: of the source.
+        path: of the source, or of what holds the values.
         schema: their names and types in the source; any may hold nulls.
         names: their names in the output.
     """
@@ -26,6 +26,21 @@ class PassthroughColumns:
     path: Path
     schema: pa.Schema
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnRun:
+    """The passthrough columns of consecutive rows of a job.
+
+    Attributes:
+        path: what they are read from.
+        rows: how many.
+        columns: the columns; None where there are none.
+    """
+
+    path: Path
+    rows: int
+    columns: pa.Table | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +164,21 @@ class Reader(ABC):
         """
         return pa.schema([])
 
+    def column_runs(self, pieces: Sequence[Piece]) -> Iterator[ColumnRun]:
+        """The passthrough columns of pieces that follow each other; for kinds that read those of several at once.
+
+        Raises:
+            UsageError: a source can't be read.
+        """
+        for piece in pieces:
+            yield ColumnRun(Path(piece.path), piece.rows, self.columns(piece))
+
     def values(self, path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch | Unreadable]:  # noqa: ARG002
         """All values of some of `all_columns`, in order, for a look at what is in them; names as in the source.
+
+        Args:
+            path: as `PassthroughColumns` has it.
+            names: of the columns.
 
         Raises:
             UsageError: the source can't be read.

@@ -3,12 +3,13 @@
 import glob
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchcap.core.jobfolder import is_job_folder, is_own_dataset
 from batchcap.core.text import shown_name
+from batchcap.inputs.braces import without_ranges
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,18 @@ class Walk:
 def asks_for_parts(pattern: str) -> bool:
     """Whether a pattern is meant for the part files of job folders."""
     return os.path.basename(pattern).startswith("part-")
+
+
+def folder_above(given: str) -> str:
+    """The folder above the first range of numbers or wildcard of an input."""
+    above = os.path.dirname(without_ranges(os.path.expanduser(given))) or os.curdir
+    return fixed_part(above) if glob.has_magic(above) else above
+
+
+def searched_folders(inputs: Sequence[str]) -> list[Path]:
+    """The folders that are searched for images, or hold those that are named: above them nothing is looked at."""
+    names = ((given, os.path.expanduser(given)) for given in inputs)
+    return [Path(os.path.abspath(path if os.path.isdir(path) else folder_above(given))) for given, path in names]
 
 
 def fixed_part(pattern: str) -> str:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from batchcap.core.errors import UsageError
 from batchcap.core.records import Shard
 from batchcap.core.row_counts import RowCounts
+from batchcap.inputs.passthrough import carried_again
 from batchcap.job.plan import Plan
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
@@ -62,7 +63,7 @@ class PartWriter:
         self._is_written(shard)
 
     def _passthrough(self, state: ShardState) -> pa.Table | None:
-        """The passthrough columns of a shard, as they are now; what the inputs no longer have, as it was."""
+        """The passthrough columns of a shard; those of a part, as they are now where rows were captioned again."""
         if not state.has_part:
             return self._plan.shard_columns(state.shard)
         was = read_passthrough(self._folder.part_path(state.shard.seq))
@@ -72,7 +73,4 @@ class PartWriter:
             return was
         if was is None or now is None:
             return now if was is None else was
-        for field in was.schema:
-            if field.name not in now.column_names:
-                now = now.append_column(field, was[field.name])
-        return now
+        return carried_again(was, now, frozenset(index - state.shard.first_row for index in state.reopened))

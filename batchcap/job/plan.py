@@ -7,7 +7,7 @@ in shards of their own. So a part file that is there stays right, whatever is ad
 import logging
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchcap.config import InputConfig
 from batchcap.core.records import ImageRow, Shard
 from batchcap.core.sources import Piece, Source
-from batchcap.inputs.columns import require_no_columns
+from batchcap.inputs.columns import ALL_COLUMNS, column_options, listed, require_columns
 from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, require_values_fit
 from batchcap.inputs.reader import PassthroughColumns, Reader
 from batchcap.inputs.registry import open_readers
@@ -105,6 +105,8 @@ class Plan:
             paths = [os.fsencode(source.path) for source in batch]
             known = change.known(paths)
             for path, source in zip(paths, batch, strict=True):
+                if source.is_metadata and path not in known:
+                    continue
                 self._readers[source.kind].passthrough(source.path)  # columns that don't fit are told before any work
                 if path not in known:
                     new.setdefault(path, source)
@@ -209,14 +211,21 @@ class Plan:
         """
         if not self._carried.names:
             return None
-        return pa.concat_tables([self.piece_columns(piece) for piece in self._tables.pieces(shard)])
+        return self._columns_of(self._tables.pieces(shard))
 
     def piece_columns(self, piece: Piece) -> pa.Table:
         """The carried columns of a piece; see `shard_columns`."""
-        columns = self._readers[piece.kind].columns(piece)
-        if columns is None:
-            columns = pa.table([pa.nulls(piece.rows)], [""]).select([])
-        return fitted_columns(columns, self._carried, Path(piece.path))
+        return self._columns_of([piece])
+
+    def _columns_of(self, pieces: Iterable[Piece]) -> pa.Table:
+        tables = []
+        for kind, several in groupby(pieces, lambda piece: piece.kind):
+            for run in self._readers[kind].column_runs(list(several)):
+                columns = run.columns
+                if columns is None:
+                    columns = pa.table([pa.nulls(run.rows)], [""]).select([])
+                tables.append(fitted_columns(columns, self._carried, run.path))
+        return pa.concat_tables(tables)
 
     @property
     def _carried(self) -> pa.Schema:
@@ -232,12 +241,23 @@ class Plan:
             with_new_rows: the sources with rows that are new.
             is_begun: whether there were rows before: a job that was begun with columns that no input has goes on.
         """
-        if not is_begun and next(self._with_columns(), None) is None:
-            require_no_columns(self._config)
+        if self._config.keep_columns or (column_options(self._config) and not is_begun):
+            self._require_columns(is_begun=is_begun)
         self._passthrough = self._carried_schema()
         for reader, columns in self._with_columns() if self._passthrough.names else ():
             if self._written is None or columns.path in with_new_rows:
                 require_values_fit(reader, columns, self._passthrough, is_written=self._written is not None)
+
+    def _require_columns(self, *, is_begun: bool) -> None:
+        """Tell of columns that were asked for and that no input has."""
+        found, has_tables = dict[str, None](), False
+        for reader, columns in self._with_columns():
+            found.update(dict.fromkeys(columns.schema.names))
+            has_tables = has_tables or reader.is_container
+        if not is_begun:
+            require_columns(self._config, found, has_tables=has_tables)
+        elif lost := [name for name in self._config.keep_columns if name not in found and name != ALL_COLUMNS]:
+            log.warning("no input has a column %s now: it is null in parts that are written from now on", listed(lost))
 
     def _carried_schema(self) -> pa.Schema:
         """The carried columns of all sources of the job."""

@@ -138,7 +138,8 @@ class Journal:
     def query(self, statement: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         """Rows of a SELECT."""
         with _translated(self.path):
-            yield from self._connection.execute(statement, values)
+            # Not the cursor itself: a query that an error leaves unfinished would close it after the journal is closed.
+            yield from map(tuple, self._connection.execute(statement, values))
 
     def add(self, records: Sequence[tuple[int, CaptionRow]]) -> int:
         """Keep finished rows; durable when this returns. A row index that is there already keeps its first content.

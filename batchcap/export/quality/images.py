@@ -117,7 +117,8 @@ def images_sha256(choice: ImageChoice, images: list[Patches]) -> str:
 def input_rows(choice: ImageChoice, exclude: Path) -> Iterator[ImageRow]:
     """Rows of the inputs, evenly spread."""
     config = InputConfig(choice.inputs)
-    sources = list({source.path: source for source in discover(config, exclude)}.values())
+    found = (source for source in discover(config, exclude) if not source.is_metadata)
+    sources = list({source.path: source for source in found}.values())
     total = sum(source.rows for source in sources)
     count = min(choice.count, total)
     wanted = [number * total // count for number in range(count)]
