@@ -146,10 +146,10 @@ def test_a_run_that_is_killed_while_it_takes_in_rows_changes_nothing(
     write(over.path("a.jsonl"), SEVEN)
     statement, calls = getattr(PlanChange, at), 0
 
-    def killed(change: PlanChange, *values: Any) -> Any:
+    def killed(change: PlanChange, *values: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        found = statement(change, *values)
+        found = statement(change, *values, **options)
         if at != "plan_rows" or calls == 2:  # the first plans new files
             raise _KilledError
         return found
