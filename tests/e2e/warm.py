@@ -231,7 +231,9 @@ class _Worker:
         self.returncode: int | None = None
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            self.pid = os.fork()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of threads: see above
+                self.pid = os.fork()
             if self.pid == 0:
                 _work(self.args, {socket_fd} if sign_fd is None else {socket_fd, sign_fd})
         finally:
