@@ -76,11 +76,16 @@ def _is_claimed(temporary: Path) -> bool:
 
 
 def write_many(contents: Mapping[Path, bytes]) -> None:
-    """Make each path hold its data, whole or not at all; faster than one by one. Their folders are there.
+    """Make each path hold its data, whole or not at all; faster than one by one. Folders that are missing are made.
 
     Raises:
         StorageError: the file system refused; some of them may have been written.
     """
+    for folder in {path.parent for path in contents}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(folder, error) from error
     with ExitStack() as claims:
         temporaries = {}
         for path, data in contents.items():

@@ -1,20 +1,17 @@
 """Owns the other forms that a run writes of its captions: image by image while it runs, the rest at its end."""
 
-import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from batchcap.config import OutputsConfig
 from batchcap.core.errors import BatchcapError
 from batchcap.core.records import Shard
-from batchcap.core.row_counts import RowCounts
 from batchcap.job.plan import Plan
 from batchcap.outputs.form import FinishedPart, Form, Job, Origin
 from batchcap.outputs.ledger import Ledger
 from batchcap.outputs.registry import make_form
 from batchcap.store.folder import JobFolder
-from batchcap.store.parts import TALLY_KEY, part_is_complete, part_metadata
+from batchcap.store.parts import part_counts, part_is_complete
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +41,7 @@ class OtherForms:
             UsageError: something does.
         """
         for form in self._forms:
-            form.check(self._image_ids)
-
-    def _image_ids(self) -> Iterable[tuple[str, Path]]:
-        return self._plan.image_ids()
+            form.check(self._plan.image_ids)
 
     def write_part(self, shard: Shard) -> None:
         """A part has been written. What keeps a form from following is told, and tried again at the end."""
@@ -82,5 +76,4 @@ class OtherForms:
 
     def _part(self, shard: Shard) -> FinishedPart:
         path = self._folder.part_path(shard.seq)
-        counts = RowCounts.from_dict(json.loads(part_metadata(path)[TALLY_KEY]))
-        return FinishedPart(shard, path, counts, Origin(self._plan.rows_again, self._plan.pieces))
+        return FinishedPart(shard, path, part_counts(path), Origin(self._plan.rows_again, self._plan.pieces))

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from batchcap.config import Existing
-from batchcap.core.atomic import storage_error, write_many
+from batchcap.core.atomic import write_many
 from batchcap.core.errors import StorageError, UsageError
 from batchcap.core.text import shown_name
 from batchcap.outputs.form import FinishedPart, Form, Written, wanted_answers
@@ -144,11 +144,6 @@ class HtmlAlt(Form):
             before = _digest_of_file(target).encode() if os.path.lexists(target) else None
             entries.append(Entry(os.fsencode(target), _OF_MANY_ROWS, digest_of(content), before))
         self.job.ledger.note(entries)
-        for folder in {target.parent for target in contents}:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise storage_error(folder, error) from error
         write_many(contents)
 
 

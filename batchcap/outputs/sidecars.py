@@ -223,11 +223,6 @@ class Sidecars(Form):
             if now != merged.content:
                 contents[sidecar.path] = merged.content
         self.job.ledger.note(entries)
-        for folder in {path.parent for path in contents}:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise storage_error(folder, error) from error
         write_many(contents)
 
     def _is_of_somebody(self, entry: Entry, now: bytes | None) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from batchcap.core.atomic import atomic_file, storage_error
 from batchcap.core.errors import StorageError
 from batchcap.core.records import CaptionRow, PromptColumns, Shard, Status, Verdict, with_enums
+from batchcap.core.row_counts import RowCounts
 
 log = logging.getLogger(__name__)
 
@@ -244,6 +245,11 @@ def well_rows(path: Path) -> list[bool]:
         table = pq.read_table(path, columns=columns)
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     return [status == Status.OK and set(verdicts) == {Verdict.OK} for status, *verdicts in rows]
+
+
+def part_counts(path: Path) -> RowCounts:
+    """The counts of a part file's rows, without reading them. Raises as `read_part` does."""
+    return RowCounts.from_dict(json.loads(part_metadata(path)[TALLY_KEY]))
 
 
 def has_captions(path: Path) -> bool:

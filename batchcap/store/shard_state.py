@@ -17,7 +17,6 @@ reopened in the journal, added, the part is replaced, the journal forgets both. 
 The other order would not do: a part that is not there yet, and then a journal that has forgotten, make rows vanish.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from batchcap.core.records import CaptionRow, Shard
 from batchcap.core.row_counts import RowCounts
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
-from batchcap.store.parts import TALLY_KEY, part_is_complete, part_metadata, read_part
+from batchcap.store.parts import part_counts, part_is_complete, read_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ def shard_state_of(folder: JobFolder, journal: Journal, shard: Shard) -> ShardSt
     has_part = part_is_complete(path, shard)
     reopened = frozenset(journal.reopened(shard) if has_part else ())
     if has_part and not reopened:
-        return ShardState(shard, has_part, reopened, RowCounts.from_dict(json.loads(part_metadata(path)[TALLY_KEY])))
+        return ShardState(shard, has_part, reopened, part_counts(path))
     counts = RowCounts()
     for _index, row in finished_rows(folder, journal, shard, has_part=has_part):
         counts.add_row(row)

@@ -136,7 +136,7 @@ def test_what_is_seen_is_one_moment_however_a_run_writes_meanwhile(tmp_path: Pat
     with pytest.MonkeyPatch.context() as patch:
         job = Interleaved(tmp_path / "out", random.Random(seed).randrange, retries)
         with closing(job.journal):
-            for name in ("part_is_complete", "part_metadata", "read_part"):
+            for name in ("part_is_complete", "part_counts", "read_part"):
                 patch.setattr(state, name, job.before(getattr(state, name)))
             for name in ("shards", "rows", "reopened"):
                 patch.setattr(Journal, name, job.before(getattr(Journal, name)))
