@@ -1,11 +1,10 @@
 """Owns which files lie below a folder at an address or match a pattern there, in the order of a folder's here."""
 
-import glob
 import os
 import re
 from collections.abc import Iterator
 
-from batchcap.core.address import address_of, is_web
+from batchcap.core.address import address_of
 from batchcap.inputs.storage import remember
 
 
@@ -47,9 +46,3 @@ class RemoteWalk:
             path = os.path.join(base, name)
             if fits.match(path):
                 yield path
-
-
-def has_magic(path: str) -> bool:
-    """Whether a path is a pattern; that of a web server never is."""
-    address = address_of(path)
-    return glob.has_magic(path) and not (address is not None and is_web(address))

@@ -4,13 +4,16 @@ A path stands for either (`core.address`). All that a run reads of one file at a
 first, so that rows never come from two.
 """
 
+import glob
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
-from batchcap.core.address import address_of, file_name, is_web
+from batchcap.core.address import address_of, canonical, file_name, is_remote, is_web, path_of
+from batchcap.core.errors import UsageError
+from batchcap.core.text import shown_name
 
 _MAX_HELD = 4096
 
@@ -52,6 +55,26 @@ class _Looks:
 _looks = _Looks()
 look_again = _looks.clear
 remember = _looks.remember
+
+
+def as_path(given: str) -> str:
+    """An input as a person wrote it, as a path: `~` is followed, and an address is as sources have it.
+
+    Raises:
+        UsageError: it is an address that a path can't hold.
+    """
+    if not is_remote(given):
+        return os.path.expanduser(given)
+    path = path_of(canonical(given))
+    if path is None:
+        raise UsageError(f"{shown_name(given)} has `//` or `..` in it, which batchcap can't keep: name it without")
+    return str(path)
+
+
+def has_magic(path: str) -> bool:
+    """Whether a path is a pattern; that of a web server never is."""
+    address = address_of(path)
+    return glob.has_magic(path) and not (address is not None and is_web(address))
 
 
 def absolute(path: str) -> str:
