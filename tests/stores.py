@@ -16,12 +16,14 @@ import pytest
 
 REGION = "us-east-1"
 # What may happen to a request: S3's "come back later", a connection that is cut while the body is on its way, one that
-# is cut after the store has done what was asked, half an answer, credentials that may not.
-Fault = Literal["slow_down", "cut_request", "cut_answer", "half_answer", "refuse"]
+# is cut after the store has done what was asked, half an answer, credentials that may not, a store that knows no
+# conditions.
+Fault = Literal["slow_down", "cut_request", "cut_answer", "half_answer", "refuse", "no_conditions"]
 _HOP_HEADERS = frozenset({"connection", "expect", "transfer-encoding"})
 _ANSWERS = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
     "refuse": (403, "AccessDenied", "Access Denied"),
+    "no_conditions": (501, "NotImplemented", "A header you provided implies functionality that is not implemented"),
 }
 
 
@@ -209,6 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._cut()
             return
         body = self._body()
+        if fault == "no_conditions" and not any(name in self.headers for name in ("If-None-Match", "If-Match")):
+            fault = None
         if fault in _ANSWERS:
             self._answer_error(*_ANSWERS[fault])
             return

@@ -7,7 +7,7 @@ import typer
 
 from batchcap.commands.options import Given, options_of
 from batchcap.commands.results import print_result
-from batchcap.config import FORMS, OutputsConfig, form_fault
+from batchcap.config import FORMS, InputConfig, OutputsConfig, form_fault, sent_without_asking
 from batchcap.core.errors import UsageError
 
 _FORMS = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
@@ -15,6 +15,7 @@ _FORMS = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
 
 @options_of(
     OutputsConfig,
+    InputConfig,
     only=(
         "existing",
         "verdicts",
@@ -24,6 +25,7 @@ _FORMS = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
         "folder_images",
         "license",
         "csv_safe",
+        "allow_remote",
     ),
     first=("output", "to"),
 )
@@ -35,7 +37,8 @@ def convert(
         typer.Option(
             "--to",
             metavar="FORM[:WHERE]",
-            help=f"The form, and the file or folder it is written to; may be given several times. {_FORMS}.",
+            help="The form, and the file, folder or address (s3://, gs://, hf://) it is written to; may be given "
+            f"several times. {_FORMS}.",
         ),
     ],
 ) -> None:
@@ -50,5 +53,8 @@ def convert(
         if fault := form_fault(one):
             raise UsageError(f"--to {fault}")
     config = given.build(OutputsConfig)
-    for written in convert_job(output, to, config):
+    allow_remote = given["allow_remote"]
+    if not allow_remote and (fault := sent_without_asking(to)):
+        raise UsageError(f"--to {fault}")
+    for written in convert_job(output, to, config, allow_remote=allow_remote):
         print_result(written.to_text())

@@ -19,9 +19,9 @@ from batchcap.config.captions import (
     prompt_name_fault,
 )
 from batchcap.config.inputs import ImagesOf, InputConfig
-from batchcap.config.outputs import FORMS, Existing, FolderImages, OutputsConfig, form_fault
+from batchcap.config.outputs import FORMS, Existing, FolderImages, OutputsConfig, form_fault, sent_without_asking
 from batchcap.config.run import LimitConfig, OnChanged, PlacementConfig, ResumeConfig, Retry
-from batchcap.core.setting import known_as, require_sense, setting
+from batchcap.core.setting import Mistake, SettingsError, known_as, require_sense, setting
 
 __all__ = [
     "DEFAULT_PROMPT",
@@ -47,6 +47,7 @@ __all__ = [
     "VisionDtype",
     "form_fault",
     "prompt_name_fault",
+    "sent_without_asking",
 ]
 
 # `--model` of the embedded demo model; a folder of this name is `./demo`.
@@ -123,6 +124,9 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         require_sense(self)
+        fault = "" if self.input.allow_remote else sent_without_asking(self.outputs.also)
+        if fault:
+            raise SettingsError([Mistake("also", fault)])
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types; who gave a setting is not part of it."""

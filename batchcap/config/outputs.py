@@ -1,11 +1,14 @@
 """Owns the settings of the other forms of the captions."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from batchcap.config.run import Retry
+from batchcap.core.address import canonical, is_remote, is_web, path_of
 from batchcap.core.setting import Form, did_you_mean, require_sense, setting
+from batchcap.core.text import is_address
 
 # Every form by its name, and what it is.
 FORMS = {
@@ -23,6 +26,7 @@ FORMS = {
 }
 # Those whose place has no default.
 _NEED_WHERE = ("html-alt",)
+_ONE_FILE = ("jsonl", "csv", "arrow")
 
 
 class Existing(StrEnum):
@@ -48,11 +52,37 @@ def form_fault(wanted: str) -> str:
     name, colon, where = wanted.partition(":")
     if name not in FORMS:
         return f"must be one of {', '.join(FORMS)}, not {name!r}{did_you_mean(name, list(FORMS))}"
-    if where or not (colon or name in _NEED_WHERE):
+    if where:
+        return _place_fault(name, where)
+    if not (colon or name in _NEED_WHERE):
         return ""
     if name in _NEED_WHERE:
         return f"names no folder for the pages: write {name}:FOLDER"
     return f"names no place after its colon: write {name}, or {name}:WHERE"
+
+
+def _place_fault(name: str, where: str) -> str:
+    """What is wrong with a place; nothing of a path is known to be."""
+    if not is_address(where):
+        return ""
+    known = "s3://, gs:// or hf://"
+    if not is_remote(where):
+        return f"names {where}, which is no address that can be written to: write a folder, or one of {known}"
+    if is_web(where):
+        return f"names {where}, and web servers take no files: write a folder, or an address of {known}"
+    if path_of(canonical(where)) is None:
+        return f"names {where}, and there can't be `//`, `.` or `..` in an address: write it without"
+    _protocol, _mark, below = canonical(where).partition("://")
+    if name in _ONE_FILE and (where.endswith("/") or "/" not in below):
+        return f"names {where}, and {name} is one file: write the whole name, {where.rstrip('/')}/captions.{name}"
+    return ""
+
+
+def sent_without_asking(forms: Iterable[str]) -> str:
+    """What is wrong with forms where nobody allows addresses, in words that follow the option's name."""
+    places = (form.partition(":")[2] for form in forms)
+    address = next(filter(is_remote, places), None)
+    return "" if address is None else f"names the address {address}: give --allow-remote to send captions there"
 
 
 def _also_fault(also: tuple[str, ...]) -> str:

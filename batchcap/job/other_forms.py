@@ -1,15 +1,17 @@
 """Owns the other forms that a run writes of its captions: image by image while it runs, the rest at its end."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from batchcap.config import OutputsConfig
+from batchcap.config import JobConfig
 from batchcap.core.errors import BatchcapError
 from batchcap.core.records import Shard
 from batchcap.job.plan import Plan
 from batchcap.outputs.form import FinishedPart, Form, Job, Origin
 from batchcap.outputs.ledger import Ledger
 from batchcap.outputs.registry import make_form
+from batchcap.outputs.uploads import Uploads
+from batchcap.remote.attempts import NetworkError
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import part_counts, part_is_complete
 
@@ -22,16 +24,16 @@ class OtherForms:
     Args:
         folder: the job folder, which is held.
         plan: the rows of the job.
-        config: which forms.
-        prompts: names of the prompts.
+        config: the job.
     """
 
-    def __init__(self, folder: JobFolder, plan: Plan, config: OutputsConfig, prompts: Sequence[str]) -> None:
+    def __init__(self, folder: JobFolder, plan: Plan, config: JobConfig) -> None:
         self._folder = folder
         self._plan = plan
         self._ledger = Ledger(folder)
-        job = Job(folder, tuple(prompts), self._ledger, plan.kinds())
-        self._forms: list[Form] = [make_form(one, job, config) for one in config.also]
+        self._uploads = Uploads(self._ledger, is_allowed=config.input.allow_remote)
+        job = Job(folder, config.generation.prompt_names, self._ledger, plan.kinds(), self._uploads)
+        self._forms: list[Form] = [make_form(one, job, config.outputs) for one in config.outputs.also]
         self._waiting: set[Form] = set()  # of those that go part by part: a part could not be written
 
     def check(self) -> None:
@@ -62,11 +64,27 @@ class OtherForms:
         Raises:
             BatchcapError: a form can't be written.
         """
-        wanted = [form for form in self._forms if form.is_incremental or is_complete]
-        return tuple(form.write(self._parts(), skips_known=True).to_text() for form in wanted)
+        written, refused = list[str](), None
+        for form in self._forms:
+            if form.is_incremental or is_complete:
+                try:
+                    written.append(form.write(self._parts(), skips_known=True).to_text())
+                except BatchcapError as error:  # the others are written nevertheless
+                    refused = refused or error
+                    log.warning("%s files are not all written: %s", form.name, error)
+        if refused is not None:
+            raise type(refused)(f"{refused}. {self._way_on()}") if isinstance(refused, NetworkError) else refused
+        return tuple(written)
+
+    def _way_on(self) -> str:
+        return (
+            f"The captions are safe in {self._folder.path}; `batchcap convert {self._folder.path} --to FORM:WHERE "
+            "--allow-remote` writes such files, too"
+        )
 
     def close(self) -> None:
         """Nothing more is written."""
+        self._uploads.close()
         self._ledger.close()
 
     def _parts(self) -> Iterator[FinishedPart]:

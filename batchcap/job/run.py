@@ -166,7 +166,7 @@ class JobRun:
                 part_metadata_of(self._bundle, settings.fingerprint),
                 self._config.generation.prompt_names,
             )
-            with closing(OtherForms(folder, plan, self._config.outputs, prompts)) as forms:
+            with closing(OtherForms(folder, plan, self._config)) as forms:
                 forms.check()
                 parts = PartWriter(folder, plan, journal, metadata, prompts, forms.write_part)
                 recorder = Recorder(folder, journal, shards, parts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from batchcap.config import OutputsConfig
@@ -13,6 +14,7 @@ from batchcap.inputs.registry import READERS, open_readers
 from batchcap.outputs.form import FinishedPart, Form, Job, Origin, Written
 from batchcap.outputs.ledger import Ledger
 from batchcap.outputs.registry import make_form
+from batchcap.outputs.uploads import Uploads
 from batchcap.store.folder import JobFolder
 from batchcap.store.job_file import begun_configuration, input_config
 from batchcap.store.journal import Journal
@@ -21,13 +23,14 @@ from batchcap.store.plan_tables import PlanTables
 from batchcap.store.shard_state import look_at_shards
 
 
-def convert(output: Path, forms: Sequence[str], config: OutputsConfig) -> list[Written]:
+def convert(output: Path, forms: Sequence[str], config: OutputsConfig, *, allow_remote: bool = False) -> list[Written]:
     """Write what is finished of a job in other forms.
 
     Args:
         output: the job folder; a run may be at work on it.
         forms: each `FORM` or `FORM:WHERE`.
         config: how they are written.
+        allow_remote: whether addresses are asked and written to, those of the inputs among them.
 
     Returns:
         What was written, form by form.
@@ -35,11 +38,12 @@ def convert(output: Path, forms: Sequence[str], config: OutputsConfig) -> list[W
     Raises:
         UsageError: the folder is no job folder, no part is finished, or a form can't be written as asked.
         StorageError: a part can't be read, or a form can't be written.
+        NetworkError: a store does not answer.
     """
     folder = JobFolder.open_existing(output)
-    finished = FinishedParts(folder)
-    with closing(Ledger(folder)) as ledger:
-        job = Job(folder, finished.prompts, ledger, finished.kinds())
+    finished = FinishedParts(folder, allow_remote=allow_remote)
+    with closing(Ledger(folder)) as ledger, closing(Uploads(ledger, is_allowed=allow_remote)) as uploads:
+        job = Job(folder, finished.prompts, ledger, finished.kinds(), uploads)
         made = [make_form(form, job, config) for form in forms]
         finished.check(made)  # all of them before the first is written
         for form in made:
@@ -63,14 +67,15 @@ class FinishedParts:
         StorageError: a part can't be read.
     """
 
-    def __init__(self, folder: JobFolder) -> None:
+    def __init__(self, folder: JobFolder, *, allow_remote: bool) -> None:
         self._folder = folder
         states = look_at_shards(folder)
         self._states = [state for state in states if state.has_part]
         self.rows_left = sum(max(1, state.left) for state in states if not state.is_done)
         if not self._states:
             raise UsageError(f"no part of {folder.path} is finished yet: wait for one, or run the job to its end")
-        self._readers: dict[str, Reader] = open_readers(input_config(begun_configuration(folder)))
+        inputs = replace(input_config(begun_configuration(folder)), allow_remote=allow_remote)
+        self._readers: dict[str, Reader] = open_readers(inputs)
         self.prompts = prompt_names(folder.part_path(self._states[0].shard.seq))
 
     def __iter__(self) -> Iterator[FinishedPart]:

@@ -17,6 +17,7 @@ from batchcap.core.records import CaptionRow, ImageRow, Shard, Status
 from batchcap.core.row_counts import RowCounts
 from batchcap.core.sources import Piece
 from batchcap.outputs.ledger import Ledger
+from batchcap.outputs.uploads import Uploads
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import part_metadata, read_part
 
@@ -164,12 +165,14 @@ class Job:
         prompts: names of the prompts.
         ledger: which files batchcap has written.
         kinds: of the sources that its rows come from, as readers are called.
+        uploads: what is at addresses.
     """
 
     folder: JobFolder
     prompts: tuple[str, ...]
     ledger: Ledger
     kinds: frozenset[str]
+    uploads: Uploads
 
 
 class Form(ABC):

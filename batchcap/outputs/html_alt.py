@@ -10,14 +10,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from batchcap.config import Existing
-from batchcap.core.atomic import write_many
+from batchcap.config import Existing, OutputsConfig
+from batchcap.core.address import address_of
 from batchcap.core.errors import StorageError, UsageError
 from batchcap.core.text import shown_name
-from batchcap.outputs.form import FinishedPart, Form, Written, wanted_answers
+from batchcap.outputs.files import Files
+from batchcap.outputs.form import FinishedPart, Form, Job, Written, wanted_answers
 from batchcap.outputs.html_page import Page, PageError, PageImage
 from batchcap.outputs.ledger import Entry, digest_of
-from batchcap.outputs.names import beside
+from batchcap.outputs.names import beside, shown
 from batchcap.outputs.texts import accessible, joined
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,16 @@ class HtmlAlt(Form):
 
     name = "html-alt"
 
+    def __init__(self, job: Job, where: Path | None, config: OutputsConfig) -> None:
+        super().__init__(job, where, config)
+        self._files = Files(job.uploads)
+
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]] = tuple) -> None:  # noqa: ARG002
         """Refuse folders that are none, or of which one lies in the other: pages of the site would be overwritten."""
         pages, where = self._folders()
+        address = address_of(where)
+        if address is not None:
+            self.job.uploads.require_place(address)
         if not pages.is_dir():
             raise UsageError(f"--html-pages {shown_name(str(pages))} is no folder: name the one with the site's pages")
         if where.exists() and not where.is_dir():
@@ -48,16 +56,16 @@ class HtmlAlt(Form):
         if self.config.existing is Existing.FAIL:
             for page in _pages_of(pages):
                 target = where / page.relative_to(pages)
-                if os.path.lexists(target) and not self._is_ours(target):
+                if self._files.is_there(target) and not self._is_ours(target):
                     raise UsageError(
-                        f"{shown_name(str(target))} is there already, and --existing fail was asked for: move it away"
+                        f"{shown(target)} is there already, and --existing fail was asked for: move it away"
                     )
 
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:  # noqa: ARG002
         """Write the pages that get alt texts from any of the parts."""
         self.check()
         pages, where = self._folders()
-        done = Written(self.name, f"in {shown_name(str(where))}")
+        done = Written(self.name, f"in {shown(where)}")
         with _alt_texts() as known:
             for part in parts:
                 done.left_out += self.left_out(part.counts)
@@ -83,7 +91,9 @@ class HtmlAlt(Form):
     def _folders(self) -> tuple[Path, Path]:
         if self.config.html_pages is None or self.given_where is None:
             raise UsageError("html-alt needs the folder with the pages of the site: add --html-pages FOLDER")
-        return Path(self.config.html_pages).expanduser().resolve(), self.given_where.resolve()
+        where = self.given_where
+        is_here = address_of(where) is None
+        return Path(self.config.html_pages).expanduser().resolve(), where.resolve() if is_here else where
 
     def _alts_of(self, part: FinishedPart, done: Written) -> Iterator[tuple[bytes, str]]:
         """Image files of a part, and their alt texts."""
@@ -130,21 +140,27 @@ class HtmlAlt(Form):
         return None
 
     def _is_writable(self, target: Path) -> bool:
-        return not os.path.lexists(target) or self.config.existing is Existing.REPLACE or self._is_ours(target)
+        return not self._files.is_there(target) or self.config.existing is Existing.REPLACE or self._is_ours(target)
 
     def _is_ours(self, target: Path) -> bool:
         """Whether a page is as it was written, or as it was before a kill that came with the next writing."""
         key = os.fsencode(target)
         entry = self.job.ledger.entries([key]).get(key)
-        return entry is not None and _digest_of_file(target) in (entry.digest, (entry.before or b"").decode())
+        return entry is not None and self._digest_at(target) in (entry.digest, (entry.before or b"").decode())
+
+    def _digest_at(self, target: Path) -> str:
+        if address_of(target) is None:
+            return _digest_of_file(target)
+        now = self._files.now(target)
+        return "" if now is None else now.digest
 
     def _write_files(self, contents: dict[Path, bytes]) -> None:
         entries = []
         for target, content in contents.items():
-            before = _digest_of_file(target).encode() if os.path.lexists(target) else None
+            before = self._digest_at(target).encode() if self._files.is_there(target) else None
             entries.append(Entry(os.fsencode(target), _OF_MANY_ROWS, digest_of(content), before))
         self.job.ledger.note(entries)
-        write_many(contents)
+        self._files.write(contents)
 
 
 @contextmanager

@@ -45,13 +45,18 @@ class HubParquet(PartFolder):
             for pair in chain([first], pairs):
                 groups.add(pair)
         done.files = 1
-        return Made(done, (path.relative_to(self.path).as_posix(),))
+        name = path.relative_to(self.path).as_posix()
+        return Made(done, (name,), records=groups.rows, columns=tuple(groups.columns))
 
     def conclude(self, parts: Sequence[FinishedPart], total: Written) -> None:
         """Write the dataset card."""
-        paths = [self.path / name for part in parts for name in self.made_of(part).files]
-        rows = sum(pq.read_metadata(path).num_rows for path in paths)
-        names = pq.read_schema(paths[0]).names if paths else []
+        rows, names = 0, list[str]()
+        for made in map(self.made_of, parts):
+            for name in () if made.columns else made.files:  # of an earlier version, which did not note them
+                rows += pq.read_metadata(self.path / name).num_rows
+                names = names or pq.read_schema(self.path / name).names
+            rows += made.records
+            names = names or list(made.columns)
         Card(self.job, self.config, parts, total).write(self.path, rows, ["data/train-*.parquet"], names)
 
 
@@ -61,6 +66,10 @@ class _Groups:
     Args:
         path: the file.
         columns: of all rows, without the image.
+
+    Attributes:
+        columns: names of all columns.
+        rows: how many rows were taken in.
     """
 
     def __init__(self, path: Path, columns: pa.Table) -> None:
@@ -68,6 +77,8 @@ class _Groups:
         schema = pa.schema([_IMAGE, *columns.schema], _METADATA)
         # Images and captions are all different: a dictionary of them would only take memory.
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_page_index=True)
+        self.columns: list[str] = schema.names
+        self.rows = 0
         self._held: list[Pair] = []
         self._held_bytes = 0
 
@@ -81,6 +92,7 @@ class _Groups:
 
     def add(self, pair: Pair) -> None:
         """Take in a row."""
+        self.rows += 1
         self._held.append(pair)
         self._held_bytes += len(pair.encoded)
         if len(self._held) >= _GROUP_ROWS or self._held_bytes >= _GROUP_BYTES:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchcap.config import Existing, FolderImages, OutputsConfig
+from batchcap.core.address import address_of
 from batchcap.core.atomic import TEMPORARY_SUFFIX, remove_leftovers, storage_error, sync, write_many
 from batchcap.core.errors import UsageError
 from batchcap.core.sources import FileAt
@@ -24,6 +25,7 @@ from batchcap.outputs.card import Card
 from batchcap.outputs.folders import Made, PartFolder
 from batchcap.outputs.form import FinishedPart, Form, Job, Written
 from batchcap.outputs.lists import plain, plain_rows
+from batchcap.outputs.names import shown
 from batchcap.outputs.owned import is_foreign, owned_file
 from batchcap.outputs.pairs import CaptionedRows, Pair, dataset_columns
 
@@ -57,7 +59,12 @@ class ImageFolder(PartFolder):
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse also a folder with other metadata: of two metadata files `datasets` reads neither."""
         super().check(image_ids)
-        require_no_metadata([self.path], METADATA)
+        if self.staged is None:
+            require_no_metadata([self.path], METADATA)
+            return
+        for name in _METADATA_NAMES:
+            if name != METADATA and self.staged.found(name) is not None:
+                raise _other_metadata(self.where / name)
 
     def make(self, part: FinishedPart, done: Written) -> Made:
         """Link or copy the images of a part into a folder of their own."""
@@ -124,7 +131,17 @@ class InputFolder(ImageFolder):
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse images that are not all below one folder, and metadata of somebody else."""
         roots, folders = set[str](), set[str]()
+        if self.staged is not None:
+            raise UsageError(
+                f"--folder-images inplace writes beside images of this machine, not to {shown(self.where)}: choose "
+                "--folder-images copy"
+            )
         for name, path in image_ids():
+            if address_of(path) is not None:
+                raise UsageError(
+                    f"--folder-images inplace writes beside images of this machine, and {shown(path)} is not there: "
+                    "choose --folder-images copy"
+                )
             folders.add(os.path.dirname(path))  # noqa: PTH120 - of a million images
             roots.add(_root_of(name, path))
         if self.given_where is not None:
@@ -145,7 +162,7 @@ class InputFolder(ImageFolder):
             raise UsageError(
                 f"there is no folder {shown_name(str(root))}: put it back, or choose --folder-images link or copy"
             )
-        self.path = root
+        self.path = self.where = root
         self._require_own_metadata()
         require_no_metadata({root, *map(Path, folders)}, METADATA, root)
 
@@ -235,10 +252,13 @@ def require_no_metadata(folders: Iterable[Path], but: str, root: Path | None = N
         for name in _METADATA_NAMES:
             is_ours = name == but and root in (None, folder)
             if not is_ours and os.path.lexists(folder / name):
-                raise UsageError(
-                    f"{shown_name(str(folder / name))} is there already, and `datasets` would read it beside the "
-                    f"{METADATA} of batchcap: move it away"
-                )
+                raise _other_metadata(folder / name)
+
+
+def _other_metadata(path: Path) -> UsageError:
+    return UsageError(
+        f"{shown(path)} is there already, and `datasets` would read it beside the {METADATA} of batchcap: move it away"
+    )
 
 
 def _without_file_names(table: pa.Table) -> pa.Table:

@@ -14,7 +14,6 @@ from batchcap.config import ImagesOf
 from batchcap.core.atomic import atomic_file, remove_leftovers
 from batchcap.core.errors import UsageError
 from batchcap.core.sources import Piece
-from batchcap.core.text import shown_name
 from batchcap.inputs.cells import PathBase
 from batchcap.inputs.registry import READERS
 from batchcap.inputs.storage import status_of
@@ -24,7 +23,7 @@ from batchcap.inputs.table_layout import PATH, TableLayout
 from batchcap.inputs.table_rows import RowReader, read_columns
 from batchcap.outputs.folders import Folder, Made
 from batchcap.outputs.form import FinishedPart, Written
-from batchcap.outputs.names import in_tree
+from batchcap.outputs.names import in_tree, shown
 from batchcap.store.job_file import begun_configuration
 from batchcap.store.journal import Journal
 from batchcap.store.parts import column_name
@@ -86,7 +85,7 @@ class InputTables(Folder):
 
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:  # noqa: ARG002
         """Write a file for each table; one that is there as it was is not made again."""
-        total = Written(self.name, f"in {shown_name(str(self.path))}")
+        total = Written(self.name, f"in {shown(self.where)}")
         with self.held():
             self.begin()
             sources = dict[str, _Source]()
@@ -135,13 +134,14 @@ class InputTables(Folder):
         stamp = json.dumps([name, look, parts, names, self.config.verdicts])
         known = self.job.ledger.part(self.target, number)
         before = None if known is None else Made.of_json(known[1])
-        if before is not None and known is not None and known[0] == stamp and path.exists():
+        if before is not None and known is not None and known[0] == stamp and self.is_there(name):
             return before.written
         done = Written(self.name, "", files=1)
         self.make_folder(path.parent)
         remove_leftovers(path.parent)
         with atomic_file(path) as temporary:
             self._write_file(temporary, source, names, done)
+        self.publish([name])
         if before is not None:
             self.remove(set(before.files) - {name})
         self.job.ledger.note_part(self.target, number, stamp, Made(done, (name,)).to_json())

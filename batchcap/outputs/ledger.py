@@ -20,6 +20,9 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE TABLE IF NOT EXISTS parts (
     target TEXT NOT NULL, seq INTEGER NOT NULL, stamp TEXT NOT NULL, written TEXT NOT NULL,
     PRIMARY KEY (target, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS objects (
+    address TEXT PRIMARY KEY, digest TEXT NOT NULL, size_bytes INTEGER NOT NULL, version TEXT NOT NULL,
+    coming TEXT NOT NULL) WITHOUT ROWID;
 """
 _BUSY_S = 60.0
 
@@ -41,6 +44,25 @@ class Entry:
     digest: str
     before: bytes | None
     texts: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PutObject:
+    """An object that batchcap has put at an address or was about to put.
+
+    Attributes:
+        address: where.
+        digest: of the content that was put; empty: none yet.
+        size_bytes: of that.
+        version: which the store gave it.
+        coming: digest of the content that was about to be put, whose version is not known; empty: none.
+    """
+
+    address: str
+    digest: str
+    size_bytes: int
+    version: str
+    coming: str = ""
 
 
 def digest_of(content: bytes) -> str:
@@ -95,17 +117,8 @@ class Ledger:
         Raises:
             StorageError: the file can't be written.
         """
-        with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                connection.executemany(
-                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
-                    ((one.path, one.row_index, one.digest, one.before, one.texts) for one in entries),
-                )
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+        rows = [(one.path, one.row_index, one.digest, one.before, one.texts) for one in entries]
+        self._all_or_none("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
 
     def part(self, target: str, seq: int) -> tuple[str, str] | None:
         """Stamp of a part when it was written to a target, and what was written; None where it was not.
@@ -144,3 +157,43 @@ class Ledger:
         """
         with self._connection() as connection:
             connection.execute("DELETE FROM parts WHERE target = ? AND seq = ?", (target, seq))
+
+    def objects(self, addresses: Iterable[str]) -> dict[str, PutObject]:
+        """Those of the objects that are noted.
+
+        Raises:
+            StorageError: the file can't be opened, or is damaged.
+        """
+        found = {}
+        with self._connection() as connection:
+            for address in addresses:
+                for values in connection.execute("SELECT * FROM objects WHERE address = ?", (address,)):
+                    found[address] = PutObject(*values)
+        return found
+
+    def note_objects(self, objects: Iterable[PutObject]) -> None:
+        """Keep what is known of objects, all or nothing; durable when it returns.
+
+        Raises:
+            StorageError: the file can't be written.
+        """
+        rows = [(one.address, one.digest, one.size_bytes, one.version, one.coming) for one in objects]
+        self._all_or_none("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", rows)
+
+    def forget_objects(self, addresses: Iterable[str]) -> None:
+        """Objects are removed.
+
+        Raises:
+            StorageError: the file can't be written.
+        """
+        self._all_or_none("DELETE FROM objects WHERE address = ?", [(one,) for one in addresses])
+
+    def _all_or_none(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.executemany(statement, rows)
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")

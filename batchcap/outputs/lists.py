@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import json
 import math
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -14,11 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from batchcap.config import Existing
+from batchcap.config import Existing, OutputsConfig
+from batchcap.core.address import address_of
 from batchcap.core.errors import UsageError
 from batchcap.core.text import shown_name
-from batchcap.outputs.form import FinishedPart, Form, Written
+from batchcap.inputs.storage import shown_path
+from batchcap.outputs.form import FinishedPart, Form, Job, Written
+from batchcap.outputs.names import shown
 from batchcap.outputs.owned import is_foreign, owned_file
+from batchcap.outputs.staged import Staged, held
 from batchcap.store.parts import column_name
 
 # What a spreadsheet takes for a formula (OWASP, "CSV Injection").
@@ -40,11 +45,16 @@ class OneFile(Form):
 
     suffix: ClassVar[str]
 
+    def __init__(self, job: Job, where: Path | None, config: OutputsConfig) -> None:
+        super().__init__(job, where, config)
+        folder = job.folder.path.absolute()
+        wanted = where or folder.with_name(folder.name + self.suffix)
+        self.path = wanted if address_of(wanted) else wanted.absolute()
+        self._staged = Staged.of(job, self._target, self.path.parent, config.existing)
+
     @property
-    def path(self) -> Path:
-        """The file."""
-        folder = self.job.folder.path.absolute()
-        return (self.given_where or folder.with_name(folder.name + self.suffix)).absolute()
+    def _target(self) -> str:
+        return json.dumps([self.name, os.fsencode(self.path).hex()])
 
     @abstractmethod
     def opened(self, path: Path, schema: pa.Schema) -> AbstractContextManager[Append]:
@@ -53,6 +63,9 @@ class OneFile(Form):
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]] = tuple) -> None:  # noqa: ARG002
         """Refuse a place that can't be written, and a file of somebody else there."""
         path = self.path
+        if self._staged is not None:
+            self._require_object(self._staged)
+            return
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"can't write {shown_name(str(path))}: name a file in an existing folder")
         if self.config.existing is not Existing.REPLACE and is_foreign(self.job.ledger, path):
@@ -64,17 +77,36 @@ class OneFile(Form):
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:  # noqa: ARG002
         """Write the file, from the first part to the last."""
         self.check()
-        done = Written(self.name, f"in {shown_name(str(self.path))}", files=1)
-        with owned_file(self.job.ledger, self.path) as temporary, ExitStack() as stack:
+        done = Written(self.name, f"in {shown(self.path)}", files=1)
+        if self._staged is None:
+            with owned_file(self.job.ledger, self.path) as temporary:
+                self._write_rows(temporary, parts, done)
+            return done
+        with held(self.job, self._target, self.path), self._staged.opened():
+            self._write_rows(self._staged.folder / self.path.name, parts, done)
+            self._staged.put([self.path.name])
+        return done
+
+    def _require_object(self, staged: Staged) -> None:
+        """Refuse an address that can't be written to, and an object of somebody else there."""
+        staged.require_place()
+        self.job.uploads.look_at([shown_path(self.path)])
+        if self.config.existing is not Existing.REPLACE and staged.is_foreign(self.path.name):
+            raise UsageError(
+                f"{shown(self.path)} is there already, and batchcap did not put it there as it is now: move it away, "
+                f"name another ({self.name}:ADDRESS), or choose --existing replace"
+            )
+
+    def _write_rows(self, path: Path, parts: Iterable[FinishedPart], done: Written) -> None:
+        with ExitStack() as stack:
             append: Append | None = None
             for part in parts:
                 table, captions = wanted_rows(part.table(), self.job.prompts, self.config.verdicts)
                 done.captions += captions
                 done.left_out += self.left_out(part.counts)
                 if append is None:
-                    append = stack.enter_context(self.opened(temporary, table.schema))
+                    append = stack.enter_context(self.opened(path, table.schema))
                 append(table)
-        return done
 
 
 def wanted_rows(table: pa.Table, prompts: Iterable[str], verdicts: Iterable[str]) -> tuple[pa.Table, int]:

@@ -9,16 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
+from batchcap.core.address import address_of, is_web
 from batchcap.core.errors import UsageError
 from batchcap.core.records import CaptionRow
 from batchcap.core.sources import FileAt, ImageRef
 from batchcap.core.text import shown_name
 from batchcap.inputs.registry import DEFAULT_READER
+from batchcap.inputs.storage import shown_path
 
 # Not allowed in names on other systems, or of a meaning of their own in shells and paths.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>"|?*\\]')
 _MAX_NAME_BYTES = 200
 _SHOWN_COLLISIONS = 3
+
+
+def shown(path: Path) -> str:
+    """A file of this machine or at an address, in a message."""
+    return shown_name(shown_path(path))
 
 
 def without_suffix(name: str) -> str:
@@ -29,9 +36,15 @@ def without_suffix(name: str) -> str:
 
 def beside(image: ImageRef | None, *, full_names: bool) -> Path | None:
     """The path of a file beside an image, without the new extension; None where the image is no file of its own."""
-    if not isinstance(image, FileAt) or image.offset or image.size is not None:
+    if not isinstance(image, FileAt) or image.offset or image.size is not None or not can_be_beside(image.path):
         return None
     return Path(image.path if full_names else without_suffix(image.path))
+
+
+def can_be_beside(path: str | Path) -> bool:
+    """Whether a file can be written beside this one: web servers take none."""
+    address = address_of(path)
+    return address is None or not is_web(address)
 
 
 def in_tree(row_id: str, folder: Path, *, full_names: bool) -> Path:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from batchcap.config import OutputsConfig
+from batchcap.core.address import canonical, is_remote, path_of
 from batchcap.outputs.form import Form, Job
 from batchcap.outputs.html_alt import HtmlAlt
 from batchcap.outputs.hub_parquet import HubParquet
@@ -34,4 +35,10 @@ FORMS: dict[str, type[Form]] = {
 def make_form(wanted: str, job: Job, config: OutputsConfig) -> Form:
     """The form that `FORM` or `FORM:WHERE` names; `config.form_fault` tells whether it names one."""
     name, _colon, where = wanted.partition(":")
-    return FORMS[name].variant(config)(job, Path(where).expanduser() if where else None, config)
+    return FORMS[name].variant(config)(job, _place(where), config)
+
+
+def _place(where: str) -> Path | None:
+    if not where:
+        return None
+    return path_of(canonical(where)) if is_remote(where) else Path(where).expanduser()

@@ -6,22 +6,24 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
 from batchcap.config import Existing, OutputsConfig
-from batchcap.core.atomic import storage_error, write_many
+from batchcap.core.address import address_of, host_of
 from batchcap.core.errors import UsageError
 from batchcap.core.records import CaptionRow
 from batchcap.core.sources import ImageRef
-from batchcap.core.text import shown_name
+from batchcap.inputs.storage import shown_path
+from batchcap.outputs.files import FileNow, Files
 from batchcap.outputs.form import FinishedPart, Form, Job, Written, wanted_answers
 from batchcap.outputs.ledger import Entry, digest_of
-from batchcap.outputs.names import in_tree, require_no_collisions, target_of, without_suffix
+from batchcap.outputs.names import can_be_beside, in_tree, require_no_collisions, shown, target_of, without_suffix
 from batchcap.outputs.texts import joined
 
-_MAX_EXISTING_BYTES = 1 << 24
 _SHOWN_EXISTING = 3
+_LOOKED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Sidecars(Form):
 
     def __init__(self, job: Job, where: Path | None, config: OutputsConfig) -> None:
         super().__init__(job, where, config)
+        self.files = Files(job.uploads)
         place = os.fsencode(where).hex() if where else ""
         self._target = json.dumps(
             [self.name, place, str(config.existing), config.verdicts, config.full_names, config.max_alt_letters]
@@ -118,7 +121,7 @@ class Sidecars(Form):
     def refuse_if_asked(self, path: Path) -> None:
         """Stop at a file of somebody else, with `--existing fail`."""
         if self.config.existing is Existing.FAIL:
-            self._require_none([shown_name(str(path))])
+            self._require_none(1, [shown(path)])
 
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse images whose files would have one name, and, with `--existing fail`, files that are there."""
@@ -127,18 +130,50 @@ class Sidecars(Form):
             for name, path in image_ids():
                 yield name, self._place(name, path, full_names=self.namings()[0])
 
+        self._require_places(image_ids)
         require_no_collisions(targets)
         if self.config.existing is not Existing.FAIL:
             return
-        there = []
-        for name, image in image_ids():
+        count, examples = 0, list[str]()
+        images = iter(image_ids())
+        while several := list(islice(images, _LOOKED_AT_ONCE)):
+            paths = list(self._paths_of(several))
+            self.files.prepare(paths)
+            for path in filter(self._is_foreign, paths):
+                count += 1
+                if count <= _SHOWN_EXISTING:
+                    examples.append(shown(path))
+        self._require_none(count, examples)
+
+    def _paths_of(self, images: Iterable[tuple[str, Path]]) -> Iterator[Path]:
+        for name, image in images:
             places = [self._place(name, image, full_names=one) for one in self.namings()]
-            paths = [path for suffix in self._suffixes() for path in self.paths(places, suffix)]
-            there += [shown_name(str(path)) for path in paths if self._is_foreign(path)]
-        self._require_none(there)
+            for suffix in self._suffixes():
+                yield from self.paths(places, suffix)
+
+    def _require_places(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
+        """Refuse addresses that can't be written to: the one that was named, or those of the images."""
+        if self.given_where is not None:
+            address = address_of(self.given_where)
+            if address is not None:
+                self.job.uploads.require_place(address)
+            return
+        hosts = set[str]()
+        for _name, image in image_ids():
+            address = address_of(image)
+            if address is None:
+                continue
+            if not can_be_beside(image):
+                raise UsageError(
+                    f"{shown(image)} is on a web server, which takes no files, so there can't be one beside it: name a "
+                    f"folder, or an address of a bucket ({self.name}:WHERE)"
+                )
+            if (host := host_of(address)) not in hosts:
+                hosts.add(host)
+                self.job.uploads.require_place(address.rpartition("/")[0])
 
     def _is_foreign(self, path: Path) -> bool:
-        return os.path.lexists(path) and not self.job.ledger.entries([os.fsencode(path)])
+        return self.files.is_there(path) and not self.job.ledger.entries([os.fsencode(path)])
 
     def _place(self, name: str, path: Path, *, full_names: bool) -> Path:
         if self.given_where is not None:
@@ -148,18 +183,20 @@ class Sidecars(Form):
     def _suffixes(self) -> list[str]:
         return [f".{name}{self.suffix}" if name else self.suffix for name in self.job.prompts]
 
-    def _require_none(self, there: list[str]) -> None:
-        if there:
-            more = len(there) - _SHOWN_EXISTING
+    def _require_none(self, count: int, examples: list[str]) -> None:
+        if count:
+            more = count - len(examples)
             raise UsageError(
-                f"{len(there)} caption files are there already, and --existing fail was asked for: "
-                f"{', '.join(there[:_SHOWN_EXISTING])}{f', and {more} more' if more > 0 else ''}. Move them away, or "
+                f"{count} caption files are there already, and --existing fail was asked for: "
+                f"{', '.join(examples)}{f', and {more} more' if more > 0 else ''}. Move them away, or "
                 "choose --existing skip, replace, append or prepend"
             )
 
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:
         """Write the files of parts."""
-        total = Written(self.name, "beside the images" if self.given_where is None else f"in {self.given_where}")
+        total = Written(
+            self.name, "beside the images" if self.given_where is None else f"in {shown_path(self.given_where)}"
+        )
         for part in parts:
             known = self.job.ledger.part(self._target, part.shard.seq) if skips_known else None
             stamp = part.stamp
@@ -197,14 +234,15 @@ class Sidecars(Form):
 
     def _write_files(self, wanted: dict[bytes, Sidecar], done: Written) -> None:
         known = self.job.ledger.entries(wanted)
+        self.files.prepare(sidecar.path for sidecar in wanted.values())
         entries, contents = list[Entry](), dict[Path, bytes]()
         for key, sidecar in wanted.items():
             entry = known.get(key)
             if entry is not None and entry.row_index != sidecar.row_index:
                 done.collisions += sidecar.captions
                 continue
-            now = _read(sidecar.path)
-            if entry is not None and self._is_of_somebody(entry, now):
+            now = self.files.now(sidecar.path)
+            if self._stays(entry, now, sidecar):
                 done.kept += 1
                 continue
             before = self._before(entry, now)
@@ -220,46 +258,35 @@ class Sidecars(Form):
             noted = Entry(key, sidecar.row_index, digest_of(merged.content), before, texts)
             if entry is None or (entry.digest, entry.texts) != (noted.digest, noted.texts):
                 entries.append(noted)
-            if now != merged.content:
+            if now is None or now.digest != digest_of(merged.content):
                 contents[sidecar.path] = merged.content
         self.job.ledger.note(entries)
-        write_many(contents)
+        self.files.write(contents)
 
-    def _is_of_somebody(self, entry: Entry, now: bytes | None) -> bool:
-        """Whether a file was changed since batchcap wrote it, so that it is somebody's work now."""
-        return _is_changed(entry, now) and not self.is_shared and self.config.existing is not Existing.REPLACE
+    def _stays(self, entry: Entry | None, now: FileNow | None, sidecar: Sidecar) -> bool:
+        """Whether a file is somebody's work that stays as it is, which is known without reading it at an address."""
+        policy = self.config.existing
+        if now is None or self.is_shared or policy is Existing.REPLACE:
+            return False
+        if entry is not None:  # changed since batchcap wrote it
+            return _is_changed(entry, now)
+        if policy in (Existing.SKIP, Existing.FAIL) and now.size_bytes != len(sidecar.content):
+            self.refuse_if_asked(sidecar.path)
+            return True
+        return False
 
-    def _before(self, entry: Entry | None, now: bytes | None) -> bytes | None:
+    def _before(self, entry: Entry | None, now: FileNow | None) -> bytes | None:
         """What somebody else had in a file."""
         if entry is None or _is_changed(entry, now) or (now is None and self.is_shared):
-            return now
+            return None if now is None else now.content
         return entry.before
 
 
-def _is_changed(entry: Entry, now: bytes | None) -> bool:
+def _is_changed(entry: Entry, now: FileNow | None) -> bool:
     """Whether a file is neither as batchcap left it, nor as it was before, which a kill may have left."""
-    return now is not None and digest_of(now) != entry.digest and now != entry.before
-
-
-def _read(path: Path) -> bytes | None:
-    """A file's content; None where there is none.
-
-    Raises:
-        UsageError: something else has its name.
-        StorageError: it can't be read.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_EXISTING_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except IsADirectoryError:
-        raise UsageError(f"{shown_name(str(path))} is a folder, where a caption file is to be: move it away") from None
-    except OSError as error:
-        raise storage_error(path, error) from error
-    if len(content) > _MAX_EXISTING_BYTES:
-        raise UsageError(f"{shown_name(str(path))} is too large for a caption file: move it away")
-    return content
+    if now is None or now.is_own or now.digest == entry.digest:
+        return False
+    return entry.before is None or now.digest != digest_of(entry.before)
 
 
 class TextFiles(Sidecars):

@@ -10,13 +10,12 @@ description. Who wrote the description has a field of its own, `photoshop:Captio
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePath
 
 from batchcap.config import Existing
 from batchcap.core.records import CaptionRow
-from batchcap.core.text import shown_name
 from batchcap.outputs.form import FinishedPart
+from batchcap.outputs.names import shown
 from batchcap.outputs.sidecars import Merged, Sidecar, Sidecars
 from batchcap.outputs.texts import accessible, digest_of_text, joined
 from batchcap.outputs.xmp_packet import Packet
@@ -57,11 +56,11 @@ class XmpFiles(Sidecars):
     def paths(self, targets: Sequence[Path], suffix: str) -> list[Path]:
         """Those that are there: different programs may have one each. Else the usual one."""
         possible = [path.with_name(path.name + one) for path in targets for one in (suffix, suffix.upper())]
-        found = dict[tuple[int, int], Path]()
+        found = dict[object, Path]()
         for path in possible:
-            with suppress(OSError):
-                status = path.stat()
-                found.setdefault((status.st_dev, status.st_ino), path)  # .xmp and .XMP may be one file
+            identity = self.files.identity(path)
+            if identity is not None:
+                found.setdefault(identity, path)  # .xmp and .XMP may be one file
         return list(found.values()) or possible[:1]
 
     def _suffixes(self) -> list[str]:
@@ -89,7 +88,7 @@ class XmpFiles(Sidecars):
         try:
             old = Packet(before, _OURS)
         except PacketError as error:
-            log.warning("%s is left as it is: %s", shown_name(str(sidecar.path)), error)
+            log.warning("%s is left as it is: %s", shown(sidecar.path), error)
             return Merged(None)
         chosen = {one: self._chosen(one, old, wanted[one], own) for one in _TEXTS}
         texts = {one: text for one, text in chosen.items() if text is not None}

@@ -55,12 +55,13 @@ class _Problem(Enum):
     REFUSED = auto()
 
 
-def attempt(address: str, request: Callable[[], Result]) -> Result:
+def attempt(address: str, request: Callable[[], Result], purpose: str = "read") -> Result:
     """What a request gives; made again where it fails for a reason that may pass.
 
     Args:
         address: what is asked for, for messages.
         request: makes it; may be called again after any error.
+        purpose: what could not be done to the address, for messages.
 
     Raises:
         FileNotFoundError: there is nothing at the address.
@@ -80,8 +81,8 @@ def attempt(address: str, request: Callable[[], Result]) -> Result:
                 raise _as_os_error(address, problem, error) from error
             if wait_s is None:
                 raise NetworkError(
-                    f"{_shown(address)} could not be read in {ATTEMPTS} attempts ({_reason(error)}): check the network "
-                    f"and whether {host_of(address)} can be reached, then run the same command again"
+                    f"{_shown(address)} could not be {purpose} in {ATTEMPTS} attempts ({_reason(error)}): check the "
+                    f"network and whether {host_of(address)} can be reached, then run the same command again"
                 ) from error
             long_s = max(wait_s, _asked_for_s(error))
             log.debug("%s: %s; again in %.1f s", _shown(address), _reason(error), long_s)

@@ -10,7 +10,7 @@ import pytest
 from batchcap.commands.jobfile import load_job_file
 from batchcap.config import Existing, GenerationConfig, InputConfig, JobConfig, OutputsConfig, form_fault
 from batchcap.core.errors import StorageError, UsageError
-from batchcap.outputs import html_alt
+from batchcap.outputs import files, html_alt
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
 from tests.inputs.parquets import write_table
@@ -58,7 +58,7 @@ def test_a_kill_between_the_note_and_the_pages(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(html_alt, "write_many", killed)
+        patch.setattr(files, "write_many", killed)
         with pytest.raises(KeyboardInterrupt):
             converted(config, site, existing=Existing.REPLACE)
     assert pages(tmp_path / "pages") == before

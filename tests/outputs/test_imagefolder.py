@@ -17,7 +17,7 @@ from batchcap.core.errors import UsageError, WorkerError
 from batchcap.core.jobfolder import DATASET_MARK
 from batchcap.inputs.parquet import ParquetTable
 from batchcap.job import recorder
-from batchcap.outputs import folders, imagefolder
+from batchcap.outputs import imagefolder, staged
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
 from tests.images.samples import encode, noise
@@ -284,7 +284,7 @@ def test_in_place_of_a_table(config: JobConfig, run: Run, tmp_path: Path) -> Non
 
 def test_two_that_write_at_once(config: JobConfig, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config)
-    monkeypatch.setattr(folders, "_LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(staged, "_LOCK_TIMEOUT_S", 0.05)
 
     def convert_too(_contents: dict[Path, bytes]) -> None:
         converted(config)

@@ -8,7 +8,7 @@ import pytest
 
 from batchcap.config import Existing, InputConfig, JobConfig, OutputsConfig
 from batchcap.core.errors import StorageError, UsageError, WorkerError
-from batchcap.outputs import sidecars
+from batchcap.outputs import files
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
 from tests.images.samples import encode, noise
@@ -141,7 +141,7 @@ def test_a_kill_between_the_note_and_the_files(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sidecars, "write_many", killed)
+        patch.setattr(files, "write_many", killed)
         with pytest.raises(KeyboardInterrupt):
             converted(config, existing=policy)
     assert texts(tmp_path / "in") == {"a.txt": "mine"}
@@ -172,7 +172,7 @@ def test_a_place_that_fails_does_not_stop_the_captions(
 
     asked = with_outputs(config, also=("txt",))
     with monkeypatch.context() as patch:
-        patch.setattr(sidecars, "write_many", refuses)
+        patch.setattr(files, "write_many", refuses)
         with pytest.raises(StorageError, match="the disk is full"):
             run(asked)
     assert [record.getMessage() for record in caplog.records if "wait for the end" in record.getMessage()] == [

@@ -10,7 +10,7 @@ import pytest
 
 from batchcap.config import Existing, GenerationConfig, JobConfig, OutputsConfig
 from batchcap.core.errors import UsageError
-from batchcap.outputs import sidecars, xmp
+from batchcap.outputs import files, xmp
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
 from batchcap.outputs.texts import Accessible
@@ -54,7 +54,7 @@ def test_a_kill_between_the_note_and_the_files(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sidecars, "write_many", killed)
+        patch.setattr(files, "write_many", killed)
         with pytest.raises(KeyboardInterrupt):
             converted(config, existing=existing)
     assert path.read_text() == described("adobe", "Mine.")
