@@ -16,6 +16,7 @@ from batchcap.core.errors import UsageError
 from batchcap.core.sources import Piece
 from batchcap.core.text import shown_name
 from batchcap.inputs.cells import PathBase
+from batchcap.inputs.columns import shown
 from batchcap.inputs.registry import READERS
 from batchcap.inputs.storage import status_of
 from batchcap.inputs.table import Table, reason_of
