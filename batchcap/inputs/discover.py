@@ -70,11 +70,7 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     """
     is_begun = is_job_folder(exclude)  # asked before the first source: then the folder is made
     look_again()
-    for given in config.inputs:
-        if is_address(given):
-            _require_address(given, may_fetch=config.allow_remote)
-        for name in _names_of(given):
-            _require_input(name)
+    _require_inputs(config)
     rows = 0
     nouns = dict[str, None]()  # of the sources, in their order
     readers, warnings = open_readers(config), _Warnings()
@@ -96,6 +92,14 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     if not rows:
         what = " and ".join(f"no {noun}" for noun in nouns)
         raise UsageError(f"{what} in {', '.join(map(shown_name, config.inputs))} has a row: name files that have some")
+
+
+def _require_inputs(config: InputConfig) -> None:
+    for given in config.inputs:
+        if is_address(given):
+            _require_address(given, may_fetch=config.allow_remote)
+        for name in _names_of(given):
+            _require_input(name)
 
 
 def _names_of(given: str) -> Iterator[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from batchcap.core.address import address_of
 from batchcap.core.atomic import storage_error, write_many
 from batchcap.core.errors import UsageError
+from batchcap.inputs.columns import shown
 from batchcap.outputs.ledger import digest_of
-from batchcap.outputs.names import shown
 from batchcap.outputs.uploads import Uploads
 
 _MAX_BYTES = 1 << 25

@@ -16,10 +16,10 @@ from batchcap.core.atomic import remove_leftovers, storage_error, write_atomic
 from batchcap.core.errors import UsageError
 from batchcap.core.jobfolder import DATASET_MARK
 from batchcap.core.text import shown_name
+from batchcap.inputs.columns import shown
 from batchcap.outputs.card import CARD
 from batchcap.outputs.form import FinishedPart, Form, Job, Written
 from batchcap.outputs.ledger import Entry, digest_of
-from batchcap.outputs.names import shown
 from batchcap.outputs.staged import Staged, held
 
 _OF_MANY_ROWS = -1

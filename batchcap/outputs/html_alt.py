@@ -14,11 +14,12 @@ from batchcap.config import Existing, OutputsConfig
 from batchcap.core.address import address_of
 from batchcap.core.errors import StorageError, UsageError
 from batchcap.core.text import shown_name
+from batchcap.inputs.columns import shown
 from batchcap.outputs.files import Files
 from batchcap.outputs.form import FinishedPart, Form, Job, Written, wanted_answers
 from batchcap.outputs.html_page import Page, PageError, PageImage
 from batchcap.outputs.ledger import Entry, digest_of
-from batchcap.outputs.names import beside, shown
+from batchcap.outputs.names import beside
 from batchcap.outputs.texts import accessible, joined
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from batchcap.core.atomic import TEMPORARY_SUFFIX, remove_leftovers, storage_err
 from batchcap.core.errors import UsageError
 from batchcap.core.sources import FileAt
 from batchcap.core.text import shown_name
+from batchcap.inputs.columns import shown
 from batchcap.outputs.card import Card
 from batchcap.outputs.folders import Made, PartFolder
 from batchcap.outputs.form import FinishedPart, Form, Job, Written
 from batchcap.outputs.lists import plain, plain_rows
-from batchcap.outputs.names import shown
 from batchcap.outputs.owned import is_foreign, owned_file
 from batchcap.outputs.pairs import CaptionedRows, Pair, dataset_columns
 

@@ -15,6 +15,7 @@ from batchcap.core.atomic import atomic_file, remove_leftovers
 from batchcap.core.errors import UsageError
 from batchcap.core.sources import Piece
 from batchcap.inputs.cells import PathBase
+from batchcap.inputs.columns import shown
 from batchcap.inputs.registry import READERS
 from batchcap.inputs.storage import status_of
 from batchcap.inputs.table import Table, reason_of
@@ -23,7 +24,7 @@ from batchcap.inputs.table_layout import PATH, TableLayout
 from batchcap.inputs.table_rows import RowReader, read_columns
 from batchcap.outputs.folders import Folder, Made
 from batchcap.outputs.form import FinishedPart, Written
-from batchcap.outputs.names import in_tree, shown
+from batchcap.outputs.names import in_tree
 from batchcap.store.job_file import begun_configuration
 from batchcap.store.journal import Journal
 from batchcap.store.parts import column_name

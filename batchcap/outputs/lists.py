@@ -19,9 +19,9 @@ from batchcap.config import Existing, OutputsConfig
 from batchcap.core.address import address_of
 from batchcap.core.errors import UsageError
 from batchcap.core.text import shown_name
+from batchcap.inputs.columns import shown
 from batchcap.inputs.storage import shown_path
 from batchcap.outputs.form import FinishedPart, Form, Job, Written
-from batchcap.outputs.names import shown
 from batchcap.outputs.owned import is_foreign, owned_file
 from batchcap.outputs.staged import Staged, held
 from batchcap.store.parts import column_name

@@ -15,17 +15,11 @@ from batchcap.core.records import CaptionRow
 from batchcap.core.sources import FileAt, ImageRef
 from batchcap.core.text import shown_name
 from batchcap.inputs.registry import DEFAULT_READER
-from batchcap.inputs.storage import shown_path
 
 # Not allowed in names on other systems, or of a meaning of their own in shells and paths.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>"|?*\\]')
 _MAX_NAME_BYTES = 200
 _SHOWN_COLLISIONS = 3
-
-
-def shown(path: Path) -> str:
-    """A file of this machine or at an address, in a message."""
-    return shown_name(shown_path(path))
 
 
 def without_suffix(name: str) -> str:

@@ -15,11 +15,12 @@ from batchcap.core.address import address_of, host_of
 from batchcap.core.errors import UsageError
 from batchcap.core.records import CaptionRow
 from batchcap.core.sources import ImageRef
+from batchcap.inputs.columns import shown
 from batchcap.inputs.storage import shown_path
 from batchcap.outputs.files import FileNow, Files
 from batchcap.outputs.form import FinishedPart, Form, Job, Written, wanted_answers
 from batchcap.outputs.ledger import Entry, digest_of
-from batchcap.outputs.names import can_be_beside, in_tree, require_no_collisions, shown, target_of, without_suffix
+from batchcap.outputs.names import can_be_beside, in_tree, require_no_collisions, target_of, without_suffix
 from batchcap.outputs.texts import joined
 
 _SHOWN_EXISTING = 3

@@ -15,8 +15,8 @@ from batchcap.config import Existing
 from batchcap.core.address import address_of, file_name
 from batchcap.core.atomic import storage_error
 from batchcap.core.errors import UsageError
+from batchcap.inputs.columns import shown
 from batchcap.outputs.form import Job
-from batchcap.outputs.names import shown
 from batchcap.outputs.uploads import Found
 
 _LOCK_TIMEOUT_S = 10.0

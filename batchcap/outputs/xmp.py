@@ -14,8 +14,8 @@ from pathlib import Path, PurePath
 
 from batchcap.config import Existing
 from batchcap.core.records import CaptionRow
+from batchcap.inputs.columns import shown
 from batchcap.outputs.form import FinishedPart
-from batchcap.outputs.names import shown
 from batchcap.outputs.sidecars import Merged, Sidecar, Sidecars
 from batchcap.outputs.texts import accessible, digest_of_text, joined
 from batchcap.outputs.xmp_packet import Packet

@@ -46,6 +46,7 @@ PACKAGE = Path(batchcap.__file__).parent
 FOR_ALL = frozenset(
     f"batchcap.inputs.{name}"
     for name in (
+        "cells",
         "columns",
         "condition",
         "content",
@@ -58,6 +59,7 @@ FOR_ALL = frozenset(
         "registry",
         "skipped",
         "source",
+        "storage",
         "suffix",
         "table",
         "table_files",

@@ -17,9 +17,8 @@ from batchcap.outputs.form import Written
 from batchcap.remote import puts
 from batchcap.remote.attempts import NetworkError
 from tests.outputs.conftest import Run, parquet_job
-from tests.stores import Bucket, FaultyBucket, bucket, faulty
+from tests.stores import Bucket, FaultyBucket, client
 
-__all__ = ["bucket", "faulty"]
 FOLDERS = ("imagefolder", "hf-parquet", "webdataset")
 TREES = ("txt", "json", "xmp")
 FILES = ("jsonl", "csv", "arrow")
@@ -316,8 +315,6 @@ def test_a_large_file_goes_in_parts(
 
 
 def open_uploads(bucket: Bucket) -> list[object]:
-    from tests.stores import client  # noqa: PLC0415
-
     return client().list_multipart_uploads(Bucket=bucket.name).get("Uploads", [])
 
 
