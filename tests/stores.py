@@ -137,6 +137,7 @@ class FaultyBucket:
     def __init__(self, bucket: Bucket, way: "FaultyWay") -> None:
         self.bucket = bucket
         self.way = way
+        self.environment = bucket.environment
 
 
 class FaultyWay:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchcap.config import OutputsConfig
+from batchcap.core.address import is_remote
 from batchcap.core.errors import UsageError
 from batchcap.core.records import ImageRow, Shard
 from batchcap.core.sources import Piece
+from batchcap.core.text import shown_name
 from batchcap.inputs.reader import Reader
 from batchcap.inputs.registry import READERS, open_readers
 from batchcap.outputs.form import FinishedPart, Form, Job, Origin, Written
@@ -45,6 +47,8 @@ def convert(output: Path, forms: Sequence[str], config: OutputsConfig, *, allow_
     with closing(Ledger(folder)) as ledger, closing(Uploads(ledger, is_allowed=allow_remote)) as uploads:
         job = Job(folder, finished.prompts, ledger, finished.kinds(), uploads)
         made = [make_form(form, job, config) for form in forms]
+        if not allow_remote:
+            finished.require_here(made)
         finished.check(made)  # all of them before the first is written
         for form in made:
             if form.needs_all_rows and finished.rows_left:
@@ -74,8 +78,8 @@ class FinishedParts:
         self.rows_left = sum(max(1, state.left) for state in states if not state.is_done)
         if not self._states:
             raise UsageError(f"no part of {folder.path} is finished yet: wait for one, or run the job to its end")
-        inputs = replace(input_config(begun_configuration(folder)), allow_remote=allow_remote)
-        self._readers: dict[str, Reader] = open_readers(inputs)
+        self._inputs = replace(input_config(begun_configuration(folder)), allow_remote=allow_remote)
+        self._readers: dict[str, Reader] = open_readers(self._inputs)
         self.prompts = prompt_names(folder.part_path(self._states[0].shard.seq))
 
     def __iter__(self) -> Iterator[FinishedPart]:
@@ -95,6 +99,20 @@ class FinishedParts:
                 form.check(lambda: _image_ids(journal))
 
         Journal.look_into(self._folder.journal_path, look)
+
+    def require_here(self, forms: Sequence[Form]) -> None:
+        """Refuse forms for which inputs at addresses would be read again.
+
+        Raises:
+            UsageError: there are some.
+        """
+        address = next(filter(is_remote, self._inputs.inputs), None)
+        for form in forms:
+            if address is not None and form.reads_inputs:
+                raise UsageError(
+                    f"{form.name} looks at the inputs again, and this job has some at addresses "
+                    f"({shown_name(address)}): give --allow-remote to fetch them"
+                )
 
     def kinds(self) -> frozenset[str]:
         """The kinds of the job's sources."""

@@ -82,6 +82,11 @@ class Folder(Form):
         """What the ledger calls the folder in this form."""
         return json.dumps([self.name, os.fsencode(self.where).hex()])
 
+    @property
+    def reads_inputs(self) -> bool:
+        """For the images, or the tables."""
+        return True
+
     def settings(self) -> list[object]:
         """What decides the files beside the parts, in JSON types."""
         return [self.config.verdicts, self.job.prompts]

@@ -193,6 +193,11 @@ class Form(ABC):
         self.config = config
         self.given_where = where
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether the inputs are looked into once more."""
+        return False
+
     @classmethod
     def variant(cls, config: OutputsConfig) -> "type[Form]":  # noqa: ARG003 - for forms that have some
         """The class that writes the form with these settings."""

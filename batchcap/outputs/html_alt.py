@@ -39,6 +39,11 @@ class HtmlAlt(Form):
         super().__init__(job, where, config)
         self._files = Files(job.uploads)
 
+    @property
+    def reads_inputs(self) -> bool:
+        """For where the images are."""
+        return True
+
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]] = tuple) -> None:  # noqa: ARG002
         """Refuse folders that are none, or of which one lies in the other: pages of the site would be overwritten."""
         pages, where = self._folders()

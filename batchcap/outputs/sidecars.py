@@ -79,6 +79,11 @@ class Sidecars(Form):
             [self.name, place, str(config.existing), config.verdicts, config.full_names, config.max_alt_letters]
         )
 
+    @property
+    def reads_inputs(self) -> bool:
+        """For where the images are."""
+        return self.given_where is None
+
     @abstractmethod
     def contents(
         self, part: FinishedPart, row: CaptionRow, answers: list[tuple[str, str]]

@@ -1,6 +1,8 @@
 """Forms at addresses: the same as here, each object whole and put once, nothing of somebody else's replaced."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from batchcap.config import Existing, FolderImages, JobConfig, OutputsConfig
 from batchcap.core.errors import BatchcapError, ExitCode, StorageError, UsageError
 from batchcap.core.jobfolder import DATASET_MARK
+from batchcap.core.sources import FileAt
 from batchcap.outputs import uploads
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
@@ -385,3 +388,54 @@ def test_errors_are_ours(config: JobConfig, run: Run, faulty: FaultyBucket) -> N
         with pytest.raises(BatchcapError, match=r"can't write to .*access is denied"):
             converted(config, f"{form}:{faulty.bucket.address}/{form}")
     assert staged(config) == []
+
+
+def remote_job(config: JobConfig, bucket: Bucket, tmp_path: Path) -> JobConfig:
+    """The same images in a bucket."""
+    for name, content in tree(tmp_path / "in").items():
+        bucket.put(f"in/{name}", content)
+    return replace(config, input=replace(config.input, inputs=(f"{bucket.address}/in",), allow_remote=True))
+
+
+def test_beside_images_at_an_address(config: JobConfig, run: Run, bucket: Bucket, tmp_path: Path) -> None:
+    """While the job runs, and later; with the images that are fetched, a dataset here."""
+    job = remote_job(config, bucket, tmp_path)
+    bucket.put("in/a.txt", b"mine")
+    run(replace(job, outputs=OutputsConfig(also=("txt",))))
+    texts = {name: text for name, text in bucket.objects("in/").items() if name.endswith(".txt")}
+    assert texts == {f"in/{name}": text for name, text in CAPTIONS.items()} | {"in/a.txt": b"mine"}
+    assert converted(job, "json").to_text().startswith("json: 3 captions in 3 files beside the images")
+    assert len(bucket.objects("in/")) == 5 + 3 + 3
+    assert converted(job, f"webdataset:{tmp_path / 'tars'}").captions == 3
+    assert converted(job, f"imagefolder:{bucket.address}/out").captions == 3
+    assert [path.name for path in Path().glob("s3:*")] == []
+
+
+@pytest.mark.parametrize("form", ["txt", "imagefolder"])
+def test_inputs_are_not_fetched_unasked(config: JobConfig, run: Run, bucket: Bucket, tmp_path: Path, form: str) -> None:
+    job = remote_job(config, bucket, tmp_path)
+    run(job)
+    with pytest.raises(UsageError, match=r"has some at addresses \(s3://.*give --allow-remote"):
+        convert(Path(job.output), [form], OutputsConfig())
+    (written,) = convert(Path(job.output), ["jsonl"], OutputsConfig())
+    assert written.captions == 3
+
+
+def test_beside_images_of_a_web_server(config: JobConfig) -> None:
+    from batchcap.outputs.names import beside  # noqa: PLC0415
+
+    assert beside(FileAt("https:/example.com/a.jpg"), full_names=False) is None
+
+
+def test_without_addresses_no_client_is_loaded(config: JobConfig, run: Run) -> None:
+    run(replace(config, outputs=OutputsConfig(also=("txt", "webdataset"))))
+    words = ["convert", config.output, "--to", "jsonl", "--to", "imagefolder"]
+    program = (
+        "import sys; from batchcap.cli import main\n"
+        f"sys.argv[1:] = {words!r}\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print(sorted({'fsspec', 's3fs', 'gcsfs', 'aiohttp', 'botocore'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
