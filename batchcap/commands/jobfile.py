@@ -12,6 +12,7 @@ from batchcap.commands.forms import Surroundings
 from batchcap.commands.jobmistakes import JobText, mistakes_of
 from batchcap.config import DEMO_MODEL, InputConfig, JobConfig
 from batchcap.core.errors import UsageError
+from batchcap.core.setting import SettingsError
 from batchcap.core.text import is_address
 from batchcap.engines.profiles import NAMES
 
@@ -42,7 +43,10 @@ def load_job_file(path: Path) -> JobConfig:
         raise _mistaken(path, [*text.doubles, *mistakes_of(errors, text, OUR_FAULT)]) from None
     if text.doubles:
         raise _mistaken(path, text.doubles)
-    config: JobConfig = build(JobConfig, model)
+    try:
+        config: JobConfig = build(JobConfig, model)
+    except SettingsError as error:  # settings that do not go together
+        raise _mistaken(path, [f"outputs.{one.key} {one.text}" for one in error.mistakes]) from None
     explicit = given_keys(model).intersection(NAMES)
     return _anchored(dataclasses.replace(config, explicit=frozenset(explicit)), base)
 

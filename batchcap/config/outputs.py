@@ -26,6 +26,7 @@ FORMS = {
 }
 # Those whose place has no default.
 _NEED_WHERE = ("html-alt",)
+_IN_FILE = " (in a job file: allow_remote = true below [input])"
 _ONE_FILE = ("jsonl", "csv", "arrow")
 
 
@@ -82,7 +83,9 @@ def sent_without_asking(forms: Iterable[str]) -> str:
     """What is wrong with forms where nobody allows addresses, in words that follow the option's name."""
     places = (form.partition(":")[2] for form in forms)
     address = next(filter(is_remote, places), None)
-    return "" if address is None else f"names the address {address}: give --allow-remote to send captions there"
+    return (
+        "" if address is None else f"names the address {address}, and nothing is sent without --allow-remote{_IN_FILE}"
+    )
 
 
 def _also_fault(also: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from batchcap.job.plan import Plan
 from batchcap.outputs.form import FinishedPart, Form, Job, Origin
 from batchcap.outputs.ledger import Ledger
 from batchcap.outputs.registry import make_form
-from batchcap.outputs.uploads import Uploads
+from batchcap.outputs.uploads import UploadError, Uploads
 from batchcap.remote.attempts import NetworkError
 from batchcap.store.folder import JobFolder
 from batchcap.store.parts import part_counts, part_is_complete
@@ -72,8 +72,10 @@ class OtherForms:
                 except BatchcapError as error:  # the others are written nevertheless
                     refused = refused or error
                     log.warning("%s files are not all written: %s", form.name, error)
+        if isinstance(refused, NetworkError | UploadError):
+            raise type(refused)(f"{refused}. {self._way_on()}") from refused
         if refused is not None:
-            raise type(refused)(f"{refused}. {self._way_on()}") if isinstance(refused, NetworkError) else refused
+            raise refused
         return tuple(written)
 
     def _way_on(self) -> str:

@@ -38,6 +38,10 @@ Content = bytes | Path
 Result = TypeVar("Result")
 
 
+class UploadError(StorageError):
+    """A store refuses what is asked of it, or somebody else has written there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """An object that is there.
@@ -82,7 +86,7 @@ class Uploads:
             with self._told(folder):
                 next(listing(folder), None)
                 require_allowed(f"{folder}/.batchcap")
-        except StorageError as error:
+        except UploadError as error:
             raise UsageError(str(error)) from error
 
     def is_empty(self, folder: str) -> bool:
@@ -118,7 +122,7 @@ class Uploads:
         Where nobody has looked yet, its folder is listed.
 
         Raises:
-            StorageError: it can't be asked: no credentials, no bucket.
+            UploadError: it can't be asked: no credentials, no bucket.
             NetworkError: the network or the store does not answer.
             UsageError: addresses are not to be asked.
         """
@@ -152,7 +156,7 @@ class Uploads:
         Only what was seen at an address is replaced, where a store can compare. The caller looks whose that is.
 
         Raises:
-            StorageError: it is refused, or somebody else has written there meanwhile.
+            UploadError: it is refused, or somebody else has written there meanwhile.
             NetworkError, UsageError: as `found`.
         """
         rest = iter(contents.items())
@@ -218,7 +222,7 @@ class Uploads:
             now = _look_or_none(one.address)
             if now is not None and now.size_bytes == one.size_bytes and self._digest_at(one.address, now) == digest:
                 return now
-            raise StorageError(
+            raise UploadError(
                 f"{one_line(one.address)} is not what it was: somebody else has written there meanwhile, and that "
                 "stays. Run the same command again"
             )
@@ -240,12 +244,12 @@ class Uploads:
         try:
             yield
         except FileNotFoundError as error:
-            raise StorageError(
+            raise UploadError(
                 f"can't write to {one_line(address)}: there is no such bucket or repository: make it, or name another "
                 "place"
             ) from error
         except OSError as error:
-            raise StorageError(f"can't write to {one_line(address)}: {error.strerror or error}") from error
+            raise UploadError(f"can't write to {one_line(address)}: {error.strerror or error}") from error
 
 
 class _Seen:

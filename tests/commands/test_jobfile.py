@@ -322,3 +322,14 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
 def test_addresses_are_kept_so_that_they_are_refused_as_such(tmp_path: Path) -> None:
     text = 'output = "o"\n[input]\ninputs = ["https://example.org/a.parquet", "p"]\n'
     assert load_job_file(write(tmp_path, text)).input.inputs == ("https://example.org/a.parquet", str(tmp_path / "p"))
+
+
+def test_other_forms_at_addresses(tmp_path: Path) -> None:
+    """Only where the file allows it; and an address is no path that starts from the file's folder."""
+    path = tmp_path / "job.toml"
+    also = '[outputs]\nalso = ["jsonl:s3://bucket/x.jsonl"]\n'
+    path.write_text(SMALLEST + also)
+    with pytest.raises(UsageError, match=r"outputs\.also names the address s3://bucket/x\.jsonl.*allow_remote = true"):
+        load_job_file(path)
+    path.write_text(SMALLEST + "allow_remote = true\n" + also)
+    assert load_job_file(path).outputs.also == ("jsonl:s3://bucket/x.jsonl",)

@@ -21,6 +21,7 @@ from batchcap.demo.scenes import compose, draw
 from tests.docs.markdown import blocks, section, text_of
 from tests.e2e.command import ONNX, batchcap
 from tests.shared import linked_copy
+from tests.stores import Bucket, client, moto_url
 
 pytestmark = pytest.mark.slow
 PAGE = "docs/outputs.md"
@@ -109,6 +110,21 @@ def check_site(folder: Path) -> None:
     assert (folder / "site/index.html").read_text() == HTML
 
 
+def check_bucket(folder: Path) -> None:
+    objects = Bucket("my-bucket", moto_url()).objects()
+    assert {name for name in objects if name.endswith(".txt")} == {f"texts/{name}.txt" for name in IMAGES}
+    rows = [json.loads(line) for line in objects["birds.jsonl"].splitlines()]
+    assert [row["caption"].encode() for row in rows] == [objects[f"texts/{name}.txt"] for name in IMAGES]
+    assert pq.read_table(pa.BufferReader(objects["birds/data/train-00000.parquet"])).num_rows == 3
+    assert "birds/README.md" in objects
+
+
+def _with_bucket() -> dict[str, str]:
+    """Surroundings in which the bucket of the page is there."""
+    client().create_bucket(Bucket="my-bucket")
+    return Bucket("my-bucket", moto_url()).environment
+
+
 CHECKS: dict[str, Callable[[Path], None]] = {
     "# Getting captions where you need them": check_first,
     "### A dataset for the Hugging Face hub": check_hub,
@@ -116,6 +132,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "### A folder for LoRA training": check_lora,
     "## A photo library": check_library,
     "## Alt texts for a site": check_site,
+    "## Captions in a bucket": check_bucket,
 }
 
 
@@ -129,11 +146,12 @@ def test_a_recipe(world: Path, tmp_path: Path, heading: str) -> None:
     (folder / "captions").rename(folder / "captions-of-photos")
     lines = [line for block in blocks(_text_below(heading), "sh") for line in block.replace("\\\n", " ").splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("batchcap ")]
+    store = _with_bucket() if "s3://" in _text_below(heading) else {}
     if commands[0][0] == "convert":
         (folder / "captions-of-photos").rename(folder / "captions")
     for words in commands:
         words = [word.replace("~", str(folder / "home")) if word.startswith("~") else word for word in words]  # noqa: PLW2901
-        done = batchcap(*words, *(ONNX if words[0] == "caption" else ()), **_surroundings(folder))
+        done = batchcap(*words, *(ONNX if words[0] == "caption" else ()), **_surroundings(folder), **store)
         assert done.returncode == 0, f"{words}\n{done.stderr}"
     CHECKS[heading](folder)
 

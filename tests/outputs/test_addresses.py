@@ -270,7 +270,7 @@ def test_what_is_refused_before_any_work(config: JobConfig, run: Run, faulty: Fa
             run(replace(config, input=allowed, outputs=also), dies_after=0)
         return str(caught.value)
 
-    with pytest.raises(UsageError, match="give --allow-remote"):
+    with pytest.raises(UsageError, match="nothing is sent without --allow-remote"):
         replace(config, outputs=OutputsConfig(also=(f"{form}:{faulty.bucket.address}/x",)))
     assert "there is no such bucket" in refused("s3://nobodys-bucket/x")
     faulty.way.happens("refuse", 0, method="POST")
