@@ -10,13 +10,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from batchcap.config import InputConfig
-from batchcap.core.address import PROTOCOLS, address_of, is_remote
+from batchcap.core.address import PROTOCOLS, address_of, is_remote, without_query
 from batchcap.core.errors import UsageError
 from batchcap.core.jobfolder import is_job_folder
 from batchcap.core.sources import Source
 from batchcap.core.text import is_address, printable_name, shown_name
 from batchcap.inputs.braces import expanded, has_range
-from batchcap.inputs.columns import shown
 from batchcap.inputs.content import PREFIX_BYTES, not_an_image
 from batchcap.inputs.encoded import read_beginning
 from batchcap.inputs.imagefolder import PARQUET_NAME, describes_images
@@ -77,7 +76,7 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     for name in config.inputs:
         search = _Search(os.path.realpath(exclude), readers, takes_tables=is_begun)
         found = False
-        for source in search.given(name):
+        for source in _told(name, search.given(name)):
             found = True
             rows += source.rows
             nouns[READERS[source.kind].noun] = None
@@ -92,6 +91,16 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     if not rows:
         what = " and ".join(f"no {noun}" for noun in nouns)
         raise UsageError(f"{what} in {', '.join(map(shown_name, config.inputs))} has a row: name files that have some")
+
+
+def _told(given: str, sources: Iterator[Source]) -> Iterator[Source]:
+    """The sources; what goes wrong with an address says which input it is."""
+    try:
+        yield from sources
+    except OSError as error:
+        if not is_remote(given):
+            raise
+        raise UsageError(f"the input {shown_name(without_query(given))}: {error.strerror or error}") from None
 
 
 def _require_inputs(config: InputConfig) -> None:
@@ -290,9 +299,9 @@ class _Search:
         file = Path(path)
         try:
             status = status_of(file)
-        except OSError as error:  # reading its rows tells what is wrong
+        except OSError:  # reading its rows tells what is wrong
             if address_of(path) is not None:
-                raise UsageError(f"the input {shown(file)} can't be had: {error.strerror or error}") from None
+                raise
             status = FileStatus(0, 0)
         return Source(printable_name(relative), file, reader.kind, self._opened[reader.kind].count(file), *status)
 

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+NOTHING_THERE = "there is nothing at this address"
 ATTEMPTS = 6
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 15.0
 _SHOWN_LETTERS = 200
@@ -166,7 +167,7 @@ def _as_os_error(address: str, problem: _Problem, error: Exception) -> OSError:
     shown = _shown(address)
     match problem:
         case _Problem.MISSING:
-            return FileNotFoundError(errno.ENOENT, "there is nothing at this address", shown)
+            return FileNotFoundError(errno.ENOENT, NOTHING_THERE, shown)
         case _Problem.DENIED:
             advice = f"credentials are missing or wrong; they are taken from {credentials_for(address)}"
             return PermissionError(errno.EACCES, f"access is denied ({_reason(error)}): {advice}", shown)
