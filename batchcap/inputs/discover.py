@@ -15,7 +15,7 @@ from batchcap.core.jobfolder import is_job_folder
 from batchcap.core.sources import Source
 from batchcap.core.text import is_address, printable_name, shown_name
 from batchcap.inputs.braces import expanded, has_range
-from batchcap.inputs.content import PREFIX_BYTES, not_an_image
+from batchcap.inputs.content import PREFIX_BYTES, not_an_image, plugin_for
 from batchcap.inputs.encoded import read_beginning
 from batchcap.inputs.imagefolder import PARQUET_NAME, describes_images
 from batchcap.inputs.reader import Reader
@@ -113,7 +113,8 @@ def _require_input(name: str) -> None:
     # A suffix that is known says what the file is meant to be; what it is its row says.
     known = readers_by_suffix().keys() | UNREADABLE_IMAGE_SUFFIXES | NOT_READ.keys()
     if suffix_of(path) not in known and (beginning := read_beginning(path, PREFIX_BYTES)) is not None:
-        what = not_an_image(beginning)
+        plugin = plugin_for(beginning)
+        what = not_an_image(beginning) if plugin is None or not plugin.is_installed else None
         if what is not None:
             raise UsageError(f"the input {shown_name(name)} is {what}")
 
