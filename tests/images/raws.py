@@ -100,6 +100,21 @@ def sensor(width: int, height: int, samples: np.ndarray | None = None, order: st
     )
 
 
+def linear(width: int, height: int) -> Directory:
+    """A raw image of three colours a pixel, as stitched ones are."""
+    found = sensor(width, height)
+    del found.tags[33421], found.tags[33422]
+    found.tags |= {
+        258: (SHORT, (16,) * 3),
+        262: (SHORT, (34892,)),
+        277: (SHORT, (3,)),
+        50714: (SHORT, (0,) * 3),
+        50717: (LONG, (65535,) * 3),
+    }
+    found.strip = np.full((height, width, 3), GREY, "<u2").tobytes()
+    return found
+
+
 def mosaic(image: Image.Image) -> np.ndarray:
     """What a sensor behind such filters has of an image."""
     colours = np.asarray(image.convert("RGB"), np.uint16) * 128

@@ -18,6 +18,7 @@ from batchcap.inputs import plugins as known
 from batchcap.inputs.content import PREFIX_BYTES, not_an_image
 from batchcap.inputs.discover import discover
 from batchcap.inputs.raw_files import raw_suffix
+from batchcap.inputs.skipped import Skipped
 from batchcap.inputs.suffix import RAW_SUFFIXES
 from batchcap.outputs.pairs import image_suffix
 from tests.images.raws import ASCII, LONG, MAKE, SHORT, Directory, dng, jpeg_preview, mosaic, sensor, tiff
@@ -228,6 +229,25 @@ def test_raw_files_in_a_folder_are_found(tmp_path: Path) -> None:
     for name in ("a.CR2", "b.dng", "c.nef", "volume.raw"):
         (tmp_path / name).write_bytes(dng([sensor(8, 8)]))
     assert [one.id for one in discover(InputConfig((str(tmp_path),)), tmp_path / "out")] == ["a.CR2", "b.dng", "c.nef"]
+
+
+@pytest.mark.parametrize("beside", ["IMG.jpg", "IMG.HEIC", "IMG.TIF"])
+def test_of_two_files_of_a_photograph_one_is_a_row(beside: str, tmp_path: Path) -> None:
+    """A job that was begun before raw files were read would find two images for each of its caption files."""
+    folder = tmp_path / "in/day"
+    folder.mkdir(parents=True)
+    for name in ("IMG.CR2", beside, "alone.dng", "text.nef", "text.txt"):
+        (folder / name).touch()
+    skipped = Skipped()
+
+    def found(given: str) -> set[str]:
+        return {source.path.name for source in discover(InputConfig((given,)), tmp_path / "out", skipped)}
+
+    others = {beside, "alone.dng", "text.nef"}
+    assert found(str(tmp_path / "in")) == found(f"{tmp_path}/in/**") == found(f"{folder}/*") == others
+    assert skipped.raws == 3
+    assert any("3 camera raw files skipped with an image of the same name" in line for _level, line in skipped.lines())
+    assert found(f"{folder}/*.CR2") == found(str(folder / "IMG.CR2")) == {"IMG.CR2"}
 
 
 def test_a_name_may_say_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
