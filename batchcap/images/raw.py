@@ -10,7 +10,10 @@ import rawpy
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from batchcap.core.errors import ErrorKind, RowError
+from batchcap.images import tiff
 from batchcap.images.silence import silent_library
+from batchcap.inputs.raw_files import other_directories
+from batchcap.inputs.tiff_tags import TIFF, TiffFile
 
 # Fewer pixels on the longer side tell too little of a photograph. What cameras show on their display has more.
 MIN_PREVIEW_PX = 512
@@ -26,7 +29,7 @@ def open_raw(encoded: bytes, max_pixels: int) -> Image.Image:
     """The image in a camera raw file; a JPEG is not loaded yet.
 
     Raises:
-        Image.DecompressionBombError: there is no preview, and the raw image has more than `max_pixels`.
+        Image.DecompressionBombError: there is no preview, and the raw image or a tile of it has more than `max_pixels`.
         RowError: CORRUPT: there is no preview, and the raw image does not decode.
         UnidentifiedImageError: LibRaw does not know the file.
     """
@@ -40,7 +43,8 @@ def open_raw(encoded: bytes, max_pixels: int) -> Image.Image:
         if preview is not None and max(preview.size) >= min(MIN_PREVIEW_PX, max(sides)):
             return preview
         try:
-            return _developed(raw, max_pixels)
+            _require_size(raw, encoded, max_pixels)
+            return _developed(raw)
         except rawpy.LibRawError as error:
             small = "" if preview is None else f" of more than {preview.width} x {preview.height} pixels"
             message = f"the camera raw file has no JPEG preview{small}, and its raw image does not decode"
@@ -71,13 +75,21 @@ def _without_added(jpeg: bytes) -> bytes:
     return jpeg[:2] + jpeg[end:] if jpeg[2:4] == _EXIF and _ADDED in jpeg[6:end] else jpeg
 
 
-def _developed(raw: rawpy.RawPy, max_pixels: int) -> Image.Image:
-    """The raw image as the camera would have shown it, upright; of half the size where that is enough."""
+def _require_size(raw: rawpy.RawPy, encoded: bytes, max_pixels: int) -> None:
+    """Refuse a raw image that would take too much memory, before there is any taken for it."""
     sizes = raw.sizes
     # A hostile shape of a pixel is stretched to any size; those of cameras are square, or one to two.
     is_odd = not 1 / _MAX_ASPECT <= sizes.pixel_aspect <= _MAX_ASPECT
     if is_odd or sizes.raw_width * sizes.raw_height > max_pixels:
         raise Image.DecompressionBombError
+    tiles = (tiff.tile_px(encoded, place) for place in other_directories(TiffFile(encoded)))
+    if encoded.startswith(TIFF) and any(pixels > max_pixels for pixels in tiles):
+        raise Image.DecompressionBombError
+
+
+def _developed(raw: rawpy.RawPy) -> Image.Image:
+    """The raw image as the camera would have shown it, upright; of half the size where that is enough."""
+    sizes = raw.sizes
     is_large = max(sizes.width, sizes.height) >= 2 * MIN_PREVIEW_PX
     return _image(raw.postprocess(half_size=is_large, use_camera_wb=True, output_bps=8))
 

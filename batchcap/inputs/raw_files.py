@@ -63,7 +63,7 @@ def _tiff_suffix(encoded: bytes) -> str | None:
     first = list(file.entries(file.first, _MAX_ENTRIES))
     if any(entry.tag == _DNG_VERSION and entry.value for entry in first):
         return ".dng"
-    others = (list(file.entries(place, _MAX_ENTRIES)) for place in _directories(file, first))
+    others = (list(file.entries(place, _MAX_ENTRIES)) for place in other_directories(file))
     if not _is_of_a_sensor(first) and not any(map(_is_of_a_sensor, others)):
         return None
     make = next((entry for entry in first if entry.tag == _MAKE), None)
@@ -71,9 +71,9 @@ def _tiff_suffix(encoded: bytes) -> str | None:
     return next((suffix for maker, suffix in _MAKERS if name.startswith(maker)), ".dng")
 
 
-def _directories(file: TiffFile, first: list[TiffEntry]) -> Iterator[int]:
-    """Where the directories begin that follow the first one, or lie below it."""
-    for entry in first:
+def other_directories(file: TiffFile) -> Iterator[int]:
+    """Where the directories begin that follow the first one, or lie below it; not more than sound files have."""
+    for entry in file.entries(file.first, _MAX_ENTRIES):
         if entry.tag == _SUB_DIRECTORIES:
             yield from file.values(entry, _MAX_BELOW)
     place = file.first

@@ -126,6 +126,12 @@ def test_a_raw_image_larger_than_the_limit_is_not_unpacked(sides: tuple[int, int
     assert failure(dng([raw]), 1200 * 800 - 1).kind is ErrorKind.TOO_LARGE
 
 
+def test_a_tile_larger_than_the_limit_is_not_unpacked() -> None:
+    raw = sensor(1200, 800)
+    raw.tags |= {322: (LONG, (60_000,)), 323: (LONG, (60_000,))}
+    assert failure(dng([raw])).kind is ErrorKind.TOO_LARGE
+
+
 def test_a_thumbnail_that_claims_more_than_it_has_is_not_read() -> None:
     """rawpy gives an array of the claimed size over the bytes that there are: `tests/fuzz/found` has a crash."""
     content = bytearray(dng([sensor(600, 400)]))
