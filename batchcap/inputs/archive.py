@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, ClassVar
 import pyarrow as pa
 
 from batchcap.config import InputConfig
+from batchcap.core.address import address_of
 from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import ImageRow
 from batchcap.core.sources import ImageRef, Piece
@@ -23,6 +24,7 @@ from batchcap.inputs.plugins import RAW
 from batchcap.inputs.reader import PassthroughColumns, Reader
 from batchcap.inputs.samples import Sample, StoredMember, fault_of, has_image, is_number, read_samples
 from batchcap.inputs.source import source_name
+from batchcap.inputs.storage import open_binary
 from batchcap.inputs.table import readable
 
 log = logging.getLogger(__name__)
@@ -56,9 +58,9 @@ def open_regular(path: Path) -> BinaryIO:
         UsageError: it is no regular file.
         OSError: the disk can't be read.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    if address_of(path) is None and not stat.S_ISREG(path.stat().st_mode):
         raise UsageError(f"{shown(path)} is a pipe, socket or device, not an archive: leave it out")
-    return path.open("rb")
+    return open_binary(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Owns tar archives as inputs, WebDataset's shards among them, also packed with gzip."""
 
 import logging
-import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +14,7 @@ from batchcap.inputs.content import PREFIX_BYTES, other_format
 from batchcap.inputs.encoded import require_size
 from batchcap.inputs.gzip_archive import has_points, is_gzip, unpacked, unpacked_by_offset
 from batchcap.inputs.samples import IndexBuilder, IsGroupedError, StoredMember
+from batchcap.inputs.storage import status_of, version_of
 from batchcap.inputs.tar_headers import DAMAGE_ERRORS, NoTarError, is_of_the_disk, tar_members
 
 log = logging.getLogger(__name__)
@@ -26,11 +26,11 @@ class _TarContents(Contents):
     """A tar archive that is not packed: images are read from it where they are needed."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path = str(path)
+        self._path, self._version = str(path), version_of(path)
         self._file = file
 
     def image(self, member: StoredMember) -> ImageRef:
-        return FileAt(self._path, member.offset, member.size)
+        return FileAt(self._path, member.offset, member.size, version=self._version)
 
     def content(self, member: StoredMember) -> bytes:
         return _read(self._file, member)
@@ -104,7 +104,7 @@ class TarFiles(ArchiveFiles):
 def _index(path: Path, *, with_raws: bool) -> pa.Table:
     with open_regular(path) as file:
         is_packed = is_gzip(file)
-        size = None if is_packed else os.fstat(file.fileno()).st_size
+        size = None if is_packed else status_of(path).size_bytes
         archive = unpacked(file) if is_packed else file
         try:
             try:

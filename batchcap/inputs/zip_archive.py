@@ -31,6 +31,7 @@ from batchcap.inputs.members import (
     key_and_extension,
 )
 from batchcap.inputs.samples import IndexBuilder, StoredMember
+from batchcap.inputs.storage import version_of
 from batchcap.inputs.zip_directory import BZIP2, LZMA, STORED, NoZipError, ZipDirectory
 
 _FIELDS = ("packed", "method", "crc")
@@ -47,13 +48,13 @@ class _ZipContents(Contents):
     """A zip archive: what is stored is read where it is needed, what is packed is unpacked here."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path = str(path)
+        self._path, self._version = str(path), version_of(path)
         self._file = file
 
     def image(self, member: StoredMember) -> ImageRef:
         require_size("the encoded image", member.size)
         if member.method == STORED:
-            return FileAt(self._path, self._start(member), member.size)
+            return FileAt(self._path, self._start(member), member.size, version=self._version)
         return Bytes(self.content(member))
 
     def content(self, member: StoredMember) -> bytes:

@@ -476,9 +476,10 @@ def test_what_has_braces_in_its_name_is_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "advice"),
     [
-        ("https://example.org/a.parquet", "batchcap works offline and fetches nothing: download https://"),
-        ("s3://bucket/*.png", "batchcap works offline and fetches nothing: download s3://"),
-        ("hf://datasets/a/b", "batchcap works offline and fetches nothing: download hf://"),
+        ("https://example.org/a.parquet", r"https://.*fetches nothing unless .* give --allow-remote"),
+        ("s3://bucket/*.png", r"s3://.*fetches nothing unless .* give --allow-remote"),
+        ("hf://datasets/a/b", r"hf://.*fetches nothing unless .* give --allow-remote"),
+        ("ftp://host/a.png", "ftp://host/a.png is an address that batchcap can't fetch"),
         ("file:///a", "file:///a is an address: give the path of the file or folder itself"),
     ],
 )

@@ -46,6 +46,7 @@ PACKAGE = Path(batchcap.__file__).parent
 FOR_ALL = frozenset(
     f"batchcap.inputs.{name}"
     for name in (
+        "cells",
         "columns",
         "condition",
         "content",
@@ -59,12 +60,13 @@ FOR_ALL = frozenset(
         "registry",
         "skipped",
         "source",
-        "tiff_tags",
+        "storage",
         "suffix",
         "table",
         "table_files",
         "table_layout",
         "table_rows",
+        "tiff_tags",
     )
 )
 WIDTHS = [30, 41, 52, 63, 74]
