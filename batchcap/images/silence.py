@@ -27,25 +27,27 @@ class _CErrors:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
+        self._nowhere: int | None = None  # a file that is opened once, when it is needed
         self._before: int | None = None
-        self._variable: ctypes.c_void_p | None = None
-        if platform.libc_ver()[0] == "glibc":
-            library = ctypes.CDLL(None)
-            library.fopen.restype = ctypes.c_void_p
-            self._variable = ctypes.c_void_p.in_dll(library, "stderr")
-            self._nowhere: int | None = library.fopen(b"/dev/null", b"w")
 
     def enter(self) -> None:
         with self._lock:
             self._users += 1
-            if self._users == 1 and self._variable is not None and self._nowhere is not None:
-                self._before, self._variable.value = self._variable.value, self._nowhere
+            if self._users == 1 and platform.libc_ver()[0] == "glibc":
+                library = ctypes.CDLL(None)
+                if self._nowhere is None:
+                    library.fopen.restype = ctypes.c_void_p
+                    self._nowhere = library.fopen(b"/dev/null", b"w")
+                if self._nowhere is not None:
+                    variable = ctypes.c_void_p.in_dll(library, "stderr")
+                    self._before, variable.value = variable.value, self._nowhere
 
     def leave(self) -> None:
         with self._lock:
             self._users -= 1
-            if not self._users and self._before is not None and self._variable is not None:
-                self._variable.value, self._before = self._before, None
+            if not self._users and self._before is not None:
+                ctypes.c_void_p.in_dll(ctypes.CDLL(None), "stderr").value = self._before
+                self._before = None
 
 
 _C_ERRORS = _CErrors()
