@@ -7,6 +7,7 @@ as long as a server asks for (`Retry-After`).
 import errno
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
@@ -24,6 +25,7 @@ Result = TypeVar("Result")
 ATTEMPTS = 6
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 15.0
 _SHOWN_LETTERS = 200
+_QUERY = re.compile(r"\?[^\s'\"<>]+")  # of a web address; it may hold a secret
 _DENIED = frozenset({401, 403, 407})
 _MISSING = frozenset({404, 410})
 _CHANGED = 412  # of a request that asks for one version only
@@ -134,6 +136,8 @@ def _is_of_network(error: BaseException, status: int | None) -> bool:
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that an error of one of the packages stands for; None where there is none."""
     for one in _chain(error):
+        if type(one).__module__ == "aiohttp.http_exceptions":  # what is wrong with an answer, as if it were a request
+            continue
         answer: Any = getattr(one, "response", None)
         if isinstance(answer, dict):
             found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -175,7 +179,7 @@ def _as_os_error(address: str, problem: _Problem, error: Exception) -> OSError:
 
 def _reason(error: BaseException) -> str:
     text = one_line(str(error).splitlines()[0]) if str(error) else ""
-    text = without_query(text) if "?" in text else text
+    text = _QUERY.sub("?…", text)
     name = type(error).__name__
     return f"{name}: {text[:_SHOWN_LETTERS]}" if text else name
 

@@ -153,7 +153,7 @@ def _stream(address: str, most_bytes: int) -> bytes:
     """What a web server sends, whatever it says of its size."""
     pieces = []
     left = most_bytes + 1
-    with filesystem(address).open(address, block_size=0) as file:
+    with filesystem(address).open(address, block_size=0, size=1) as file:  # a size, or it would ask for that first
         while left and (piece := file.read(min(left, _PIECE_BYTES))):
             pieces.append(piece)
             left -= len(piece)
