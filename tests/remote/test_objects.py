@@ -141,6 +141,14 @@ def test_a_file_object_reads_as_a_file_does(bucket: Bucket, tmp_path: Path, monk
         assert b"".join(iter(lambda: remote.read(100), b"")) == NOISE[200_000:]
     assert len(sizes) < 30, "who reads on gets more and more at once"
     assert max(sizes) <= 8000
+    for step, most in ((1500, 60), (20_000, 16)):
+        with open_remote(f"{bucket.address}/a") as remote:
+            sizes.clear()
+            for place in range(0, len(NOISE), step):
+                remote.seek(place)
+                assert remote.read(10) == NOISE[place : place + 10]
+        assert len(sizes) <= most
+        assert sum(sizes) <= len(NOISE) + 20_000, "who jumps far does not read what is between"
 
 
 def test_a_file_that_changes_while_it_is_read(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
