@@ -108,6 +108,7 @@ def wait_no_longer(patch: pytest.MonkeyPatch) -> None:
     """Requests are made again at once."""
     from batchcap.remote import attempts  # noqa: PLC0415
 
+    attempts._silent.clear()
     patch.setattr(attempts, "FIRST_WAIT_S", 0.0)
     patch.setattr(attempts, "MAX_WAIT_S", 0.0)
 

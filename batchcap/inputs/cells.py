@@ -13,6 +13,7 @@ from batchcap.core.errors import ErrorKind, UsageError
 from batchcap.core.sources import Address, Bytes, FileAt, ImageRef
 from batchcap.core.text import is_address, one_line, shown_name
 from batchcap.inputs.content import base64_image
+from batchcap.inputs.storage import shown_path
 
 # No path is longer on Linux; what a column of something else holds may be.
 MAX_PATH = 4096
@@ -91,8 +92,8 @@ def image_of_text(cell: str, base: PathBase) -> ImageRef | tuple[ErrorKind, str]
     file, hint = os.path.join(folder, cell), hint_at(cell)  # noqa: PTH118 - pathlib interns each name
     if allowed_root is not None and "\0" not in cell:  # with a NUL it is no path at all, as the image stage says
         real = os.path.realpath(file)
-        if os.path.commonpath([real, allowed_root]) != allowed_root:
-            reason = f"{shown_cell(cell)}: leads out of --image-root {shown_name(str(folder))}"
+        if is_remote(allowed_root) or os.path.commonpath([real, allowed_root]) != allowed_root:
+            reason = f"{shown_cell(cell)}: leads out of --image-root {shown_name(shown_path(folder))}"
             return ErrorKind.REFUSED, f"{reason}; {hint}" if hint else reason
     return FileAt(file, if_missing=hint)
 

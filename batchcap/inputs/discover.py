@@ -10,14 +10,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from batchcap.config import InputConfig
-from batchcap.core.address import PROTOCOLS, address_of, is_remote
+from batchcap.core.address import PROTOCOLS, address_of, is_remote, without_query
 from batchcap.core.errors import UsageError
 from batchcap.core.jobfolder import is_job_folder
 from batchcap.core.sources import Source
 from batchcap.core.text import is_address, printable_name, shown_name
 from batchcap.inputs.braces import expanded, has_range
-from batchcap.inputs.columns import shown
-from batchcap.inputs.content import PREFIX_BYTES, not_an_image
+from batchcap.inputs.content import PREFIX_BYTES, not_an_image, plugin_for
 from batchcap.inputs.encoded import read_beginning
 from batchcap.inputs.imagefolder import PARQUET_NAME, describes_images
 from batchcap.inputs.reader import Reader
@@ -32,9 +31,10 @@ from batchcap.inputs.storage import (
     is_folder,
     look_again,
     name_in,
+    names_in,
     status_of,
 )
-from batchcap.inputs.suffix import NOT_READ, UNREADABLE_IMAGE_SUFFIXES, suffix_of
+from batchcap.inputs.suffix import NOT_READ, RAW_SUFFIXES, UNREADABLE_IMAGE_SUFFIXES, suffix_of
 from batchcap.inputs.walk import Walk, asks_for_parts, fixed_part, folder_above
 
 log = logging.getLogger(__name__)
@@ -50,9 +50,9 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     inputs lead to comes twice; the plan counts it once. A pattern without `**` that matches folders takes all that is
     in them. Skipped are hidden files and folders, `exclude`, and what is counted in `Skipped`, which is logged. A file
     that is named itself is taken whatever its extension is, also by a pattern that ends with one (`*.dat`), and so are
-    the parts of job folders by a pattern that ends in `part-*.parquet`. Kinds that are not `found_in_folders` are taken
-    in these ways only. A table that a table format keeps (Delta Lake, Hudi, Iceberg) is refused where a folder is
-    searched, unless the job was begun: it may have such rows.
+    the parts of job folders by a pattern that ends in `part-*.parquet`. Kinds that are not `found_in_folders`, and
+    camera raw files beside an image of the same name, are taken in these ways only. A table that a table format keeps
+    (Delta Lake, Hudi, Iceberg) is refused where a folder is searched, unless the job was begun: it may have such rows.
 
     Args:
         config: the inputs.
@@ -77,7 +77,7 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     for name in config.inputs:
         search = _Search(os.path.realpath(exclude), readers, takes_tables=is_begun)
         found = False
-        for source in search.given(name):
+        for source in _told(name, search.given(name)):
             found = True
             rows += source.rows
             nouns[READERS[source.kind].noun] = None
@@ -92,6 +92,16 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     if not rows:
         what = " and ".join(f"no {noun}" for noun in nouns)
         raise UsageError(f"{what} in {', '.join(map(shown_name, config.inputs))} has a row: name files that have some")
+
+
+def _told(given: str, sources: Iterator[Source]) -> Iterator[Source]:
+    """The sources; what goes wrong with an address says which input it is."""
+    try:
+        yield from sources
+    except OSError as error:
+        if not is_remote(given):
+            raise
+        raise UsageError(f"the input {shown_name(without_query(given))}: {error.strerror or error}") from None
 
 
 def _require_inputs(config: InputConfig) -> None:
@@ -144,7 +154,8 @@ def _require_input(name: str) -> None:
     # A suffix that is known says what the file is meant to be; what it is its row says.
     known = readers_by_suffix().keys() | UNREADABLE_IMAGE_SUFFIXES | NOT_READ.keys()
     if suffix_of(path) not in known and (beginning := read_beginning(path, PREFIX_BYTES)) is not None:
-        what = not_an_image(beginning)
+        plugin = plugin_for(beginning)
+        what = not_an_image(beginning) if plugin is None or not plugin.is_installed else None
         if what is not None:
             raise UsageError(f"the input {shown_name(name)} is {what}")
 
@@ -179,6 +190,7 @@ class _Search:
         self._searched: set[tuple[str, str]] = set()  # kinds of sources, and the folders they were found in
         self._walk: Walk | RemoteWalk = Walk(exclude, self.skipped.job_folders, self.skipped.datasets)
         self._readers = readers_by_suffix()
+        self._stems: tuple[str, frozenset[str]] = "", frozenset()
 
     def given(self, given: str) -> Iterator[Source]:
         """The sources of an input; of one with a range of numbers the ids are relative to the folder above it."""
@@ -270,6 +282,8 @@ class _Search:
         is_of_a_table = reader is not None and reader.is_container
         if internal and (is_of_a_table or _WRITERS_FOLDERS.intersection(internal)):
             self.skipped.internal += 1
+        elif not names_suffix and suffix in RAW_SUFFIXES and reader is not None and self._has_image_beside(path):
+            self.skipped.raws += 1
         elif names_suffix or reader is not None:
             return True
         elif suffix in UNREADABLE_IMAGE_SUFFIXES:
@@ -279,6 +293,16 @@ class _Search:
         else:
             self.skipped.others[shown_name(suffix)] += 1
         return False
+
+    def _has_image_beside(self, path: str) -> bool:
+        """Whether a camera raw file lies beside an image of the same name, as cameras write two files of a photograph.
+
+        Both would be captioned alike, and have one caption file.
+        """
+        folder, name = os.path.split(path)
+        if folder != self._stems[0]:
+            self._stems = folder, _stems(folder)
+        return os.path.splitext(name)[0] in self._stems[1]
 
     def _source(self, path: str, relative: str, suffix: str) -> Source:
         """The source at an absolute path."""
@@ -290,11 +314,20 @@ class _Search:
         file = Path(path)
         try:
             status = status_of(file)
-        except OSError as error:  # reading its rows tells what is wrong
+        except OSError:  # reading its rows tells what is wrong
             if address_of(path) is not None:
-                raise UsageError(f"the input {shown(file)} can't be had: {error.strerror or error}") from None
+                raise
             status = FileStatus(0, 0)
         return Source(printable_name(relative), file, reader.kind, self._opened[reader.kind].count(file), *status)
+
+
+def _stems(folder: str) -> frozenset[str]:
+    """Names without extension of the images in a folder that are no camera raw files."""
+    others = DEFAULT_READER.suffixes - RAW_SUFFIXES
+    try:
+        return frozenset(os.path.splitext(name)[0] for name in names_in(Path(folder)) if suffix_of(name) in others)
+    except OSError:
+        return frozenset()
 
 
 def _internal_names(relative: str, asked_for: Sequence[str]) -> list[str]:

@@ -66,8 +66,12 @@ class MetadataSearch:
     """
 
     def __init__(self, inputs: Sequence[str]) -> None:
-        self._roots = searched_folders(inputs)
+        self._inputs = inputs
         self._found: dict[Path, Path | None] = {}
+
+    @cached_property
+    def _roots(self) -> list[Path]:
+        return searched_folders(self._inputs)
 
     def above(self, folder: Path) -> Path | None:
         """The file that describes the images of a folder; None where there is none.

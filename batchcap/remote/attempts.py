@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+NOTHING_THERE = "there is nothing at this address"
 ATTEMPTS = 6
+# At a server that has not answered in all of them, until it does: a list of links may have thousands of a dead one.
+ATTEMPTS_AT_SILENT = 2
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 15.0
 _SHOWN_LETTERS = 200
 _QUERY = re.compile(r"\?[^\s'\"<>]+")  # of a web address; it may hold a secret
@@ -37,6 +40,10 @@ _DENIED_WORDS = (
     *("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoCredentials"),
     *("PartialCredentials", "DefaultCredentialsError", "RefreshError", "ProfileNotFound"),
 )
+
+
+_silent: set[str] = set()
+_MAX_SILENT = 10_000
 
 
 class NetworkError(BatchcapError):
@@ -57,7 +64,7 @@ class _Problem(Enum):
     REFUSED = auto()
 
 
-def attempt(address: str, request: Callable[[], Result], purpose: str = "read") -> Result:
+def attempt(address: str, request: Callable[[], Result], purpose: str = "had") -> Result:
     """What a request gives; made again where it fails for a reason that may pass.
 
     Args:
@@ -72,28 +79,41 @@ def attempt(address: str, request: Callable[[], Result], purpose: str = "read") 
         OSError: it is refused for another reason.
         NetworkError: it failed each time.
     """
-    for wait_s in (*_waits_s(), None):
+    host = host_of(address)
+    attempts = ATTEMPTS_AT_SILENT if host in _silent else ATTEMPTS
+    for wait_s in (*_waits_s(attempts), None):
         try:
-            return request()
+            result = request()
         except BatchcapError:
             raise
         except Exception as error:
             problem = _problem_of(error)
             if problem is not _Problem.TRANSIENT:
+                _silent.discard(host)
                 raise _as_os_error(address, problem, error) from error
             if wait_s is None:
+                _remember_silent(host)
                 raise NetworkError(
-                    f"{_shown(address)} could not be {purpose} in {ATTEMPTS} attempts ({_reason(error)}): check the "
-                    f"network and whether {host_of(address)} can be reached, then run the same command again"
+                    f"{_shown(address)} could not be {purpose} in {attempts} attempts ({_reason(error)}): check the "
+                    f"network and whether {host} can be reached, then run the same command again"
                 ) from error
             long_s = max(wait_s, _asked_for_s(error))
             log.debug("%s: %s; again in %.1f s", _shown(address), _reason(error), long_s)
             time.sleep(long_s)
+        else:
+            _silent.discard(host)
+            return result
     raise AssertionError  # the last attempt returns or raises
 
 
-def _waits_s() -> Iterator[float]:
-    for number in range(ATTEMPTS - 1):
+def _remember_silent(host: str) -> None:
+    if len(_silent) >= _MAX_SILENT:
+        _silent.clear()
+    _silent.add(host)
+
+
+def _waits_s(attempts: int) -> Iterator[float]:
+    for number in range(attempts - 1):
         yield min(MAX_WAIT_S, FIRST_WAIT_S * 2**number) * random.uniform(0.75, 1.25)  # noqa: S311 - no secret
 
 
@@ -167,7 +187,7 @@ def _as_os_error(address: str, problem: _Problem, error: Exception) -> OSError:
     shown = _shown(address)
     match problem:
         case _Problem.MISSING:
-            return FileNotFoundError(errno.ENOENT, "there is nothing at this address", shown)
+            return FileNotFoundError(errno.ENOENT, NOTHING_THERE, shown)
         case _Problem.DENIED:
             advice = f"credentials are missing or wrong; they are taken from {credentials_for(address)}"
             return PermissionError(errno.EACCES, f"access is denied ({_reason(error)}): {advice}", shown)

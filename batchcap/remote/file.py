@@ -63,7 +63,8 @@ class RemoteFile(io.RawIOBase):
         return len(found)
 
     def _fetch(self, wanted: int) -> None:
-        goes_on = self._position == self._held_from + len(self._held)
+        # Who jumps a little, as from header to header of an archive, gets there by reading.
+        goes_on = 0 <= self._position - self._held_from - len(self._held) <= self._ahead_bytes
         self._ahead_bytes = min(_MOST_BYTES, self._ahead_bytes * 2) if goes_on else _FIRST_BYTES
         size = min(max(wanted, self._ahead_bytes), self._size - self._position)
         self._held = read_range(self._address, self._position, size, self._version)

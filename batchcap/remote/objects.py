@@ -1,5 +1,6 @@
 """Owns what is done with files at addresses: look, list, read a range of one version, read a whole one, write one."""
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from batchcap.core.address import is_web
-from batchcap.remote.attempts import ChangedError, attempt, is_past_the_end
+from batchcap.remote.attempts import NOTHING_THERE, ChangedError, attempt, is_past_the_end
 from batchcap.remote.protocols import filesystem, protocol_of
 
 # What the file systems call the version of a file, the surest first.
@@ -52,7 +53,7 @@ def look(address: str) -> Look:
     """What is at an address; raises as `attempts.attempt`, FileNotFoundError for a folder."""
     info = attempt(address, lambda: filesystem(address).info(address))
     if info.get("type") == "directory":
-        raise FileNotFoundError(f"{address} is a folder")
+        raise FileNotFoundError(errno.ENOENT, NOTHING_THERE, address)
     return _look_of(info)
 
 

@@ -51,6 +51,8 @@ def _has_credentials() -> bool:
 
 
 def _gs() -> Any:  # noqa: ANN401
+    # An experiment of the package asks another service which kind each bucket is, and warns where it gets no answer.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     from gcsfs import GCSFileSystem  # noqa: PLC0415 - an extra
 
     GCSFileSystem.retries = 1

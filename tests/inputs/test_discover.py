@@ -200,13 +200,13 @@ def test_other_files_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 def test_images_of_types_that_cannot_be_read_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Also with --quiet, or a phone's photographs would never be captioned and nobody would know."""
-    touch(tmp_path / "in", "a.png", "b.svg", "c.SVG", "d/e.CR2", "_f/_g.pdf", "film.mp4")
+    touch(tmp_path / "in", "a.png", "b.svg", "c.SVG", "d/e.EPS", "_f/_g.pdf", "film.mp4")
     touch(tmp_path / "more", "h.png", "i.svg")
     skipped = Skipped()
     inputs = InputConfig((str(tmp_path / "in"), str(tmp_path / "more/**")))
     with caplog.at_level(logging.WARNING):
         assert [source.id for source in discover(inputs, tmp_path / "out", skipped)] == ["a.png", "h.png"]
-    assert skipped.images == {".svg": 3, ".cr2": 1, ".pdf": 1}
+    assert skipped.images == {".svg": 3, ".eps": 1, ".pdf": 1}
     assert skipped.others == {".mp4": 1}
     assert "in: 4 images skipped of types that can't be read (.svg 2, " in caplog.text
     assert "more/**: 1 image skipped of types that can't be read (.svg 1): convert to JPEG or PNG" in caplog.text

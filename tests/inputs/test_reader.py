@@ -55,6 +55,7 @@ FOR_ALL = frozenset(
         "partitions",
         "passthrough",
         "plugins",
+        "raw_files",
         "reader",
         "registry",
         "skipped",
@@ -65,6 +66,7 @@ FOR_ALL = frozenset(
         "table_files",
         "table_layout",
         "table_rows",
+        "tiff_tags",
     )
 )
 WIDTHS = [30, 41, 52, 63, 74]

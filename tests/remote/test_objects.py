@@ -91,9 +91,24 @@ def test_what_fails_for_a_moment_is_asked_for_again(faulty: FaultyBucket, fault:
 def test_what_never_comes_is_an_error_of_the_network(faulty: FaultyBucket, fault: str) -> None:
     faulty.bucket.put("a", NOISE)
     faulty.way.happens(fault, times=0, method="GET")  # type: ignore[arg-type]
-    with pytest.raises(NetworkError, match=r"could not be read in 6 attempts .* run the same command again") as caught:
+    with pytest.raises(NetworkError, match=r"could not be had in 6 attempts .* run the same command again") as caught:
         read_whole(f"{faulty.bucket.address}/a", 10**6)
     assert caught.value.exit_code is ExitCode.STOPPED_EARLY
+
+
+def test_a_server_that_is_silent_is_asked_less_until_it_answers(faulty: FaultyBucket) -> None:
+    address = f"{faulty.bucket.address}/a"
+    faulty.bucket.put("a", NOISE)
+    faulty.way.happens("slow_down", times=0, method="GET")
+    for asked in (attempts.ATTEMPTS, attempts.ATTEMPTS_AT_SILENT, attempts.ATTEMPTS_AT_SILENT):
+        before = faulty.way.count("GET")
+        with pytest.raises(NetworkError):
+            read_whole(address, 10)
+        assert faulty.way.count("GET") - before == asked
+    faulty.way.heals()
+    read_whole(address, 10)
+    faulty.way.happens("slow_down", times=attempts.ATTEMPTS - 1, method="GET")
+    read_whole(address, 10)
 
 
 def test_wrong_credentials_are_told_at_once(faulty: FaultyBucket) -> None:
@@ -141,6 +156,14 @@ def test_a_file_object_reads_as_a_file_does(bucket: Bucket, tmp_path: Path, monk
         assert b"".join(iter(lambda: remote.read(100), b"")) == NOISE[200_000:]
     assert len(sizes) < 30, "who reads on gets more and more at once"
     assert max(sizes) <= 8000
+    for step, most in ((1500, 60), (20_000, 16)):
+        with open_remote(f"{bucket.address}/a") as remote:
+            sizes.clear()
+            for place in range(0, len(NOISE), step):
+                remote.seek(place)
+                assert remote.read(10) == NOISE[place : place + 10]
+        assert len(sizes) <= most
+        assert sum(sizes) <= len(NOISE) + 20_000, "who jumps far does not read what is between"
 
 
 def test_a_file_that_changes_while_it_is_read(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
