@@ -10,7 +10,7 @@ from batchcap.core.atomic import storage_error, write_many
 from batchcap.core.errors import UsageError
 from batchcap.inputs.columns import shown
 from batchcap.outputs.ledger import digest_of
-from batchcap.outputs.uploads import Uploads
+from batchcap.outputs.uploads import Uploads, at_once, result_of
 
 _MAX_BYTES = 1 << 25
 
@@ -21,10 +21,12 @@ class FileNow:
     Attributes:
         size_bytes: its size.
         is_own: whether it is certain that batchcap has written it as it is; where it is not, the ledger may know.
+        is_here: whether it is on this machine.
     """
 
-    def __init__(self, size_bytes: int, own_digest: str, read: Callable[[], bytes]) -> None:
+    def __init__(self, size_bytes: int, read: Callable[[], bytes], own_digest: str = "", *, is_here: bool) -> None:
         self.size_bytes = size_bytes
+        self.is_here = is_here
         self.is_own = bool(own_digest)
         self._own_digest = own_digest
         self._read = read
@@ -71,11 +73,18 @@ class Files:
         address = address_of(path)
         if address is None:
             content = _read(path)
-            return None if content is None else FileNow(len(content), "", lambda: content)
+            return None if content is None else FileNow(len(content), lambda: content, is_here=True)
         found = self._uploads.found(address)
         if found is None:
             return None
-        return FileNow(found.look.size_bytes or 0, found.own_digest, lambda: self._fetch(path, address))
+        size_bytes = found.look.size_bytes or 0
+        return FileNow(size_bytes, lambda: self._fetch(path, address), found.own_digest, is_here=False)
+
+    @staticmethod
+    def fetch(several: Iterable[FileNow]) -> None:
+        """Read the contents of those that are at addresses, some at once; raises as `FileNow.content`."""
+        for outcome in at_once([one for one in several if not one.is_here], lambda one: one.content):
+            result_of(outcome)
 
     def is_there(self, path: Path) -> bool:
         """Whether there is anything of that name; raises as `prepare`."""

@@ -25,6 +25,7 @@ from batchcap.outputs.texts import joined
 
 _SHOWN_EXISTING = 3
 _LOOKED_AT_ONCE = 1000
+_READ_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,14 +241,12 @@ class Sidecars(Form):
 
     def _write_files(self, wanted: dict[bytes, Sidecar], done: Written) -> None:
         known = self.job.ledger.entries(wanted)
-        self.files.prepare(sidecar.path for sidecar in wanted.values())
         entries, contents = list[Entry](), dict[Path, bytes]()
-        for key, sidecar in wanted.items():
+        for (key, sidecar), now in self._looked_at(wanted, known):
             entry = known.get(key)
             if entry is not None and entry.row_index != sidecar.row_index:
                 done.collisions += sidecar.captions
                 continue
-            now = self.files.now(sidecar.path)
             if self._stays(entry, now, sidecar):
                 done.kept += 1
                 continue
@@ -269,6 +268,24 @@ class Sidecars(Form):
         self.job.ledger.note(entries)
         self.files.write(contents)
 
+    def _looked_at(
+        self, wanted: dict[bytes, Sidecar], known: dict[bytes, Entry]
+    ) -> Iterator[tuple[tuple[bytes, Sidecar], FileNow | None]]:
+        """The files that are to be, and what is there; some are read at once, and few contents are held."""
+        self.files.prepare(sidecar.path for sidecar in wanted.values())
+        rest = iter(wanted.items())
+        while several := list(islice(rest, _READ_AT_ONCE)):
+            found = [(one, self.files.now(one[1].path)) for one in several]
+            self.files.fetch(now for (key, one), now in found if now and self._is_read(known.get(key), now, one))
+            yield from found
+
+    def _is_read(self, entry: Entry | None, now: FileNow, sidecar: Sidecar) -> bool:
+        """Whether it matters what is in a file."""
+        if now.is_own:
+            return False
+        keeps = self.config.existing in (Existing.SKIP, Existing.FAIL) and not self.is_shared
+        return entry is not None or not keeps or now.size_bytes == len(sidecar.content)
+
     def _stays(self, entry: Entry | None, now: FileNow | None, sidecar: Sidecar) -> bool:
         """Whether a file is somebody's work that stays as it is, which is known without reading it at an address."""
         policy = self.config.existing
@@ -276,7 +293,7 @@ class Sidecars(Form):
             return False
         if entry is not None:  # changed since batchcap wrote it
             return _is_changed(entry, now)
-        if policy in (Existing.SKIP, Existing.FAIL) and now.size_bytes != len(sidecar.content):
+        if not self._is_read(entry, now, sidecar):
             self.refuse_if_asked(sidecar.path)
             return True
         return False

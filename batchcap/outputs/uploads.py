@@ -36,6 +36,7 @@ CREATE TABLE folders (address TEXT PRIMARY KEY) WITHOUT ROWID;
 
 Content = bytes | Path
 Result = TypeVar("Result")
+Thing = TypeVar("Thing")
 
 
 class UploadError(StorageError):
@@ -104,9 +105,9 @@ class Uploads:
         for folder, names in folders.items():
             if len(names) > _FEW:
                 self.list_folder(folder)
-        for address, outcome in _at_once(few, _look_or_none).items():
+        for address, outcome in zip(few, at_once(few, _look_or_none), strict=True):
             with self._told(address):
-                self._seen.note(address, _result_of(outcome))
+                self._seen.note(address, result_of(outcome))
 
     def list_folder(self, folder: str) -> None:
         """See what lies in a folder, if that was not done yet; raises as `found`."""
@@ -207,8 +208,7 @@ class Uploads:
     def _sent(wanted: Sequence[Put]) -> list[str | Exception]:
         """What became of each: its version, or an error."""
         if not goes_together(wanted[0].address):
-            by_address = {one.address: one for one in wanted}
-            return list(_at_once(list(by_address), lambda address: put(by_address[address])).values())
+            return at_once(wanted, put)
         try:
             return list(put_together(wanted))
         except Exception as error:  # noqa: BLE001 - each of them has failed with it
@@ -226,7 +226,7 @@ class Uploads:
                 f"{one_line(one.address)} is not what it was: somebody else has written there meanwhile, and that "
                 "stays. Run the same command again"
             )
-        return Look(one.size_bytes, _result_of(outcome))
+        return Look(one.size_bytes, result_of(outcome))
 
     def _digest_at(self, address: str, seen: Look) -> str:
         digest, start = hashlib.sha256(), 0
@@ -333,22 +333,23 @@ def _digest_of(content: Content) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _at_once(addresses: Sequence[str], ask: Callable[[str], Result]) -> dict[str, Result | Exception]:
-    """What comes of asking for each address, some at once: a result or an error."""
+def at_once(things: Sequence[Thing], ask: Callable[[Thing], Result]) -> list[Result | Exception]:
+    """What comes of asking for each of several things, some at once: a result or an error."""
 
-    def asked(address: str) -> Result | Exception:
+    def asked(thing: Thing) -> Result | Exception:
         try:
-            return ask(address)
-        except Exception as error:  # noqa: BLE001 - told by who wants the result
+            return ask(thing)
+        except Exception as error:  # noqa: BLE001 - raised by who wants the result
             return error
 
-    if len(addresses) < 2:
-        return {address: asked(address) for address in addresses}
-    with ThreadPoolExecutor(min(_AT_ONCE, len(addresses)), "uploads") as pool:
-        return dict(zip(addresses, pool.map(asked, addresses), strict=True))
+    if len(things) < 2:
+        return [asked(thing) for thing in things]
+    with ThreadPoolExecutor(min(_AT_ONCE, len(things)), "uploads") as pool:
+        return list(pool.map(asked, things))
 
 
-def _result_of(outcome: Result | Exception) -> Result:
+def result_of(outcome: Result | Exception) -> Result:
+    """A result; or its error is raised."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
