@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from batchcap.config import Existing
-from batchcap.core.atomic import write_many
+from batchcap.core.atomic import Leftovers, write_many
 from batchcap.core.errors import StorageError, UsageError
 from batchcap.core.text import shown_name
 from batchcap.outputs.form import FinishedPart, Form, Written, wanted_answers
@@ -57,6 +57,7 @@ class HtmlAlt(Form):
         """Write the pages that get alt texts from any of the parts."""
         self.check()
         pages, where = self._folders()
+        leftovers = Leftovers()
         done = Written(self.name, f"in {shown_name(str(where))}")
         with _alt_texts() as known:
             for part in parts:
@@ -75,9 +76,9 @@ class HtmlAlt(Form):
                     contents[target] = content
                     done.files += 1
                 if len(contents) >= _PAGES_AT_ONCE:
-                    self._write_files(contents)
+                    self._write_files(contents, leftovers)
                     contents = {}
-            self._write_files(contents)
+            self._write_files(contents, leftovers)
         return done
 
     def _folders(self) -> tuple[Path, Path]:
@@ -138,12 +139,13 @@ class HtmlAlt(Form):
         entry = self.job.ledger.entries([key]).get(key)
         return entry is not None and _digest_of_file(target) in (entry.digest, (entry.before or b"").decode())
 
-    def _write_files(self, contents: dict[Path, bytes]) -> None:
+    def _write_files(self, contents: dict[Path, bytes], leftovers: Leftovers) -> None:
         entries = []
         for target, content in contents.items():
             before = _digest_of_file(target).encode() if os.path.lexists(target) else None
             entries.append(Entry(os.fsencode(target), _OF_MANY_ROWS, digest_of(content), before))
         self.job.ledger.note(entries)
+        leftovers.remove(contents)
         write_many(contents)
 
 

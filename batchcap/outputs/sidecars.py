@@ -1,6 +1,7 @@
 """Owns caption files of single images: which are written, kept or extended, whoever's they were before."""
 
 import json
+import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from batchcap.config import Existing, OutputsConfig
-from batchcap.core.atomic import storage_error, write_many
+from batchcap.core.atomic import Leftovers, storage_error, write_many
 from batchcap.core.errors import UsageError
 from batchcap.core.records import CaptionRow
 from batchcap.core.sources import ImageRef
@@ -19,6 +20,8 @@ from batchcap.outputs.form import FinishedPart, Form, Job, Written, wanted_answe
 from batchcap.outputs.ledger import Entry, digest_of
 from batchcap.outputs.names import in_tree, require_no_collisions, target_of, without_suffix
 from batchcap.outputs.texts import joined
+
+log = logging.getLogger(__name__)
 
 _MAX_EXISTING_BYTES = 1 << 24
 _SHOWN_EXISTING = 3
@@ -74,6 +77,7 @@ class Sidecars(Form):
         self._target = json.dumps(
             [self.name, place, str(config.existing), config.verdicts, config.full_names, config.max_alt_letters]
         )
+        self._leftovers = Leftovers()
 
     @abstractmethod
     def contents(
@@ -204,6 +208,10 @@ class Sidecars(Form):
                 done.collisions += sidecar.captions
                 continue
             now = _read(sidecar.path)
+            if now is not None and len(now) > _MAX_EXISTING_BYTES:
+                self._leave(sidecar, entry)
+                done.kept += 1
+                continue
             if entry is not None and self._is_of_somebody(entry, now):
                 done.kept += 1
                 continue
@@ -223,7 +231,15 @@ class Sidecars(Form):
             if now != merged.content:
                 contents[sidecar.path] = merged.content
         self.job.ledger.note(entries)
+        self._leftovers.remove(sidecar.path for sidecar in wanted.values())
         write_many(contents)
+
+    def _leave(self, sidecar: Sidecar, entry: Entry | None) -> None:
+        """Say that a file is too large to be kept in the ledger or joined with a caption."""
+        if entry is None:
+            self.refuse_if_asked(sidecar.path)
+        limit_mib = _MAX_EXISTING_BYTES >> 20
+        log.warning("%s is left as it is: it is larger than %d MiB", shown_name(str(sidecar.path)), limit_mib)
 
     def _is_of_somebody(self, entry: Entry, now: bytes | None) -> bool:
         """Whether a file was changed since batchcap wrote it, so that it is somebody's work now."""
@@ -242,7 +258,7 @@ def _is_changed(entry: Entry, now: bytes | None) -> bool:
 
 
 def _read(path: Path) -> bytes | None:
-    """A file's content; None where there is none.
+    """A file's content, or more than the most that is taken in of it; None where there is none.
 
     Raises:
         UsageError: something else has its name.
@@ -250,16 +266,13 @@ def _read(path: Path) -> bytes | None:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(_MAX_EXISTING_BYTES + 1)
+            return file.read(_MAX_EXISTING_BYTES + 1)
     except FileNotFoundError:
         return None
     except IsADirectoryError:
         raise UsageError(f"{shown_name(str(path))} is a folder, where a caption file is to be: move it away") from None
     except OSError as error:
         raise storage_error(path, error) from error
-    if len(content) > _MAX_EXISTING_BYTES:
-        raise UsageError(f"{shown_name(str(path))} is too large for a caption file: move it away")
-    return content
 
 
 class TextFiles(Sidecars):
