@@ -1,5 +1,6 @@
 """SIGKILL at any step of writing any form: files are whole, nobody else's are touched, and a second run ends it all."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -8,15 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from batchcap.config import Existing, FolderImages, InputConfig, JobConfig, OutputsConfig
+from batchcap.config import Existing, FolderImages, ImagesOf, InputConfig, JobConfig, OutputsConfig
 from batchcap.core.atomic import TEMPORARY_SUFFIX
 from batchcap.core.jobfolder import DATASET_MARK
+from batchcap.job.run import run_job
 from batchcap.outputs.convert import convert
+from tests.fake_engine import FakeEngine, SilentProgress
 from tests.images.samples import encode, noise
+from tests.inputs.archives import tar_bytes, zip_bytes
 from tests.inputs.parquets import write_table
-from tests.outputs.conftest import Run
+from tests.outputs.conftest import Run, captioned
 from tests.outputs.dying import KILLED, End, end_of
 from tests.outputs.xmp_samples import described
 
@@ -72,6 +77,16 @@ CASES = (
 )
 
 
+# What is captioned, in which forms (`@`: inside of the scene), and with which options of the inputs.
+RUNS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "in": (("txt", "json", "xmp", "imagefolder:@images"), {}),
+    "x.tar": (("txt:@tree", "webdataset:@tars", "jsonl:@all.jsonl"), {}),
+    "x.jsonl": (("dataset:@tables", "xmp:@tree", "csv:@all.csv"), {}),
+    "x.parquet": (("hf-parquet:@data", "arrow:@all.arrow", "json:@tree"), {"images": ImagesOf.EACH}),
+    "x.zip": (("hf-parquet:@data", "txt:@tree"), {"sample": 4}),
+}
+
+
 class Scene:
     """A finished job with files of others around it, which can be put back as it was.
 
@@ -117,6 +132,36 @@ class Scene:
             if path.is_file() and path.name != DATASET_MARK and not name.startswith("out/__batchcap"):
                 found[name] = path.read_bytes()
         return found
+
+
+class RunScene(Scene):
+    """The same with a whole run in the place of the conversion."""
+
+    def __init__(self, folder: Path, copy: Path, config: JobConfig) -> None:
+        self._config = config
+        super().__init__(folder, copy, Case("", {}))
+
+    def converted(self, dies_at: int = 0, settings: dict[str, Any] | None = None) -> End:
+        """Run the job in a process that dies at a step."""
+
+        def work() -> int:
+            engine = FakeEngine(room=1, end=captioned, reads_images=True)
+            return int(run_job(self._config, SilentProgress(), lambda _config: engine).exit_code)
+
+        return end_of(work, dies_at)
+
+
+def write_inputs(path: Path) -> None:
+    """A table or an archive of seven rows, two of which have no good caption; nothing for a folder."""
+    images = {f"{name}.png": encode(noise(20, 10)) for name in ("a", "b/c", "cut", "bad", "d", "e")}
+    if path.suffix in (".tar", ".zip"):
+        path.write_bytes((tar_bytes if path.suffix == ".tar" else zip_bytes)(images))
+    elif path.suffix == ".jsonl":
+        names = ["in/a.png", "in/sub/b.jpg", "gone.png", "in/cut.png", "in/a.png"]
+        path.write_text("".join(json.dumps({"image": name, "n": row}) + "\n" for row, name in enumerate(names)))
+    elif path.suffix == ".parquet":
+        lists = pa.array([list(images.values())[:2], [], None, [b"no image"]], pa.list_(pa.binary()))
+        write_table(path, {"images": lists, "n": range(4)}, row_group_size=3)
 
 
 def write_surroundings(folder: Path) -> None:
@@ -172,7 +217,31 @@ def moments(steps: int) -> list[int]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_killed_at_any_step(case: Case, make_scene: Any) -> None:
-    scene: Scene = make_scene(case)
+    assert_whole_after_any_kill(make_scene(case))
+
+
+@pytest.mark.parametrize("inputs", RUNS)
+def test_a_run_killed_at_any_step(inputs: str, config: JobConfig, tmp_path: Path) -> None:
+    """While it captions, too, and whatever it reads."""
+    forms, words = RUNS[inputs]
+    scene = tmp_path / "scene"
+    scene.mkdir()
+    (tmp_path / "in").rename(scene / "in")
+    given = scene / inputs
+    write_inputs(given)
+    write_surroundings(scene)
+    also = tuple(form.replace("@", f"{scene}/") for form in forms)
+    asked = replace(
+        config,
+        input=InputConfig((str(given),), keep_columns=("*",), **words),
+        output=str(scene / "out"),
+        outputs=OutputsConfig(also=also, existing=Existing.APPEND),
+    )
+    assert_whole_after_any_kill(RunScene(scene, tmp_path / "copy", asked))
+
+
+def assert_whole_after_any_kill(scene: Scene) -> None:
+    """Kill it at its steps: what is there is old or new, and what comes out in the end as if nobody had."""
     before = scene.files()
     whole = scene.converted()
     assert whole.code == 0, whole.said
@@ -180,7 +249,8 @@ def test_killed_at_any_step(case: Case, make_scene: Any) -> None:
     assert expected != before
     for step in moments(whole.steps):
         scene.put_back()
-        assert scene.converted(dies_at=step).code == KILLED
+        killed = scene.converted(dies_at=step)
+        assert killed.code == KILLED or 0 < killed.steps < step, "a run has a step less where it is faster"
         for name, content in scene.files().items():
             if not name.endswith(TEMPORARY_SUFFIX):
                 assert content in (before.get(name), expected.get(name)), f"step {step}: {name} is neither old nor new"
