@@ -101,9 +101,9 @@ def _write_some(contents: Mapping[Path, bytes]) -> None:
     token = secrets.token_hex(4)  # process ids of two containers may be the same
     with ExitStack() as claims:
         temporaries = {}
-        for number, (path, data) in enumerate(contents.items()):
+        for path, data in contents.items():
             try:
-                temporary = path.with_name(f".{_label(path.name)}.{token}-{number}{TEMPORARY_SUFFIX}")
+                temporary = path.with_name(f".{_label(path.name)}.{token}{TEMPORARY_SUFFIX}")
                 claims.callback(_unlink, temporary)
                 claims.enter_context(_claimed(temporary))
                 temporary.write_bytes(data)

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Mapping
@@ -50,6 +51,7 @@ class Inputs:
         around: makes the other files.
         options: of the inputs, besides those that are drawn.
         where: a condition that some jobs have.
+        put: puts the damaged content into the input folder, where it is not that of a file.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Inputs:
     around: Callable[[Path], None] = lambda _folder: None
     options: Mapping[str, Any] = field(default_factory=dict)
     where: str | None = None
+    put: Callable[[bytes, Path], None] | None = None
 
 
 def captioned(request: Request) -> Outcome:
@@ -81,7 +84,10 @@ def read_whole(inputs: Inputs) -> Callable[[bytes, Path], None]:
             (folder / "in" / name).parent.mkdir(exist_ok=True)
             (folder / "in" / name).write_bytes(encode(noise(8, 8), "PNG") + name.encode())
         inputs.around(folder / "in")
-        damaged.write_bytes(content)
+        if inputs.put is None:
+            damaged.write_bytes(content)
+        else:
+            inputs.put(content, folder / "in")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(job, "load_bundle", lambda _model: fake_bundle())
             patch.setattr(job, "bundle_opens_thinking", lambda _bundle: False)
@@ -126,7 +132,7 @@ def run_whole(config: JobConfig, chance: random.Random) -> None:
     assert parts_of(config) == before
     where = Path(config.output).with_name("converted")
     form = chance.choice(FORMS)
-    (written,) = convert(Path(config.output), [f"{form}:{where}"], OutputsConfig())
+    (written,) = convert(Path(config.output), [f"{form}:{where}"], OutputsConfig(full_names=True))
     assert written.changed == 0
     assert written.captions + written.collisions == sum(row["status"] == "ok" for row in rows)
 
@@ -291,6 +297,21 @@ def tgz_seeds() -> list[bytes]:
     return [gzip.compress(tar_bytes(archive_members()), mtime=0), *tar_seeds()[-2:]]
 
 
+def names() -> list[bytes]:
+    text = "a.png\nsub/b b.jpg\nk=v/é.png\nsplit=tr%C3%A9/test/c.webp\nk=v/label=%2F/d.PNG\n-e.png\n.f.jpg"
+    return [text.encode(), text.encode("latin-1"), b"k=\xff/a.png\n\xff=\xfe/b.png"]
+
+
+def put_names(content: bytes, folder: Path) -> None:
+    """Images of damaged names."""
+    for line in content.split(b"\n")[:12]:
+        parts = [part for part in line.split(b"/") if part not in (b"", b".", b"..") and b"\0" not in part]
+        with suppress(OSError):  # too long, or a folder and a file of one name
+            path = folder.joinpath(*map(os.fsdecode, parts or [b"x.png"]))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(noise(8, 8), "PNG") + line)
+
+
 EACH: dict[str, Any] = {"images": ImagesOf.EACH}
 KINDS = {
     "tar": Inputs("x.tar", lambda: tar_seeds()[:-2], "x.tar"),
@@ -313,6 +334,7 @@ KINDS = {
     "metadata-jsonl": Inputs("metadata.jsonl", metadata_jsonl, where="n > 1"),
     "metadata-csv": Inputs("metadata.csv", metadata_csv),
     "metadata-parquet": Inputs("metadata.parquet", metadata_parquet),
+    "names": Inputs("", names, put=put_names),
     "beside": Inputs("a.txt", texts, around=beside, options={"keep_columns": ("txt", "json")}),
 }
 JOBS = tuple(Target(f"job-{name}", one.seeds, read_whole(one), is_lenient=True) for name, one in KINDS.items())
