@@ -15,6 +15,8 @@ from hypothesis import settings
 
 from batchcap.export.checkpoint.options import ExportOptions, Precision
 from tests.shared import made_once, shared_bundle, shared_folder
+from tests.stores import bucket, faulty  # noqa: F401 - fixtures
+from tests.web import web  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from batchcap.model.bundle import Bundle

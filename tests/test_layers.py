@@ -21,7 +21,7 @@ FLOORS = (
     ("images", "vision", "decoder"),
     ("inputs", "store", "model"),
     ("config",),
-    ("demo",),
+    ("demo", "remote"),
     ("core",),
 )
 MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_FILE_LINES = 50, 6, 430

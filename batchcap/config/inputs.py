@@ -43,7 +43,7 @@ class InputConfig:
     inputs: tuple[str, ...] = field(
         metadata=known_as(
             help="Image files, folders of images or Parquet files, tables (Parquet, JSONL, CSV, TSV, Arrow), tar or "
-            "zip archives, or quoted glob patterns.",
+            "zip archives, or quoted glob patterns; with --allow-remote addresses, too.",
             argument="INPUT",
             form=Form.REPEATED,
             check=_inputs_fault,
@@ -104,6 +104,11 @@ class InputConfig:
         at_most=MAX_NUMBER,
         decides_caption=True,
         value_before=0,
+    )
+    allow_remote: bool = setting(
+        False,
+        "Fetch what inputs, manifests and output forms name by address (s3://, gs://, hf://, https://). Without it "
+        "nothing is ever fetched or sent.",
     )
     shard: str | None = setting(
         None,

@@ -91,6 +91,7 @@ class ErrorKind(StrEnum):
     CORRUPT = "corrupt"  # a known format that does not decode (truncated, damaged)
     TOO_LARGE = "too_large"  # more pixels, parts or bytes than the limits (decompression bomb)
     BAD_SHAPE = "bad_shape"  # an aspect ratio the model can't take
+    NETWORK = "network"  # an address that gave no answer, or errors only, in several attempts
     CRASHED = "crashed"  # the process that worked on it ended, or did not come to an end with it, twice
     INTERNAL = "internal"  # an error of ours while this row was worked on
 

@@ -3,8 +3,8 @@
 Several libraries collect telemetry, ask for updates or look for newer files unless they are told not to, and most read
 that once, when they are imported: importing onnxruntime is enough for a device identifier on the disk and a question to
 the name server. So `batchcap/__init__.py` applies this module before any other import. Child processes inherit the
-environment; programs that run without batchcap are handed `environment()`. `export.hub` alone asks the network, and
-only for a hub name that a person gives.
+environment; programs that run without batchcap are handed `environment()`. Two parts alone ask the network:
+`export.hub`, for a hub name that a person gives, and `remote`, for addresses where `--allow-remote` was given.
 """
 
 import os

@@ -21,17 +21,19 @@ class FileAt:
         offset: byte of the file that the image begins with.
         size: bytes of the image; None: all from `offset` to the end of the file.
         if_missing: what the error message says besides, if there is no such file.
+        version: of a file at an address, which may have another one by the time that it is read; empty: any.
     """
 
     path: str
     offset: int = 0
     size: int | None = None
     if_missing: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An image that would have to be fetched. batchcap works offline: reading it is refused."""
+    """An image that would have to be fetched, which the job is not to do, or can't: reading it is refused."""
 
     url: str
 

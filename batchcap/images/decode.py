@@ -14,8 +14,8 @@ from batchcap.images.colour import to_rgb
 from batchcap.images.plugins import open_with_plugin
 from batchcap.images.silence import silence
 from batchcap.inputs.content import FORMATS, not_an_image
+from batchcap.inputs.tiff_tags import TIFF
 
-_TIFF = (b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+")
 _JPEG2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 
 # What Pillow's parsers raise on damaged bytes, apart from its own errors.
@@ -126,7 +126,7 @@ def _require_size(image: Image.Image, max_pixels: int) -> None:
 
 def _require_parts(encoded: bytes, max_pixels: int) -> None:
     """Refuse what makes the libraries take memory for other things than the pixels."""
-    if encoded.startswith(_TIFF):
+    if encoded.startswith(TIFF):
         if tiff.tile_px(encoded) > max_pixels:
             message = f"a tile of the image has more than {max_pixels:,} pixels (--max-image-pixels)"
             raise RowError(ErrorKind.TOO_LARGE, message)

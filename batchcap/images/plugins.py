@@ -7,20 +7,27 @@ from functools import cache
 from PIL import Image, UnidentifiedImageError
 
 from batchcap.images import jxl
-from batchcap.inputs.content import PREFIX_BYTES, plugin_for
-from batchcap.inputs.plugins import HEIF, JXL, Plugin
+from batchcap.inputs.content import plugin_for
+from batchcap.inputs.plugins import HEIF, JXL, RAW, Plugin
 
 
 def open_with_plugin(encoded: bytes, max_pixels: int) -> Image.Image | None:
-    """The image, not loaded yet, if a package that is there reads such; else None.
+    """The image, not loaded yet, if it is one that a package reads; None if Pillow reads it without any.
 
     Raises:
         Image.DecompressionBombError: its header says that it takes more memory than an image of `max_pixels`.
-        UnidentifiedImageError: the package does not know it.
+        RowError: CORRUPT.
+        UnidentifiedImageError: the package does not know it, or is not there.
     """
-    plugin = plugin_for(encoded[:PREFIX_BYTES])
-    if plugin is None or not plugin.is_installed or not _is_registered(plugin):
+    plugin = plugin_for(encoded)
+    if plugin is None:
         return None
+    if not plugin.is_installed or not _is_registered(plugin):  # Pillow would take the thumbnail of a raw file
+        raise UnidentifiedImageError(plugin.noun)
+    if plugin is RAW:
+        from batchcap.images.raw import open_raw  # noqa: PLC0415 - its package may not be there
+
+        return open_raw(encoded, max_pixels)
     if plugin is JXL and jxl.samples(encoded) > jxl.SAMPLES_PER_PIXEL * max_pixels:  # its opener decodes
         raise Image.DecompressionBombError
     try:
@@ -42,7 +49,11 @@ def _register_jxl() -> None:
     JpegXLImagePlugin.DECODE_THREADS = 0
 
 
-_REGISTER: dict[Plugin, Callable[[], None]] = {HEIF: _register_heif, JXL: _register_jxl}
+def _load_rawpy() -> None:
+    import rawpy  # noqa: F401, PLC0415 - as above
+
+
+_REGISTER: dict[Plugin, Callable[[], None]] = {HEIF: _register_heif, JXL: _register_jxl, RAW: _load_rawpy}
 
 
 @cache

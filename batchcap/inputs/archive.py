@@ -11,16 +11,20 @@ from typing import Any, BinaryIO, ClassVar
 import pyarrow as pa
 
 from batchcap.config import InputConfig
+from batchcap.core.address import address_of
 from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import ImageRow
 from batchcap.core.sources import ImageRef, Piece
 from batchcap.inputs.archive_layout import ArchiveLayout, archive_layout
 from batchcap.inputs.beside import MAX_TEXT_BYTES
 from batchcap.inputs.columns import quoted, shown
+from batchcap.inputs.index_cache import index_of
 from batchcap.inputs.members import CLASS, KEY_COLUMN, SIDECARS, is_image
+from batchcap.inputs.plugins import RAW
 from batchcap.inputs.reader import PassthroughColumns, Reader
-from batchcap.inputs.samples import Sample, StoredMember, fault_of, is_number, read_samples
+from batchcap.inputs.samples import Sample, StoredMember, fault_of, has_image, is_number, read_samples
 from batchcap.inputs.source import source_name
+from batchcap.inputs.storage import open_binary
 from batchcap.inputs.table import readable
 
 log = logging.getLogger(__name__)
@@ -54,9 +58,9 @@ def open_regular(path: Path) -> BinaryIO:
         UsageError: it is no regular file.
         OSError: the disk can't be read.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    if address_of(path) is None and not stat.S_ISREG(path.stat().st_mode):
         raise UsageError(f"{shown(path)} is a pipe, socket or device, not an archive: leave it out")
-    return path.open("rb")
+    return open_binary(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,11 @@ class ArchiveFiles(Reader):
     """Archives of one format.
 
     Attributes:
+        index_name: what its index is kept as; another name is another index.
         found_in_folders: an archive beside images is a copy of them more often than not: it is taken where it is named.
     """
 
+    index_name: ClassVar[str]
     found_in_folders: ClassVar[bool] = False
 
     def __init__(self, config: InputConfig, own_columns: frozenset[str] = frozenset()) -> None:
@@ -101,15 +107,26 @@ class ArchiveFiles(Reader):
         self._columns: _Opened | None = None
         self._told: set[tuple[Path, str]] = set()  # archives and columns that a warning has told of
 
-    @staticmethod
-    @abstractmethod
-    def index(path: Path) -> pa.Table:
-        """The samples of an archive; see `IndexBuilder`.
+    @classmethod
+    def index(cls, path: Path) -> pa.Table:
+        """The samples of an archive; see `IndexBuilder`. It is read once, and an index is kept.
+
+        Camera raw files are images only where no others are: jobs that were begun before they were read go on with
+        the rows they have, and one that lies beside its JPEG is the same photograph.
 
         Raises:
             UsageError: it can't be read.
             OSError: the disk can't be read.
         """
+        index = index_of(path, cls.index_name, lambda: cls.build_index(path, with_raws=False))
+        if not RAW.is_installed or has_image(index):
+            return index
+        return index_of(path, f"{cls.index_name}-raw", lambda: cls.build_index(path, with_raws=True))
+
+    @staticmethod
+    @abstractmethod
+    def build_index(path: Path, *, with_raws: bool) -> pa.Table:
+        """The samples; raises as `index`."""
 
     @abstractmethod
     def open_contents(self, path: Path) -> Contents:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchcap.core.address import address_of
 from batchcap.inputs.columns import shown
 from batchcap.inputs.index_cache import index_of
+from batchcap.inputs.storage import open_binary
 from batchcap.inputs.table import Table, readable, require_names
 from batchcap.inputs.table_files import TableFiles
 
@@ -32,7 +34,7 @@ class ArrowTable(Table):
     def __init__(self, path: Path) -> None:
         self.path = path
         with readable(path, self.noun):
-            self._mapped = pa.memory_map(str(path))
+            self._mapped = _opened(path)
             magic = self._mapped.read(len(_FILE_MAGIC))
             if magic.startswith(_FEATHER_V1_MAGIC):
                 raise pa.ArrowInvalid("it has the old Feather format, version 1: write it again with version 2")
@@ -93,6 +95,10 @@ class ArrowTable(Table):
             yield offset, pa.ipc.read_record_batch(message, self.schema).num_rows
 
 
+def _opened(path: Path) -> pa.NativeFile:
+    return pa.memory_map(str(path)) if address_of(path) is None else pa.PythonFile(open_binary(path), mode="r")
+
+
 class ArrowFiles(TableFiles):
     """Arrow files, each row of which has an image or says where it is."""
 
@@ -119,7 +125,8 @@ def files_of_dataset(folder: Path) -> frozenset[str] | None:
     Other Arrow files there are caches of `datasets`.
     """
     try:
-        state: Any = json.loads((folder / _DATASET_STATE).read_text(encoding="utf-8"))
+        with open_binary(folder / _DATASET_STATE) as file:
+            state: Any = json.loads(file.read().decode())
         return frozenset(str(one["filename"]) for one in state[_DATASET_FILES])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

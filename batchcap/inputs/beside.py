@@ -1,10 +1,10 @@
 """Owns the text that lies beside an image: `a.txt` and `a.json` beside `a.jpg`, as trainers of LoRA models keep it."""
 
-import os
 from collections.abc import Container
 from pathlib import Path
 
 from batchcap.core.errors import ErrorKind, RowError
+from batchcap.inputs.storage import is_regular, names_in, open_binary
 
 # Of one cell of a carried column; a part holds a thousand rows of them.
 MAX_TEXT_BYTES = 1 << 20
@@ -18,8 +18,7 @@ def extensions_in(folder: Path, wanted: Container[str]) -> list[str]:
     if not asked:
         return []
     try:
-        with os.scandir(folder) as entries:
-            found = {entry.name.rpartition(".")[2] for entry in entries}
+        found = {name.rpartition(".")[2] for name in names_in(folder)}
     except OSError:  # its images fail, and tell why
         return []
     return [name for name in asked if name in found]
@@ -35,9 +34,9 @@ def text_beside(image: Path, extension: str) -> str | None:
     if path == image:
         return None
     try:
-        if not path.is_file():  # a pipe with such a name would be waited for without an end
+        if not is_regular(path):
             return None
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             content = file.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise RowError(ErrorKind.UNREADABLE, error.strerror or type(error).__name__) from None

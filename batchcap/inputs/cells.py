@@ -2,14 +2,18 @@
 
 import base64
 import os
+import posixpath
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
+from batchcap.core.address import PROTOCOLS, address_of, canonical, is_remote, path_of
 from batchcap.core.errors import ErrorKind, UsageError
 from batchcap.core.sources import Address, Bytes, FileAt, ImageRef
 from batchcap.core.text import is_address, one_line, shown_name
 from batchcap.inputs.content import base64_image
+from batchcap.inputs.storage import shown_path
 
 # No path is longer on Linux; what a column of something else holds may be.
 MAX_PATH = 4096
@@ -19,35 +23,93 @@ _QUOTES = "\"'`“”\u2018\u2019«»"
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _FILE_URI = re.compile(r"(?i)file:(//(localhost)?)?(?P<path>/[^/].*)", re.DOTALL)
 _URL_SAFE = str.maketrans("-_", "+/")
+_FETCHED = ", ".join(f"{protocol}://" for protocol in PROTOCOLS)
 _PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
 _VARIABLE = re.compile(r"\$\w|\$\{|%\w+%")
 
 
-def image_of_text(cell: str, folder: Path, allowed_root: str | None) -> ImageRef | tuple[ErrorKind, str]:
+@dataclass(frozen=True, slots=True)
+class PathBase:
+    """What the paths of a manifest start from, and where they may lead.
+
+    Attributes:
+        folder: that relative paths start from.
+        allowed_root: real path, or address, of the folder that paths must not lead out of; None: they may lead
+            anywhere.
+        may_fetch: whether addresses are fetched.
+    """
+
+    folder: Path
+    allowed_root: str | None = None
+    may_fetch: bool = False
+
+
+def path_base(image_root: str | None, folder: Path, *, may_fetch: bool) -> PathBase:
+    """The base of a manifest's paths.
+
+    Args:
+        image_root: the `--image-root` that was given.
+        folder: of the manifest.
+        may_fetch: whether addresses are fetched.
+
+    Raises:
+        UsageError: `--image-root` is no folder.
+    """
+    if not image_root:
+        return PathBase(folder, None, may_fetch)
+    if not is_remote(image_root):
+        root = _image_root_at(image_root)
+        return PathBase(root, str(root.resolve()), may_fetch)
+    address = canonical(image_root)
+    root_there = path_of(address) if may_fetch else None
+    if root_there is None:
+        what = "has `//` or `..` in it" if may_fetch else "is an address: give --allow-remote, too"
+        raise UsageError(f"--image-root {shown_name(image_root)} {what}")
+    return PathBase(root_there, address, may_fetch)
+
+
+def image_of_text(cell: str, base: PathBase) -> ImageRef | tuple[ErrorKind, str]:
     """The image that a cell holds as base64 text or a `data:` URI, or where it is; or why there is none.
 
     Args:
         cell: the text.
-        folder: that relative paths start from.
-        allowed_root: real path of the folder that paths must not lead out of; None: they may lead anywhere.
+        base: of the manifest's paths.
     """
+    folder, allowed_root = base.folder, base.allowed_root
     if (embedded := _embedded(cell, folder)) is not None:
         return embedded
     if (local := _path_of_uri(cell)) is not None:
         cell = local
     elif is_address(cell):
-        return Address(cell)
+        return _image_at(cell, base) if base.may_fetch and is_remote(cell) else Address(cell)
     if (reason := why_no_path(cell)) is not None:
         return ErrorKind.MISSING, reason
+    if (address := address_of(folder)) is not None and not cell.startswith("/"):
+        protocol, _mark, rest = f"{address}/{cell.replace(chr(92), '/')}".partition("://")
+        return _image_at(f"{protocol}://{posixpath.normpath(rest)}", base)
     if "\\" in cell and not _WINDOWS.match(cell) and not os.path.lexists(os.path.join(folder, cell)):  # noqa: PTH118
         cell = cell.replace("\\", "/")
     file, hint = os.path.join(folder, cell), hint_at(cell)  # noqa: PTH118 - pathlib interns each name
     if allowed_root is not None and "\0" not in cell:  # with a NUL it is no path at all, as the image stage says
         real = os.path.realpath(file)
-        if os.path.commonpath([real, allowed_root]) != allowed_root:
-            reason = f"{shown_cell(cell)}: leads out of --image-root {shown_name(str(folder))}"
+        if is_remote(allowed_root) or os.path.commonpath([real, allowed_root]) != allowed_root:
+            reason = f"{shown_cell(cell)}: leads out of --image-root {shown_name(shown_path(folder))}"
             return ErrorKind.REFUSED, f"{reason}; {hint}" if hint else reason
     return FileAt(file, if_missing=hint)
+
+
+def _image_at(address: str, base: PathBase) -> FileAt | tuple[ErrorKind, str]:
+    """The image at an address."""
+    root = base.allowed_root
+    if root is not None and not _plain_address(address).startswith(f"{root}/"):
+        return ErrorKind.REFUSED, f"{shown_cell(address)}: leads out of --image-root {shown_name(root)}"
+    return FileAt(address)
+
+
+def _plain_address(address: str) -> str:
+    """An address with `.` and `..` followed, as the server may do."""
+    protocol, _mark, rest = unquote(address).partition("://")
+    return f"{protocol.lower()}://{posixpath.normpath(rest)}"
 
 
 def _embedded(cell: str, folder: Path) -> Bytes | tuple[ErrorKind, str] | None:
@@ -60,7 +122,7 @@ def _embedded(cell: str, folder: Path) -> Bytes | tuple[ErrorKind, str] | None:
         content = unquote(content)
     elif base64_image(text) is None:
         return None
-    elif len(cell) <= _MAX_NAME and os.path.lexists(os.path.join(folder, cell)):  # noqa: PTH118
+    elif len(cell) <= _MAX_NAME and address_of(folder) is None and os.path.lexists(os.path.join(folder, cell)):  # noqa: PTH118
         return None  # the name of a file, whatever it looks like
     else:
         content = text
@@ -77,7 +139,7 @@ def _path_of_uri(cell: str) -> str | None:
     return unquote(match["path"]) if match else None
 
 
-def image_root_at(name: str) -> Path:
+def _image_root_at(name: str) -> Path:
     """The folder that `--image-root` names.
 
     Raises:
@@ -106,7 +168,9 @@ def why_no_file(address: str) -> str:
     """The error message for an address."""
     if address.lower().startswith("file:"):
         return f"{shown_cell(address)}: is a file:// address of another machine: write where the file is on this one"
-    return f"{shown_cell(address)}: batchcap works offline and fetches nothing; download it first"
+    if is_remote(address):
+        return f"{shown_cell(address)}: is an address; give --allow-remote to fetch it, or download it first"
+    return f"{shown_cell(address)}: is an address that batchcap can't fetch ({_FETCHED} it can); download it first"
 
 
 def hint_at(cell: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
 from batchcap.core.text import one_line, shown_name
+from batchcap.inputs.storage import shown_path
 
 # How much of other people's column names a message shows.
 _SHOWN_NAMES, _SHOWN_LETTERS = 8, 40
@@ -47,7 +48,7 @@ def require_columns(config: InputConfig, found: Collection[str], *, has_tables: 
 
 def shown(path: Path) -> str:
     """A file's name in a message."""
-    return shown_name(str(path))
+    return shown_name(shown_path(path))
 
 
 def cut(text: str) -> str:

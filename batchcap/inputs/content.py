@@ -8,7 +8,8 @@ import re
 from PIL import Image
 
 from batchcap.core.text import one_line
-from batchcap.inputs.plugins import HEIF, JXL, Plugin
+from batchcap.inputs.plugins import HEIF, JXL, RAW, Plugin
+from batchcap.inputs.raw_files import raw_suffix
 
 # What people keep images in. Pillow knows more, among them formats without a signature, which would take any text
 # file for an image, and ones that start other programs (EPS); none of them gets at untrusted bytes.
@@ -38,13 +39,6 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"AT&TFORM", "a DjVu document", _CONVERT),
     (b"icns", "an Apple icon", _CONVERT),
     (b"/* XPM */", "an XPM image", _CONVERT),
-    (b"FUJIFILMCCD-RAW", "a camera raw file (Fujifilm)", _CONVERT),
-    (b"II\x1a\0\0\0HEAPCCDR", "a camera raw file (Canon)", _CONVERT),
-    (b"IIRO", "a camera raw file (Olympus)", _CONVERT),
-    (b"IIRS", "a camera raw file (Olympus)", _CONVERT),
-    (b"IIU\0", "a camera raw file (Panasonic)", _CONVERT),
-    (b"\0MRM", "a camera raw file (Minolta)", _CONVERT),
-    (b"FOVb", "a camera raw file (Sigma)", _CONVERT),
     (b"%PDF", "a PDF document", "convert its pages to JPEG or PNG"),
     (b"%!PS", "a PostScript document", "convert its pages to JPEG or PNG"),
     (b"PK\x03\x04", "a zip archive or an Office document", _UNPACK),
@@ -103,7 +97,7 @@ def _has_known_signature(encoded: bytes) -> bool:
 def other_format(encoded: bytes) -> str | None:
     """What bytes are that begin as no image that is read, and what to do; None where the beginning says nothing."""
     prefix = encoded[:PREFIX_BYTES]
-    if (plugin := plugin_for(prefix)) is not None:
+    if (plugin := plugin_for(encoded)) is not None:
         damaged = f"that is damaged or of a kind that its reader does not know: {_CONVERT}"
         return f"{plugin.noun} {damaged}" if plugin.is_installed else f"{plugin.noun}: {plugin.advice}"
     for signature, name, advice in _SIGNATURES:
@@ -118,10 +112,17 @@ def other_format(encoded: bytes) -> str | None:
     return _markup(prefix)
 
 
-def plugin_for(prefix: bytes) -> Plugin | None:
-    """The package that reads images which begin so; None where Pillow reads them itself, or nothing does."""
+def plugin_for(encoded: bytes) -> Plugin | None:
+    """The package that reads such images; None where Pillow reads them itself, or nothing does.
+
+    Args:
+        encoded: a file's bytes, or the first `PREFIX_BYTES` of them.
+    """
+    prefix = encoded[:PREFIX_BYTES]
     if prefix.startswith(_JXL):
         return JXL
+    if raw_suffix(encoded) is not None:
+        return RAW
     if prefix[4:8] != b"ftyp":
         return None
     major, brands = _brands(prefix)
@@ -140,8 +141,6 @@ def _media(prefix: bytes) -> str | None:
     major, brands = _brands(prefix)
     if major in _AVIF or (major in (b"mif1", b"msf1") and brands & _AVIF):
         return None
-    if major == b"crx ":
-        return f"a camera raw file (Canon): {_CONVERT}"
     return "a sound file: leave it out" if major.startswith(b"M4A") else f"a video: {_VIDEO}"
 
 

@@ -10,18 +10,31 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from batchcap.config import InputConfig
+from batchcap.core.address import PROTOCOLS, address_of, is_remote, without_query
 from batchcap.core.errors import UsageError
 from batchcap.core.jobfolder import is_job_folder
 from batchcap.core.sources import Source
 from batchcap.core.text import is_address, printable_name, shown_name
 from batchcap.inputs.braces import expanded, has_range
-from batchcap.inputs.content import PREFIX_BYTES, not_an_image
+from batchcap.inputs.content import PREFIX_BYTES, not_an_image, plugin_for
 from batchcap.inputs.encoded import read_beginning
 from batchcap.inputs.imagefolder import PARQUET_NAME, describes_images
 from batchcap.inputs.reader import Reader
 from batchcap.inputs.registry import DEFAULT_READER, READERS, open_readers, readers_by_suffix
+from batchcap.inputs.remote_walk import RemoteWalk
 from batchcap.inputs.skipped import Skipped
-from batchcap.inputs.suffix import NOT_READ, UNREADABLE_IMAGE_SUFFIXES, suffix_of
+from batchcap.inputs.storage import (
+    FileStatus,
+    absolute,
+    as_path,
+    has_magic,
+    is_folder,
+    look_again,
+    name_in,
+    names_in,
+    status_of,
+)
+from batchcap.inputs.suffix import NOT_READ, RAW_SUFFIXES, UNREADABLE_IMAGE_SUFFIXES, suffix_of
 from batchcap.inputs.walk import Walk, asks_for_parts, fixed_part, folder_above
 
 log = logging.getLogger(__name__)
@@ -37,9 +50,9 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
     inputs lead to comes twice; the plan counts it once. A pattern without `**` that matches folders takes all that is
     in them. Skipped are hidden files and folders, `exclude`, and what is counted in `Skipped`, which is logged. A file
     that is named itself is taken whatever its extension is, also by a pattern that ends with one (`*.dat`), and so are
-    the parts of job folders by a pattern that ends in `part-*.parquet`. Kinds that are not `found_in_folders` are taken
-    in these ways only. A table that a table format keeps (Delta Lake, Hudi, Iceberg) is refused where a folder is
-    searched, unless the job was begun: it may have such rows.
+    the parts of job folders by a pattern that ends in `part-*.parquet`. Kinds that are not `found_in_folders`, and
+    camera raw files beside an image of the same name, are taken in these ways only. A table that a table format keeps
+    (Delta Lake, Hudi, Iceberg) is refused where a folder is searched, unless the job was begun: it may have such rows.
 
     Args:
         config: the inputs.
@@ -56,16 +69,15 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
             table format; a table can't be read, or all of them are empty.
     """
     is_begun = is_job_folder(exclude)  # asked before the first source: then the folder is made
-    for given in config.inputs:
-        for name in _names_of(given):
-            _require_input(name)
+    look_again()
+    _require_inputs(config)
     rows = 0
     nouns = dict[str, None]()  # of the sources, in their order
     readers, warnings = open_readers(config), _Warnings()
     for name in config.inputs:
         search = _Search(os.path.realpath(exclude), readers, takes_tables=is_begun)
         found = False
-        for source in search.given(name):
+        for source in _told(name, search.given(name)):
             found = True
             rows += source.rows
             nouns[READERS[source.kind].noun] = None
@@ -82,23 +94,52 @@ def discover(config: InputConfig, exclude: Path, skipped: Skipped | None = None)
         raise UsageError(f"{what} in {', '.join(map(shown_name, config.inputs))} has a row: name files that have some")
 
 
+def _told(given: str, sources: Iterator[Source]) -> Iterator[Source]:
+    """The sources; what goes wrong with an address says which input it is."""
+    try:
+        yield from sources
+    except OSError as error:
+        if not is_remote(given):
+            raise
+        raise UsageError(f"the input {shown_name(without_query(given))}: {error.strerror or error}") from None
+
+
+def _require_inputs(config: InputConfig) -> None:
+    for given in config.inputs:
+        if is_address(given):
+            _require_address(given, may_fetch=config.allow_remote)
+        for name in _names_of(given):
+            _require_input(name)
+
+
 def _names_of(given: str) -> Iterator[str]:
     """The inputs that one stands for: itself, unless it has a range of numbers and nothing is there with that name."""
-    path = os.path.expanduser(given)
-    stands_for_several = has_range(given) and not os.path.lexists(path) and not _matches_any(path)
-    yield from expanded(given) if stands_for_several else (given,)
+    path = as_path(given)
+    is_itself = address_of(path) is None and (os.path.lexists(path) or _matches_any(path))
+    yield from expanded(given) if has_range(given) and not is_itself else (given,)
 
 
 def _matches_any(pattern: str) -> bool:
     return glob.has_magic(pattern) and next(glob.iglob(pattern, recursive=True), None) is not None
 
 
+def _require_address(name: str, *, may_fetch: bool) -> None:
+    if name.lower().startswith("file:"):
+        raise UsageError(f"{shown_name(name)} is an address: give the path of the file or folder itself")
+    if not is_remote(name):
+        known = ", ".join(f"{protocol}://" for protocol in PROTOCOLS)
+        raise UsageError(f"{shown_name(name)} is an address that batchcap can't fetch ({known} it can): download it")
+    if not may_fetch:
+        raise UsageError(
+            f"{shown_name(name)} is an address, and batchcap fetches nothing unless it is told to: give "
+            "--allow-remote, or download it and give the file"
+        )
+
+
 def _require_input(name: str) -> None:
-    if is_address(name):
-        if name.lower().startswith("file:"):
-            raise UsageError(f"{shown_name(name)} is an address: give the path of the file or folder itself")
-        raise UsageError(f"batchcap works offline and fetches nothing: download {shown_name(name)} and give the file")
-    path = os.path.expanduser(name)
+    path = as_path(name)
+    if address_of(path) is not None:
+        return  # asked for when its sources are found
     if os.path.lexists(path):
         folder = path
     elif glob.has_magic(path):
@@ -113,7 +154,8 @@ def _require_input(name: str) -> None:
     # A suffix that is known says what the file is meant to be; what it is its row says.
     known = readers_by_suffix().keys() | UNREADABLE_IMAGE_SUFFIXES | NOT_READ.keys()
     if suffix_of(path) not in known and (beginning := read_beginning(path, PREFIX_BYTES)) is not None:
-        what = not_an_image(beginning)
+        plugin = plugin_for(beginning)
+        what = not_an_image(beginning) if plugin is None or not plugin.is_installed else None
         if what is not None:
             raise UsageError(f"the input {shown_name(name)} is {what}")
 
@@ -146,19 +188,24 @@ class _Search:
         self._opened = opened
         self._takes_tables = takes_tables
         self._searched: set[tuple[str, str]] = set()  # kinds of sources, and the folders they were found in
-        self._walk = Walk(exclude, self.skipped.job_folders, self.skipped.datasets)
+        self._walk: Walk | RemoteWalk = Walk(exclude, self.skipped.job_folders, self.skipped.datasets)
         self._readers = readers_by_suffix()
+        self._stems: tuple[str, frozenset[str]] = "", frozenset()
 
     def given(self, given: str) -> Iterator[Source]:
         """The sources of an input; of one with a range of numbers the ids are relative to the folder above it."""
+        if is_remote(given):
+            self._walk = RemoteWalk()
         for name in _names_of(given):
-            path = os.path.expanduser(name)
+            path = as_path(name)
             base = None if name == given else folder_above(given)
-            if os.path.isdir(path):
+            if has_magic(path) and address_of(path) is not None:
+                yield from self._pattern(path, fixed_part(path) if base is None else base)
+            elif is_folder(path):
                 yield from self._folder(path, base)
-            elif os.path.lexists(path):
-                relative = os.path.basename(path) if base is None else os.path.relpath(path, base)
-                yield self._source(os.path.abspath(path), relative, suffix_of(path))
+            elif address_of(path) is not None or os.path.lexists(path):
+                relative = name_in(path) if base is None else os.path.relpath(path, base)
+                yield self._source(absolute(path), relative, suffix_of(name_in(path)))
             else:
                 yield from self._pattern(path, fixed_part(path) if base is None else base)
 
@@ -167,26 +214,26 @@ class _Search:
         names_suffix = bool(suffix) and not glob.has_magic(suffix)
         asked_for = [part for part in pattern.split(os.sep) if part.startswith("_")]
         for path in self._walk.matches(pattern, base):
-            if os.path.isdir(path):
+            if address_of(path) is None and os.path.isdir(path):
                 # With `**` the files below are matches themselves.
                 if "**" not in pattern:
                     yield from self._folder(path, base, asked_for)
                 continue
             relative, suffix = os.path.relpath(path, base), suffix_of(path)
             if self._is_wanted(path, relative, suffix, asked_for, names_suffix=names_suffix):
-                absolute = os.path.abspath(path)
-                if names_suffix or not self._is_metadata(absolute):
-                    yield self._source(absolute, relative, suffix)
+                full = absolute(path)
+                if names_suffix or not self._is_metadata(full):
+                    yield self._source(full, relative, suffix)
                 else:
-                    yield from self._metadata(absolute, relative, suffix)
+                    yield from self._metadata(full, relative, suffix)
 
     def _folder(self, folder: str, base: str | None = None, asked_for: Sequence[str] = ()) -> Iterator[Source]:
         """The sources below a folder; their ids are relative to `base`, or to the folder."""
         above = "" if base is None else os.path.relpath(folder, base)
-        absolute = os.path.abspath(folder)
-        for name in self._walk.below(absolute):
+        full = absolute(folder)
+        for name in self._walk.below(full):
             relative, suffix = os.path.join(above, name), suffix_of(name)
-            path = os.path.join(absolute, name)
+            path = os.path.join(full, name)
             if self._is_wanted(path, relative, suffix, asked_for):
                 if self._is_metadata(path):
                     yield from self._metadata(path, relative, suffix)
@@ -235,6 +282,8 @@ class _Search:
         is_of_a_table = reader is not None and reader.is_container
         if internal and (is_of_a_table or _WRITERS_FOLDERS.intersection(internal)):
             self.skipped.internal += 1
+        elif not names_suffix and suffix in RAW_SUFFIXES and reader is not None and self._has_image_beside(path):
+            self.skipped.raws += 1
         elif names_suffix or reader is not None:
             return True
         elif suffix in UNREADABLE_IMAGE_SUFFIXES:
@@ -245,6 +294,16 @@ class _Search:
             self.skipped.others[shown_name(suffix)] += 1
         return False
 
+    def _has_image_beside(self, path: str) -> bool:
+        """Whether a camera raw file lies beside an image of the same name, as cameras write two files of a photograph.
+
+        Both would be captioned alike, and have one caption file.
+        """
+        folder, name = os.path.split(path)
+        if folder != self._stems[0]:
+            self._stems = folder, _stems(folder)
+        return os.path.splitext(name)[0] in self._stems[1]
+
     def _source(self, path: str, relative: str, suffix: str) -> Source:
         """The source at an absolute path."""
         reader = self._readers.get(suffix)
@@ -252,15 +311,23 @@ class _Search:
             if suffix in NOT_READ:
                 raise UsageError(f"{shown_name(path)} {NOT_READ[suffix]}")
             reader = DEFAULT_READER
-        try:
-            status = os.stat(path)
-            size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
-        except OSError:  # reading its rows tells what is wrong
-            size_bytes = mtime_ns = 0
         file = Path(path)
-        return Source(
-            printable_name(relative), file, reader.kind, self._opened[reader.kind].count(file), size_bytes, mtime_ns
-        )
+        try:
+            status = status_of(file)
+        except OSError:  # reading its rows tells what is wrong
+            if address_of(path) is not None:
+                raise
+            status = FileStatus(0, 0)
+        return Source(printable_name(relative), file, reader.kind, self._opened[reader.kind].count(file), *status)
+
+
+def _stems(folder: str) -> frozenset[str]:
+    """Names without extension of the images in a folder that are no camera raw files."""
+    others = DEFAULT_READER.suffixes - RAW_SUFFIXES
+    try:
+        return frozenset(os.path.splitext(name)[0] for name in names_in(Path(folder)) if suffix_of(name) in others)
+    except OSError:
+        return frozenset()
 
 
 def _internal_names(relative: str, asked_for: Sequence[str]) -> list[str]:

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from batchcap.core.errors import ErrorKind, RowError
+from batchcap.core.address import address_of
+from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import EncodedImage, ImageRow
 from batchcap.core.sources import Address, Bytes, FileAt, ImageRef
 from batchcap.inputs.cells import why_no_file
+from batchcap.inputs.source import source_name
 
 # No image within the pixel limit needs more; what is larger is no image, and would not fit in memory.
 MAX_ENCODED_MIB = 1024
@@ -65,6 +67,31 @@ def _bytes_of(image: ImageRef) -> bytes:
 
 
 def _read_file(image: FileAt) -> bytes:
+    address = address_of(image.path)
+    return _read_local(image) if address is None else _read_remote(image, address)
+
+
+def _read_remote(image: FileAt, address: str) -> bytes:
+    from batchcap.remote.attempts import NetworkError  # noqa: PLC0415 - only for addresses
+    from batchcap.remote.objects import read_range, read_whole  # noqa: PLC0415
+
+    try:
+        if image.size is None:
+            return read_whole(address, MAX_ENCODED_MIB * _MIB)
+        require_size("the encoded image", image.size)
+        found = read_range(address, image.offset, image.size, image.version)
+    except (UsageError, NetworkError) as error:
+        kind = ErrorKind.NETWORK if isinstance(error, NetworkError) else ErrorKind.REFUSED
+        raise RowError(kind, str(error)) from error
+    except OSError as error:
+        kind = ErrorKind.MISSING if error.errno in _NOT_THERE else ErrorKind.UNREADABLE
+        raise RowError(kind, f"{source_name(address)}: {error.strerror or error}") from error
+    if len(found) < image.size:
+        raise RowError(ErrorKind.CORRUPT, f"{source_name(address)}: it ends before the image does")
+    return found
+
+
+def _read_local(image: FileAt) -> bytes:
     path, if_missing = image.path, image.if_missing
     try:
         _require_regular(path, Path(path).stat().st_mode)

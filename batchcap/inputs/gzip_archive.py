@@ -6,6 +6,7 @@ in one pass and kept in the cache folder; without it everything before an offset
 
 import gzip
 import io
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -13,6 +14,7 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 
 from batchcap.inputs.index_cache import index_of
+from batchcap.inputs.storage import open_binary, status_of
 
 try:
     import indexed_gzip
@@ -50,14 +52,14 @@ def unpacked_by_offset(path: Path) -> tuple[BinaryIO, BinaryIO]:
     """
     points = index_of(path, _POINTS, lambda: _points(path))["points"].to_pylist() if has_points() else []
     for kept in points:
-        file = path.open("rb")
+        file = open_binary(path)
         with suppress(Exception):  # made by another version of the library
             spacing = _spacing(path)
             found = indexed_gzip.IndexedGzipFile(fileobj=file, auto_build=False, spacing=spacing, buffer_size=spacing)
             found.import_index(fileobj=io.BytesIO(kept))
             return cast("BinaryIO", found), file
         file.close()  # the library has moved in it past Python's buffer
-    file = path.open("rb")
+    file = open_binary(path)
     return unpacked(file), file
 
 
@@ -66,13 +68,16 @@ def _points(path: Path) -> pa.Table:
     found = io.BytesIO()
     points = []
     # It is given a file that is open: where it can't open one, it ends the process.
-    with path.open("rb") as file, suppress(Exception):  # it has errors of its own for each kind of damage
+    with open_binary(path) as file, suppress(Exception):  # it has errors of its own for each kind of damage
         with indexed_gzip.IndexedGzipFile(fileobj=file, spacing=_spacing(path)) as whole:
             whole.build_full_index()
+            # Of a file that ends within its checksum an index is made, with which nothing can be read.
+            whole.seek(-1, os.SEEK_END)
+            whole.read(1)
             whole.export_index(fileobj=found)
         points.append(found.getvalue())
     return pa.table({"points": pa.array(points, pa.large_binary())})
 
 
 def _spacing(path: Path) -> int:
-    return max(_MIN_SPACING_BYTES, path.stat().st_size // _MAX_POINTS)
+    return max(_MIN_SPACING_BYTES, status_of(path).size_bytes // _MAX_POINTS)

@@ -28,6 +28,7 @@ from batchcap.inputs.index_cache import index_of
 from batchcap.inputs.jsonl import JsonlTable
 from batchcap.inputs.parquet import ParquetTable
 from batchcap.inputs.reader import Unreadable
+from batchcap.inputs.storage import FileStatus, is_beside, is_regular, open_binary, status_of
 from batchcap.inputs.table import Table, readable
 from batchcap.inputs.table_layout import PATH, rank_of
 from batchcap.inputs.table_rows import SMALL_BATCH_ROWS, RowReader
@@ -65,8 +66,12 @@ class MetadataSearch:
     """
 
     def __init__(self, inputs: Sequence[str]) -> None:
-        self._roots = searched_folders(inputs)
+        self._inputs = inputs
         self._found: dict[Path, Path | None] = {}
+
+    @cached_property
+    def _roots(self) -> list[Path]:
+        return searched_folders(self._inputs)
 
     def above(self, folder: Path) -> Path | None:
         """The file that describes the images of a folder; None where there is none.
@@ -87,7 +92,7 @@ class MetadataSearch:
 
 
 def _metadata_in(folder: Path) -> Path | None:
-    found = [folder / name for name in _TABLES if os.path.lexists(folder / name)]
+    found = [folder / name for name in _TABLES if is_beside(folder / name)]
     found = [path for path in found if _may_describe(path) and key_columns(open_table(path).schema)]
     if len(found) > 1:
         log.warning("%s is read, and not %s beside it", shown(found[0]), listed(path.name for path in found[1:]))
@@ -103,15 +108,14 @@ def open_table(path: Path) -> Table:
     return _TABLES[path.name](path)
 
 
-def version_of(path: Path) -> tuple[int, int]:
+def version_of(path: Path) -> FileStatus:
     """What differs after a file has changed.
 
     Raises:
         UsageError: it can't be looked at.
     """
     with readable(path, _TABLES[path.name].noun):
-        status = path.stat()
-    return status.st_size, status.st_mtime_ns
+        return status_of(path)
 
 
 def key_columns(schema: pa.Schema) -> list[str]:
@@ -126,9 +130,9 @@ def key_columns(schema: pa.Schema) -> list[str]:
 def _may_describe(path: Path) -> bool:
     """Whether a file is worth to be read to its end: other programs have tables of such names, too."""
     with readable(path, _TABLES[path.name].noun):
-        if not path.is_file() or path.name == PARQUET_NAME:
-            return path.is_file()
-        with path.open("rb") as file:
+        if not is_regular(path) or path.name == PARQUET_NAME:
+            return is_regular(path)
+        with open_binary(path) as file:
             beginning = file.read(_BEGINNING_BYTES)
     return _KEY.encode() in beginning or beginning.startswith(UTF16_MARKS)
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from batchcap.core.atomic import atomic_file
 from batchcap.core.cache import cache_folder
 from batchcap.core.errors import StorageError, UsageError
+from batchcap.inputs.storage import absolute, status_of
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def index_of(file: Path, name: str, build: Callable[[], pa.Table]) -> pa.Table:
     Raises:
         OSError: the file can't be looked at.
     """
-    status = file.stat()
-    key = f"{name}\0{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
+    status = status_of(file)
+    key = f"{name}\0{absolute(str(file))}\0{status.size_bytes}\0{status.changed_ns}"
     place = _place_of(hashlib.sha256(os.fsencode(key)).hexdigest())
     if place is not None and (kept := _read(place)) is not None:
         return kept

@@ -6,6 +6,7 @@ from batchcap.core.errors import ErrorKind
 from batchcap.core.text import printable_name
 from batchcap.inputs.cells import MAX_PATH
 from batchcap.inputs.files import ImageFiles
+from batchcap.inputs.suffix import RAW_SUFFIXES
 
 # Members beside an image that are columns, named by their extension.
 SIDECARS = ("txt", "json", "cls", "caption", "text")
@@ -78,6 +79,12 @@ def key_and_extension(name: str) -> tuple[str, str]:
     return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :].lower())
 
 
-def is_image(extension: str) -> bool:
-    """Whether an extension, or the end of a compound one (`left.jpg`), is that of an image."""
-    return f".{extension.rpartition('.')[2]}" in ImageFiles.suffixes
+def is_image(extension: str, *, with_raws: bool = True) -> bool:
+    """Whether an extension, or the end of a compound one (`left.jpg`), is that of an image.
+
+    Args:
+        extension: without its dot, in lower case.
+        with_raws: whether a camera raw file is one, where its reader is there.
+    """
+    suffix = f".{extension.rpartition('.')[2]}"
+    return suffix in ImageFiles.suffixes and (with_raws or suffix not in RAW_SUFFIXES)

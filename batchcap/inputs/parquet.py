@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchcap.inputs.columns import shown
+from batchcap.inputs.storage import source_for_arrow
 from batchcap.inputs.table import Table, readable, require_names
 from batchcap.inputs.table_files import TableFiles
 from batchcap.inputs.tables import table_above
@@ -54,7 +55,7 @@ class ParquetFiles(TableFiles):
     def count_records(cls, path: Path) -> int:
         """Rows of a file, of which only the footer is read."""
         with readable(path, ParquetTable.noun):
-            return sum(row_group_sizes(pq.read_metadata(path)))
+            return sum(row_group_sizes(pq.read_metadata(source_for_arrow(path))))
 
     @staticmethod
     def open_table(path: Path) -> ParquetTable:
@@ -85,7 +86,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """
     # Checksums are verified where a file has them: an image with a flipped bit would be another image.
     return pq.ParquetFile(
-        path,
+        source_for_arrow(path),
         memory_map=False,
         buffer_size=1 << 20,
         coerce_int96_timestamp_unit="us",

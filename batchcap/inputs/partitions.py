@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from batchcap.core.text import printable_name
 from batchcap.inputs.reader import Unreadable
+from batchcap.inputs.storage import is_beside
 from batchcap.inputs.table import Table
 
 # What Hugging Face `datasets` keeps the names of splits in, beside a folder for each of them.
@@ -26,7 +27,7 @@ def partition_values(folder: Path) -> dict[str, str | None]:
     All are text: of `year=2024` and `year=unknown` one column must be made.
     """
     found: dict[str, str | None] = {}
-    if (folder.parent / _SPLITS).is_file():
+    if is_beside(folder.parent / _SPLITS):
         found["split"] = printable_name(folder.name)
     for name in (folder.name, *(above.name for above in folder.parents)):
         key, sign, value = name.partition("=")

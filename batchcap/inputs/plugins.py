@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 
-from batchcap.inputs.suffix import suffix_set
+from batchcap.inputs.suffix import RAW_SUFFIXES, suffix_set
 
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A package with which Pillow reads more formats.
+    """A package with which more formats are read.
 
     Attributes:
-        format: Pillow's name for what it reads.
+        format: Pillow's name for what it reads, where Pillow uses it.
         noun: such an image in messages.
         module: the package as it is imported.
         extra: the extra of batchcap that installs it.
@@ -46,7 +46,8 @@ def _is_installed(module: str) -> bool:
 
 HEIF = Plugin("HEIF", "an HEIC image", "pillow_heif", "heif", suffix_set("heic heics heif heifs hif"))
 JXL = Plugin("JXL", "a JPEG XL image", "pillow_jxl", "jxl", suffix_set("jxl"))
-PLUGINS = (HEIF, JXL)
+RAW = Plugin("", "a camera raw file", "rawpy", "raw", RAW_SUFFIXES)
+PLUGINS = (HEIF, JXL, RAW)
 
 
 def plugin_suffixes() -> frozenset[str]:

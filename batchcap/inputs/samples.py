@@ -107,10 +107,12 @@ class IndexBuilder:
     Args:
         fields: those of `Member` that the index keeps beside offset and size; whole numbers.
         is_grouped: whether members with one key are one sample.
+        with_raws: whether camera raw files are images.
     """
 
-    def __init__(self, fields: Sequence[str], *, is_grouped: bool) -> None:
+    def __init__(self, fields: Sequence[str], *, is_grouped: bool, with_raws: bool = True) -> None:
         self._fields = ("offset", "size", *fields)
+        self._with_raws = with_raws
         self._is_grouped = is_grouped
         self._pairing = Pairing()
         self._key: str | None = None  # of the open sample
@@ -156,7 +158,7 @@ class IndexBuilder:
 
     def _add(self, member: Member) -> None:
         key, extension = key_and_extension(member.name)
-        if extension not in SIDECARS and not is_image(extension):
+        if extension not in SIDECARS and not is_image(extension, with_raws=self._with_raws):
             return
         if not self._is_grouped:
             if self._pairing.ends_with(key, extension):
@@ -247,6 +249,12 @@ def _with_unique_keys(index: pa.Table) -> pa.Table:
         failures[row] = failures[row] or stored_fault((ErrorKind.REFUSED, reason))
     named = index.set_column(0, index.schema.field(0), pa.array(keys, pa.string()))
     return named.set_column(1, index.schema.field(1), pa.array(failures, pa.string()))
+
+
+def has_image(index: pa.Table) -> bool:
+    """Whether any member in an index is an image."""
+    extensions = (chunk.flatten().field("extension") for chunk in index["members"].chunks)
+    return any(name not in SIDECARS for names in extensions for name in names.unique().to_pylist())
 
 
 def read_samples(index: pa.Table, start: int, count: int) -> Iterator[list[Sample]]:

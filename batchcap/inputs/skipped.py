@@ -20,6 +20,7 @@ class Skipped:
     Attributes:
         images: files of known image types that can't be read, by suffix; one that two inputs lead to counts twice.
         others: other files, by suffix, among them those of kinds that are taken where they are named only.
+        raws: camera raw files beside an image of the same name.
         internal: files that a writer of tables has left unfinished or uses inside.
         job_folders: real paths of the job folders.
         datasets: real paths of the folders with images that batchcap has written.
@@ -27,6 +28,7 @@ class Skipped:
 
     images: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
+    raws: int = 0
     internal: int = 0
     job_folders: set[str] = field(default_factory=set)
     datasets: set[str] = field(default_factory=set)
@@ -35,6 +37,7 @@ class Skipped:
         """Count all that another one has, too."""
         self.images.update(other.images)
         self.others.update(other.others)
+        self.raws += other.raws
         self.internal += other.internal
         self.job_folders |= other.job_folders
         self.datasets |= other.datasets
@@ -52,6 +55,9 @@ class Skipped:
             tables = [suffix for suffix in self.others if suffix in readers_by_suffix()]
             hint = f"; name a {' or '.join(tables)} file itself to caption its rows" if tables else ""
             lines.append((logging.WARNING, text + hint))
+        if self.raws:
+            text = f"{_count(self.raws, 'camera raw file')} skipped with an image of the same name beside it"
+            lines.append((logging.INFO, f"{text}: name them to caption them, too, as in '**/*.dng'"))
         if self.internal:
             text = f"{_count(self.internal, 'file')} skipped that writers of tables leave unfinished or use inside"
             lines.append((logging.INFO, f"{text} (names that begin with _)"))

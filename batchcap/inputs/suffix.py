@@ -8,13 +8,21 @@ def suffix_set(extensions: str) -> frozenset[str]:
     return frozenset(f".{extension}" for extension in extensions.split())
 
 
+# Camera raw files. Not `.raw`: few are of cameras, most are samples without any header.
+RAW_SUFFIXES = suffix_set(
+    """
+    3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw orf pef raf rw2 rwl sr2 srf srw x3f
+    """
+)
 # Images that nothing here decodes. Found in a folder they are no rows, since nobody named them.
-UNREADABLE_IMAGE_SUFFIXES = suffix_set(
-    """
+UNREADABLE_IMAGE_SUFFIXES = (
+    suffix_set(
+        """
     heic heics heif heifs hif avci jxl jxr wdp hdp
-    3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f
-    ai djvu emf eps exr hdr pdf psb svg svgz wmf xcf
+    ai djvu emf eps exr hdr pdf psb raw svg svgz wmf xcf
     """
+    )
+    | RAW_SUFFIXES
 )
 # What holds images and yet is none: each of them would be one failed row, and nobody would know why.
 _ARCHIVE = (

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
-from batchcap.inputs.cells import image_root_at
+from batchcap.inputs.cells import PathBase, path_base
 from batchcap.inputs.columns import ALL_COLUMNS, column_options, cut, listed, output_names, quoted, shown
 from batchcap.inputs.table import list_value
 
@@ -27,8 +27,7 @@ class TableLayout:
         kept_as: their names in the output.
         rank: what the image column holds: `IMAGE_STRUCT`, `BYTES` or `PATH`, or lists of them.
         has_lists: whether its cells are lists.
-        image_root: folder that relative paths start from.
-        allowed_root: real path of the folder that paths must not lead out of; None: they may lead anywhere.
+        paths: what paths start from.
     """
 
     image: str
@@ -37,8 +36,7 @@ class TableLayout:
     kept_as: tuple[str, ...]
     rank: int
     has_lists: bool
-    image_root: Path
-    allowed_root: str | None
+    paths: PathBase
 
 
 def layout_of(
@@ -72,7 +70,6 @@ def layout_of(
         raise UsageError(f"column {quoted(image)} of {shown(path)} is {cut(str(kind.type))}: {advice}")
     kept = [name for name in names if name != image] if ALL_COLUMNS in config.keep_columns else config.keep_columns
     kept = list(dict.fromkeys(kept))
-    root = image_root_at(config.image_root) if config.image_root else None
     return TableLayout(
         image=image,
         id=config.id_column,
@@ -80,8 +77,7 @@ def layout_of(
         kept_as=output_names(path, kept, own_columns),
         rank=rank,
         has_lists=list_value(kind.type) is not None,
-        image_root=root or path.parent,
-        allowed_root=None if root is None else str(root.resolve()),
+        paths=path_base(config.image_root, path.parent, may_fetch=config.allow_remote),
     )
 
 

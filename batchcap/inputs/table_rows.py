@@ -297,7 +297,7 @@ def image_row(
         return ImageRow(index, name, source, row, Bytes(cell))
     if cell is None:
         return ImageRow(index, name, source, row)
-    found = image_of_text(cell, layout.image_root, layout.allowed_root)
+    found = image_of_text(cell, layout.paths)
     if isinstance(found, tuple):
         return ImageRow(index, name, source, row, failure=found)
     return ImageRow(index, name, source, row, found)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchcap.core.text import shown_name
+from batchcap.inputs.storage import matches_in, shown_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class FormatTable:
     @property
     def refusal(self) -> str:
         """What to say where its folder is searched."""
-        path = shown_name(str(self.path))
+        path = shown_name(shown_path(self.path))
         return (
             f"{self._beginning}. Export the current version of the table to Parquet and caption that: "
             f"{self.format.export.format(path=path)}. To caption all rows of its files, deleted ones too, name the "
@@ -74,8 +75,8 @@ class FormatTable:
     @property
     def _beginning(self) -> str:
         return (
-            f"{shown_name(str(self.path))} is {self.format.name} table: its folder also holds the files of deleted "
-            "rows and old versions"
+            f"{shown_name(shown_path(self.path))} is {self.format.name} table: its folder also holds the files of "
+            "deleted rows and old versions"
         )
 
 
@@ -86,7 +87,7 @@ def table_above(folder: Path) -> FormatTable | None:
     """
     for above in (folder, *folder.parents):
         for one in _FORMATS:
-            if next(above.glob(one.log), None):
+            if next(matches_in(above, one.log), None):
                 return FormatTable(above, one)
         if above.name != "data" and "=" not in above.name:
             break

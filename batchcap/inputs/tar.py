@@ -1,7 +1,6 @@
 """Owns tar archives as inputs, WebDataset's shards among them, also packed with gzip."""
 
 import logging
-import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,13 +13,12 @@ from batchcap.inputs.columns import shown
 from batchcap.inputs.content import PREFIX_BYTES, other_format
 from batchcap.inputs.encoded import require_size
 from batchcap.inputs.gzip_archive import has_points, is_gzip, unpacked, unpacked_by_offset
-from batchcap.inputs.index_cache import index_of
 from batchcap.inputs.samples import IndexBuilder, IsGroupedError, StoredMember
+from batchcap.inputs.storage import status_of, version_of
 from batchcap.inputs.tar_headers import DAMAGE_ERRORS, NoTarError, is_of_the_disk, tar_members
 
 log = logging.getLogger(__name__)
 
-_INDEX = "tar-1"
 _MAGIC = b"ustar"  # of one whose first header is damaged
 
 
@@ -28,11 +26,11 @@ class _TarContents(Contents):
     """A tar archive that is not packed: images are read from it where they are needed."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path = str(path)
+        self._path, self._version = str(path), version_of(path)
         self._file = file
 
     def image(self, member: StoredMember) -> ImageRef:
-        return FileAt(self._path, member.offset, member.size)
+        return FileAt(self._path, member.offset, member.size, version=self._version)
 
     def content(self, member: StoredMember) -> bytes:
         return _read(self._file, member)
@@ -78,13 +76,14 @@ class TarFiles(ArchiveFiles):
 
     kind = "tar"
     noun = "tar archive"
+    index_name = "tar-1"
     suffixes = frozenset({".tar", ".tar.gz", ".tgz"})
     _is_told = False
 
     @staticmethod
-    def index(path: Path) -> pa.Table:
+    def build_index(path: Path, *, with_raws: bool) -> pa.Table:
         """The samples, by one pass over the headers."""
-        return index_of(path, _INDEX, lambda: _index(path))
+        return _index(path, with_raws=with_raws)
 
     def open_contents(self, path: Path) -> Contents:
         """The archive; what is packed is read from points that are kept, else from its beginning."""
@@ -102,16 +101,18 @@ class TarFiles(ArchiveFiles):
         return _PackedContents(*unpacked_by_offset(path))
 
 
-def _index(path: Path) -> pa.Table:
+def _index(path: Path, *, with_raws: bool) -> pa.Table:
     with open_regular(path) as file:
         is_packed = is_gzip(file)
-        size = None if is_packed else os.fstat(file.fileno()).st_size
+        size = None if is_packed else status_of(path).size_bytes
         archive = unpacked(file) if is_packed else file
         try:
             try:
-                return IndexBuilder((), is_grouped=False).build(tar_members(archive, size, shown(path)))
+                builder = IndexBuilder((), is_grouped=False, with_raws=with_raws)
+                return builder.build(tar_members(archive, size, shown(path)))
             except IsGroupedError:
-                return IndexBuilder((), is_grouped=True).build(tar_members(archive, size, shown(path)))
+                builder = IndexBuilder((), is_grouped=True, with_raws=with_raws)
+                return builder.build(tar_members(archive, size, shown(path)))
         except NoTarError as error:
             file.seek(0)
             beginning = file.read(PREFIX_BYTES)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from batchcap.inputs.columns import shown
 from batchcap.inputs.index_cache import index_of
 from batchcap.inputs.reader import PassthroughColumns, Unreadable
+from batchcap.inputs.storage import is_regular, open_binary, status_of
 from batchcap.inputs.table import Table, readable
 from batchcap.inputs.table_files import TableFiles
 from batchcap.inputs.text_groups import (
@@ -120,8 +121,7 @@ class TextTable(Table):
     def __init__(self, path: Path) -> None:
         self.path = path
         with readable(path, self.noun):
-            status = path.stat()
-            self._index = _index_of(self, _Version(path, self.index_name, status.st_size, status.st_mtime_ns))
+            self._index = _index_of(self, _Version(path, self.index_name, *status_of(path)))
             self.schema = schema_of_index(self._index)
         self.group_rows = rows_of_index(self._index)
 
@@ -149,7 +149,7 @@ class TextTable(Table):
             hint = "; a quote that is not closed may be why" if self.rules.separator else ""
             yield Unreadable(place.rows, f"{reason}, and {MAX_RECORD_BYTES} are the most a row may have{hint}")
             return
-        with self.path.open("rb") as file:
+        with open_binary(self.path) as file:
             block = self._block(file, place)
         if not columns:
             yield pa.record_batch({"": pa.nulls(len(block.records))}).select([])
@@ -173,11 +173,11 @@ class TextTable(Table):
 
     def build_index(self) -> pa.Table:
         """The index; the only time that all of the file is read."""
-        if not self.path.is_file():
+        if not is_regular(self.path):
             raise pa.ArrowInvalid("it is no regular file")
         groups = []
-        with self.path.open("rb") as file, self.path.open("rb") as again:
-            if (size := self.path.stat().st_size) > _SLOW_BYTES:
+        with open_binary(self.path) as file, open_binary(self.path) as again:
+            if (size := status_of(self.path).size_bytes) > _SLOW_BYTES:
                 log.info("%s is read once to find its rows (%.1f GiB)", shown(self.path), size / (1 << 30))
             start, line, finder = self._begin(file)
             for group in groups_in(file, start, line, self.rules):

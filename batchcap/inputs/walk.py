@@ -10,6 +10,7 @@ from pathlib import Path
 from batchcap.core.jobfolder import is_job_folder, is_own_dataset
 from batchcap.core.text import shown_name
 from batchcap.inputs.braces import without_ranges
+from batchcap.inputs.storage import absolute, as_path, has_magic, is_folder
 
 log = logging.getLogger(__name__)
 
@@ -128,14 +129,14 @@ def asks_for_parts(pattern: str) -> bool:
 
 def folder_above(given: str) -> str:
     """The folder above the first range of numbers or wildcard of an input."""
-    above = os.path.dirname(without_ranges(os.path.expanduser(given))) or os.curdir
-    return fixed_part(above) if glob.has_magic(above) else above
+    above = os.path.dirname(without_ranges(as_path(given))) or os.curdir
+    return fixed_part(above) if has_magic(above) else above
 
 
 def searched_folders(inputs: Sequence[str]) -> list[Path]:
     """The folders that are searched for images, or hold those that are named: above them nothing is looked at."""
-    names = ((given, os.path.expanduser(given)) for given in inputs)
-    return [Path(os.path.abspath(path if os.path.isdir(path) else folder_above(given))) for given, path in names]
+    paths = ((given, as_path(given)) for given in inputs)
+    return [Path(absolute(path if is_folder(path) else folder_above(given))) for given, path in paths]
 
 
 def fixed_part(pattern: str) -> str:

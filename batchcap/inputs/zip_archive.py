@@ -20,7 +20,6 @@ from batchcap.inputs.archive import ArchiveFiles, Contents, open_regular
 from batchcap.inputs.columns import shown
 from batchcap.inputs.content import PREFIX_BYTES, other_format
 from batchcap.inputs.encoded import require_size
-from batchcap.inputs.index_cache import index_of
 from batchcap.inputs.members import (
     CLASS,
     MAX_CLASS_BYTES,
@@ -32,9 +31,9 @@ from batchcap.inputs.members import (
     key_and_extension,
 )
 from batchcap.inputs.samples import IndexBuilder, StoredMember
+from batchcap.inputs.storage import version_of
 from batchcap.inputs.zip_directory import BZIP2, LZMA, STORED, NoZipError, ZipDirectory
 
-_INDEX = "zip-1"
 _FIELDS = ("packed", "method", "crc")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_DICTIONARY_BYTES = 1 << 28
@@ -49,13 +48,13 @@ class _ZipContents(Contents):
     """A zip archive: what is stored is read where it is needed, what is packed is unpacked here."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path = str(path)
+        self._path, self._version = str(path), version_of(path)
         self._file = file
 
     def image(self, member: StoredMember) -> ImageRef:
         require_size("the encoded image", member.size)
         if member.method == STORED:
-            return FileAt(self._path, self._start(member), member.size)
+            return FileAt(self._path, self._start(member), member.size, version=self._version)
         return Bytes(self.content(member))
 
     def content(self, member: StoredMember) -> bytes:
@@ -111,25 +110,27 @@ class ZipFiles(ArchiveFiles):
 
     kind = "zip"
     noun = "zip archive"
+    index_name = "zip-1"
     suffixes = frozenset({".zip"})
 
     @staticmethod
-    def index(path: Path) -> pa.Table:
+    def build_index(path: Path, *, with_raws: bool) -> pa.Table:
         """The samples, of which only the directory is read, and classes."""
-        return index_of(path, _INDEX, lambda: _index(path))
+        return _index(path, with_raws=with_raws)
 
     def open_contents(self, path: Path) -> Contents:
         """The archive."""
         return _ZipContents(path, open_regular(path))
 
 
-def _index(path: Path) -> pa.Table:
+def _index(path: Path, *, with_raws: bool) -> pa.Table:
     with open_regular(path) as file:
         try:
             directory = ZipDirectory(file)
-            offsets, damages, is_grouped = _order(directory)
+            offsets, damages, is_grouped = _order(directory, with_raws=with_raws)
             members = _with_classes(map(directory.member_at, offsets), _ZipContents(path, file))
-            return IndexBuilder(_FIELDS, is_grouped=is_grouped).build(chain(members, damages))
+            builder = IndexBuilder(_FIELDS, is_grouped=is_grouped, with_raws=with_raws)
+            return builder.build(chain(members, damages))
         except NoZipError as error:
             file.seek(0)
             beginning = file.read(PREFIX_BYTES)
@@ -139,7 +140,7 @@ def _index(path: Path) -> pa.Table:
             raise UsageError(f"{shown(path)} {wrong}") from None
 
 
-def _order(directory: ZipDirectory) -> tuple[Iterable[int], list[Damage], bool]:
+def _order(directory: ZipDirectory, *, with_raws: bool) -> tuple[Iterable[int], list[Damage], bool]:
     """Where the entries of images and sidecars begin, what is damaged, and whether members of one key are a sample.
 
     If they are, they come together, wherever they lie: zip archives are made in any order, and nobody reads them from
@@ -153,7 +154,7 @@ def _order(directory: ZipDirectory) -> tuple[Iterable[int], list[Damage], bool]:
         offset, member = found
         key, extension = key_and_extension(member.name)
         is_sidecar = extension in SIDECARS
-        if (is_sidecar or is_image(extension)) and not is_passed_over(member.name):
+        if (is_sidecar or is_image(extension, with_raws=with_raws)) and not is_passed_over(member.name):
             offsets.append(offset)
             keys.append(hash(key))
             sidecars.append(is_sidecar)

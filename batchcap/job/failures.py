@@ -19,11 +19,12 @@ _AGAIN = "then run the same command with --retry failed"
 _ADVICE = {
     ErrorKind.MISSING: f"mount or copy the missing files, {_AGAIN}",
     ErrorKind.UNREADABLE: f"check the permissions and the disk, {_AGAIN}",
-    ErrorKind.REFUSED: "download the images and name the files, or give another --image-root",
+    ErrorKind.REFUSED: "give --allow-remote to fetch addresses, or another --image-root for paths that lead out of it",
     ErrorKind.NOT_AN_IMAGE: "check that the inputs are images; --image-column chooses another column of a table",
     ErrorKind.CORRUPT: f"the files may have been copied only in part: copy them again, {_AGAIN}",
     ErrorKind.TOO_LARGE: "raise --max-image-pixels if you trust the files, and add --retry failed",
     ErrorKind.BAD_SHAPE: "the model does not accept this aspect ratio: crop the images",
+    ErrorKind.NETWORK: f"check the network and whether the server can be reached, {_AGAIN}",
     ErrorKind.CRASHED: "memory may be short: try --profile small, or a longer --image-timeout, with --retry failed",
     ErrorKind.INTERNAL: "a bug in batchcap: run one image with --verbose and another --output to see more",
 }

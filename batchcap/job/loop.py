@@ -10,6 +10,7 @@ from batchcap.core.records import Outcome, Request
 from batchcap.engines.base import Engine
 from batchcap.engines.drive import drive
 from batchcap.job.monitor import Monitor
+from batchcap.job.outage import Outage
 from batchcap.job.recorder import Recorder
 from batchcap.job.stop import ShouldStop
 from batchcap.job.watchdog import Watchdog
@@ -21,7 +22,12 @@ STOP_GRACE_S = 1.5
 
 
 def caption_rows(
-    to_do: Iterator[Request], recorder: Recorder, engine: Engine, monitor: Monitor, should_stop: ShouldStop
+    to_do: Iterator[Request],
+    recorder: Recorder,
+    engine: Engine,
+    monitor: Monitor,
+    outage: Outage,
+    should_stop: ShouldStop,
 ) -> None:
     """Caption every row that is left, or until it is time to stop.
 
@@ -33,7 +39,7 @@ def caption_rows(
 
             def take(outcomes: list[Outcome]) -> None:
                 with watchdog.during("writing what is finished"):
-                    recorder.record(outcomes)
+                    recorder.record(outage.admit(outcomes))
                 monitor.watch(engine, recorder)
 
             drive(engine, watchdog.each("reading the inputs", to_do), take, should_stop)
@@ -44,11 +50,17 @@ def caption_rows(
                 STOP_GRACE_S,
             )
         grace_ends_s = time.perf_counter() + STOP_GRACE_S
-        drive(engine, iter(()), recorder.record, lambda: time.perf_counter() >= grace_ends_s)
+
+        def take_last(outcomes: list[Outcome]) -> None:
+            recorder.record(outage.admit(outcomes))
+
+        drive(engine, iter(()), take_last, lambda: time.perf_counter() >= grace_ends_s)
     except BaseException:
         # What arrived before the worker went, or the input, or our own mistake, is not lost with it.
         with suppress(StorageError):
             recorder.flush()
         raise
+    if not should_stop():  # else those rows are left for the next run, too
+        recorder.record(outage.release())
     recorder.flush()
     monitor.watch(engine, recorder)

@@ -20,6 +20,7 @@ from batchcap.inputs.passthrough import fitted_columns, passthrough_schema, requ
 from batchcap.inputs.reader import PassthroughColumns, Reader
 from batchcap.inputs.registry import open_readers
 from batchcap.inputs.source import source_name
+from batchcap.inputs.storage import is_there
 from batchcap.job.choice import choose_later_rows, choose_rows
 from batchcap.store.journal import Journal
 from batchcap.store.parts import SCHEMA, UNNAMED, output_schema
@@ -126,7 +127,7 @@ class Plan:
     def vanished(self) -> dict[str, str]:
         """Sources with rows that are gone, as the rows' `source` has them, and what each is called in messages."""
         sources = self._tables.sources(self._containers)
-        return {source_name(str(file)): self._readers[kind].noun for kind, file in sources if not file.exists()}
+        return {source_name(str(file)): self._readers[kind].noun for kind, file in sources if not is_there(file)}
 
     def changed(self) -> Iterator[ChangedSource]:
         """The sources that `extend` found to look otherwise than before, in the order of their rows."""
@@ -272,8 +273,8 @@ class Plan:
         """
         files = list(self._tables.sources(self._containers))
         for kind, file in chain(files, self._first_of_folders()):
-            is_there = kind not in self._containers or file.exists()
-            columns = self._readers[kind].passthrough(file) if is_there else None
+            is_left = kind not in self._containers or is_there(file)
+            columns = self._readers[kind].passthrough(file) if is_left else None
             if columns is not None:
                 yield self._readers[kind], columns
 

@@ -28,6 +28,7 @@ from batchcap.job.loop import caption_rows
 from batchcap.job.monitor import Monitor
 from batchcap.job.open_shards import OpenShards
 from batchcap.job.other_forms import OtherForms
+from batchcap.job.outage import Outage
 from batchcap.job.part_writer import PartWriter
 from batchcap.job.plan import Plan
 from batchcap.job.progress import Progress
@@ -219,8 +220,9 @@ class JobRun:
             progress.start(facts.total_rows or 0, recorder.counts.rows)
             to_do = shards.rows_to_do()
             requests = (Request(row, prompts, sampling, recorder.attempt(row.index)) for row in to_do)
+            outage = Outage(settings.config.input.inputs)
             try:
-                caption_rows(requests, recorder, engine, monitor, self._stop_in_time)
+                caption_rows(requests, recorder, engine, monitor, outage, self._stop_in_time)
             except BaseException:
                 # A full disk refuses these too; the error that ended the work is the one to tell.
                 with suppress(StorageError):

@@ -15,7 +15,10 @@ from batchcap.core.atomic import atomic_file, remove_leftovers
 from batchcap.core.errors import UsageError
 from batchcap.core.sources import Piece
 from batchcap.core.text import shown_name
+from batchcap.inputs.cells import PathBase
+from batchcap.inputs.columns import shown
 from batchcap.inputs.registry import READERS
+from batchcap.inputs.storage import status_of
 from batchcap.inputs.table import Table, reason_of
 from batchcap.inputs.table_files import TableFiles
 from batchcap.inputs.table_layout import PATH, TableLayout
@@ -150,17 +153,16 @@ class InputTables(Folder):
         journal_path = self.job.folder.journal_path
         planned = Journal.look_into(journal_path, lambda journal: PlanTables(journal).look_of(source.path))
         table = source.open()  # or it says that the file is gone
-        status = source.path.stat()
-        look = [status.st_size, status.st_mtime_ns]
+        look = list(status_of(source.path))
         if any(planned) and list(planned) != look:
             raise UsageError(
-                f"{shown_name(str(source.path))} has changed since it was captioned: restore it, or run the job again, "
+                f"{shown(source.path)} has changed since it was captioned: restore it, or run the job again, "
                 "which looks at every row"
             )
         rows, captioned = sum(table.group_rows), sum(piece.rows for _part, piece in source.pieces)
         if rows != captioned:
             raise UsageError(
-                f"{shown_name(str(source.path))} has {rows} rows, and this job has only {captioned} of them (--limit, "
+                f"{shown(source.path)} has {rows} rows, and this job has only {captioned} of them (--limit, "
                 "--where, --sample, --shard): choose jsonl or hf-parquet, or run it without"
             )
         return look
@@ -181,7 +183,7 @@ class InputTables(Folder):
             if isinstance(error, OSError):
                 raise
             raise UsageError(
-                f"{shown_name(str(source.path))} can't be written as Parquet ({reason_of(error)}): take jsonl or arrow"
+                f"{shown(source.path)} can't be written as Parquet ({reason_of(error)}): take jsonl or arrow"
             ) from error
 
     def _captions(self, source: _Source, done: Written) -> Iterator[pa.Table]:
@@ -209,8 +211,7 @@ def _groups(table: Table) -> Iterator[pa.Table]:
         kept_as=names,
         rank=PATH,
         has_lists=False,
-        image_root=table.path.parent,
-        allowed_root=None,
+        paths=PathBase(table.path.parent),
     )
     reader = RowReader(table, list(names), _ROWS_AT_ONCE)
     start = 0

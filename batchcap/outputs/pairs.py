@@ -10,6 +10,7 @@ from batchcap.core.errors import RowError, UsageError
 from batchcap.core.records import ImageRow
 from batchcap.inputs.columns import RENAMED_PREFIX
 from batchcap.inputs.encoded import read_image
+from batchcap.inputs.raw_files import raw_suffix
 from batchcap.inputs.suffix import suffix_of
 from batchcap.outputs.form import FinishedPart, Written
 from batchcap.outputs.lists import wanted_rows
@@ -101,6 +102,8 @@ def _image_of(row: ImageRow, digest: str | None) -> bytes | None:
 
 def image_suffix(encoded: bytes) -> str | None:
     """What files of an image's format are called, by its first bytes; None where they are unknown."""
+    if (of_raw := raw_suffix(encoded)) is not None:
+        return of_raw
     for beginning, suffix in _SUFFIXES:
         if encoded.startswith(beginning):
             return suffix

@@ -34,7 +34,16 @@ OF_SQLITE = ("lock", "holder.json", "journal.sqlite-shm", "journal.sqlite-wal")
 
 # What job files have had no word for when they were written, and what they mean by that.
 NEW_TABLES = {"outputs": json.loads(json.dumps(dataclasses.asdict(OutputsConfig())))}
-NEW_KEYS = {"input": {"images": None, "where": None, "sample": 0, "sample_seed": 0, "shard": None}}
+NEW_KEYS = {
+    "input": {
+        "images": None,
+        "where": None,
+        "sample": 0,
+        "sample_seed": 0,
+        "allow_remote": False,
+        "shard": None,
+    }
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,10 +171,10 @@ def test_archives_and_other_tables_are_refused(tmp_path: Path, tiny_bundle_int4:
 def test_addresses_are_refused(tmp_path: Path, images: Path, tiny_bundle_int4: Bundle) -> None:
     address = "https://example.org/a.parquet"
     command = ("caption", images, address, "-o", tmp_path / "out", "-m", tiny_bundle_int4.folder)
-    assert_refused(batchcap(*command), "batchcap works offline and fetches nothing", address)
+    assert_refused(batchcap(*command), "batchcap fetches nothing unless it is told to", address)
     job = tmp_path / "job.toml"
     job.write_text(f'output = "out"\n[input]\ninputs = ["{address}"]\n')
-    assert_refused(batchcap("run", job), "batchcap works offline and fetches nothing", address)
+    assert_refused(batchcap("run", job), "batchcap fetches nothing unless it is told to", address)
     assert not (tmp_path / "out").exists()
 
 

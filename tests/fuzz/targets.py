@@ -30,6 +30,7 @@ from batchcap.inputs.tar import TarFiles
 from batchcap.inputs.zip_archive import ZipFiles
 from batchcap.store.parts import SCHEMA
 from tests.fuzz.target import Target
+from tests.images.raws import dng, jpeg_preview, sensor
 from tests.images.samples import encode, load, noise, scene
 from tests.inputs.archives import link, tar_bytes, zip_bytes
 from tests.inputs.parquets import IMAGE_STRUCT
@@ -67,6 +68,18 @@ def image_seeds() -> list[bytes]:
     ]
     found.append(encode(small.convert("1"), "TIFF", compression="group4"))
     return found + [encode(small, kind) for kind in ("AVIF", "QOI") if kind in Image.SAVE]
+
+
+def raw_seeds() -> list[bytes]:
+    """Small camera raw files: of the preview, and of the raw image since there is none or a small one."""
+    preview = jpeg_preview(scene(96, 64))
+    return [
+        dng([sensor(96, 64), preview], orientation=6),
+        dng([sensor(96, 64, order=">"), preview], order=">"),
+        dng([preview, sensor(96, 64)], thumbnail=noise(8, 6)),
+        dng([sensor(96, 64)]),
+        dng([sensor(128, 96), jpeg_preview(scene(32, 24))], orientation=8),
+    ]
 
 
 def read_image(content: bytes, _path: Path) -> None:
@@ -243,6 +256,7 @@ def read_job(_content: bytes, path: Path) -> None:
 
 READERS = (
     Target("picture", image_seeds, read_image),
+    Target("raw", raw_seeds, read_image),
     Target("parquet", parquet_seeds, read_parquet),
     Target("jsonl", jsonl_seeds, read_jsonl, is_lenient=True),
     Target("csv", delimited_seeds, read_csv, is_lenient=True),

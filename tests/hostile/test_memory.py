@@ -13,6 +13,8 @@ from tests.docs.markdown import PROJECT, text_of
 from tests.hostile.files import MAX_IMAGE_PIXELS, hostile_files
 from tests.hostile.originals import originals
 from tests.hostile.special import write_files
+from tests.images.raws import dng, jpeg_preview, linear, sensor
+from tests.images.samples import noise
 
 SEED = 2026
 MIB = 1 << 20
@@ -73,6 +75,25 @@ def test_sound_images_take_what_is_stated(tmp_path: Path) -> None:
     assert not {name: used / pixels for name, (_end, used) in taken.items() if used > limit}
     # Were it far less, the page would say too much.
     assert max(used for _end, used in taken.values()) > 0.7 * bytes_a_pixel * pixels
+
+
+@pytest.mark.slow
+def test_camera_raw_files_take_what_is_stated(tmp_path: Path) -> None:
+    bytes_a_pixel, constant, _times = stated()
+    files = {
+        "preview.dng": dng([sensor(64, 48), jpeg_preview(noise(2000, 1500))]),
+        "filters.dng": dng([sensor(2000, 1500)]),
+        "linear.dng": dng([linear(2000, 1500)]),
+        "small.dng": dng([sensor(1000, 1000)]),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    limit = bytes_a_pixel * 2000 * 1500 + MARGIN_BYTES
+    taken = measured(tmp_path, 2000 * 1500, lambda _name: limit)
+    assert {end for end, _used in taken.values()} == {"ok"}
+    assert not {name: used for name, (_end, used) in taken.items() if used > limit}
+    assert taken["linear.dng"][1] > 0.7 * 23 * 2000 * 1500
+    assert limit < constant
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "empty"),
     "heic": (brand(b"heic", b"mif1", b"heic"), "an HEIC image that is damaged"),
     "heif": (brand(b"mif1", b"mif1", b"heic"), "an HEIC image"),
-    "cr3": (brand(b"crx "), "a camera raw file (Canon)"),
+    "cr3": (brand(b"crx "), "a camera raw file that is damaged"),
     "mp4": (brand(b"isom", b"isom", b"avc1"), "a video: take single frames"),
     "mov": (brand(b"qt  "), "a video"),
     "avi": (b"RIFF\x24\0\0\0AVI LIST", "an AVI video"),

@@ -153,7 +153,7 @@ def test_what_is_missing_says_what_is_odd(tmp_path: Path) -> None:
 def test_an_address_is_not_fetched() -> None:
     assert failure_of(Address("https://example.org/a.png")) == (
         ErrorKind.REFUSED,
-        "https://example.org/a.png: batchcap works offline and fetches nothing; download it first",
+        "https://example.org/a.png: is an address; give --allow-remote to fetch it, or download it first",
     )
 
 

@@ -14,7 +14,7 @@ from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import ImageRow
 from batchcap.core.sources import Address, Bytes, FileAt
-from batchcap.inputs.cells import image_of_text
+from batchcap.inputs.cells import PathBase, image_of_text
 from batchcap.inputs.encoded import read_encoded
 from tests.images.samples import encode, noise
 from tests.inputs.parquets import IMAGE_STRUCT, read_layout, write_table
@@ -174,8 +174,8 @@ def test_any_image_as_text(content: bytes, width: int, is_url_safe: bool, is_pad
     text = text if is_padded else text.rstrip("=")
     lines = "\n".join(text[start : start + width] for start in range(0, len(text), width))
     if header or len(text) > 40:
-        assert image_of_text(header + lines, Path("/nowhere"), None) == Bytes(content)
-    assert image_of_text("data:," + quote(content), Path("/nowhere"), None) == Bytes(content)
+        assert image_of_text(header + lines, PathBase(Path("/nowhere"))) == Bytes(content)
+    assert image_of_text("data:," + quote(content), PathBase(Path("/nowhere"))) == Bytes(content)
 
 
 @given(
@@ -184,7 +184,7 @@ def test_any_image_as_text(content: bytes, width: int, is_url_safe: bool, is_pad
 )
 def test_any_text_is_something_inside_of_the_root(tmp_path_factory: pytest.TempPathFactory, cell: str) -> None:
     root = tmp_path_factory.getbasetemp()
-    found = image_of_text(cell, root, str(root.resolve()))
+    found = image_of_text(cell, PathBase(root, str(root.resolve())))
     if isinstance(found, FileAt) and "\0" not in found.path:
         assert Path(os.path.realpath(found.path)).is_relative_to(root.resolve())
     assert isinstance(found, FileAt | Bytes | Address | tuple)
@@ -196,6 +196,6 @@ def test_any_text_is_something_inside_of_the_root(tmp_path_factory: pytest.TempP
 )
 def test_any_address_of_a_file(parts: list[str], scheme: str) -> None:
     path = "/" + "/".join(parts)
-    found = image_of_text(scheme + quote(path), Path("/nowhere"), None)
+    found = image_of_text(scheme + quote(path), PathBase(Path("/nowhere")))
     assert isinstance(found, FileAt)
     assert found.path == path

@@ -200,13 +200,13 @@ def test_other_files_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 def test_images_of_types_that_cannot_be_read_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Also with --quiet, or a phone's photographs would never be captioned and nobody would know."""
-    touch(tmp_path / "in", "a.png", "b.svg", "c.SVG", "d/e.CR2", "_f/_g.pdf", "film.mp4")
+    touch(tmp_path / "in", "a.png", "b.svg", "c.SVG", "d/e.EPS", "_f/_g.pdf", "film.mp4")
     touch(tmp_path / "more", "h.png", "i.svg")
     skipped = Skipped()
     inputs = InputConfig((str(tmp_path / "in"), str(tmp_path / "more/**")))
     with caplog.at_level(logging.WARNING):
         assert [source.id for source in discover(inputs, tmp_path / "out", skipped)] == ["a.png", "h.png"]
-    assert skipped.images == {".svg": 3, ".cr2": 1, ".pdf": 1}
+    assert skipped.images == {".svg": 3, ".eps": 1, ".pdf": 1}
     assert skipped.others == {".mp4": 1}
     assert "in: 4 images skipped of types that can't be read (.svg 2, " in caplog.text
     assert "more/**: 1 image skipped of types that can't be read (.svg 1): convert to JPEG or PNG" in caplog.text
@@ -476,9 +476,10 @@ def test_what_has_braces_in_its_name_is_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "advice"),
     [
-        ("https://example.org/a.parquet", "batchcap works offline and fetches nothing: download https://"),
-        ("s3://bucket/*.png", "batchcap works offline and fetches nothing: download s3://"),
-        ("hf://datasets/a/b", "batchcap works offline and fetches nothing: download hf://"),
+        ("https://example.org/a.parquet", r"https://.*fetches nothing unless .* give --allow-remote"),
+        ("s3://bucket/*.png", r"s3://.*fetches nothing unless .* give --allow-remote"),
+        ("hf://datasets/a/b", r"hf://.*fetches nothing unless .* give --allow-remote"),
+        ("ftp://host/a.png", "ftp://host/a.png is an address that batchcap can't fetch"),
         ("file:///a", "file:///a is an address: give the path of the file or folder itself"),
     ],
 )

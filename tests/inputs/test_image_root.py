@@ -102,7 +102,7 @@ def test_addresses_are_refused(tmp_path: Path, root: Path, fenced: bool) -> None
         with pytest.raises(RowError) as caught:
             read_encoded(row)
         message = caught.value.message
-        assert ("of another machine" if message.startswith("file:") else "batchcap works offline") in message
+        assert ("of another machine" if message.startswith("file:") else "give --allow-remote") in message
         assert len(message) < 400
 
 

@@ -46,6 +46,7 @@ PACKAGE = Path(batchcap.__file__).parent
 FOR_ALL = frozenset(
     f"batchcap.inputs.{name}"
     for name in (
+        "cells",
         "columns",
         "condition",
         "content",
@@ -54,15 +55,18 @@ FOR_ALL = frozenset(
         "partitions",
         "passthrough",
         "plugins",
+        "raw_files",
         "reader",
         "registry",
         "skipped",
         "source",
+        "storage",
         "suffix",
         "table",
         "table_files",
         "table_layout",
         "table_rows",
+        "tiff_tags",
     )
 )
 WIDTHS = [30, 41, 52, 63, 74]

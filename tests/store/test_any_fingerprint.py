@@ -48,6 +48,7 @@ DECIDING: dict[str, st.SearchStrategy[Any]] = {
 OTHERS = st.fixed_dictionaries(
     {
         "inputs": st.lists(st.text(min_size=1), min_size=1, max_size=3).map(tuple),
+        "allow_remote": st.booleans(),
         "placement": st.builds(PlacementConfig, decoders=st.integers(1, 9), rows_per_part=st.integers(1, 9)),
         "limits": st.builds(LimitConfig, limit=st.integers(0, 9), max_runtime_s=st.floats(0, 9)),
     }
@@ -58,9 +59,9 @@ def job(deciding: dict[str, Any], others: dict[str, Any]) -> tuple[JobConfig, di
     """A configuration and its fingerprint."""
     value = {name.replace("-", "_"): one for name, one in deciding.items()}
     generation = {name: value[name] for name in GenerationConfig.__dataclass_fields__}
-    columns = {name: value[name] for name in InputConfig.__dataclass_fields__ if name != "inputs"}
+    columns = {name: value[name] for name in InputConfig.__dataclass_fields__ if name not in others}
     config = JobConfig(
-        InputConfig(others["inputs"], **columns),
+        InputConfig(others["inputs"], allow_remote=others["allow_remote"], **columns),
         output="o",
         generation=GenerationConfig(**generation),
         vision=VisionConfig(value["max_visual_tokens"], max_image_pixels=value["max_image_pixels"]),

@@ -303,7 +303,7 @@ def test_every_setting_that_decides_captions_is_in_the_fingerprint() -> None:
     names = set(fingerprint_of(CONFIG, "m", "fp32"))
     decides = {name.replace("_", "-") for name in (*CONFIG.to_dict()["generation"], *CONFIG.to_dict()["input"])}
     vision = {one.key.replace("_", "-") for one in settings_of(CONFIG.vision).values()}
-    assert names == (decides - {"inputs"}) | vision | {"model"}
+    assert names == (decides - {"inputs", "allow-remote"}) | vision | {"model"}
 
 
 @pytest.mark.parametrize("version", [1, 99])

@@ -1,0 +1,84 @@
+"""Google Cloud Storage and the Hugging Face hub, as their stand-ins answer: what is read, asked and said."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batchcap.remote.attempts import ChangedError
+from batchcap.remote.objects import entries, look, read_range, read_whole
+from tests.clouds import Cloud, google, hub, serving
+from tests.stores import forget_connections, wait_no_longer
+
+DIGITS = b"0123456789" * 20
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """A bucket called `bucket` at Google."""
+    with serving(google) as (cloud, url):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        forget_connections()
+        wait_no_longer(monkeypatch)
+        yield cloud
+    forget_connections()
+
+
+def test_google(bucket: Cloud) -> None:
+    bucket.put("bucket/x/a", DIGITS)
+    bucket.put("bucket/x/y/b", b"1")
+    seen = look("gs://bucket/x/a")
+    assert (seen.size_bytes, seen.version) == (200, "1")
+    assert {entry.name: entry.look for entry in entries("gs://bucket/x")} == {"a": seen, "y": None}
+    assert read_range("gs://bucket/x/a", 3, 4, seen.version) == b"3456"
+    assert read_range("gs://bucket/x/a", 300, 4, seen.version) == b""
+    assert read_whole("gs://bucket/x/a", 50) == DIGITS[:51]
+    assert not any("authorization" in headers for _path, headers in bucket.requests)
+    bucket.put("bucket/x/a", DIGITS)
+    with pytest.raises(ChangedError):
+        read_range("gs://bucket/x/a", 3, 4, seen.version)
+    with pytest.raises(FileNotFoundError):
+        look("gs://bucket/nothing")
+
+
+def test_the_hub(tmp_path: Path) -> None:
+    """In a process of its own: the endpoint is read when the library is loaded."""
+    code = """
+import batchcap, json, sys
+from batchcap.core.offline import faults
+from batchcap.remote.objects import entries, look, read_range, read_whole
+address = "hf://datasets/me/pics/data/a.parquet"
+seen = look(address)
+found = {entry.name: entry.look and entry.look.size_bytes for entry in entries("hf://datasets/me/pics/data")}
+parts = [read_range(address, 3, 4, seen.version).decode(), len(read_whole(address, 50))]
+try:
+    look("hf://datasets/you/pics/a")
+except FileNotFoundError as error:
+    parts.append(error.strerror)
+print(json.dumps([seen.size_bytes, bool(seen.version), found, parts, faults()]))
+"""
+    with serving(hub) as (cloud, url):
+        cloud.put("me/pics/data/a.parquet", DIGITS)
+        cloud.put("me/pics/data/split=x/b", b"1")
+        surroundings = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_ENDPOINT": url, "HF_TOKEN": "hf_secret"}
+        ran = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
+        assert json.loads(ran.stdout) == [
+            200,
+            True,
+            {"a.parquet": 200, "split=x": None},
+            ["3456", 51, "there is nothing at this address"],
+            [],
+        ]
+        assert cloud.requests
+        for _path, headers in cloud.requests:
+            assert headers["user-agent"] == "batchcap"
+            assert headers["authorization"] == "Bearer hf_secret", "private datasets are read as their owner"
+        shut = {**surroundings, "HF_HUB_OFFLINE": "1"}
+        before = len(cloud.requests)
+        ran = subprocess.run([sys.executable, "-c", code], env=shut, capture_output=True, text=True, check=False)
+        assert "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set" in ran.stderr
+        assert len(cloud.requests) == before
