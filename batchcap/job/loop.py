@@ -42,7 +42,7 @@ def caption_rows(
                     recorder.record(outage.admit(outcomes))
                 monitor.watch(engine, recorder)
 
-            drive(engine, watchdog.each("reading the inputs", to_do), take, should_stop)
+            drive(engine, watchdog.each("reading the inputs", outage.sent(to_do)), take, should_stop)
         if engine.in_flight:
             log.info(
                 "stopping: %d rows in progress; those not finished in %g s are left for the next run",

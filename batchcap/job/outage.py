@@ -3,15 +3,18 @@
 One server that is gone is another matter: its images fail, and the job goes on.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from batchcap.core.address import address_of, host_of
 from batchcap.core.errors import ErrorKind
-from batchcap.core.records import Failure, Outcome
+from batchcap.core.records import Failure, Outcome, Request
+from batchcap.core.sources import FileAt
 from batchcap.remote.attempts import NetworkError
 
-# Failures one after the other, and different servers among them, that no single dead server explains.
+# Failures without a later image that was read, and different servers among them, that no single dead server explains.
 MANY, SEVERAL = 20, 3
+# Images are read several at a time, and captioned later: one that is so much further on was read after the failure.
+LATER_ROWS = 4
 
 
 class Outage:
@@ -24,6 +27,16 @@ class Outage:
     def __init__(self, inputs: Sequence[str]) -> None:
         self._of_inputs = {host_of(given) for given in inputs if address_of(given) is not None}
         self._held: list[tuple[Outcome, Failure]] = []
+        self._fetched: set[int] = set()  # rows under way whose images are at addresses
+        self._last_read = -1
+
+    def sent(self, requests: Iterator[Request]) -> Iterator[Request]:
+        """Requests as they are handed out: only images at addresses tell whether there is a network."""
+        for request in requests:
+            image = request.row.image
+            if isinstance(image, FileAt) and address_of(image.path) is not None:
+                self._fetched.add(request.index)
+            yield request
 
     def admit(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
         """The outcomes that can be recorded now.
@@ -33,14 +46,21 @@ class Outage:
         """
         known = []
         for outcome in outcomes:
-            failure = outcome.result
+            failure, index = outcome.result, outcome.request.index
+            was_fetched = index in self._fetched
+            self._fetched.discard(index)
             if isinstance(failure, Failure) and failure.kind is ErrorKind.NETWORK:
                 self._held.append((outcome, failure))
-                if len(self._held) >= MANY:
-                    self._require_network()
-                    known += self.release()
-            else:
-                known += [*self.release(), outcome]
+                continue
+            known.append(outcome)
+            if was_fetched:
+                self._last_read = max(self._last_read, index)
+        held = self._held
+        self._held = [one for one in held if one[0].request.index + LATER_ROWS > self._last_read]
+        known += [outcome for outcome, _failure in held if outcome.request.index + LATER_ROWS <= self._last_read]
+        if len(self._held) >= MANY:
+            self._require_network()
+            known += self.release()
         return known
 
     def release(self) -> list[Outcome]:

@@ -238,11 +238,11 @@ def test_a_stop_while_the_inputs_are_found_keeps_nothing_of_the_plan(
 def test_images_that_cannot_be_read_are_in_the_summary(config: JobConfig, tmp_path: Path) -> None:
     run(config, FakeEngine())
     assert summary_of(config)["skipped_inputs"] == {}
-    for name in ("a.svg", "b.SVG", "c.psb"):
+    for name in ("a.svg", "b.SVG", "c.ai"):
         (tmp_path / name).touch()
     more = replace(config, input=replace(config.input, inputs=(str(tmp_path),)))
-    assert run(more, FakeEngine()).skipped_inputs == {".svg": 2, ".psb": 1}
-    assert summary_of(config)["skipped_inputs"] == {".svg": 2, ".psb": 1}
+    assert run(more, FakeEngine()).skipped_inputs == {".svg": 2, ".ai": 1}
+    assert summary_of(config)["skipped_inputs"] == {".svg": 2, ".ai": 1}
     assert_complete(config)
 
 
