@@ -82,10 +82,10 @@ load: install  ## 10,000 images with 4 decoders, two worker kills a minute: all 
 bench-growth: install  ## Rows a second, memory and resume of jobs of up to 1,000,000 rows without a model; takes half an hour
 	$(BIN)/python benchmarks/growth.py
 
-chaos: install  ## 300 jobs that a fault happens to at a random moment: nothing may be lost; takes half an hour and more
+chaos: install  ## 300 jobs of all kinds of inputs that a fault happens to at a random moment: nothing may be lost; takes half an hour
 	$(BIN)/python -m tests.chaos
 
-fuzz: install  ## Images, Parquet and job files damaged by chance: none may crash; takes six minutes
+fuzz: install  ## Inputs and job files damaged by chance, alone and as whole jobs: none may crash; takes 25 minutes
 	$(BIN)/python -m tests.fuzz
 
 mutants: install  ## Bugs put in on purpose: the tests must find each; takes five minutes

@@ -114,8 +114,8 @@ class OutputsConfig:
         "Write the captions in this form too, while the job runs: FORM or FORM:WHERE, for example txt for a text file "
         "beside each image; may be given several times. With --allow-remote WHERE may be an address. `batchcap convert "
         "--help` lists the forms.",
-        file_help='Write the captions in these forms too, while the job runs: "FORM" or "FORM:WHERE"; with allow_remote '
-        "WHERE may be an address.",
+        file_help='Write the captions in these forms too, while the job runs: "FORM" or "FORM:WHERE"; WHERE may be an '
+        "address with allow_remote.",
         metavar="FORM[:WHERE]",
         form=Form.REPEATED,
         check=_also_fault,

@@ -3,10 +3,14 @@
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
+import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from batchcap.core.errors import StorageError
@@ -14,6 +18,8 @@ from batchcap.core.errors import StorageError
 TEMPORARY_SUFFIX = ".batchcap-tmp"
 # Letters of a name that the name of its temporary file has; a name may be too long for more.
 _MAX_NAME_PART = 40
+# Temporary files that are open at once; a process may have 1024 open files.
+_MAX_OPEN_FILES = 250
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "your disk quota is used up: free some space",
@@ -86,12 +92,20 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(folder, error) from error
+    waiting = iter(contents.items())
+    while some := dict(islice(waiting, _MAX_OPEN_FILES)):
+        _write_some(some)
+
+
+def _write_some(contents: Mapping[Path, bytes]) -> None:
+    token = secrets.token_hex(4)  # process ids of two containers may be the same
     with ExitStack() as claims:
         temporaries = {}
         for path, data in contents.items():
             try:
-                temporary = path.with_name(f".{path.name[:_MAX_NAME_PART]}.{os.getpid()}{TEMPORARY_SUFFIX}")
+                temporary = path.with_name(f".{_label(path.name)}.{token}{TEMPORARY_SUFFIX}")
                 claims.callback(_unlink, temporary)
+                claims.enter_context(_claimed(temporary))
                 temporary.write_bytes(data)
                 with suppress(FileNotFoundError):
                     temporary.chmod(stat.S_IMODE(path.stat().st_mode))
@@ -99,7 +113,7 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
                 raise storage_error(path, error) from error
             temporaries[temporary] = path
         try:
-            for one in {path.parent: temporary for temporary, path in temporaries.items()}.values():
+            for one in {temporary.stat().st_dev: temporary for temporary in temporaries}.values():
                 _sync_all_with(one)
             for temporary, path in temporaries.items():
                 temporary.replace(path)
@@ -107,6 +121,13 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
                 sync(folder)
         except OSError as error:
             raise storage_error(path, error) from error
+
+
+def _label(name: str) -> str:
+    """What the name of a temporary file says of the file that it is to be, never the same for two."""
+    if len(name) <= _MAX_NAME_PART:
+        return name
+    return f"{name[:_MAX_NAME_PART]}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
 def _sync_all_with(path: Path) -> None:
@@ -161,3 +182,42 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(path, error) from error
+
+
+class Leftovers:
+    """Temporary files that killed processes left in folders of somebody else, where several jobs may write at once.
+
+    Only those of files that are to be written are removed, so that jobs with other rows do not meet, also where a file
+    system has no locks. Each folder is looked through once: there may be a million files in it.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Path, dict[str, list[Path]]] = {}
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Remove what is left of earlier tries to write these files.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        for path in paths:
+            found = self._found.get(path.parent)
+            if found is None:
+                found = self._found[path.parent] = _temporaries_in(path.parent)
+            for temporary in (one for name in {path.name, _label(path.name)} for one in found.pop(name, ())):
+                try:
+                    if not _is_claimed(temporary):
+                        temporary.unlink(missing_ok=True)
+                except OSError as error:
+                    raise storage_error(temporary, error) from error
+
+
+def _temporaries_in(folder: Path) -> dict[str, list[Path]]:
+    """The temporary files in a folder, by what their names say of the files that they were to be."""
+    found = defaultdict[str, list[Path]](list)
+    with suppress(OSError), os.scandir(folder) as entries:  # not there yet, or not to be read
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name.endswith(TEMPORARY_SUFFIX):
+                label = entry.name[1 : -len(TEMPORARY_SUFFIX)].rpartition(".")[0]
+                found[label].append(folder / entry.name)
+    return found

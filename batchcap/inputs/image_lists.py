@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from batchcap.inputs.index_cache import index_of
 from batchcap.inputs.reader import Unreadable
-from batchcap.inputs.table import ITEM, ROW, Table, list_value
+from batchcap.inputs.table import Table, list_value
 from batchcap.inputs.table_rows import RowReader
 
 _LENGTH_BATCH_ROWS = 64
@@ -30,43 +30,39 @@ class EachImageTable(Table):
         self._image = image
         self.path, self.noun, self.has_column_chunks = table.path, table.noun, table.has_column_chunks
         kind = list_value(table.schema.field(image).type)
-        fields = [field.with_type(kind) if field.name == image else field for field in table.schema]
-        self.schema = pa.schema([*fields, pa.field(ROW, pa.int64()), pa.field(ITEM, pa.int64())])
+        self.schema = pa.schema([field.with_type(kind) if field.name == image else field for field in table.schema])
         index = index_of(table.path, f"each-1 {image}", lambda: pa.table({"images": _counts(table, image)}))
         self._counts: NDArray[np.int64] = index["images"].to_numpy().astype(np.int64)
         self._starts = [0, *accumulate(table.group_rows)]
-        ends = np.concatenate([[0], np.cumsum(self._counts)])[self._starts]
-        self.group_rows = np.diff(ends).tolist()
+        self._ends = np.cumsum(self._counts)
+        self.group_rows = np.diff(np.concatenate([[0], self._ends])[self._starts]).tolist()
 
     def batches(self, group: int, columns: Sequence[str], max_rows: int) -> Iterator[pa.RecordBatch | Unreadable]:
         """Some columns of a group."""
         row = self._starts[group]
-        inside = [name for name in columns if name not in (ROW, ITEM)]
         # Without any column a batch has no length.
-        for batch in self._table.batches(group, inside or [self._image], max_rows):
+        for batch in self._table.batches(group, columns or [self._image], max_rows):
             counts = self._counts[row : row + len(batch)]
             if isinstance(batch, Unreadable):
                 yield Unreadable(int(counts.sum()), batch.reason)
             else:
-                yield self._exploded(batch, columns, row, counts)
+                yield self._exploded(batch, columns, counts)
             row += len(batch)
 
     def group_name(self, group: int) -> str:
         """As the file's."""
         return self._table.group_name(group)
 
-    def _exploded(
-        self, batch: pa.RecordBatch, columns: Sequence[str], row: int, counts: NDArray[np.int64]
-    ) -> pa.RecordBatch:
+    def place_of(self, row: int) -> tuple[int, int | None]:
+        """The row of the file, and the place of the image in its list."""
+        parent = int(np.searchsorted(self._ends, row, side="right"))
+        return parent, row - int(self._ends[parent] - self._counts[parent])
+
+    def _exploded(self, batch: pa.RecordBatch, columns: Sequence[str], counts: NDArray[np.int64]) -> pa.RecordBatch:
         parents = np.repeat(np.arange(len(batch)), counts)
-        items = np.arange(len(parents)) - np.repeat(np.cumsum(counts) - counts, counts)
         arrays: list[Any] = []
         for name in columns:
-            if name == ROW:
-                arrays.append(pa.array(parents + row))
-            elif name == ITEM:
-                arrays.append(pa.array(items))
-            elif name == self._image:
+            if name == self._image:
                 arrays.append(_flattened(batch[name], counts))
             else:
                 arrays.append(batch[name].take(pa.array(parents)))

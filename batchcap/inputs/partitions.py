@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
+from batchcap.core.text import printable_name
 from batchcap.inputs.reader import Unreadable
 from batchcap.inputs.storage import is_beside
 from batchcap.inputs.table import Table
@@ -27,12 +28,12 @@ def partition_values(folder: Path) -> dict[str, str | None]:
     """
     found: dict[str, str | None] = {}
     if is_beside(folder.parent / _SPLITS):
-        found["split"] = folder.name
+        found["split"] = printable_name(folder.name)
     for name in (folder.name, *(above.name for above in folder.parents)):
         key, sign, value = name.partition("=")
         if not sign or not key:
             break
-        found.setdefault(unquote(key), None if value == _NULL else unquote(value))
+        found.setdefault(printable_name(unquote(key)), None if value == _NULL else printable_name(unquote(value)))
     return dict(reversed(found.items()))
 
 

@@ -12,9 +12,6 @@ from batchcap.core.text import one_line
 from batchcap.inputs.columns import shown
 from batchcap.inputs.reader import Unreadable
 
-# Columns that tell where a row comes from, where a row of a file becomes several. No file has columns of such names.
-ROW, ITEM = "\0row", "\0item"
-
 
 class Table(ABC):
     """One file with rows and columns, open for reading.
@@ -44,6 +41,10 @@ class Table(ABC):
         Raises:
             pa.ArrowException, OSError: what follows can't be read.
         """
+
+    def place_of(self, row: int) -> tuple[int, int | None]:
+        """The row of the file that a row is made of, and which of its images it has; None: it has all."""
+        return row, None
 
     @abstractmethod
     def group_name(self, group: int) -> str:

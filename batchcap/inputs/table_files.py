@@ -71,7 +71,8 @@ class TableFiles(Reader):
         for offset, values in enumerate(found, skip):
             index = piece.first_row + offset
             if index in wanted:
-                yield image_row(values, layout, (index, piece.source_id, file, piece.start + offset))
+                place = self._images.place_of(piece.start + offset)
+                yield image_row(values, layout, (index, piece.source_id, file, *place))
 
     def passthrough(self, path: Path) -> PassthroughColumns:
         """Those that `--keep-columns` names."""

@@ -19,7 +19,7 @@ from batchcap.inputs.cells import image_of_text
 from batchcap.inputs.columns import listed
 from batchcap.inputs.reader import Unreadable
 from batchcap.inputs.source import source_name
-from batchcap.inputs.table import ITEM, ROW, Table, list_value, readable, reason_of
+from batchcap.inputs.table import Table, list_value, readable, reason_of
 from batchcap.inputs.table_layout import PATH, TableLayout, rank_of
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,10 @@ class RowReader:
     def rows(self) -> int:
         """Rows of the file."""
         return self._group_starts[-1]
+
+    def place_of(self, row: int) -> tuple[int, int | None]:
+        """As `Table.place_of`."""
+        return self._table.place_of(row)
 
     def read(self, start: int, count: int) -> Iterator[pa.RecordBatch | Unreadable]:
         """Record batches that hold exactly rows `start` to `start + count`.
@@ -156,8 +160,7 @@ def _within(batches: Iterator[pa.RecordBatch | Unreadable], skip: int, count: in
 
 def image_reader(table: Table, layout: TableLayout) -> RowReader:
     """The reader for `read_rows`."""
-    places = [name for name in (ROW, ITEM) if name in table.schema.names]
-    columns = list(dict.fromkeys([layout.image, *([] if layout.id is None else [layout.id]), *places]))
+    columns = list(dict.fromkeys([layout.image, *([] if layout.id is None else [layout.id])]))
     return RowReader(table, columns, SMALL_BATCH_ROWS if layout.rank == PATH else _IMAGE_BATCH_ROWS)
 
 
@@ -268,24 +271,23 @@ def read_columns(reader: RowReader, layout: TableLayout, start: int, count: int)
 
 
 def image_row(
-    values: dict[str, Any] | Unreadable, layout: TableLayout, position: tuple[int, str, Path, int]
+    values: dict[str, Any] | Unreadable, layout: TableLayout, position: tuple[int, str, Path, int, int | None]
 ) -> ImageRow:
     """The `ImageRow` of one row's values.
 
     Args:
         values: image and id as Python values, or why there are none.
         layout: the file's columns.
-        position: row index in the job, id of the source, path of the source, row in the source.
+        position: row index in the job, id of the source, path of the source, row in the source, and which of the row's
+            images it is, if it is one of several.
     """
-    index, source_id, path, row = position
+    index, source_id, path, row, item = position
     source, name = source_name(str(path)), f"{source_id}:{row}"
+    end = "" if item is None else f"#{item}"
     if isinstance(values, Unreadable):
-        return ImageRow(index, name, source, row, failure=(ErrorKind.UNREADABLE, values.reason))
-    row = values.get(ROW, row)
+        return ImageRow(index, name + end, source, row, failure=(ErrorKind.UNREADABLE, values.reason))
     given = values.get(layout.id) if layout.id is not None else None
-    name = f"{source_id}:{row}" if given is None else printable_name(str(given))
-    if ITEM in values:
-        name = f"{name}#{values[ITEM]}"
+    name = (name if given is None else printable_name(str(given))) + end
     cell = values[layout.image]
     if isinstance(cell, list):
         cell = cell[0] if cell else None

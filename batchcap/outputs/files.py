@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 
 from batchcap.core.address import address_of
-from batchcap.core.atomic import storage_error, write_many
+from batchcap.core.atomic import Leftovers, storage_error, write_many
 from batchcap.core.errors import UsageError
 from batchcap.inputs.columns import shown
 from batchcap.outputs.ledger import digest_of
 from batchcap.outputs.uploads import Uploads, at_once, result_of
 
-_MAX_BYTES = 1 << 25
+# What is larger is neither a caption nor a page with some.
+MAX_BYTES = 1 << 24
 
 
 class FileNow:
@@ -33,13 +34,17 @@ class FileNow:
 
     @cached_property
     def content(self) -> bytes:
-        """What it holds; at an address it is fetched.
+        """What it holds, up to one byte more than `MAX_BYTES`; at an address it is fetched.
 
         Raises:
             StorageError, NetworkError: it can't be read.
-            UsageError: it is too large to be such a file.
         """
         return self._read()
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether `content` is not all of it."""
+        return self.size_bytes > MAX_BYTES
 
     @property
     def digest(self) -> str:
@@ -52,6 +57,7 @@ class Files:
 
     def __init__(self, uploads: Uploads) -> None:
         self._uploads = uploads
+        self._leftovers = Leftovers()
 
     def prepare(self, paths: Iterable[Path]) -> None:
         """Be told which files `now` will be asked for: what is at addresses is looked at together.
@@ -66,7 +72,7 @@ class Files:
         """A file; None where there is none.
 
         Raises:
-            UsageError: something else has its name, or it is too large; also as `prepare`.
+            UsageError: something else has its name; also as `prepare`.
             StorageError: it can't be read.
             NetworkError: as `prepare`.
         """
@@ -78,7 +84,7 @@ class Files:
         if found is None:
             return None
         size_bytes = found.look.size_bytes or 0
-        return FileNow(size_bytes, lambda: self._fetch(path, address), found.own_digest, is_here=False)
+        return FileNow(size_bytes, lambda: self._fetch(address), found.own_digest, is_here=False)
 
     @staticmethod
     def fetch(several: Iterable[FileNow]) -> None:
@@ -102,6 +108,14 @@ class Files:
             return status.st_dev, status.st_ino
         return None if self._uploads.found(address) is None else address
 
+    def remove_leftovers(self, paths: Iterable[Path]) -> None:
+        """Remove what killed processes left of earlier tries to write these files; objects are never there in part.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        self._leftovers.remove(path for path in paths if address_of(path) is None)
+
     def write(self, contents: Mapping[Path, bytes]) -> None:
         """Make each path hold its data, whole or not at all.
 
@@ -121,23 +135,17 @@ class Files:
         if there:
             self._uploads.put(there)
 
-    def _fetch(self, path: Path, address: str) -> bytes:
-        return _not_too_large(path, self._uploads.read(address, _MAX_BYTES))
+    def _fetch(self, address: str) -> bytes:
+        return self._uploads.read(address, MAX_BYTES)
 
 
 def _read(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
-            return _not_too_large(path, file.read(_MAX_BYTES + 1))
+            return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return None
     except IsADirectoryError:
         raise UsageError(f"{shown(path)} is a folder, where a caption file is to be: move it away") from None
     except OSError as error:
         raise storage_error(path, error) from error
-
-
-def _not_too_large(path: Path, content: bytes) -> bytes:
-    if len(content) > _MAX_BYTES:
-        raise UsageError(f"{shown(path)} is too large to be a caption file or a page: move it away")
-    return content

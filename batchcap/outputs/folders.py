@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from batchcap.config import Existing, OutputsConfig
 from batchcap.core.address import address_of
-from batchcap.core.atomic import remove_leftovers, storage_error, write_atomic
+from batchcap.core.atomic import TEMPORARY_SUFFIX, Leftovers, remove_leftovers, storage_error, write_atomic
 from batchcap.core.errors import UsageError
 from batchcap.core.jobfolder import DATASET_MARK
 from batchcap.core.text import shown_name
@@ -125,7 +125,8 @@ class Folder(Form):
         if self.path == job_path or job_path in self.path.parents:
             raise UsageError(f"can't write {self.name} into the job folder {name}: {self._other}")
         try:
-            return os.listdir(self.path)  # noqa: PTH208 - names, not paths
+            # A kill may have left a mark that is no mark yet.
+            return [one for one in os.listdir(self.path) if not _is_unfinished_mark(one)]  # noqa: PTH208 - names
         except FileNotFoundError:
             return []
         except NotADirectoryError:
@@ -155,6 +156,7 @@ class Folder(Form):
         content = json.dumps({"form": self.name, "made_by": "batchcap", "key": secrets.token_hex(16)}).encode() + b"\n"
         self.make_folder(self.path)
         if self.staged is None:
+            Leftovers().remove([mark])
             self.job.ledger.note([Entry(os.fsencode(mark), _OF_MANY_ROWS, digest_of(content), None)])
         write_atomic(mark, content)
         self.publish([mark.name])
@@ -227,6 +229,10 @@ class Folder(Form):
             if known is not None:
                 self.remove(Made.of_json(known[1]).files)
                 ledger.forget_part(self.target, seq)
+
+
+def _is_unfinished_mark(name: str) -> bool:
+    return name.startswith(f".{DATASET_MARK}.") and name.endswith(TEMPORARY_SUFFIX)
 
 
 class PartFolder(Folder):

@@ -166,6 +166,7 @@ class HtmlAlt(Form):
             before = self._digest_at(target).encode() if self._files.is_there(target) else None
             entries.append(Entry(os.fsencode(target), _OF_MANY_ROWS, digest_of(content), before))
         self.job.ledger.note(entries)
+        self._files.remove_leftovers(contents)
         self._files.write(contents)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from batchcap.core.atomic import atomic_file
+from batchcap.core.atomic import Leftovers, atomic_file
 from batchcap.outputs.ledger import Entry, Ledger
 
 _OF_MANY_ROWS = -1
@@ -35,6 +35,7 @@ def owned_file(ledger: Ledger, path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the file system refused.
     """
+    Leftovers().remove([path])
     with atomic_file(path) as temporary:
         yield temporary
         before = stamp_of(path).encode() if os.path.lexists(path) else b""

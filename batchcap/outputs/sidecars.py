@@ -1,6 +1,7 @@
 """Owns caption files of single images: which are written, kept or extended, whoever's they were before."""
 
 import json
+import logging
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,11 +18,13 @@ from batchcap.core.records import CaptionRow
 from batchcap.core.sources import ImageRef
 from batchcap.inputs.columns import shown
 from batchcap.inputs.storage import shown_path
-from batchcap.outputs.files import FileNow, Files
+from batchcap.outputs.files import MAX_BYTES, FileNow, Files
 from batchcap.outputs.form import FinishedPart, Form, Job, Written, wanted_answers
 from batchcap.outputs.ledger import Entry, digest_of
 from batchcap.outputs.names import can_be_beside, in_tree, require_no_collisions, target_of, without_suffix
 from batchcap.outputs.texts import joined
+
+log = logging.getLogger(__name__)
 
 _SHOWN_EXISTING = 3
 _LOOKED_AT_ONCE = 1000
@@ -247,6 +250,10 @@ class Sidecars(Form):
             if entry is not None and entry.row_index != sidecar.row_index:
                 done.collisions += sidecar.captions
                 continue
+            if now is not None and now.is_too_large:
+                self._leave(sidecar, entry)
+                done.kept += 1
+                continue
             if self._stays(entry, now, sidecar):
                 done.kept += 1
                 continue
@@ -266,7 +273,14 @@ class Sidecars(Form):
             if now is None or now.digest != digest_of(merged.content):
                 contents[sidecar.path] = merged.content
         self.job.ledger.note(entries)
+        self.files.remove_leftovers(sidecar.path for sidecar in wanted.values())
         self.files.write(contents)
+
+    def _leave(self, sidecar: Sidecar, entry: Entry | None) -> None:
+        """Say that a file is too large to be kept in the ledger or joined with a caption."""
+        if entry is None:
+            self.refuse_if_asked(sidecar.path)
+        log.warning("%s is left as it is: it is larger than %d MiB", shown(sidecar.path), MAX_BYTES >> 20)
 
     def _looked_at(
         self, wanted: dict[bytes, Sidecar], known: dict[bytes, Entry]
@@ -281,7 +295,7 @@ class Sidecars(Form):
 
     def _is_read(self, entry: Entry | None, now: FileNow, sidecar: Sidecar) -> bool:
         """Whether it matters what is in a file."""
-        if now.is_own:
+        if now.is_own or now.is_too_large:
             return False
         keeps = self.config.existing in (Existing.SKIP, Existing.FAIL) and not self.is_shared
         return entry is not None or not keeps or now.size_bytes == len(sidecar.content)

@@ -183,7 +183,7 @@ def passthrough_schema(paths: Sequence[Path]) -> pa.Schema | None:
 
 def _carried_fields(paths: Sequence[Path]) -> list[tuple[str, pa.DataType]] | None:
     for path in paths:
-        with suppress(OSError, pa.ArrowException, ValueError):
+        with suppress(OSError, pa.ArrowException, StorageError, ValueError):
             own = set(output_schema(prompt_names(path)).names)
             return [(field.name, field.type) for field in pq.read_schema(path) if field.name not in own]
     return None

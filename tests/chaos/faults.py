@@ -172,6 +172,7 @@ FAULTS = (
             ("a part", "part-", 8),
             ("the statistics", "stats", 1),
             ("the summary", "summary", 1),
+            ("another form", "-forms/", 6),
         )
     ),
     Fault("a read-only folder", read_only, (DONE, UNEXPECTED), obeys_modes=True, damage=writable_again),

@@ -1,8 +1,8 @@
 """The command with a fault inside: `python -m tests.chaos.faulty WHAT WHERE COUNT caption …`.
 
 WHAT happens at the COUNT-th time that WHERE is written: ENOSPC, EIO, or KILL, which ends the process right there. WHERE
-is part of a file's name (`part-`, `stats`, `summary`), or `journal`. With CLOCK the time of day jumps about instead.
-Only this process has the fault; its workers are as always.
+is part of a file's name (`part-`, `stats`, `summary`), of its path, where there is a slash in it, or `journal`. With
+CLOCK the time of day jumps about instead. Only this process has the fault; its workers are as always.
 """
 
 import errno
@@ -43,7 +43,8 @@ def at_files(fault: Fault, where: str) -> None:
     fsync = os.fsync
 
     def faulty(descriptor: int) -> None:
-        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        name = str(path) if "/" in where else path.name
         if where in name and fault.strikes():
             raise OSError(fault.number, os.strerror(fault.number), name)
         fsync(descriptor)

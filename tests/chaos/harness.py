@@ -1,17 +1,14 @@
 """One job, one fault, the same command again: nothing lost, nothing double, nothing different."""
 
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchcap.core.errors import ExitCode
 from tests.chaos.faults import Fault, Scene
+from tests.chaos.kinds import PARTS
 from tests.e2e.conftest import Job
-from tests.e2e.process import Process, assert_clean, assert_whole, durable_rows, run
-
-# Small parts, so that many files are written.
-PARTS = ("--rows-per-part", "12")
+from tests.e2e.process import Process, assert_clean, durable_rows, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ def run_with(fault: Fault, job: Job, output: Path, seed: int) -> Result:
     Raises:
         AssertionError: a row is lost, double or different, or an exit code is not a documented one.
     """
-    shutil.rmtree(output, ignore_errors=True)
+    job.prepare(output)
     chance = random.Random(seed)
     arguments = job.arguments(output, *PARTS, *fault.options)
     process = Process(*arguments, program=fault.program(chance), obeys_modes=fault.obeys_modes, warm=True)
@@ -50,7 +47,7 @@ def run_with(fault: Fault, job: Job, output: Path, seed: int) -> Result:
     durable, _double = durable_rows(output) if output.exists() else (0, 0)
     fault.damage(scene)
     run(*job.arguments(output, *PARTS))
-    assert_whole(output, job.expected)
+    job.assert_whole(output)
     return Result(code, struck, durable)
 
 

@@ -1,5 +1,6 @@
 """One job that the end-to-end tests share, and its uninterrupted run, which others are compared with."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import pytest
 from batchcap.export.checkpoint.options import ExportOptions
 from batchcap.model.bundle import Bundle
 from tests.e2e.inputs import write_images, write_parquet
-from tests.e2e.process import STARTED, captions, run
+from tests.e2e.process import STARTED, assert_whole, captions, run
 from tests.shared import made_once, shared_bundle, shared_folder
 
 IMAGES, PARQUET_ROWS = 180, 80
@@ -37,6 +38,14 @@ class Job:
     def arguments(self, output: Path, *options: str) -> tuple[str, ...]:
         """The command line; later options take the place of earlier ones."""
         return ("caption", *self.inputs, "--output", str(output), "--model", self.model, *SETTINGS, *options)
+
+    def prepare(self, output: Path) -> None:
+        """Nothing of an earlier run is there."""
+        shutil.rmtree(output, ignore_errors=True)
+
+    def assert_whole(self, output: Path) -> None:
+        """What came out is what must come out, and nothing else."""
+        assert_whole(output, self.expected)
 
 
 def uninterrupted_job(folder: Path, bundle: Bundle, images: int, parquet_rows: int, *options: str) -> Job:

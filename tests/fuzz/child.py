@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from batchcap.core.errors import BatchcapError, RowError
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.registry import TARGETS
 
 MEMORY_BYTES = 4 << 30
 FILE_BYTES = 1 << 30

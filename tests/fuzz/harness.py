@@ -13,7 +13,7 @@ from typing import Self
 
 from tests.fuzz.child import Outcome, serve
 from tests.fuzz.mutations import mutated
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.registry import TARGETS
 
 START_METHOD = "spawn"
 TIMEOUT_S = 20.0

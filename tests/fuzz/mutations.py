@@ -60,6 +60,19 @@ def repeat(chance: random.Random, content: bytearray, _others: Sequence[bytes]) 
     content[at:at] = span * chance.choice((1, 2, 10, 1000))
 
 
+def double(chance: random.Random, content: bytearray, _others: Sequence[bytes]) -> None:
+    """A long span comes twice: members, lines, pages."""
+    first, last = sorted((place(chance, content), chance.randint(0, len(content))))
+    content[last:last] = content[first:last] or bytes(content)
+
+
+def recode(chance: random.Random, content: bytearray, _others: Sequence[bytes]) -> None:
+    """As if it were text, in another encoding."""
+    text = content.decode("utf-8", errors="surrogateescape")
+    codec = chance.choice(("utf-16", "utf-16-be", "utf-8-sig", "latin-1", "utf-32", "cp1252"))
+    content[:] = text.encode(codec, errors="replace")
+
+
 def splice(chance: random.Random, content: bytearray, others: Sequence[bytes]) -> None:
     """Goes on as another input does."""
     other = bytearray(chance.choice(others))
@@ -77,7 +90,21 @@ def edit_integer(chance: random.Random, content: bytearray, _others: Sequence[by
     content[at : at + size] = number.to_bytes(len(span), order)
 
 
-DAMAGES: tuple[Damage, ...] = (flip, flip, put, put, cut, drop, insert, repeat, splice, edit_integer, edit_integer)
+DAMAGES: tuple[Damage, ...] = (
+    flip,
+    flip,
+    put,
+    put,
+    cut,
+    drop,
+    insert,
+    repeat,
+    double,
+    recode,
+    splice,
+    edit_integer,
+    edit_integer,
+)
 
 
 def mutated(chance: random.Random, inputs: Sequence[bytes]) -> bytes:

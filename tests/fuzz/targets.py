@@ -1,4 +1,4 @@
-"""What is fuzzed: each target takes an input in, or refuses it with an error of ours; anything else is a crash."""
+"""The readers as targets: each takes an input in, or refuses it with an error of ours; anything else is a crash."""
 
 import gzip
 import hashlib
@@ -9,7 +9,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +29,7 @@ from batchcap.inputs.table_files import TableFiles
 from batchcap.inputs.tar import TarFiles
 from batchcap.inputs.zip_archive import ZipFiles
 from batchcap.store.parts import SCHEMA
+from tests.fuzz.target import Target
 from tests.images.raws import dng, jpeg_preview, sensor
 from tests.images.samples import encode, load, noise, scene
 from tests.inputs.archives import link, tar_bytes, zip_bytes
@@ -40,23 +40,6 @@ MAX_PIXELS = 4_000_000
 # A footer may claim a thousand million rows, and each of them would be read.
 MAX_ROWS = 2000
 JOBS = Path(__file__).parents[2] / "jobs"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Something that reads what others wrote.
-
-    Attributes:
-        name: for the command line.
-        seeds: makes good inputs.
-        read: takes one input, which is also in a file; raises BatchcapError or RowError where it refuses it.
-        is_lenient: whether most damage costs single rows, and few inputs are refused.
-    """
-
-    name: str
-    seeds: Callable[[], list[bytes]]
-    read: Callable[[bytes, Path], None]
-    is_lenient: bool = False
 
 
 def image_seeds() -> list[bytes]:
@@ -271,16 +254,13 @@ def read_job(_content: bytes, path: Path) -> None:
     load_job_file(path)
 
 
-TARGETS = {
-    target.name: target
-    for target in (
-        Target("picture", image_seeds, read_image),
-        Target("raw", raw_seeds, read_image),
-        Target("parquet", parquet_seeds, read_parquet),
-        Target("jsonl", jsonl_seeds, read_jsonl, is_lenient=True),
-        Target("csv", delimited_seeds, read_csv, is_lenient=True),
-        Target("tar", tar_seeds, read_archive(TarFiles)),
-        Target("zip", zip_seeds, read_archive(ZipFiles)),
-        Target("jobfile", job_seeds, read_job),
-    )
-}
+READERS = (
+    Target("picture", image_seeds, read_image),
+    Target("raw", raw_seeds, read_image),
+    Target("parquet", parquet_seeds, read_parquet),
+    Target("jsonl", jsonl_seeds, read_jsonl, is_lenient=True),
+    Target("csv", delimited_seeds, read_csv, is_lenient=True),
+    Target("tar", tar_seeds, read_archive(TarFiles)),
+    Target("zip", zip_seeds, read_archive(ZipFiles)),
+    Target("jobfile", job_seeds, read_job),
+)

@@ -1,14 +1,20 @@
 """What a manifest's cell that is no usable path holds is said, and what to do; a file of an odd name is found."""
 
 import base64
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import ImageRow
+from batchcap.core.sources import Address, Bytes, FileAt
+from batchcap.inputs.cells import PathBase, image_of_text
 from batchcap.inputs.encoded import read_encoded
 from tests.images.samples import encode, noise
 from tests.inputs.parquets import IMAGE_STRUCT, read_layout, write_table
@@ -151,3 +157,45 @@ def test_lists_of_images_are_refused_with_what_to_do(tmp_path: Path, name: str) 
     assert text in str(named.value)
     assert f"'images': {text}" in str(found.value)
     assert "'embedding'" not in str(found.value)
+
+
+IMAGES = st.binary(max_size=90).map(lambda content: b"\x89PNG\r\n\x1a\n" + content)
+
+
+@given(
+    IMAGES,
+    st.integers(1, 80),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["", "data:image/png;base64,", "DATA:;base64,"]),
+)
+def test_any_image_as_text(content: bytes, width: int, is_url_safe: bool, is_padded: bool, header: str) -> None:
+    text = (base64.urlsafe_b64encode if is_url_safe else base64.b64encode)(content).decode()
+    text = text if is_padded else text.rstrip("=")
+    lines = "\n".join(text[start : start + width] for start in range(0, len(text), width))
+    if header or len(text) > 40:
+        assert image_of_text(header + lines, PathBase(Path("/nowhere"))) == Bytes(content)
+    assert image_of_text("data:," + quote(content), PathBase(Path("/nowhere"))) == Bytes(content)
+
+
+@given(
+    st.text(max_size=40)
+    | st.builds("".join, st.lists(st.sampled_from([*"%/\\:,;=\0 ~$'", "file:", "data:", "..", JPEG])))
+)
+def test_any_text_is_something_inside_of_the_root(tmp_path_factory: pytest.TempPathFactory, cell: str) -> None:
+    root = tmp_path_factory.getbasetemp()
+    found = image_of_text(cell, PathBase(root, str(root.resolve())))
+    if isinstance(found, FileAt) and "\0" not in found.path:
+        assert Path(os.path.realpath(found.path)).is_relative_to(root.resolve())
+    assert isinstance(found, FileAt | Bytes | Address | tuple)
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b c", "é", "%41", "x=y"]), min_size=1, max_size=3),
+    st.sampled_from(["file:", "file://", "file://localhost", "FILE:"]),
+)
+def test_any_address_of_a_file(parts: list[str], scheme: str) -> None:
+    path = "/" + "/".join(parts)
+    found = image_of_text(scheme + quote(path), PathBase(Path("/nowhere")))
+    assert isinstance(found, FileAt)
+    assert found.path == path

@@ -13,7 +13,6 @@ from batchcap.core.errors import ErrorKind, RowError
 from batchcap.inputs.encoded import read_encoded
 from batchcap.inputs.image_lists import EachImageTable
 from batchcap.inputs.parquet import ParquetFiles, ParquetTable
-from batchcap.inputs.table import ITEM, ROW
 from batchcap.inputs.table_rows import RowReader
 from tests.inputs.hostile import damage_pages
 from tests.inputs.parquets import IMAGE_STRUCT, data_of, path_of, write_table
@@ -108,9 +107,10 @@ def test_any_lists_in_any_ranges(
     assert sum(table.group_rows) == len(expected)
     start = min(start, len(expected) - 1)
     count = min(count, len(expected) - start)
-    for columns in (["images", ROW, ITEM, "n"], [ROW, ITEM], ["n"]):
+    assert [table.place_of(row) for row in range(len(expected))] == [(row, item) for row, item, _value in expected]
+    for columns in (["images", "n"], ["n"]):
         found = [row for batch in RowReader(table, columns, 3).read(start, count) for row in batch.to_pylist()]
-        known = [{"images": v, ROW: r, ITEM: i, "n": r} for r, i, v in expected[start : start + count]]
+        known = [{"images": value, "n": row} for row, _item, value in expected[start : start + count]]
         assert found == [{name: row[name] for name in columns} for row in known]
 
 
@@ -124,4 +124,20 @@ def test_a_damaged_row_group_has_the_same_rows_in_each_run(tmp_path: Path) -> No
         rows = rows_of(plan)
     assert len(rows) == total
     assert sum(row.failure is not None for row in rows) == total - 60
-    assert len({row.id for row in rows}) == total
+    lost = [f"a.parquet:{row}#0" for row in range(10, 20)]
+    whole = [f"a.parquet:{row}#{item}" for row in range(40) if row // 10 != 1 for item in range(2)]
+    assert [row.id for row in rows] == whole[:20] + lost + whole[20:]
+    assert [row.row for row in rows] == [int(row.id.split(":")[1].split("#")[0]) for row in rows]
+
+
+def test_unreadable_rows_are_called_as_the_rows_of_their_file(tmp_path: Path) -> None:
+    """Also where only the id can't be read, and it is known how many images each row has."""
+    lists = pa.array([[b"a", b"b", b"c"]] * 8, pa.list_(pa.binary()))
+    columns = {"images": lists, "name": [f"name {row}" * 50 for row in range(8)]}
+    path = write_table(tmp_path / "a.parquet", columns, row_group_size=4)
+    damage_pages(path, 1, 1)
+    with planned(tmp_path, images=ImagesOf.EACH, id_column="name") as plan:
+        rows = rows_of(plan)
+    assert [row.row for row in rows] == [row for row in range(8) for _item in range(3)]
+    lost = [row for row in rows if row.failure is not None]
+    assert [row.id for row in lost] == [f"a.parquet:{row}#{item}" for row in range(4, 8) for item in range(3)]

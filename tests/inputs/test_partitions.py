@@ -1,12 +1,16 @@
 """Folder names of the form key=value are columns of all files below them."""
 
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchcap.core.errors import UsageError
-from batchcap.inputs.partitions import partition_values
+from batchcap.inputs.partitions import _NULL, partition_values
 from tests.inputs.parquets import write_table
 from tests.inputs.test_parquet import carried, planned
 
@@ -28,6 +32,35 @@ def test_keys_and_values(folder: str, expected: dict[str, str | None]) -> None:
     found = partition_values(Path(folder))
     assert found == expected
     assert list(found) == list(expected)
+
+
+NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: name not in (b".", b"..") and not {0, 47} & {*name})
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+
+
+@given(st.lists(st.tuples(TEXTS, st.none() | TEXTS), max_size=4, unique_by=lambda pair: pair[0]))
+def test_any_keys_and_values(pairs: list[tuple[str, str | None]]) -> None:
+    """As Hive and Spark write them."""
+    parts = [f"{quote(key, safe='')}={_NULL if value is None else quote(value, safe='')}" for key, value in pairs]
+    assert partition_values(Path("/data", *parts)) == dict(pairs)
+
+
+@given(st.lists(NAMES | NAMES.map(lambda name: b"a" + name + b"=" + name), max_size=4))
+def test_any_names_of_folders_give_text(names: list[bytes]) -> None:
+    found = partition_values(Path("/data", *map(os.fsdecode, names)))
+    assert pa.table({key: [value] for key, value in found.items()}).num_columns == len(found)
+
+
+def test_images_in_folders_whose_names_are_no_text(tmp_path: Path) -> None:
+    for name in (b"a.png", b"k=\xff/b.png", b"\xff=k/c.png"):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    with planned(tmp_path, keep_columns=("*",)) as plan:
+        found = pa.concat_tables(carried(plan)).to_pylist()
+    assert sorted(found, key=str) == [
+        {"k": "\\xff", "\\xff": None}, {"k": None, "\\xff": "k"}, {"k": None, "\\xff": None},
+    ]  # fmt: skip
 
 
 def write(path: Path, **columns: list[object]) -> None:

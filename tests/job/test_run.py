@@ -412,6 +412,20 @@ def test_a_job_without_a_caption_is_no_success(config: JobConfig, rerun: bool) -
     assert summary_of(config)["exit_code"] == ExitCode.TOO_MANY_FAILURES
 
 
+@pytest.mark.parametrize("lost", [(0,), (2,), (4,), (0, 1, 2, 3, 4)], ids=str)
+def test_the_rows_of_damaged_parts_are_captioned_again(config: JobConfig, lost: tuple[int, ...]) -> None:
+    """Also of the first and the last one, which are asked for the columns that all parts have."""
+    config = replace(config, input=replace(config.input, keep_columns=("*",)))
+    run(config, FakeEngine())
+    parts = JobFolder(Path(config.output)).part_paths()
+    for number in lost:
+        os.truncate(parts[number], parts[number].stat().st_size // 2)
+    engine = FakeEngine()
+    assert run(config, engine).exit_code is ExitCode.COMPLETE
+    assert engine.submitted == [row for row in range(ROWS) if row // 5 in lost]
+    assert_complete(config)
+
+
 def test_a_part_that_can_not_be_read_for_a_moment_is_left_alone(
     config: JobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,3 +230,30 @@ def test_a_folder_in_the_place_of_a_file(config: JobConfig, run: Run, tmp_path: 
     run(config)
     with pytest.raises(UsageError, match=r"a\.txt is a folder, where a caption file is to be"):
         converted(config)
+
+
+@pytest.mark.parametrize("form", ["txt", "json", "xmp"])
+@pytest.mark.parametrize("policy", [Existing.SKIP, Existing.REPLACE, Existing.APPEND])
+def test_a_file_that_is_too_large_is_left_alone(
+    config: JobConfig, run: Run, tmp_path: Path, form: str, policy: Existing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would fill the ledger; the other files are written."""
+    path = tmp_path / f"in/a.{form}"
+    path.write_bytes(b" " * ((1 << 24) + 1))
+    run(config)
+    written = converted(config, form, existing=policy)
+    assert (written.captions, written.kept) == (2, 1)
+    assert path.stat().st_size == (1 << 24) + 1
+    assert (tmp_path / f"in/sub/b.{form}").is_file()
+    assert f"a.{form} is left as it is: it is larger than 16 MiB" in caplog.text
+
+
+def test_long_names_that_begin_alike(config: JobConfig, run: Run, tmp_path: Path) -> None:
+    """Also where a file system takes no longer names."""
+    names = [f"{'a camera on the bridge over the river, ' * 2}{number}" for number in range(3)] + ["é" * 100]
+    for name in names:
+        (tmp_path / f"in/{name}.png").write_bytes(encode(noise(20, 10)))
+    run(config)
+    assert converted(config).captions == 7
+    for name in names:
+        assert (tmp_path / f"in/{name}.txt").read_text() == f"Caption of {name}.png."

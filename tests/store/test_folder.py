@@ -17,7 +17,7 @@ import pytest
 
 from batchcap.config import GenerationConfig, InputConfig, JobConfig
 from batchcap.core import atomic
-from batchcap.core.atomic import atomic_file, write_atomic
+from batchcap.core.atomic import TEMPORARY_SUFFIX, Leftovers, atomic_file, write_atomic, write_many
 from batchcap.core.errors import LockedError, NotSameJobError, StorageError, UsageError
 from batchcap.core.records import CaptionRow, Shard
 from batchcap.core.setting import settings_of
@@ -151,6 +151,38 @@ def test_leftovers_of_a_killed_run_go_and_nothing_else(folder: JobFolder) -> Non
     folder.remove_leftovers()
     assert {path.name for path in folder.path.iterdir()} == {part.name, ".mine", "__batchcap"}
     assert not list(folder.state_path.iterdir())
+
+
+def test_many_files_with_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "_MAX_OPEN_FILES", 3)
+    contents = {tmp_path / f"{number % 2}/{'long' * 12}{number}": bytes([number]) for number in range(8)}
+    write_many(contents)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*")} == contents
+
+
+def test_leftovers_among_files_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the files that are written, what no process is writing goes; what is of other files may be another job's."""
+    ours = [tmp_path / "a.txt", tmp_path / f"{'long' * 12}.txt"]
+    contents = dict.fromkeys((*ours, tmp_path / "b.txt"), b"new")
+
+    def killed(_folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    def temporaries() -> list[str]:
+        return sorted(path.name for path in tmp_path.glob(f".*{TEMPORARY_SUFFIX}"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "_sync_all_with", killed)
+        patch.setattr(atomic, "_unlink", lambda _path: None)
+        with pytest.raises(KeyboardInterrupt):
+            write_many(contents)
+    left = temporaries()
+    assert len(left) == 3
+    with atomic_file(ours[0]) as written:
+        Leftovers().remove(ours)
+        assert temporaries() == sorted([written.name, next(name for name in left if name.startswith(".b.txt."))])
+        written.write_bytes(b"whole")
+    Leftovers().remove([tmp_path / "gone/a.txt"])
 
 
 def test_a_folder_is_made_and_found_again(tmp_path: Path) -> None:
