@@ -14,7 +14,7 @@ from batchcap.remote.objects import Look, look, read_range
 # A reader that goes on asks for twice as much each time; one that jumps gets little more than it wants.
 _FIRST_BYTES, _MOST_BYTES = 64 << 10, 4 << 20
 # Several read one file at once: its rows, its columns for parts that are written, its index.
-_WINDOWS, _FILES = 3, 4
+_WINDOWS, _FILES = 4, 3
 
 
 @dataclass(slots=True)
@@ -58,9 +58,7 @@ class _Ranges:
     def _fetch(self, start: int, wanted: int) -> _Window:
         # Who jumps a little, as from header to header of an archive, gets there by reading.
         before = next((one for one in self._windows if 0 <= start - one.end <= one.ahead_bytes), None)
-        if before is not None:
-            self._windows.remove(before)
-        elif len(self._windows) >= _WINDOWS:
+        if len(self._windows) >= _WINDOWS:
             self._windows.pop(0)
         ahead_bytes = _FIRST_BYTES if before is None else min(_MOST_BYTES, 2 * before.ahead_bytes)
         size = min(max(wanted, ahead_bytes), self._size_bytes - start)
