@@ -166,6 +166,29 @@ def test_a_file_object_reads_as_a_file_does(bucket: Bucket, tmp_path: Path, monk
         assert sum(sizes) <= len(NOISE) + 20_000, "who jumps far does not read what is between"
 
 
+def test_readers_of_one_file_share_what_was_read(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are read ahead of their columns, and an index looks at what was read a moment ago."""
+    monkeypatch.setattr("batchcap.remote.file._FIRST_BYTES", 1000)
+    monkeypatch.setattr("batchcap.remote.file._MOST_BYTES", 8000)
+    bucket.put("a", NOISE)
+    sizes: list[int] = []
+    real = objects.read_range
+
+    def counted(address: str, start: int, size: int, version: str) -> bytes:
+        sizes.append(size)
+        return real(address, start, size, version)
+
+    monkeypatch.setattr("batchcap.remote.file.read_range", counted)
+    for place in range(0, 200_000, 100):
+        for behind in (0, 300, 90_000):
+            if place >= behind:
+                with open_remote(f"{bucket.address}/a") as file:
+                    file.seek(place - behind)
+                    assert file.read(100) == NOISE[place - behind :][:100]
+    assert sum(sizes) < 200_000 + 110_000 + 30_000
+    assert len(sizes) < 60
+
+
 def test_a_file_that_changes_while_it_is_read(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchcap.remote.file._FIRST_BYTES", 1000)
     bucket.put("a", NOISE)
