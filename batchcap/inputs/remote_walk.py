@@ -12,25 +12,19 @@ class RemoteWalk:
     """A search for files at addresses; what `walk.Walk` is for this machine. Hidden names are passed over."""
 
     def below(self, folder: str) -> Iterator[str]:
-        """Relative paths of all files below a folder, in the order of their bytes.
-
-        No more is held than what is in one folder and in those above it.
-        """
+        """Relative paths of all files below a folder, in the order of their bytes; no more than some pages are held."""
         address = address_of(folder)
         if address is None:
             raise ValueError(folder)
         yield from self._below(address, "")
 
     def _below(self, address: str, above: str) -> Iterator[str]:
-        from batchcap.remote.objects import entries  # noqa: PLC0415 - only for addresses
+        from batchcap.remote.listing import listing  # noqa: PLC0415 - only for addresses
 
-        found = {}
-        for entry in entries(address):
-            if not entry.name.startswith("."):
-                found[os.fsencode(entry.name + ("" if entry.look else "/"))] = entry
-        for key in sorted(found):
-            entry = found.pop(key)
+        for entry in listing(address):
             path = f"{address}/{entry.name}"
+            if entry.name.startswith("."):
+                continue
             if entry.look is None:
                 yield from self._below(path, f"{above}{entry.name}/")
             else:

@@ -151,9 +151,12 @@ def is_folder(path: str) -> bool:
     address = address_of(path)
     if address is None:
         return os.path.isdir(path)
-    from batchcap.remote.objects import entries  # noqa: PLC0415
+    from batchcap.remote.listing import listing  # noqa: PLC0415
 
-    return next(entries(address), None) is not None
+    try:
+        return next(listing(address), None) is not None
+    except FileNotFoundError:
+        return False
 
 
 def is_beside(path: Path) -> bool:
@@ -174,9 +177,12 @@ def names_in(folder: Path) -> list[str]:
     if address is None:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries]
-    from batchcap.remote.objects import entries as remote_entries  # noqa: PLC0415
+    from batchcap.remote.listing import listing  # noqa: PLC0415
 
-    return [entry.name for entry in remote_entries(address)]
+    try:
+        return [entry.name for entry in listing(address)]
+    except FileNotFoundError:
+        return []
 
 
 def matches_in(folder: Path, pattern: str) -> Iterator[Path]:

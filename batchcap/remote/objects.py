@@ -1,8 +1,7 @@
-"""Owns what is done with files at addresses: look, list, read a range of one version, read a whole one, write one."""
+"""Owns what is done with files at addresses: look, read a range of one version, read a whole one, write one."""
 
 import errno
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,48 +35,18 @@ class Look:
         return int.from_bytes(hashlib.blake2b(self.version.encode(), digest_size=8).digest()) >> 1
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a listing has.
-
-    Attributes:
-        name: inside its folder.
-        look: at a file; None for a folder.
-    """
-
-    name: str
-    look: Look | None
-
-
 def look(address: str) -> Look:
     """What is at an address; raises as `attempts.attempt`, FileNotFoundError for a folder."""
     info = attempt(address, lambda: filesystem(address).info(address))
     if info.get("type") == "directory":
         raise FileNotFoundError(errno.ENOENT, NOTHING_THERE, address)
-    return _look_of(info)
+    return look_of(info)
 
 
-def _look_of(info: dict[str, Any]) -> Look:
+def look_of(info: dict[str, Any]) -> Look:
+    """What fsspec's file systems say of a file."""
     version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
     return Look(info.get("size"), version)
-
-
-def entries(address: str) -> Iterator[Entry]:
-    """What lies in a folder, in no order; nothing where there is none. Raises as `attempts.attempt`."""
-    if is_web(address):  # web servers have no listings
-        return
-    try:
-        found = attempt(address, lambda: filesystem(address).ls(address, detail=True))
-    except FileNotFoundError:
-        return
-    above = filesystem(address)._strip_protocol(address).rstrip("/")  # noqa: SLF001 - what every file system has
-    for info in found:
-        name = str(info["name"]).removeprefix(above).strip("/")
-        if str(info["name"]).rstrip("/") == above:
-            if info.get("type") == "file" and info.get("size"):  # the address is a file's
-                return
-            continue  # an empty object that stands for the folder
-        yield Entry(name, None if info.get("type") == "directory" else _look_of(info))
 
 
 def read_range(address: str, start: int, size: int, version: str) -> bytes:

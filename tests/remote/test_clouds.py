@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from batchcap.remote.attempts import ChangedError
-from batchcap.remote.objects import entries, look, read_range, read_whole
+from batchcap.remote.listing import listing
+from batchcap.remote.objects import look, read_range, read_whole
 from tests.clouds import Cloud, google, hub, serving
 from tests.stores import forget_connections, wait_no_longer
 
@@ -33,7 +34,7 @@ def test_google(bucket: Cloud) -> None:
     bucket.put("bucket/x/y/b", b"1")
     seen = look("gs://bucket/x/a")
     assert (seen.size_bytes, seen.version) == (200, "1")
-    assert {entry.name: entry.look for entry in entries("gs://bucket/x")} == {"a": seen, "y": None}
+    assert {entry.name: entry.look for entry in listing("gs://bucket/x")} == {"a": seen, "y": None}
     assert read_range("gs://bucket/x/a", 3, 4, seen.version) == b"3456"
     assert read_range("gs://bucket/x/a", 300, 4, seen.version) == b""
     assert read_whole("gs://bucket/x/a", 50) == DIGITS[:51]
@@ -50,10 +51,11 @@ def test_the_hub(tmp_path: Path) -> None:
     code = """
 import batchcap, json, sys
 from batchcap.core.offline import faults
-from batchcap.remote.objects import entries, look, read_range, read_whole
+from batchcap.remote.listing import listing
+from batchcap.remote.objects import look, read_range, read_whole
 address = "hf://datasets/me/pics/data/a.parquet"
 seen = look(address)
-found = {entry.name: entry.look and entry.look.size_bytes for entry in entries("hf://datasets/me/pics/data")}
+found = {entry.name: entry.look and entry.look.size_bytes for entry in listing("hf://datasets/me/pics/data")}
 parts = [read_range(address, 3, 4, seen.version).decode(), len(read_whole(address, 50))]
 try:
     look("hf://datasets/you/pics/a")

@@ -8,10 +8,13 @@ import pytest
 
 from batchcap.core.address import address_of, canonical, is_remote, path_of, without_query
 from batchcap.core.errors import ExitCode, UsageError
+from batchcap.inputs.remote_walk import RemoteWalk
+from batchcap.inputs.walk import Walk
 from batchcap.remote import attempts, objects, protocols
 from batchcap.remote.attempts import ChangedError, NetworkError
 from batchcap.remote.file import open_remote
-from batchcap.remote.objects import entries, look, read_range, read_whole
+from batchcap.remote.listing import listing
+from batchcap.remote.objects import look, read_range, read_whole
 from tests.stores import Bucket, FaultyBucket
 from tests.web import Web
 
@@ -73,10 +76,35 @@ def test_a_whole_object_within_its_bound(bucket: Bucket) -> None:
 def test_listings(bucket: Bucket) -> None:
     for key in ("x/a", "x/b/c", "x/b/d", "y"):
         bucket.put(key, key.encode())
-    found = {entry.name: entry.look and entry.look.size_bytes for entry in entries(f"{bucket.address}/x")}
+    found = {entry.name: entry.look and entry.look.size_bytes for entry in listing(f"{bucket.address}/x")}
     assert found == {"a": 3, "b": None}
-    assert {entry.name for entry in entries(bucket.address)} == {"x", "y"}
-    assert list(entries(f"{bucket.address}/y")) == list(entries(f"{bucket.address}/z")) == []
+    assert {entry.name for entry in listing(bucket.address)} == {"x", "y"}
+    assert list(listing(f"{bucket.address}/y")) == list(listing(f"{bucket.address}/z")) == []
+
+
+def test_listings_come_in_the_order_of_paths(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page by page, as the folders of a disk are walked."""
+    monkeypatch.setattr("batchcap.remote.listing._PAGE", 2)
+    names = [
+        "a.png",
+        "a/x.png",
+        "a-b.png",
+        "a0.png",
+        "a/b/c.png",
+        "Z.png",
+        "ä.png",
+        "\U0001f600.png",
+        "\uff5e.png",
+        "b/d",
+    ]
+    for name in names:
+        bucket.put(f"in/{name}", b"x")
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    bucket.put("in/", b"")
+    here = list(Walk("").below(str(tmp_path)))
+    assert list(RemoteWalk().below(str(path_of(f"{bucket.address}/in")))) == here
+    assert sorted(here) == sorted(names)
 
 
 @pytest.mark.parametrize("fault", ["slow_down", "cut_request", "cut_answer", "half_answer"])
@@ -221,7 +249,7 @@ def test_web_servers(web: Web) -> None:
         with pytest.raises(error):
             read_whole(address, 10)
         assert web.requests["GET", "/a"] == before + 1, "this does not pass"
-    assert list(entries(web.url)) == []
+    assert list(listing(web.url)) == []
     assert {headers["User-Agent"] for headers in web.headers} == {"batchcap"}
 
 
