@@ -212,6 +212,16 @@ class PlanTables:
         statement = "SELECT DISTINCT kind FROM sources WHERE seq IN (SELECT source FROM spans)"
         return frozenset(kind for (kind,) in self._journal.query(statement))
 
+    def source_in_part(self) -> tuple[Path, int, int] | None:
+        """The first source of which the job has some rows only: its path, its rows and those of the job."""
+        statement = """
+            SELECT path, rows, planned FROM sources JOIN
+              (SELECT source, sum(rows) AS planned FROM spans GROUP BY source) ON source = seq
+            WHERE planned < rows ORDER BY seq LIMIT 1
+        """
+        found = next(iter(self._journal.query(statement)), None)
+        return None if found is None else (Path(os.fsdecode(found[0])), int(found[1]), int(found[2]))
+
     def look_of(self, path: Path) -> tuple[int, int]:
         """Size and time of a source of the plan when it was planned or accepted; 0 where it could not be looked at."""
         statement = "SELECT size_bytes, mtime_ns FROM sources WHERE path = ?"

@@ -15,6 +15,7 @@ from batchcap.core.errors import UsageError, WorkerError
 from batchcap.outputs import input_tables
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
+from batchcap.store.folder import JobFolder
 from tests.images.samples import encode, noise
 from tests.outputs.conftest import Run, with_outputs
 
@@ -120,6 +121,13 @@ def test_of_a_job_with_a_limit(tables: JobConfig, run: Run) -> None:
         UsageError, match=r"a\.parquet has 7 rows, and this job has only 5 of them \(--limit, --where, "
     ):
         converted(config)
+
+
+def test_a_run_with_a_limit_is_refused_before_any_work(tables: JobConfig, run: Run) -> None:
+    config = replace(with_outputs(tables, also=("dataset",)), limits=LimitConfig(limit=5))
+    with pytest.raises(UsageError, match=r"a\.parquet has 7 rows, and this job has only 5 of them"):
+        run(config)
+    assert not JobFolder(Path(config.output)).part_paths()
 
 
 def test_a_table_that_has_changed(tables: JobConfig, run: Run, tmp_path: Path) -> None:
