@@ -1,6 +1,7 @@
 """Owns job files: a TOML file becomes the same `JobConfig` as a command line does."""
 
 import dataclasses
+import shlex
 import stat
 import tomllib
 from contextlib import suppress
@@ -23,8 +24,8 @@ _MAX_BYTES = 4 * 1024 * 1024
 def load_job_file(path: Path) -> JobConfig:
     """Read a job file.
 
-    Relative inputs, output, other forms, model and image root start from the job file's folder, so that cron can run it
-    from anywhere.
+    Relative inputs, output, other forms, model, image root, metrics, events and the program of on_end start from the
+    job file's folder, so that cron can run it from anywhere.
 
     Raises:
         UsageError: the file is missing, is not TOML, or has mistakes; all of them are named at once.
@@ -102,8 +103,23 @@ def _anchored(config: JobConfig, base: Path) -> JobConfig:
         also=tuple(_anchored_form(one, base) for one in config.outputs.also),
         html_pages=_anchor(config.outputs.html_pages, base) if config.outputs.html_pages else None,
     )
+    told = config.operations
+    operations = dataclasses.replace(
+        told,
+        metrics=_anchor(told.metrics, base) if told.metrics else None,
+        events=_anchor(told.events, base) if told.events else None,
+        on_end=_anchored_command(told.on_end, base) if told.on_end else None,
+    )
     output = _anchor(config.output, base)
-    return dataclasses.replace(config, input=anchored_input, output=output, model=model, outputs=outputs)
+    return dataclasses.replace(
+        config, input=anchored_input, output=output, model=model, outputs=outputs, operations=operations
+    )
+
+
+def _anchored_command(command: str, base: Path) -> str:
+    """The command with its program anchored, if that is named by a path; others are looked for in PATH."""
+    program, *rest = shlex.split(command)
+    return shlex.join([_anchor(program, base), *rest]) if "/" in program else command
 
 
 def _anchored_form(form: str, base: Path) -> str:

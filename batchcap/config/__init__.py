@@ -19,6 +19,7 @@ from batchcap.config.captions import (
     prompt_name_fault,
 )
 from batchcap.config.inputs import ImagesOf, InputConfig
+from batchcap.config.operations import OperationsConfig
 from batchcap.config.outputs import FORMS, Existing, FolderImages, OutputsConfig, form_fault, sent_without_asking
 from batchcap.config.run import LimitConfig, OnChanged, PlacementConfig, ResumeConfig, Retry
 from batchcap.core.setting import Mistake, SettingsError, known_as, require_sense, setting
@@ -37,6 +38,7 @@ __all__ = [
     "JobConfig",
     "LimitConfig",
     "OnChanged",
+    "OperationsConfig",
     "OutputsConfig",
     "PlacementConfig",
     "Profile",
@@ -120,6 +122,7 @@ class JobConfig:
     outputs: OutputsConfig = field(
         default_factory=OutputsConfig, metadata=known_as(panel="Other forms of the captions")
     )
+    operations: OperationsConfig = field(default_factory=OperationsConfig, metadata=known_as(panel="Operations"))
     explicit: frozenset[str] | None = field(default=None, metadata=known_as(is_given=False))
 
     def __post_init__(self) -> None:

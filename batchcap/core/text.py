@@ -29,6 +29,24 @@ def one_line(text: str) -> str:
     return "".join(_escaped(one) if one in _KEPT else one for one in harmless(text))
 
 
+def markdown_code(text: str, most: int = 300) -> str:
+    """Text of others in Markdown, as code on one line: no mark-up, link, image, mention or tag in it has a meaning.
+
+    Not to be put at the beginning of a line, nor into a table, where `|` would end the cell.
+
+    Args:
+        text: of anybody; empty text becomes a dash.
+        most: letters that are shown.
+    """
+    shown = one_line(text)
+    shown = shown if len(shown) <= most else f"{shown[:most]}…"
+    if not shown.strip():
+        return "–"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    # Between spaces, of which Markdown drops one at each end: the text may begin or end with one, or with a backtick.
+    return f"{fence} {shown} {fence}" if shown[0] in "` " or shown[-1] in "` " else f"{fence}{shown}{fence}"
+
+
 def shown_name(name: str) -> str:
     """A file name in a message: on one line, whatever it holds."""
     return one_line(printable_name(name))

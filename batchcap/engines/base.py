@@ -1,10 +1,18 @@
 """Owns what a place to run must offer: requests go in, exactly one outcome a request comes out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from batchcap.core.records import Outcome, Request
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRestart:
+    """A worker that has ended and has a successor: what it is called, and how it ended, in words that follow that."""
+
+    worker: str
+    reason: str
 
 
 @dataclass(slots=True)
@@ -17,6 +25,7 @@ class EngineLoad:
         queue_rows: rows whose features wait for a decoder.
         queue_mib: memory these features hold.
         decoding_rows: rows given to decoders and not back yet.
+        restarts: of workers, in their order; the engine adds to it.
     """
 
     busy_s: dict[str, float] = field(default_factory=dict)
@@ -24,6 +33,7 @@ class EngineLoad:
     queue_rows: int = 0
     queue_mib: float = 0.0
     decoding_rows: int = 0
+    restarts: Sequence[WorkerRestart] = ()
 
 
 class Engine(Protocol):

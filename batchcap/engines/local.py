@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from batchcap.core.errors import BatchcapError, WorkerError
 from batchcap.core.machine import MIB, available_cores, memory_mib
 from batchcap.core.records import Caption, Duplicate, Failure, Features, ImageFacts, Outcome, Request
-from batchcap.engines.base import EngineLoad
+from batchcap.engines.base import EngineLoad, WorkerRestart
 from batchcap.engines.busy_flag import make_sign_file
 from batchcap.engines.config import EngineConfig
 from batchcap.engines.cores import Threads, plan_for
@@ -76,6 +76,7 @@ class LocalEngine:
         self._ledger = _Ledger()
         self._failure: BatchcapError | None = None
         self._busy_s: dict[str, float] = dict.fromkeys(("read", "vision", "prefill", "decode"), 0.0)
+        self._restarts: list[WorkerRestart] = []
         self._sign_file: int | None = None
         self._supervisors: list[WorkerSupervisor] = []  # the vision worker's first
         self._made_guard: MemoryGuard | None = None
@@ -234,7 +235,9 @@ class LocalEngine:
             try:
                 work(supervisor, outcomes)
             except WorkerEndError as end:
-                for failure in supervisor.restart_after(end):
+                given_up = supervisor.restart_after(end)
+                self._restarts.append(WorkerRestart(supervisor.name, str(end)))
+                for failure in given_up:
                     outcomes += self._ended(failure.index, failure)
         except BatchcapError as error:
             self._failure = self._failure or error
@@ -314,6 +317,7 @@ class LocalEngine:
             queue_rows=len(self._ledger.waiting),
             queue_mib=self._ledger.waiting_bytes / MIB,
             decoding_rows=sum(supervisor.rows for supervisor in self._decoders),
+            restarts=self._restarts,
         )
 
     def memory_bytes(self) -> int:

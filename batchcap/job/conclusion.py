@@ -1,23 +1,29 @@
 """Owns how the end of a run is told: its state, its exit code, its message, and `summary.json`."""
 
+import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchcap.config import DEMO_MODEL, JobConfig
 from batchcap.core.atomic import write_atomic
-from batchcap.core.errors import BatchcapError, ExitCode, StorageError
+from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError
+from batchcap.core.records import CaptionRow
 from batchcap.core.row_counts import RowCounts
 from batchcap.core.text import format_duration, one_line
 from batchcap.inputs.skipped import Skipped
 from batchcap.job.failures import why_alike
 from batchcap.job.open_shards import OpenShards
+from batchcap.job.run_card import RunCard, write_run_card
 from batchcap.job.stop import StopRequest
 from batchcap.job.summary import Bottleneck, JobState, RunMetrics, Summary, exit_code_of
 from batchcap.model.bundle import Bundle
 from batchcap.store.fingerprint import is_known_job
 from batchcap.store.folder import JobFolder
-from batchcap.store.lock import job_lock
+from batchcap.store.lock import job_lock, read_summary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -31,6 +37,9 @@ class RunFacts:
         metrics: what this run did; None where it captioned nothing.
         limited_by: the stage that held it up.
         other_forms: what was written in other forms, for people.
+        config: the job with its settings decided; None before that.
+        failures: a row of this run for each kind of failure.
+        is_summed_up: whether `summary.json` is of this run.
     """
 
     total_rows: int | None = None
@@ -39,6 +48,9 @@ class RunFacts:
     metrics: RunMetrics | None = None
     limited_by: Bottleneck | None = None
     other_forms: tuple[str, ...] = ()
+    config: JobConfig | None = None
+    failures: Mapping[str, CaptionRow] = field(default_factory=dict)
+    is_summed_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +92,16 @@ class Conclusion:
             message += f"; {reason}"
         return self._write(JobState.COMPLETE, code, message)
 
-    def of_failure(self, code: ExitCode, message: str, *, is_our_folder: bool) -> None:
-        """Write `summary.json` of a run that failed, if what made it fail allows that, and the folder is this job's."""
+    def of_failure(self, code: ExitCode, message: str, *, is_our_folder: bool) -> Summary:
+        """The summary of a run that failed; written if what made it fail allows that, and the folder is this job's."""
         with suppress(StorageError):
             if is_our_folder or is_known_job(self.folder, self.config):
-                self._write(JobState.FAILED, code, message)
+                return self._write(JobState.FAILED, code, message)
+        return self._made(JobState.FAILED, code, message)
+
+    def of_refusal(self, error: NotSameJobError) -> Summary:
+        """The summary of a run that has met another job's folder, whose own summary stays."""
+        return self._made(JobState.FAILED, error.exit_code, str(error))
 
     def _where(self) -> str:
         parts = self.folder.part_paths()
@@ -106,6 +123,16 @@ class Conclusion:
         return f" (this run: {', '.join(told)})"
 
     def _write(self, state: JobState, code: ExitCode, message: str) -> Summary:
+        summary = self._made(state, code, message)
+        _write_summary(self.folder, summary)
+        self.facts.is_summed_up = True
+        try:
+            write_run_card(RunCard(self.folder, self.facts.config or self.config, summary, self.facts.failures))
+        except StorageError as error:
+            log.warning("the run card is not written: %s", one_line(str(error.__cause__ or error)))
+        return summary
+
+    def _made(self, state: JobState, code: ExitCode, message: str) -> Summary:
         facts = self.facts
         summary = Summary(
             state,
@@ -119,8 +146,7 @@ class Conclusion:
             skipped_inputs=dict(self.skipped.images),
             parts_left=None if facts.shards is None else len(facts.shards),
         )
-        _write_summary(self.folder, summary)
-        return summary
+        return summary.after(read_summary(self.folder))
 
 
 def record_early_failure(output: Path, config: JobConfig, error: BatchcapError) -> None:
@@ -132,9 +158,10 @@ def record_early_failure(output: Path, config: JobConfig, error: BatchcapError) 
         folder = JobFolder.open_existing(output)
         if is_known_job(folder, config):
             with job_lock(folder):
-                _write_summary(
-                    folder, Summary(JobState.FAILED, error.exit_code, str(error), None, RowCounts(), None, None)
-                )
+                summary = Summary(JobState.FAILED, error.exit_code, str(error), None, RowCounts(), None, None)
+                summary = summary.after(read_summary(folder))
+                _write_summary(folder, summary)
+                write_run_card(RunCard(folder, config, summary, {}))
 
 
 def _write_summary(folder: JobFolder, summary: Summary) -> None:

@@ -42,7 +42,7 @@ def why_alike(folder: JobFolder, counts: RowCounts, given: InputConfig) -> str |
     """
     for kind, count in counts.error_kinds.most_common(1):
         if count >= ALIKE_SHARE * counts.rows:
-            sample = _sample(folder, kind)
+            sample = sample_of(folder, kind)
             if sample is None:
                 return f"{count} of {counts.rows} rows failed as {kind}"
             said = one_line(sample.error_message or "")
@@ -52,8 +52,9 @@ def why_alike(folder: JobFolder, counts: RowCounts, given: InputConfig) -> str |
     return None
 
 
-def _sample(folder: JobFolder, kind: str) -> CaptionRow | None:
-    with suppress(StorageError):  # the job is finished; a part that can't be read now must not change its end
+def sample_of(folder: JobFolder, kind: str) -> CaptionRow | None:
+    """The first row in the parts that failed as this kind; None where none is found."""
+    with suppress(StorageError):  # the run has ended; a part that can't be read now must not change its end
         for path in folder.part_paths():
             if (row := first_failure(path, kind)) is not None:
                 return row

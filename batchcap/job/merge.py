@@ -237,5 +237,5 @@ def _write_summary(folder: JobFolder, first: _Piece, counts: RowCounts) -> None:
         None,
         bundle,
         parts_left=0,
-    )
+    ).after(None)
     write_atomic(folder.summary_path, summary.to_json().encode(errors="backslashreplace"))

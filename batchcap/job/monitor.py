@@ -2,11 +2,13 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from batchcap.core.machine import MIB, memory_mib
 from batchcap.engines.base import Engine, EngineLoad
-from batchcap.job.progress import Progress
+from batchcap.job.metrics import Figures
+from batchcap.job.progress import Progress, RecentRate
 from batchcap.job.recorder import Recorder, RunCounts
 from batchcap.job.summary import RunMetrics
 from batchcap.store.stats import StatsSample, StatsWriter
@@ -18,8 +20,14 @@ MEMORY_INTERVAL_S = 5.0
 class Monitor:
     """Watches an engine while rows come out of it, and tells the progress."""
 
-    def __init__(self, stats: StatsWriter, progress: Progress, started_s: float) -> None:
-        """`started_s` is `time.perf_counter()` at the start of the command."""
+    def __init__(
+        self,
+        stats: StatsWriter,
+        progress: Progress,
+        started_s: float,
+        is_measured: Callable[[Figures], None] = lambda _figures: None,
+    ) -> None:
+        """`started_s` is `time.perf_counter()` at the start of the command; `is_measured` is told of each sample."""
         self._stats = stats
         self._progress = progress
         self._started_s = started_s
@@ -27,7 +35,9 @@ class Monitor:
         self._last_row_s: float | None = None
         self._next_sample_s = 0.0
         self._next_memory_s = 0.0
-        self._peak_memory_mib = 0.0
+        self._memory_mib = self._peak_memory_mib = 0.0
+        self._is_measured = is_measured
+        self._rate = RecentRate()
         self._load = EngineLoad()
         self._seen = RunCounts()
 
@@ -45,13 +55,16 @@ class Monitor:
             self._last_row_s = now
         if now >= self._next_memory_s:
             self._next_memory_s = now + MEMORY_INTERVAL_S
-            self._peak_memory_mib = max(self._peak_memory_mib, memory_mib([os.getpid()]) + engine.memory_bytes() / MIB)
+            self._memory_mib = memory_mib([os.getpid()]) + engine.memory_bytes() / MIB
+            self._peak_memory_mib = max(self._peak_memory_mib, self._memory_mib)
         if now >= self._next_sample_s:
             self._next_sample_s = now + SAMPLE_INTERVAL_S
             self._sample(now)
         self._progress.advance(recorder.counts.rows, recorder.counts.failed, recorder.run.images, self._load)
 
     def _sample(self, now: float) -> None:
+        rate = self._rate.update(self._seen.images)
+        self._is_measured(Figures(self._load, rate, self._memory_mib, self._peak_memory_mib))
         self._stats.add(
             StatsSample(
                 elapsed_s=now - self._started_s,

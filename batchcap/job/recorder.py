@@ -62,6 +62,7 @@ class Recorder:
         self.counts = RowCounts()
         self.counts.add(shards.counts)
         self.run = RunCounts()
+        self.failures: dict[str, CaptionRow] = {}  # of this run, one of each kind
 
     def attempt(self, index: int) -> int:
         """Which time a row is captioned, from 1."""
@@ -115,6 +116,8 @@ class Recorder:
         for index, row in self._buffer.items():
             self._shards.count_finished(index)
             self.counts.add_row(row)
+            if row.status is Status.FAILED:
+                self.failures.setdefault(str(row.error_kind), row)
             self.run.rows += 1
             if index in self._duplicates:
                 self.run.duplicates += 1

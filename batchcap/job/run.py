@@ -13,7 +13,7 @@ from pathlib import Path
 from batchcap.config import JobConfig
 from batchcap.core.errors import BatchcapError, ExitCode, NotSameJobError, StorageError, UsageError
 from batchcap.core.prompts import caption_key
-from batchcap.core.records import Request
+from batchcap.core.records import Request, Shard
 from batchcap.core.sources import Source
 from batchcap.engines.base import Engine
 from batchcap.engines.config import EngineConfig
@@ -27,6 +27,7 @@ from batchcap.job.conclusion import Conclusion, record_early_failure
 from batchcap.job.loop import caption_rows
 from batchcap.job.monitor import Monitor
 from batchcap.job.open_shards import OpenShards
+from batchcap.job.operations import Operations
 from batchcap.job.other_forms import OtherForms
 from batchcap.job.outage import Outage
 from batchcap.job.part_writer import PartWriter
@@ -39,6 +40,7 @@ from batchcap.job.stop import StoppedError, StopRequest
 from batchcap.job.summary import Summary
 from batchcap.model.bundle import Bundle
 from batchcap.model.prompt import bundle_opens_thinking
+from batchcap.remote.attempts import NetworkError
 from batchcap.store.folder import JobFolder
 from batchcap.store.journal import Journal
 from batchcap.store.lock import job_lock
@@ -83,7 +85,8 @@ def run_job(
         progress: told how far it is.
         make_engine: where the stages run.
         load_model: gives the model that the job names. None: `load_bundle`.
-        stopping: entered once the folder is held; gives the request that says when to stop. None: never.
+        stopping: entered before the folder is held, and left after the program at the end; gives the request that says
+            when to stop. None: never.
 
     Returns:
         How the job stands; also written to `summary.json`.
@@ -93,33 +96,43 @@ def run_job(
             unless another run holds it, or it is another job's: then nothing in it changes.
     """
     started_s = time.perf_counter()
-    output = Path(config.output)
-    try:
-        skipped = Skipped()
-        sources = discover(config.input, output, skipped)
-        begun = chain([next(sources)], sources)  # inputs that are not there, or empty, are told before a folder is made
-        place = Place.of(output)
-        bundle = (load_model or load_bundle)(config.model)
-    except BatchcapError as error:
-        record_early_failure(output, config, error)
-        raise
-    folder = JobFolder.open_or_create(output)
-    with job_lock(folder), stopping or nullcontext(StopRequest()) as stop:
-        place = place.once_held()
-        run = JobRun(Conclusion(config, folder, bundle, skipped), stop, started_s)
-        with _failure_told(run, place):
-            run.work(begun, progress, make_engine)
-        return run.conclusion.of_success(stop)
+    output, operations = Path(config.output), Operations(config)
+    operations.require_places()
+    with operations.end_told():
+        try:
+            skipped = Skipped()
+            sources = discover(config.input, output, skipped)
+            begun = chain([next(sources)], sources)  # inputs that are not there are told before a folder is made
+            place = Place.of(output)
+            bundle = (load_model or load_bundle)(config.model)
+        except BatchcapError as error:
+            record_early_failure(output, config, error)
+            raise
+        folder = JobFolder.open_or_create(output)
+        with (
+            stopping or nullcontext(StopRequest()) as stop,
+            operations.command_after(stop),
+            job_lock(folder),
+        ):
+            place = place.once_held()
+            run = JobRun(Conclusion(config, folder, bundle, skipped), operations, stop, started_s)
+            operations.begin(run.conclusion)
+            with _failure_told(run, place, operations):
+                run.work(begun, progress, make_engine)
+            return run.succeed()
 
 
 @contextmanager
-def _failure_told(run: "JobRun", place: Place) -> Iterator[None]:
+def _failure_told(run: "JobRun", place: Place, operations: Operations) -> Iterator[None]:
     """An error that ends the run is told in the job folder; a new folder that came to nothing is removed."""
     try:
         yield
-    except NotSameJobError:
-        raise  # the folder is another job's, and so is its summary
+    except NotSameJobError as error:
+        run.refuse(error)  # the folder is another job's, and so is its summary
+        raise
     except BatchcapError as error:
+        if isinstance(error, NetworkError):
+            operations.outage(error)
         run.fail(error.exit_code, str(error))
         if error.exit_code is ExitCode.USAGE and not run.has_plan:
             place.remove_if_new()
@@ -132,8 +145,9 @@ def _failure_told(run: "JobRun", place: Place) -> Iterator[None]:
 class JobRun:
     """One run of a job whose folder is held."""
 
-    def __init__(self, conclusion: Conclusion, stop: StopRequest, started_s: float) -> None:
+    def __init__(self, conclusion: Conclusion, operations: Operations, stop: StopRequest, started_s: float) -> None:
         self.conclusion = conclusion
+        self._operations = operations
         self._config, self._folder, self._bundle = conclusion.config, conclusion.folder, conclusion.bundle
         self._stop = stop
         self._started_s = started_s
@@ -146,13 +160,24 @@ class JobRun:
 
     def fail(self, code: ExitCode, message: str) -> None:
         """Say in the folder why the run ended."""
-        self.conclusion.of_failure(code, message, is_our_folder=self._is_our_folder)
+        summary = self.conclusion.of_failure(code, message, is_our_folder=self._is_our_folder)
+        self._operations.ended(summary)
+
+    def refuse(self, error: NotSameJobError) -> None:
+        """Say that the folder is another job's, but not in it."""
+        self._operations.ended(self.conclusion.of_refusal(error))
+
+    def succeed(self) -> Summary:
+        """Say in the folder how the job stands."""
+        summary = self.conclusion.of_success(self._stop)
+        self._operations.ended(summary)
+        return summary
 
     def work(self, sources: Iterable[Source], progress: Progress, make_engine: EngineFactory) -> None:
         """Check that it is the same job, bring the plan up to date, caption what is left."""
         folder, facts = self._folder, self.conclusion.facts
         settings = settle_settings(self._config, self._bundle, folder)
-        self._is_our_folder = True
+        self._is_our_folder, facts.config = True, settings.config
         folder.remove_leftovers()
         with closing(Journal.open(folder.journal_path)) as journal:
             require_known_parts(folder, journal)
@@ -168,13 +193,25 @@ class JobRun:
             )
             with closing(OtherForms(folder, plan, self._config)) as forms:
                 forms.check()
-                parts = PartWriter(folder, plan, journal, metadata, prompts, forms.write_part)
+                is_written = self._is_written(forms)
+                parts = PartWriter(folder, plan, journal, metadata, prompts, is_written)
                 recorder = Recorder(folder, journal, shards, parts)
                 facts.total_rows, facts.counts, facts.shards = plan.total_rows, recorder.counts, shards
+                facts.failures = recorder.failures
+                self._operations.planned()
                 recorder.write_whole_parts()
                 if recorder.counts.rows < plan.total_rows and not self._stop_in_time():
                     self._caption(settings, recorder, shards, progress, make_engine)
                 facts.other_forms = forms.finish(is_complete=recorder.counts.rows == plan.total_rows)
+
+    def _is_written(self, forms: OtherForms) -> Callable[[Shard], None]:
+        """What follows each part."""
+
+        def follow(shard: Shard) -> None:
+            self._operations.part_written(self._folder.part_path(shard.seq), shard)
+            forms.write_part(shard)
+
+        return follow
 
     def _planned(self, journal: Journal, config: JobConfig, sources: Iterable[Source]) -> Plan:
         """The plan with what was found now in it."""
@@ -209,7 +246,7 @@ class JobRun:
         self._say_what_comes(settings)
         facts = self.conclusion.facts
         stats = StatsWriter(self._folder.stats_path)
-        monitor = Monitor(stats, progress, self._started_s)
+        monitor = Monitor(stats, progress, self._started_s, self._operations.measured)
         asked = settings.config.generation
         prompts, sampling = asked.prompts, asked.sampling
         with closing(make_engine(EngineConfig.of_job(self._bundle, settings.config))) as engine:
@@ -242,7 +279,9 @@ class JobRun:
         """Whether to stop: somebody asked, or the time is up."""
         limit_s = self._config.limits.max_runtime_s
         if limit_s and time.perf_counter() - self._started_s >= limit_s:
-            self._stop.ask(ExitCode.STOPPED_EARLY)
+            self._stop.ask(ExitCode.STOPPED_EARLY, "max_runtime")
+        if self._stop.requested:
+            self._operations.stopping(self._stop)
         return self._stop.requested
 
     def _say_what_comes(self, settings: RunSettings) -> None:

@@ -16,13 +16,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.exit_code: ExitCode | None = None
+        self.reason = ""
 
     @property
     def requested(self) -> bool:
         """Whether to stop."""
         return self.exit_code is not None
 
-    def ask(self, exit_code: ExitCode) -> None:
+    def ask(self, exit_code: ExitCode, reason: str = "signal") -> None:
         """Ask to stop; the first to ask decides the exit code."""
         if self.exit_code is None:
-            self.exit_code = exit_code
+            self.exit_code, self.reason = exit_code, reason

@@ -1,7 +1,7 @@
 """Owns `summary.json`: what a run did and how the job stands, written at every exit."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -79,12 +79,36 @@ def exit_code_of(counts: RowCounts, max_error_rate: float) -> ExitCode:
     return ExitCode.TOO_MANY_FAILURES if is_nothing or counts.error_rate > max_error_rate else ExitCode.COMPLETE
 
 
+def now_iso() -> str:
+    """The time as ISO 8601 in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def last_success_of(summary: dict[str, Any] | None) -> str | None:
+    """The end of the last run with exit code 0 as ISO 8601, by the content of `summary.json`; None: none is known."""
+    if summary is None:
+        return None
+    found = summary.get("last_success_at")
+    if found is None and summary.get("exit_code") == 0:  # of an earlier batchcap, or of `merge`
+        found = summary.get("ended_at")
+    return found if timestamp_of(found) is not None else None
+
+
+def timestamp_of(time: object) -> float | None:
+    """Seconds since 1970 of a time of `summary.json`; None where it is none."""
+    try:
+        return datetime.fromisoformat(time).timestamp() if isinstance(time, str) else None
+    except (ValueError, OverflowError):
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """How the job stands after a run.
 
     `total_rows` is None where the run ended before it knew how the job stands; then all counts are null. `parts_left`
     counts the part files still to be written or replaced, `ended_at` is the end of the run as ISO 8601.
+    `last_success_at` is the end of the last run with exit code 0, also of an earlier one.
     `skipped_inputs`: files of the inputs that are images of types that can't be read, by suffix.
     """
 
@@ -98,7 +122,17 @@ class Summary:
     limited_by: "Bottleneck | None" = None
     skipped_inputs: dict[str, int] = field(default_factory=dict)
     parts_left: int | None = None
-    ended_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+    ended_at: str = field(default_factory=now_iso)
+    last_success_at: str | None = None
+
+    def after(self, before: dict[str, Any] | None) -> "Summary":
+        """The same, with the last success in it.
+
+        Args:
+            before: the content of `summary.json` of the run before; None: there was none.
+        """
+        success = self.ended_at if self.exit_code is ExitCode.COMPLETE else last_success_of(before)
+        return replace(self, last_success_at=success)
 
     def to_json(self) -> str:
         """The text of `summary.json`."""
@@ -109,6 +143,7 @@ class Summary:
             "exit_code": int(self.exit_code),
             "message": self.message,
             "ended_at": self.ended_at,
+            "last_success_at": self.last_success_at,
             "rows": self.total_rows,
             "done": counted.pop("rows"),
             "remaining": None if self.total_rows is None else self.total_rows - self.counts.rows,

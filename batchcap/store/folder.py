@@ -142,6 +142,11 @@ class JobFolder:
         return self._reports_path / "summary.json"
 
     @property
+    def run_card_path(self) -> Path:
+        """How the last run ended, as a page for people."""
+        return self._reports_path / "RUN.md"
+
+    @property
     def report_path(self) -> Path:
         """The page of `batchcap report`, unless another place is asked for."""
         return self._reports_path / "report.html"

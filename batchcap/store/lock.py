@@ -115,11 +115,11 @@ def read_last_run(folder: JobFolder) -> LastRun:
         with folder.lock_path.open("rb") as file:
             # Shared, so that two who look don't see each other; freed with the file. No run begins meanwhile.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return LastRun(None, _killed_run(folder), _read_summary(folder))
+            return LastRun(None, _killed_run(folder), read_summary(folder))
     except BlockingIOError:
-        return LastRun(_recorded_holder(folder) or Holder("unknown", 0, "unknown"), None, _read_summary(folder))
+        return LastRun(_recorded_holder(folder) or Holder("unknown", 0, "unknown"), None, read_summary(folder))
     except OSError:  # no run was here yet, or the file may not be read
-        return LastRun(None, None, _read_summary(folder))
+        return LastRun(None, None, read_summary(folder))
 
 
 def _killed_run(folder: JobFolder) -> Holder | None:
@@ -135,7 +135,7 @@ def _has_ended(folder: JobFolder, holder: Holder) -> bool:
     except OSError:
         return False
     # Earlier summaries have no such field.
-    ended = _time_of((_read_summary(folder) or {}).get("ended_at")) or written
+    ended = _time_of((read_summary(folder) or {}).get("ended_at")) or written
     began = _time_of(holder.start)
     return began is None or ended >= began
 
@@ -148,7 +148,8 @@ def _time_of(text: object) -> datetime | None:
     return None if time is None or time.tzinfo is None else time
 
 
-def _read_summary(folder: JobFolder) -> dict[str, Any] | None:
+def read_summary(folder: JobFolder) -> dict[str, Any] | None:
+    """What the last run that ended in good order has left; None where there is nothing that can be read."""
     try:
         content = json.loads(folder.summary_path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -115,7 +115,7 @@ class Place:
         if not self.is_new:
             return
         folder = JobFolder(self.path)
-        for name in (folder.summary_path, folder.stats_path):
+        for name in (folder.summary_path, folder.run_card_path, folder.stats_path):
             with suppress(OSError):
                 name.unlink(missing_ok=True)
         for inside in (folder.job_path.parent, folder.part_path(0).parent):
