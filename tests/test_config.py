@@ -12,6 +12,7 @@ from batchcap.config import (
     InputConfig,
     JobConfig,
     LimitConfig,
+    OperationsConfig,
     PlacementConfig,
     ResumeConfig,
     Retry,
@@ -97,6 +98,22 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         for value, bound in ((-1, "0 (automatic) or more"), (1025, "at most 1024"))
     ),
     (PlacementConfig, {"slots": "16"}, "--slots must be a number"),
+    *(
+        (OperationsConfig, {"metrics": name}, "--metrics must end in .prom: node_exporter reads no other files")
+        for name in ("captions.txt", "x/.prom", ".prom")
+    ),
+    (OperationsConfig, {"metrics": ""}, "--metrics must name a file"),
+    (
+        OperationsConfig,
+        {"events": "s3://b/x"},
+        "--events must be a file of this machine, not the address s3://b/x",
+    ),
+    *((OperationsConfig, {"on_end": text}, "--on-end must not be empty: name a program") for text in ("", " ", "''")),
+    (
+        OperationsConfig,
+        {"on_end": "mail 'x"},
+        "--on-end must be a command as a shell splits it into words: no closing quotation",
+    ),
     (PlacementConfig, {"slots": 10**5000}, "--slots must be at most 4096"),
     (LimitConfig, {"limit": -1}, "--limit must be 0 (all) or more, not -1"),
     (LimitConfig, {"limit": 2**63}, "--limit must be at most 9223372036854775807"),

@@ -20,7 +20,7 @@ def _file_fault(name: str | None) -> str:
 def _metrics_fault(name: str | None) -> str:
     if name is None or _file_fault(name):
         return _file_fault(name)
-    is_read = name.endswith(METRICS_SUFFIX) and not name.endswith(f"/{METRICS_SUFFIX}")
+    is_read = name.endswith(METRICS_SUFFIX) and not f"/{name}".endswith(f"/{METRICS_SUFFIX}")
     return "" if is_read else f"must end in {METRICS_SUFFIX}: node_exporter reads no other files"
 
 

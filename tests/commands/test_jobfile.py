@@ -17,6 +17,7 @@ from batchcap.config import (
     InputConfig,
     JobConfig,
     LimitConfig,
+    OperationsConfig,
     PlacementConfig,
     Profile,
     VisionConfig,
@@ -62,6 +63,10 @@ rows_per_part = 8
 limit = 10
 max_runtime = 60
 max_error_rate = 0.25
+[operations]
+metrics = "m.prom"
+events = "/abs/e.jsonl"
+on_end = "./tell 'a b' c"
 """
 
 
@@ -83,6 +88,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         vision=VisionConfig(64, VisionDtype.FP32, 5000),
         placement=PlacementConfig(2, 3, 4, 5, 6, 7, 8),
         limits=LimitConfig(10, 60.0, 0.25),
+        operations=OperationsConfig(str(tmp_path / "m.prom"), "/abs/e.jsonl", f"{tmp_path}/tell 'a b' c"),
         explicit=frozenset(NAMES) - {"vision_backend"},
     )
 
@@ -100,6 +106,11 @@ def test_paths_start_from_the_file_wherever_it_is_run(tmp_path: Path, monkeypatc
     config = load_job_file(Path("jobs/job.toml"))
     assert Path(config.output).resolve() == tmp_path / "o"
     assert config.input.inputs == ("/home/somebody/p",)
+
+
+def test_a_program_without_a_path_is_looked_for_where_programs_are(tmp_path: Path) -> None:
+    config = load_job_file(write(tmp_path, f'{SMALLEST}[operations]\non_end = "mail -s ./x you"\n'))
+    assert config.operations.on_end == "mail -s ./x you"
 
 
 def test_several_prompts_are_a_table_in_their_order(tmp_path: Path) -> None:

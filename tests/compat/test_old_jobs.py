@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchcap.commands.jobfile import load_job_file
-from batchcap.config import OutputsConfig
+from batchcap.config import OperationsConfig, OutputsConfig
 from batchcap.engines import tuned as record
 from batchcap.model.bundle import Bundle
 from batchcap.report.status import read_status
@@ -33,7 +33,10 @@ FORMATS = sorted(DATA.glob("format-*"), key=lambda path: int(path.name.partition
 OF_SQLITE = ("lock", "holder.json", "journal.sqlite-shm", "journal.sqlite-wal")
 
 # What job files have had no word for when they were written, and what they mean by that.
-NEW_TABLES = {"outputs": json.loads(json.dumps(dataclasses.asdict(OutputsConfig())))}
+NEW_TABLES = {
+    name: json.loads(json.dumps(dataclasses.asdict(table)))
+    for name, table in {"outputs": OutputsConfig(), "operations": OperationsConfig()}.items()
+}
 NEW_KEYS = {
     "input": {
         "images": None,

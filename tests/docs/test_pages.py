@@ -87,7 +87,7 @@ def test_the_options_that_most_people_need_come_first() -> None:
     assert [one.name for one in options[:10]] == first
     assert panels[:10] == [None] * 10
     rest = ["Input", "Prompt and decoding", "Image and vision", "Speed and memory", "Limits", "Resume"]
-    rest.append("Other forms of the captions")
+    rest += ["Other forms of the captions", "Operations"]
     assert list(dict.fromkeys(panels[10:])) == rest
 
 
@@ -127,7 +127,7 @@ def test_command_lines_are_found() -> None:
     found = _all_command_lines()
     assert len([page for page, _line in found if page == "README.md"]) >= 9
     assert {path.name for path in (PROJECT / "jobs").glob("*.toml")} <= {page for page, _line in found}
-    assert len([page for page, _line in found if page.endswith(".service")]) == 3
+    assert len([page for page, _line in found if page.endswith(".service")]) == 4
     assert [line.split()[1] for page, line in found if page == "array.sbatch"] == ["merge", "--quiet"], (
         "both are parsed"
     )

@@ -100,6 +100,7 @@ def test_every_setting_of_it_is_described() -> None:
                 "generation",
                 "input",
                 "limits",
+                "operations",
                 "outputs",
                 "resume",
                 "speed",

@@ -18,10 +18,11 @@ import pytest
 
 from batchcap.store.folder import JobFolder
 from tests.e2e.shell import PROJECT, Shell, read_captions
+from tests.prometheus import parsed
 from tests.shared import linked_copy
 
 JOBS = PROJECT / "jobs"
-NAMES = ("folder", "nightly-parquet", "resume")
+NAMES = ("folder", "monitored", "nightly-parquet", "resume")
 INSTALLED = "/srv/captions/"
 QUIET_CODES = "0|4|75"
 pytestmark = pytest.mark.slow
@@ -159,6 +160,27 @@ def test_cron_line_is_silent_unless_something_is_wrong(name: str, shell: Shell) 
     bad = shell.run(command)
     assert re.search(r"no-such-data\S* does not exist", bad.stdout)
     assert bad.stderr == ""
+
+
+def test_monitored_job_is_told_of(shell: Shell) -> None:
+    output = _output(shell, "monitored")
+    mailed = shell.folder.parent / "mailed"
+    (shell.folder / "mail").write_text(f"#!/bin/sh\ncat >{mailed}\n", encoding="utf-8")
+    (shell.folder / "mail").chmod(0o755)
+    watched = Shell(shell.folder, shell.cache, {"PATH": f"{shell.folder}:{shell.environment['PATH']}"})
+    assert watched.run("batchcap --quiet run ../project/jobs/monitored.toml").returncode == 0
+    assert not mailed.exists()
+    success = parsed(output.with_suffix(".prom").read_text())["batchcap_last_success_timestamp_seconds"].only
+    assert success > 0
+    (shell.folder.parent / "project" / "jobs" / "monitored.toml").open("a").write("[generation]\ntop_k = 3\n")
+    refused = watched.run("batchcap --quiet run ../project/jobs/monitored.toml")
+    assert refused.returncode == 5, refused.stderr
+    found = parsed(output.with_suffix(".prom").read_text())
+    assert found["batchcap_last_success_timestamp_seconds"].only == success
+    assert found["batchcap_last_exit_code"].only == 5
+    assert "belongs to another job" in mailed.read_text()
+    events = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    assert [one["exit_code"] for one in events if one["event"] == "run_ended"] == [0, 5]
 
 
 @pytest.mark.parametrize("code", [*range(6), 75, 130])

@@ -1,5 +1,6 @@
 """A worker that is killed alone, as the kernel does when memory runs out, or hangs: another takes its place."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ from batchcap.core.errors import ExitCode
 from batchcap.store.folder import JobFolder
 from tests.e2e.conftest import Job
 from tests.e2e.process import Process, assert_clean, assert_whole, read_summary
+from tests.prometheus import parsed
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +22,9 @@ HANG_S = 3
 @pytest.mark.parametrize("worker", ["vision", "decoder"])
 def test_a_worker_killed_at_work(small_job: Job, tmp_path: Path, worker: str) -> None:
     output = tmp_path / "out"
-    process = Process(*small_job.arguments(output, "--slots", "1", "--rows-per-part", "16"))
+    metrics, events = tmp_path / "x.prom", tmp_path / "events.jsonl"
+    told = ("--metrics", str(metrics), "--events", str(events))
+    process = Process(*small_job.arguments(output, "--slots", "1", "--rows-per-part", "16", *told))
     assert process.wait_until(lambda: JobFolder(output).part_paths())
     os.kill(process.workers()[worker], signal.SIGKILL)
     assert process.wait() == ExitCode.COMPLETE
@@ -28,6 +32,12 @@ def test_a_worker_killed_at_work(small_job: Job, tmp_path: Path, worker: str) ->
     assert f"the {worker}" in process.stderr
     assert "was killed by signal 9; a new one is started" in process.stderr
     assert_whole(output, small_job.expected)
+    restarts = {"vision": 0, "decoder": 0, worker: 1}
+    assert parsed(metrics.read_text())["batchcap_worker_restarts_total"].by("worker") == restarts
+    said = [json.loads(line) for line in events.read_text().splitlines()]
+    (restart,) = [one for one in said if one["event"] == "worker_restarted"]
+    assert restart["worker"].partition(" ")[0] == worker
+    assert restart["reason"] == "was killed by signal 9"
 
 
 @pytest.mark.parametrize("worker", ["vision", "decoder"])
