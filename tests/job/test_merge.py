@@ -95,11 +95,11 @@ def test_merged_shards_are_the_job_in_one_piece(config: JobConfig, tmp_path: Pat
     assert content["fingerprint"] == known["fingerprint"]
     assert content["configuration"] == {**known["configuration"], "output": str(out)}
     summary = json.loads(JobFolder(out).summary_path.read_text())
-    assert {**summary, "message": "", "ended_at": "", "run": None} == {
+    assert summary["last_success_at"] == summary["ended_at"]
+    of_the_run = {"message": "", "ended_at": "", "last_success_at": "", "run": None}
+    assert {**summary, **of_the_run} == {
         **json.loads(JobFolder(Path(config.output)).summary_path.read_text()),
-        "message": "",
-        "ended_at": "",
-        "run": None,
+        **of_the_run,
     }
     settings = {pq.read_schema(path).metadata[b"batchcap.settings"] for path in JobFolder(out).part_paths()}
     assert [json.loads(one)["shard"] for one in settings] == [None]
