@@ -83,6 +83,7 @@ def test_a_line_that_was_cut_does_not_take_the_next_with_it(tmp_path: Path) -> N
     assert re.fullmatch(rb"[ -~]+", line), "nothing in it steers a terminal that shows it"
 
 
+@pytest.mark.timeout(30)
 def test_what_can_not_be_written_is_an_error_and_nothing_is_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # which nobody reads
     for place in (tmp_path / "pipe", tmp_path, tmp_path / "gone/events.jsonl", Path("/dev/full")):
