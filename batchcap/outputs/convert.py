@@ -15,6 +15,7 @@ from batchcap.inputs.reader import Reader
 from batchcap.inputs.registry import READERS, open_readers
 from batchcap.outputs.form import FinishedPart, Form, Job, Origin, Written
 from batchcap.outputs.ledger import Ledger
+from batchcap.outputs.places import require_places
 from batchcap.outputs.registry import make_form
 from batchcap.outputs.uploads import Uploads
 from batchcap.store.folder import JobFolder
@@ -95,8 +96,10 @@ class FinishedParts:
         """
 
         def look(journal: Journal) -> None:
+            tables = PlanTables(journal)
             for form in forms:
                 form.check(lambda: _image_ids(journal))
+            require_places(forms, self._folder, lambda: tables.named_sources(sorted(tables.kinds())))
 
         Journal.look_into(self._folder.journal_path, look)
 

@@ -83,6 +83,11 @@ class Folder(Form):
         return json.dumps([self.name, os.fsencode(self.where).hex()])
 
     @property
+    def place(self) -> Path | None:
+        """The folder."""
+        return self.where
+
+    @property
     def reads_inputs(self) -> bool:
         """For the images, or the tables."""
         return True

@@ -19,7 +19,7 @@ from batchcap.core.sources import Piece
 from batchcap.outputs.ledger import Ledger
 from batchcap.outputs.uploads import Uploads
 from batchcap.store.folder import JobFolder
-from batchcap.store.parts import part_metadata, read_part
+from batchcap.store.parts import part_metadata, read_part, readable_part
 
 FAILED = "failed"
 
@@ -63,8 +63,13 @@ class FinishedPart:
         return part_metadata(self.path)
 
     def table(self) -> pa.Table:
-        """All its columns, those of the input among them."""
-        return pq.read_table(self.path)
+        """All its columns, those of the input among them.
+
+        Raises:
+            StorageError: the file can't be read, or is damaged.
+        """
+        with readable_part(self.path):
+            return pq.read_table(self.path)
 
     def images(self) -> Iterator[ImageRow]:
         """Where the images of its rows are, in order; it ends early where an input is gone.
@@ -212,6 +217,11 @@ class Form(ABC):
         Raises:
             UsageError: something does.
         """
+
+    @property
+    def place(self) -> Path | None:
+        """The file or folder that belongs to this form alone; None where others may be written there, too."""
+        return None
 
     @abstractmethod
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:

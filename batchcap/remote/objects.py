@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchcap.core.address import is_web
+from batchcap.core.address import is_web, without_query
+from batchcap.core.errors import UsageError
 from batchcap.remote.attempts import NOTHING_THERE, ChangedError, attempt, is_past_the_end
 from batchcap.remote.protocols import filesystem, protocol_of
 
@@ -59,6 +60,7 @@ def read_range(address: str, start: int, size: int, version: str) -> bytes:
         version: of the file, as `Look` has it; empty: any.
 
     Raises:
+        UsageError: the server has no ranges: asking again would not help.
         ChangedError: it has another version now. Servers that can't be asked for one version give what they have.
         OSError, NetworkError: as `attempts.attempt`.
     """
@@ -73,7 +75,10 @@ def read_range(address: str, start: int, size: int, version: str) -> bytes:
                 return b""
             raise
         if len(data) > size:
-            raise OSError("the server does not give parts of files")
+            raise UsageError(
+                f"the server of {without_query(address)} does not give parts of files, in which tables and archives are "
+                "read: download it, and give the file"
+            )
         return data
 
     return attempt(address, request)

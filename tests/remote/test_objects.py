@@ -266,8 +266,9 @@ def test_versions_that_can_not_be_asked_for(web: Web, marks: str | None) -> None
 def test_a_server_without_ranges(web: Web) -> None:
     web.ranges = False
     web.files["/a"] = NOISE
-    with pytest.raises(NetworkError, match="does not give parts of files"):
+    with pytest.raises(UsageError, match="does not give parts of files"):
         read_range(f"{web.url}/a", 5, 10, "")
+    assert web.requests["GET", "/a"] == 1  # asking again would not help
 
 
 def test_a_query_is_not_told(web: Web) -> None:
