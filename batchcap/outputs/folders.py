@@ -115,9 +115,9 @@ class Folder(Form):
         is_empty = not self._names_here() if self.staged is None else self.staged.is_empty()
         if not is_empty and self.config.existing is not Existing.REPLACE and not self._is_marked():
             raise UsageError(
-                f"the folder {shown(self.where)} is not empty, and this job did not write it: move it away, "
-                f"{self._other}, or choose --existing replace, which replaces files of the same names and leaves all "
-                "others"
+                f"the folder {shown(self.where)} is not empty, and this job did not write it as {self.name}: move it "
+                f"away, {self._other}, or choose --existing replace, which replaces files of the same names and leaves "
+                "all others"
             )
 
     @property
@@ -146,9 +146,11 @@ class Folder(Form):
         key = os.fsencode(mark)
         entry = self.job.ledger.entries([key]).get(key)
         try:
-            return entry is not None and digest_of(mark.read_bytes()) == entry.digest
+            content = mark.read_bytes()
         except OSError:
             return False
+        # In another form the job's own folder is another dataset, and one would hold the files of both.
+        return entry is not None and digest_of(content) == entry.digest and json.loads(content)["form"] == self.name
 
     def begin(self) -> None:
         """Make the folder batchcap's own, where it is not yet."""

@@ -22,6 +22,7 @@ from batchcap.store.folder import JobFolder
 from batchcap.store.parts import part_metadata, read_part, readable_part
 
 FAILED = "failed"
+BESIDE_IMAGES = "beside the images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Written:
         changed: captions of images that are gone or others than those that were captioned.
         kept_texts: texts of others that were left as they are, inside of files.
         uncaptioned: images of pages that have no caption.
+        too_long: captions whose file would have a longer name than file systems have.
     """
 
     form: str
@@ -119,6 +121,7 @@ class Written:
     changed: int = 0
     kept_texts: int = 0
     uncaptioned: int = 0
+    too_long: int = 0
 
     def add(self, other: "Written") -> None:
         """Count what was written besides."""
@@ -131,6 +134,7 @@ class Written:
         self.changed += other.changed
         self.kept_texts += other.kept_texts
         self.uncaptioned += other.uncaptioned
+        self.too_long += other.too_long
 
     def to_json(self) -> str:
         """For `of_json`."""
@@ -148,13 +152,15 @@ class Written:
         parts[0] += f" {self.where}"
         if self.left_out:
             parts.append(f"left out: {', '.join(f'{count} {name}' for name, count in sorted(self.left_out.items()))}")
+        hint = f": name a folder ({self.form}:FOLDER)" if self.where == BESIDE_IMAGES else ""
         for count, text in (
             (self.kept, "files kept that were there already or were changed since"),
             (self.collisions, "not written, since another row has a file of the same name"),
-            (self.unplaced, "not written, since their images are no files of their own"),
+            (self.unplaced, f"not written, since their images are no files of their own{hint}"),
             (self.changed, "not written, since their images are gone or have changed"),
             (self.kept_texts, "texts kept that somebody else wrote"),
             (self.uncaptioned, "images of pages without a caption"),
+            (self.too_long, f"not written, since file names would be too long: {self.form}:FOLDER cuts them"),
         ):
             if count:
                 parts.append(f"{count} {text}")

@@ -70,7 +70,8 @@ class InputTables(Folder):
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse also inputs that are no tables."""
         super().check(image_ids)
-        if begun_configuration(self.job.folder)["input"].get("images") == ImagesOf.EACH:
+        asked = begun_configuration(self.job.folder)["input"]
+        if asked.get("images") == ImagesOf.EACH:
             raise UsageError(
                 f"{self.name} writes one caption beside each row of the input, and this job has one for each image of "
                 "a row (--images each): choose jsonl or hf-parquet"
@@ -83,6 +84,12 @@ class InputTables(Folder):
                     f"table ({kind if reader is None else reader.noun}): choose imagefolder or hf-parquet, which hold "
                     "the images, or jsonl"
                 )
+        if any(map(asked.get, ("where", "sample", "shard"))):  # these rows stay out; --limit may be raised
+            found = Journal.look_into(
+                self.job.folder.journal_path, lambda journal: PlanTables(journal).partly_planned()
+            )
+            if found is not None:
+                raise _some_rows(*found)
 
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:  # noqa: ARG002
         """Write a file for each table; one that is there as it was is not made again."""
@@ -161,10 +168,7 @@ class InputTables(Folder):
             )
         rows, captioned = sum(table.group_rows), sum(piece.rows for _part, piece in source.pieces)
         if rows != captioned:
-            raise UsageError(
-                f"{shown(source.path)} has {rows} rows, and this job has only {captioned} of them (--limit, "
-                "--where, --sample, --shard): choose jsonl or hf-parquet, or run it without"
-            )
+            raise _some_rows(source.path, rows, captioned)
         return look
 
     def _write_file(self, path: Path, source: _Source, names: dict[str, str], done: Written) -> None:
@@ -200,6 +204,13 @@ class InputTables(Folder):
                 done.captions += pc.sum(wanted).as_py() or 0
                 columns += [pc.if_else(wanted, rows[caption], pa.scalar(None, pa.string())), rows[verdict]]
             yield pa.table(columns, names=[name for pair in kinds for name in pair])
+
+
+def _some_rows(path: Path, rows: int, captioned: int) -> UsageError:
+    return UsageError(
+        f"{shown(path)} has {rows} rows, and this job has only {captioned} of them (--limit, --where, --sample, "
+        "--shard): choose jsonl or hf-parquet, or run it without"
+    )
 
 
 def _groups(table: Table) -> Iterator[pa.Table]:

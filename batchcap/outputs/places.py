@@ -30,8 +30,8 @@ def require_places(forms: Sequence[Form], folder: JobFolder, sources: Callable[[
             other = places.setdefault(_key(form.place), form)
             if other is not form:
                 raise UsageError(
-                    f"{other.name} and {form.name} would both be written to {shown(form.place)}: name another place for "
-                    f"one of them ({form.name}:WHERE)"
+                    f"{other.name} and {form.name} would both be written to {shown(form.place)}: name another place "
+                    f"for one of them ({form.name}:WHERE)"
                 )
     ours = [(name, form) for key, form in places.items() for name in {key, os.fspath(form.place or key)}]
     for _name, path in sources() if ours else ():

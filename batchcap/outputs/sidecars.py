@@ -19,7 +19,7 @@ from batchcap.core.sources import ImageRef
 from batchcap.inputs.columns import shown
 from batchcap.inputs.storage import shown_path
 from batchcap.outputs.files import MAX_BYTES, FileNow, Files
-from batchcap.outputs.form import FinishedPart, Form, Job, Written, wanted_answers
+from batchcap.outputs.form import BESIDE_IMAGES, FinishedPart, Form, Job, Written, wanted_answers
 from batchcap.outputs.ledger import Entry, digest_of
 from batchcap.outputs.names import can_be_beside, in_tree, require_no_collisions, target_of, without_suffix
 from batchcap.outputs.texts import joined
@@ -27,6 +27,7 @@ from batchcap.outputs.texts import joined
 log = logging.getLogger(__name__)
 
 _SHOWN_EXISTING = 3
+_MAX_NAME_BYTES = 255  # of Linux's file systems
 _LOOKED_AT_ONCE = 1000
 _READ_AT_ONCE = 64
 
@@ -204,9 +205,7 @@ class Sidecars(Form):
 
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:
         """Write the files of parts."""
-        total = Written(
-            self.name, "beside the images" if self.given_where is None else f"in {shown_path(self.given_where)}"
-        )
+        total = Written(self.name, BESIDE_IMAGES if self.given_where is None else f"in {shown_path(self.given_where)}")
         for part in parts:
             known = self.job.ledger.part(self._target, part.shard.seq) if skips_known else None
             stamp = part.stamp
@@ -236,6 +235,9 @@ class Sidecars(Form):
                 continue
             for suffix, content, captions in self.contents(part, row, answers):
                 for number, path in enumerate(self.paths(targets, suffix)):
+                    if len(os.fsencode(path.name)) > _MAX_NAME_BYTES:
+                        done.too_long += 0 if number else captions
+                        continue
                     sidecar = Sidecar(path, index, content, 0 if number else captions)
                     if wanted.setdefault(os.fsencode(path), sidecar) is not sidecar:
                         done.collisions += sidecar.captions

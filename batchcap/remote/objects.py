@@ -76,8 +76,8 @@ def read_range(address: str, start: int, size: int, version: str) -> bytes:
             raise
         if len(data) > size:
             raise UsageError(
-                f"the server of {without_query(address)} does not give parts of files, in which tables and archives are "
-                "read: download it, and give the file"
+                f"the server of {without_query(address)} does not give parts of files, in which tables and archives "
+                "are read: download it, and give the file"
             )
         return data
 

@@ -212,6 +212,18 @@ class PlanTables:
         statement = "SELECT DISTINCT kind FROM sources WHERE seq IN (SELECT source FROM spans)"
         return frozenset(kind for (kind,) in self._journal.query(statement))
 
+    def partly_planned(self) -> tuple[Path, int, int] | None:
+        """The first source of which not all rows are planned: its path, how many it has, how many are."""
+        statement = """
+            SELECT path, rows, planned FROM (
+                SELECT seq, path, rows, (SELECT COALESCE(SUM(rows), 0) FROM spans WHERE source = seq) AS planned
+                FROM sources)
+            WHERE rows != planned ORDER BY seq LIMIT 1
+            """
+        for path, rows, planned in self._journal.query(statement):
+            return Path(os.fsdecode(path)), rows, planned
+        return None
+
     def look_of(self, path: Path) -> tuple[int, int]:
         """Size and time of a source of the plan when it was planned or accepted; 0 where it could not be looked at."""
         statement = "SELECT size_bytes, mtime_ns FROM sources WHERE path = ?"

@@ -122,6 +122,20 @@ def test_of_a_job_with_a_limit(tables: JobConfig, run: Run) -> None:
         converted(config)
 
 
+@pytest.mark.parametrize("choice", [{"sample": 5}, {"shard": "1/2"}, {"where": "number < 3"}])
+def test_of_some_rows(tables: JobConfig, run: Run, tmp_path: Path, choice: dict[str, Any]) -> None:
+    """Refused before any work."""
+    asked = with_outputs(replace(tables, input=replace(tables.input, **choice)), also=("dataset",))
+    with pytest.raises(UsageError, match=r"rows, and this job has only \d of them"):
+        run(asked)
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_a_condition_that_all_rows_match(tables: JobConfig, run: Run) -> None:
+    config = replace(tables, input=replace(tables.input, where="number >= 0"))
+    assert "dataset: 7 captions in 2 files" in run(with_outputs(config, also=("dataset",))).message
+
+
 def test_a_table_that_has_changed(tables: JobConfig, run: Run, tmp_path: Path) -> None:
     """Captions would stand beside the rows of others."""
     run(tables)

@@ -72,3 +72,41 @@ def test_a_damaged_part_is_named(config: JobConfig, run: Run, tmp_path: Path) ->
     for form in ("jsonl", "dataset", "hf-parquet"):
         with pytest.raises(StorageError, match=r"the part .*part-00000\.parquet is damaged"):
             convert(Path(config.output), [form], OutputsConfig())
+
+
+def test_a_folder_of_another_form(config: JobConfig, run: Run, tmp_path: Path) -> None:
+    """Also of the same job: a dataset of two forms is none."""
+    run(with_outputs(config, also=[f"imagefolder:{tmp_path / 'x'}"]))
+    before = {path.name for path in (tmp_path / "x").iterdir()}
+    with pytest.raises(UsageError, match="did not write it as webdataset"):
+        convert(Path(config.output), [f"webdataset:{tmp_path / 'x'}"], OutputsConfig())
+    assert {path.name for path in (tmp_path / "x").iterdir()} == before
+
+
+def test_names_that_would_be_too_long(config: JobConfig, run: Run, tmp_path: Path) -> None:
+    """One of them leaves the others their captions."""
+    long = tmp_path / "in" / f"{'l' * 251}.png"
+    long.write_bytes(encode(noise(20, 10)))
+    run(config)
+    (written,) = convert(Path(config.output), ["txt"], OutputsConfig(full_names=True))
+    assert "1 not written, since file names would be too long: txt:FOLDER cuts them" in written.to_text()
+    assert (tmp_path / "in" / "a.png.txt").read_text() == "Caption of a.png."
+    (written,) = convert(Path(config.output), [f"txt:{tmp_path / 'texts'}"], OutputsConfig(full_names=True))
+    assert written.captions == len(list((tmp_path / "texts").rglob("*.txt"))) == 4
+
+
+def test_images_of_a_table_need_a_folder(config: JobConfig, run: Run, tmp_path: Path) -> None:
+    run(parquet_job(config, tmp_path))
+    (written,) = convert(Path(config.output), ["txt"], OutputsConfig())
+    assert written.to_text().endswith("since their images are no files of their own: name a folder (txt:FOLDER)")
+
+
+def test_what_is_not_done_yet_is_told(
+    config: JobConfig, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(config)
+    convert(Path(config.output), ["jsonl"], OutputsConfig())
+    assert "are left" not in caplog.text
+    (tmp_path / "out" / "part-00000.parquet").unlink()
+    convert(Path(config.output), ["jsonl"], OutputsConfig())
+    assert "2 rows of" in caplog.text
