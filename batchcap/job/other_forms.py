@@ -66,11 +66,15 @@ class OtherForms:
         Raises:
             BatchcapError: a form can't be written.
         """
-        written, refused = list[str](), None
+        written = list[str]()
+        refused: BatchcapError | None = None
         for form in self._forms:
             if form.is_incremental or is_complete:
                 try:
-                    written.append(form.write(self._parts(), skips_known=True).to_text())
+                    done = form.write(self._parts(), skips_known=True)
+                    written.append(done.to_text())
+                    if done.unreachable:
+                        refused = refused or NetworkError(done.to_text())
                 except BatchcapError as error:  # the others are written nevertheless
                     refused = refused or error
                     log.warning("%s files are not all written: %s", form.name, error)

@@ -305,9 +305,10 @@ class PartFolder(Folder):
         stamp = f"{part.stamp} {json.dumps(self.settings())}"
         known = ledger.part(self.target, seq)
         before = None if known is None else Made.of_json(known[1])
-        # Where images were gone, they may be back.
-        if before is not None and known is not None and known[0] == stamp and not before.written.changed:  # noqa: SIM102
-            if all(map(self.is_there, before.files)):
+        if before is not None and known is not None and known[0] == stamp:
+            # Where images were gone, they may be back.
+            is_whole = not before.written.changed and not before.written.unreachable
+            if is_whole and all(map(self.is_there, before.files)):
                 return before.written
         made = self.make(part, Written(self.name, "", left_out=self.left_out(part.counts)))
         self.publish(made.files)

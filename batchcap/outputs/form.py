@@ -107,6 +107,7 @@ class Written:
         changed: captions of images that are gone or others than those that were captioned.
         kept_texts: texts of others that were left as they are, inside of files.
         uncaptioned: images of pages that have no caption.
+        unreachable: captions of images whose servers did not answer.
         too_long: captions whose file would have a longer name than file systems have.
     """
 
@@ -121,6 +122,7 @@ class Written:
     changed: int = 0
     kept_texts: int = 0
     uncaptioned: int = 0
+    unreachable: int = 0
     too_long: int = 0
 
     def add(self, other: "Written") -> None:
@@ -134,6 +136,7 @@ class Written:
         self.changed += other.changed
         self.kept_texts += other.kept_texts
         self.uncaptioned += other.uncaptioned
+        self.unreachable += other.unreachable
         self.too_long += other.too_long
 
     def to_json(self) -> str:
@@ -160,6 +163,7 @@ class Written:
             (self.changed, "not written, since their images are gone or have changed"),
             (self.kept_texts, "texts kept that somebody else wrote"),
             (self.uncaptioned, "images of pages without a caption"),
+            (self.unreachable, "not written, since the servers of their images do not answer: run it again later"),
             (self.too_long, f"not written, since file names would be too long: {self.form}:FOLDER cuts them"),
         ):
             if count:
