@@ -209,13 +209,24 @@ class Sidecars(Form):
         for part in parts:
             known = self.job.ledger.part(self._target, part.shard.seq) if skips_known else None
             stamp = part.stamp
-            if known is not None and known[0] == stamp:
-                done = Written.of_json(known[1])
+            before = Written.of_json(known[1]) if known is not None and known[0] == stamp else None
+            # A file that somebody has removed is written again, and so is one in the place of somebody's that is gone.
+            if before is not None and not before.kept and self._are_there(part):
+                done = before
             else:
                 done = self._write_part(part)
                 self.job.ledger.note_part(self._target, part.shard.seq, stamp, done.to_json())
             total.add(done)
         return total
+
+    def _are_there(self, part: FinishedPart) -> bool:
+        """Whether what was written of a part is still there."""
+        paths = [Path(os.fsdecode(path)) for path in self.job.ledger.paths_of(*part.shard.span)]
+        ours = [path for path in paths if path.name.endswith(self.suffix)]
+        if self.given_where is not None:
+            ours = [path for path in ours if path.is_relative_to(self.given_where)]
+        self.files.prepare(ours)
+        return all(map(self.files.is_there, ours))
 
     def _write_part(self, part: FinishedPart) -> Written:
         done = Written(self.name, "", left_out=self.left_out(part.counts))

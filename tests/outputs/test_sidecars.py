@@ -257,3 +257,19 @@ def test_long_names_that_begin_alike(config: JobConfig, run: Run, tmp_path: Path
     assert converted(config).captions == 7
     for name in names:
         assert (tmp_path / f"in/{name}.txt").read_text() == f"Caption of {name}.png."
+
+
+@pytest.mark.parametrize("place", ["", ":{}/texts"])
+def test_a_file_that_was_removed_is_written_again(config: JobConfig, run: Run, tmp_path: Path, place: str) -> None:
+    """Also one of somebody else, which was kept until then."""
+    folder = tmp_path / ("texts" if place else "in")
+    folder.mkdir(exist_ok=True)
+    (folder / "a.txt").write_text("mine")
+    asked = with_outputs(config, also=["txt" + place.format(tmp_path)])
+    run(asked)
+    (folder / "sub/b.txt").unlink()
+    assert "txt: 2 captions in 2 files" in run(asked).message
+    assert (folder / "sub/b.txt").read_text() == "Caption of sub/b.jpg."
+    (folder / "a.txt").unlink()
+    assert "txt: 3 captions in 3 files" in run(asked).message
+    assert (folder / "a.txt").read_text() == "Caption of a.png."
