@@ -31,6 +31,10 @@ class Cloud:
         self._generation += 1
         self.objects[name] = (content, self._generation)
 
+    def has(self, name: str, generation: str | None) -> bool:
+        """Whether an object is there, in a version that was asked for."""
+        return name in self.objects and generation in (None, str(self.objects[name][1]))
+
     def resource(self, name: str) -> dict[str, object]:
         """What the API says of an object."""
         content, generation = self.objects[name]
@@ -64,13 +68,14 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         found = re.fullmatch(rf"/(?:download/)?storage/v1/b/{BUCKET}/o(?:/(.+))?", parts.path)
         name = unquote(found[1] or "") if found else ""
-        if found is None or (name and name not in self.cloud.objects):
+        if found is None or (name and not self.cloud.has(name, query.get("generation"))):
             self._answer(404, b'{"error": {"code": 404, "message": "Not Found"}}')
         elif not name:
             self._answer(200, json.dumps(self.cloud.page(query)).encode())
         elif query.get("alt") == "media":
-            start, end = re.findall(r"\d+", self.headers.get("Range", "bytes=0-999999999"))
-            self._answer(200, self.cloud.objects[name][0][int(start) : int(end) + 1])
+            start, end = map(int, re.findall(r"\d+", self.headers.get("Range", "bytes=0-999999999")))
+            part = self.cloud.objects[name][0][start : end + 1]
+            self._answer(200 if part else 416, part)
         else:
             self._answer(200, json.dumps(self.cloud.resource(name)).encode())
 

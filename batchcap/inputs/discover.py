@@ -311,13 +311,13 @@ class _Search:
             if suffix in NOT_READ:
                 raise UsageError(f"{shown_name(path)} {NOT_READ[suffix]}")
             reader = DEFAULT_READER
-        file = Path(path)
         try:
-            status = status_of(file)
+            status = status_of(path)
         except OSError:  # reading its rows tells what is wrong
             if address_of(path) is not None:
                 raise
             status = FileStatus(0, 0)
+        file = Path(path)
         return Source(printable_name(relative), file, reader.kind, self._opened[reader.kind].count(file), *status)
 
 

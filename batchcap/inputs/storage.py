@@ -113,11 +113,11 @@ def source_for_arrow(path: Path) -> Path | BinaryIO:
     return path if address_of(path) is None else open_binary(path)
 
 
-def status_of(path: Path) -> FileStatus:
+def status_of(path: str | Path) -> FileStatus:
     """What a file looks like; raises as `open_binary`."""
     address = address_of(path)
     if address is None:
-        status = path.stat()
+        status = os.stat(path)
         return FileStatus(status.st_size, status.st_mtime_ns)
     look = _looks.at(address)
     return FileStatus(look.size_bytes or 0, look.number)

@@ -84,12 +84,9 @@ class InputTables(Folder):
                     f"table ({kind if reader is None else reader.noun}): choose imagefolder or hf-parquet, which hold "
                     "the images, or jsonl"
                 )
-        if any(map(asked.get, ("where", "sample", "shard"))):  # these rows stay out; --limit may be raised
-            found = Journal.look_into(
-                self.job.folder.journal_path, lambda journal: PlanTables(journal).partly_planned()
-            )
-            if found is not None:
-                raise _some_rows(*found)
+        journal_path = self.job.folder.journal_path
+        if found := Journal.look_into(journal_path, lambda journal: PlanTables(journal).source_in_part()):
+            raise _in_part(*found)
 
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:  # noqa: ARG002
         """Write a file for each table; one that is there as it was is not made again."""
@@ -168,7 +165,7 @@ class InputTables(Folder):
             )
         rows, captioned = sum(table.group_rows), sum(piece.rows for _part, piece in source.pieces)
         if rows != captioned:
-            raise _some_rows(source.path, rows, captioned)
+            raise _in_part(source.path, rows, captioned)
         return look
 
     def _write_file(self, path: Path, source: _Source, names: dict[str, str], done: Written) -> None:
@@ -206,7 +203,7 @@ class InputTables(Folder):
             yield pa.table(columns, names=[name for pair in kinds for name in pair])
 
 
-def _some_rows(path: Path, rows: int, captioned: int) -> UsageError:
+def _in_part(path: Path, rows: int, captioned: int) -> UsageError:
     return UsageError(
         f"{shown(path)} has {rows} rows, and this job has only {captioned} of them (--limit, --where, --sample, "
         "--shard): choose jsonl or hf-parquet, or run it without"

@@ -212,17 +212,15 @@ class PlanTables:
         statement = "SELECT DISTINCT kind FROM sources WHERE seq IN (SELECT source FROM spans)"
         return frozenset(kind for (kind,) in self._journal.query(statement))
 
-    def partly_planned(self) -> tuple[Path, int, int] | None:
-        """The first source of which not all rows are planned: its path, how many it has, how many are."""
+    def source_in_part(self) -> tuple[Path, int, int] | None:
+        """The first source of which the job has some rows only, or none: its path, its rows and those of the job."""
         statement = """
-            SELECT path, rows, planned FROM (
-                SELECT seq, path, rows, (SELECT COALESCE(SUM(rows), 0) FROM spans WHERE source = seq) AS planned
-                FROM sources)
-            WHERE rows != planned ORDER BY seq LIMIT 1
-            """
-        for path, rows, planned in self._journal.query(statement):
-            return Path(os.fsdecode(path)), rows, planned
-        return None
+            SELECT path, rows, coalesce(planned, 0) FROM sources LEFT JOIN
+              (SELECT source, sum(rows) AS planned FROM spans GROUP BY source) ON source = seq
+            WHERE coalesce(planned, 0) < rows ORDER BY seq LIMIT 1
+        """
+        found = next(iter(self._journal.query(statement)), None)
+        return None if found is None else (Path(os.fsdecode(found[0])), int(found[1]), int(found[2]))
 
     def look_of(self, path: Path) -> tuple[int, int]:
         """Size and time of a source of the plan when it was planned or accepted; 0 where it could not be looked at."""

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slow
 # The captions in flight get 1.5 s and closing files a moment; this only tells a stop from a hang on a busy machine.
 STOP_S = 30.0
 LIMIT_S = 1
-IMAGES, PARQUET_ROWS = 72, 16
+IMAGES, PARQUET_ROWS = 160, 16
 ROWS = IMAGES + 1 + PARQUET_ROWS
-# Slow enough that the job is never done before it is stopped.
+# Slow enough, and more rows than are ever under way, so that the job is never done before it is stopped.
 SLOW = (*LONG, "--slots", "1", "--rows-per-part", "8")
 FAST = (*LONG, "--slots", "16")
 ENDS = [

@@ -12,38 +12,38 @@ import pytest
 from batchcap.remote.attempts import ChangedError
 from batchcap.remote.listing import listing
 from batchcap.remote.objects import look, read_range, read_whole
-from tests.clouds import Cloud, google, hub, serving
+from tests import gcs, hub
 from tests.stores import forget_connections, wait_no_longer
 
 DIGITS = b"0123456789" * 20
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """A bucket called `bucket` at Google."""
-    with serving(google) as (cloud, url):
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[gcs.Cloud]:
+    """A bucket at Google."""
+    with gcs.opened() as cloud:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
         forget_connections()
         wait_no_longer(monkeypatch)
         yield cloud
     forget_connections()
 
 
-def test_google(bucket: Cloud) -> None:
-    bucket.put("bucket/x/a", DIGITS)
-    bucket.put("bucket/x/y/b", b"1")
-    seen = look("gs://bucket/x/a")
-    assert (seen.size_bytes, seen.version) == (200, "1")
-    assert {entry.name: entry.look for entry in listing("gs://bucket/x")} == {"a": seen, "y": None}
-    assert read_range("gs://bucket/x/a", 3, 4, seen.version) == b"3456"
-    assert read_range("gs://bucket/x/a", 300, 4, seen.version) == b""
-    assert read_whole("gs://bucket/x/a", 50) == DIGITS[:51]
-    assert not any("authorization" in headers for _path, headers in bucket.requests)
-    bucket.put("bucket/x/a", DIGITS)
+def test_google(cloud: gcs.Cloud) -> None:
+    cloud.put("x/a", DIGITS)
+    cloud.put("x/y/b", b"1")
+    folder = f"gs://{gcs.BUCKET}/x"
+    seen = look(f"{folder}/a")
+    assert (seen.size_bytes, seen.version) == (200, str(cloud.objects["x/a"][1]))
+    assert {entry.name: entry.look for entry in listing(folder)} == {"a": seen, "y": None}
+    assert read_range(f"{folder}/a", 3, 4, seen.version) == b"3456"
+    assert read_range(f"{folder}/a", 300, 4, seen.version) == b""
+    assert read_whole(f"{folder}/a", 50) == DIGITS[:51]
+    cloud.put("x/a", DIGITS)
     with pytest.raises(ChangedError):
-        read_range("gs://bucket/x/a", 3, 4, seen.version)
+        read_range(f"{folder}/a", 3, 4, seen.version)
     with pytest.raises(FileNotFoundError):
-        look("gs://bucket/nothing")
+        look(f"{folder}/nothing")
 
 
 def test_the_hub(tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ except FileNotFoundError as error:
     parts.append(error.strerror)
 print(json.dumps([seen.size_bytes, bool(seen.version), found, parts, faults()]))
 """
-    with serving(hub) as (cloud, url):
-        cloud.put("me/pics/data/a.parquet", DIGITS)
-        cloud.put("me/pics/data/split=x/b", b"1")
+    with hub.opened() as (datasets, url):
+        datasets.files["me/pics/data/a.parquet"] = DIGITS
+        datasets.files["me/pics/data/split=x/b"] = b"1"
         surroundings = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_ENDPOINT": url, "HF_TOKEN": "hf_secret"}
         ran = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
         assert json.loads(ran.stdout) == [
@@ -75,12 +75,12 @@ print(json.dumps([seen.size_bytes, bool(seen.version), found, parts, faults()]))
             ["3456", 51, "there is nothing at this address"],
             [],
         ]
-        assert cloud.requests
-        for _path, headers in cloud.requests:
+        assert datasets.requests
+        for _path, headers in datasets.requests:
             assert headers["user-agent"] == "batchcap"
             assert headers["authorization"] == "Bearer hf_secret", "private datasets are read as their owner"
         shut = {**surroundings, "HF_HUB_OFFLINE": "1"}
-        before = len(cloud.requests)
+        before = len(datasets.requests)
         ran = subprocess.run([sys.executable, "-c", code], env=shut, capture_output=True, text=True, check=False)
         assert "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set" in ran.stderr
-        assert len(cloud.requests) == before
+        assert len(datasets.requests) == before
