@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.config import Existing, InputConfig, JobConfig, OutputsConfig
+from batchcap.config import Existing, InputConfig, JobConfig, OutputsConfig, PlacementConfig
 from batchcap.core.errors import StorageError, UsageError, WorkerError
 from batchcap.outputs import files
 from batchcap.outputs.convert import convert
@@ -273,3 +273,14 @@ def test_a_file_that_was_removed_is_written_again(config: JobConfig, run: Run, t
     (folder / "a.txt").unlink()
     assert "txt: 3 captions in 3 files" in run(asked).message
     assert (folder / "a.txt").read_text() == "Caption of a.png."
+
+
+def test_an_image_by_two_ways(config: JobConfig, run: Run, tmp_path: Path) -> None:
+    """A linked folder: both rows have one file."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/way").symlink_to(tmp_path / "in/sub")
+    inputs = (str(tmp_path / "in"), str(tmp_path / "other"))
+    run(replace(config, input=InputConfig(inputs), placement=PlacementConfig(rows_per_part=100)))
+    (written,) = convert(Path(config.output), ["txt"], OutputsConfig())
+    assert written.captions == 5
+    assert (tmp_path / "in/sub/b.txt").read_text() in ("Caption of sub/b.jpg.", "Caption of way/b.jpg.")
