@@ -31,7 +31,7 @@ def test_a_conversion_that_is_killed_goes_on(
     command = ("convert", config.output, "--to", f"{form}:{faulty.bucket.address}/x", "--allow-remote")
     try:
         for number in range(KILLS + 1):
-            process = Process(*command, environment=faulty.environment)
+            process = Process(*command, environment=faulty.environment, warm=True)
             if number < KILLS:
                 enough = faulty.way.count("PUT") + number
                 assert process.wait_until(lambda enough=enough: faulty.way.count("PUT") > enough, 0.0005)  # type: ignore[misc]

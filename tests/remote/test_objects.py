@@ -207,10 +207,11 @@ def test_readers_of_one_file_share_what_was_read(bucket: Bucket, monkeypatch: py
         return real(address, start, size, version)
 
     monkeypatch.setattr("batchcap.remote.file.read_range", counted)
+    seen = look(f"{bucket.address}/a")
     for place in range(0, 200_000, 100):
         for behind in (0, 300, 90_000):
             if place >= behind:
-                with open_remote(f"{bucket.address}/a") as file:
+                with open_remote(f"{bucket.address}/a", seen) as file:
                     file.seek(place - behind)
                     assert file.read(100) == NOISE[place - behind :][:100]
     assert sum(sizes) < 200_000 + 110_000 + 30_000
