@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,14 @@ def test_a_server_without_ranges(web: Web) -> None:
     with pytest.raises(UsageError, match="does not give parts of files"):
         read_range(f"{web.url}/a", 5, 10, "")
     assert web.requests["GET", "/a"] == 1  # asking again would not help
+    with pytest.raises(UsageError, match="download it, and give the file"):
+        open_remote(f"{web.url}/a")
+    web.files["/endless"] = b"x" * (64 << 20)
+    tracemalloc.start()
+    with pytest.raises(UsageError, match="does not give parts of files"):
+        read_range(f"{web.url}/endless", 5, 10, "")
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20, "all of it is not read to find out"
+    tracemalloc.stop()
 
 
 def test_a_query_is_not_told(web: Web) -> None:
