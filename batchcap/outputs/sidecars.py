@@ -163,16 +163,19 @@ class Sidecars(Form):
                 yield from self.paths(places, suffix)
 
     def _require_places(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
-        """Refuse addresses that can't be written to: the one that was named, or those of the images."""
+        """Refuse places that can't be written to: the address that was named, or folders of images here and there."""
         if self.given_where is not None:
             address = address_of(self.given_where)
             if address is not None:
                 self.job.uploads.require_place(address)
             return
-        hosts = set[str]()
+        hosts, folder = set[str](), Path()
         for _name, image in image_ids():
             address = address_of(image)
             if address is None:
+                if image.parent != folder:  # those of a folder follow each other
+                    folder = image.parent
+                    self._require_writable(folder)
                 continue
             if not can_be_beside(image):
                 raise UsageError(
@@ -182,6 +185,13 @@ class Sidecars(Form):
             if (host := host_of(address)) not in hosts:
                 hosts.add(host)
                 self.job.uploads.require_place(address.rpartition("/")[0])
+
+    def _require_writable(self, folder: Path) -> None:
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"no files can be written beside the images in {shown(folder)} (read-only, or no permission): name a "
+                f"folder for them ({self.name}:FOLDER)"
+            )
 
     def _is_foreign(self, path: Path) -> bool:
         return self.files.is_there(path) and not self.job.ledger.entries([os.fsencode(path)])

@@ -11,6 +11,7 @@ from batchcap.core.errors import StorageError, UsageError, WorkerError
 from batchcap.outputs import files
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
+from batchcap.store.folder import JobFolder
 from tests.images.samples import encode, noise
 from tests.inputs.parquets import write_table
 from tests.outputs.conftest import Run, parquet_job, with_outputs
@@ -128,6 +129,16 @@ def test_a_file_that_was_edited_since_is_kept(config: JobConfig, run: Run, tmp_p
     written = converted(config, existing=policy)
     assert texts(tmp_path / "in")["a.txt"] == (TEXTS["a.txt"] if policy is Existing.REPLACE else "edited")
     assert written.kept == (policy is not Existing.REPLACE)
+
+
+def test_a_folder_that_can_not_be_written_to_is_told_before_any_work(
+    config: JobConfig, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchcap.outputs.sidecars.os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UsageError, match=r"beside the images in .*in \(read-only, or no permission\).*txt:FOLDER"):
+        run(with_outputs(config, also=("txt",)))
+    assert not JobFolder(Path(config.output)).part_paths()
+    run(with_outputs(config, also=(f"txt:{tmp_path / 'texts'}",)))
 
 
 @pytest.mark.parametrize("policy", [Existing.SKIP, Existing.APPEND])
