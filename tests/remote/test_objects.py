@@ -11,7 +11,7 @@ from batchcap.core.address import address_of, canonical, is_remote, path_of, wit
 from batchcap.core.errors import ExitCode, UsageError
 from batchcap.inputs.remote_walk import RemoteWalk
 from batchcap.inputs.walk import Walk
-from batchcap.remote import attempts, objects, protocols
+from batchcap.remote import attempts, protocols
 from batchcap.remote.attempts import ChangedError, NetworkError
 from batchcap.remote.file import open_remote
 from batchcap.remote.listing import listing
@@ -155,19 +155,24 @@ def test_nobody_there(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
             look(f"{bucket.address}/a")
 
 
-def test_a_file_object_reads_as_a_file_does(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the ranges that files ask for, which are small here."""
     monkeypatch.setattr("batchcap.remote.file._FIRST_BYTES", 1000)
     monkeypatch.setattr("batchcap.remote.file._MOST_BYTES", 8000)
-    bucket.put("a", NOISE)
-    (tmp_path / "a").write_bytes(NOISE)
-    sizes: list[int] = []
-    real = objects.read_range
+    asked: list[int] = []
 
     def counted(address: str, start: int, size: int, version: str) -> bytes:
-        sizes.append(size)
-        return real(address, start, size, version)
+        asked.append(size)
+        return read_range(address, start, size, version)
 
     monkeypatch.setattr("batchcap.remote.file.read_range", counted)
+    return asked
+
+
+def test_a_file_object_reads_as_a_file_does(bucket: Bucket, tmp_path: Path, sizes: list[int]) -> None:
+    bucket.put("a", NOISE)
+    (tmp_path / "a").write_bytes(NOISE)
     with open_remote(f"{bucket.address}/a") as remote, (tmp_path / "a").open("rb") as local:
         for offset, whence, size in [
             (0, 0, 10),
@@ -195,19 +200,9 @@ def test_a_file_object_reads_as_a_file_does(bucket: Bucket, tmp_path: Path, monk
         assert sum(sizes) <= len(NOISE) + 20_000, "who jumps far does not read what is between"
 
 
-def test_readers_of_one_file_share_what_was_read(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_of_one_file_share_what_was_read(bucket: Bucket, sizes: list[int]) -> None:
     """Rows are read ahead of their columns, and an index looks at what was read a moment ago."""
-    monkeypatch.setattr("batchcap.remote.file._FIRST_BYTES", 1000)
-    monkeypatch.setattr("batchcap.remote.file._MOST_BYTES", 8000)
     bucket.put("a", NOISE)
-    sizes: list[int] = []
-    real = objects.read_range
-
-    def counted(address: str, start: int, size: int, version: str) -> bytes:
-        sizes.append(size)
-        return real(address, start, size, version)
-
-    monkeypatch.setattr("batchcap.remote.file.read_range", counted)
     seen = look(f"{bucket.address}/a")
     for place in range(0, 200_000, 100):
         for behind in (0, 300, 90_000):
