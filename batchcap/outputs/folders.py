@@ -140,17 +140,22 @@ class Folder(Form):
             raise storage_error(self.path, error) from error
 
     def _is_marked(self) -> bool:
+        content = self._own_mark()
+        # In another form the job's own folder is another dataset, and one would hold the files of both.
+        return content is not None and json.loads(content)["form"] == self.name
+
+    def _own_mark(self) -> bytes | None:
+        """The mark of the folder, if this job has made it and it is as it was."""
         if self.staged is not None:
-            return self.staged.found(DATASET_MARK) is not None and not self.staged.is_foreign(DATASET_MARK)
+            return self.staged.own_content(DATASET_MARK)
         mark = self.path / DATASET_MARK
         key = os.fsencode(mark)
         entry = self.job.ledger.entries([key]).get(key)
         try:
             content = mark.read_bytes()
         except OSError:
-            return False
-        # In another form the job's own folder is another dataset, and one would hold the files of both.
-        return entry is not None and digest_of(content) == entry.digest and json.loads(content)["form"] == self.name
+            return None
+        return content if entry is not None and digest_of(content) == entry.digest else None
 
     def begin(self) -> None:
         """Make the folder batchcap's own, where it is not yet."""

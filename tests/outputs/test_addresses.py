@@ -184,6 +184,15 @@ def test_places_of_somebody_else_are_refused(config: JobConfig, run: Run, bucket
     assert (objects[key] == b"mine") == (form != "jsonl")
 
 
+def test_a_folder_of_another_form_is_refused(config: JobConfig, run: Run, bucket: Bucket) -> None:
+    run(config)
+    converted(config, f"imagefolder:{bucket.address}/x")
+    before = bucket.objects()
+    with pytest.raises(UsageError, match="is not empty, and this job did not write it as webdataset"):
+        converted(config, f"webdataset:{bucket.address}/x")
+    assert bucket.objects() == before
+
+
 def test_a_card_of_somebody_else_stays(config: JobConfig, run: Run, bucket: Bucket) -> None:
     run(config)
     form = f"hf-parquet:{bucket.address}/x"
