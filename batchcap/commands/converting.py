@@ -48,6 +48,7 @@ def convert(
     says so.
     """
     from batchcap.outputs.convert import convert as convert_job
+    from batchcap.remote.attempts import NetworkError
 
     for one in to:
         if fault := form_fault(one):
@@ -56,5 +57,8 @@ def convert(
     allow_remote = given["allow_remote"]
     if not allow_remote and (fault := sent_without_asking(to)):
         raise UsageError(f"--to {fault}")
-    for written in convert_job(output, to, config, allow_remote=allow_remote):
+    all_written = convert_job(output, to, config, allow_remote=allow_remote)
+    for written in all_written:
         print_result(written.to_text())
+    if count := sum(written.unreachable for written in all_written):
+        raise NetworkError(f"{count} captions are not written, since the servers of their images do not answer")

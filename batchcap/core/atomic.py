@@ -98,10 +98,11 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
 
 
 def _write_some(contents: Mapping[Path, bytes]) -> None:
-    token = secrets.token_hex(4)  # process ids of two containers may be the same
     with ExitStack() as claims:
         temporaries = {}
         for path, data in contents.items():
+            # Process ids of two containers may be the same, and two paths may lead to one folder.
+            token = secrets.token_hex(4)
             try:
                 temporary = path.with_name(f".{_label(path.name)}.{token}{TEMPORARY_SUFFIX}")
                 claims.callback(_unlink, temporary)

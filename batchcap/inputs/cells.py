@@ -75,8 +75,7 @@ def image_of_text(cell: str, base: PathBase) -> ImageRef | tuple[ErrorKind, str]
         cell: the text.
         base: of the manifest's paths.
     """
-    folder, allowed_root = base.folder, base.allowed_root
-    if (embedded := _embedded(cell, folder)) is not None:
+    if (embedded := _embedded(cell, base.folder)) is not None:
         return embedded
     if (local := _path_of_uri(cell)) is not None:
         cell = local
@@ -84,18 +83,40 @@ def image_of_text(cell: str, base: PathBase) -> ImageRef | tuple[ErrorKind, str]
         return _image_at(cell, base) if base.may_fetch and is_remote(cell) else Address(cell)
     if (reason := why_no_path(cell)) is not None:
         return ErrorKind.MISSING, reason
-    if (address := address_of(folder)) is not None and not cell.startswith("/"):
-        protocol, _mark, rest = f"{address}/{cell.replace(chr(92), '/')}".partition("://")
-        return _image_at(f"{protocol}://{posixpath.normpath(rest)}", base)
+    address = address_of(base.folder)
+    return _file_at(cell, base) if address is None else _image_below(address, cell, base)
+
+
+def _file_at(cell: str, base: PathBase) -> FileAt | tuple[ErrorKind, str]:
+    """The image at a path of this machine."""
+    folder, allowed_root = base.folder, base.allowed_root
     if "\\" in cell and not _WINDOWS.match(cell) and not os.path.lexists(os.path.join(folder, cell)):  # noqa: PTH118
         cell = cell.replace("\\", "/")
     file, hint = os.path.join(folder, cell), hint_at(cell)  # noqa: PTH118 - pathlib interns each name
     if allowed_root is not None and "\0" not in cell:  # with a NUL it is no path at all, as the image stage says
         real = os.path.realpath(file)
-        if is_remote(allowed_root) or os.path.commonpath([real, allowed_root]) != allowed_root:
+        if os.path.commonpath([real, allowed_root]) != allowed_root:
             reason = f"{shown_cell(cell)}: leads out of --image-root {shown_name(shown_path(folder))}"
             return ErrorKind.REFUSED, f"{reason}; {hint}" if hint else reason
     return FileAt(file, if_missing=hint)
+
+
+def _why_not_here(cell: str, allowed_root: str | None) -> str:
+    """Why a path of this machine is not opened for a manifest that others may have written."""
+    if allowed_root is not None:
+        return f"{shown_cell(cell)}: leads out of --image-root {shown_name(allowed_root)}"
+    return (
+        f"{shown_cell(cell)}: is a path of this machine, and the manifest is not on it: give --image-root with the "
+        "folder that its paths start from"
+    )
+
+
+def _image_below(address: str, cell: str, base: PathBase) -> FileAt | tuple[ErrorKind, str]:
+    """The image at a path that starts from an address."""
+    if cell.startswith("/"):
+        return ErrorKind.REFUSED, _why_not_here(cell, base.allowed_root)
+    protocol, _mark, rest = f"{address}/{cell.replace(chr(92), '/')}".partition("://")
+    return _image_at(f"{protocol}://{posixpath.normpath(rest)}", base)
 
 
 def _image_at(address: str, base: PathBase) -> FileAt | tuple[ErrorKind, str]:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from batchcap.config import InputConfig
-from batchcap.core.address import PROTOCOLS, address_of, is_remote, without_query
+from batchcap.core.address import PROTOCOLS, address_of, is_remote, is_web, without_query
 from batchcap.core.errors import UsageError
 from batchcap.core.jobfolder import is_job_folder
 from batchcap.core.sources import Source
@@ -129,6 +129,11 @@ def _require_address(name: str, *, may_fetch: bool) -> None:
     if not is_remote(name):
         known = ", ".join(f"{protocol}://" for protocol in PROTOCOLS)
         raise UsageError(f"{shown_name(name)} is an address that batchcap can't fetch ({known} it can): download it")
+    if is_web(name) and "*" in without_query(name):
+        raise UsageError(
+            f"{shown_name(without_query(name))}: web servers have no lists of their files: name each file, or a range "
+            "of numbers such as {000..127}"
+        )
     if not may_fetch:
         raise UsageError(
             f"{shown_name(name)} is an address, and batchcap fetches nothing unless it is told to: give "

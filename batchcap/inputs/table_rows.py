@@ -290,7 +290,9 @@ def image_row(
     name = (name if given is None else printable_name(str(given))) + end
     cell = values[layout.image]
     if isinstance(cell, list):
-        cell = cell[0] if cell else None
+        if not cell:
+            return ImageRow(index, name, source, row, failure=(ErrorKind.MISSING, "the list of images is empty"))
+        cell = cell[0]
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):

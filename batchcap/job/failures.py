@@ -65,6 +65,8 @@ def _advice(kind: ErrorKind, sample: CaptionRow, given: InputConfig) -> str:
     said = sample.error_message or ""
     if kind is ErrorKind.NOT_AN_IMAGE and "LFS" in said:
         return _LFS
+    if kind is ErrorKind.REFUSED and given.allow_remote:
+        return f"do as it says, {_AGAIN}"
     if kind is ErrorKind.MISSING and "null" in said:
         return _NULL_CELLS
     if kind is ErrorKind.MISSING and not said.startswith(sample.source):  # a path of a table's column

@@ -9,6 +9,7 @@ from batchcap.core.records import Shard
 from batchcap.job.plan import Plan
 from batchcap.outputs.form import FinishedPart, Form, Job, Origin
 from batchcap.outputs.ledger import Ledger
+from batchcap.outputs.places import require_places
 from batchcap.outputs.registry import make_form
 from batchcap.outputs.uploads import UploadError, Uploads
 from batchcap.remote.attempts import NetworkError
@@ -44,6 +45,7 @@ class OtherForms:
         """
         for form in self._forms:
             form.check(self._plan.image_ids)
+        require_places(self._forms, self._folder, self._plan.source_ids)
 
     def write_part(self, shard: Shard) -> None:
         """A part has been written. What keeps a form from following is told, and tried again at the end."""
@@ -64,11 +66,15 @@ class OtherForms:
         Raises:
             BatchcapError: a form can't be written.
         """
-        written, refused = list[str](), None
+        written = list[str]()
+        refused: BatchcapError | None = None
         for form in self._forms:
             if form.is_incremental or is_complete:
                 try:
-                    written.append(form.write(self._parts(), skips_known=True).to_text())
+                    done = form.write(self._parts(), skips_known=True)
+                    written.append(done.to_text())
+                    if done.unreachable:
+                        refused = refused or NetworkError(done.to_text())
                 except BatchcapError as error:  # the others are written nevertheless
                     refused = refused or error
                     log.warning("%s files are not all written: %s", form.name, error)

@@ -162,6 +162,10 @@ class Plan:
         """Id and path of every source that is an image itself."""
         return self._tables.named_sources([kind for kind in self._readers if kind not in self._containers])
 
+    def source_ids(self) -> Iterator[tuple[str, Path]]:
+        """Id and path of every source that has rows."""
+        return self._tables.named_sources(sorted(self._tables.kinds()))
+
     def kinds(self) -> frozenset[str]:
         """The kinds of the sources that have rows."""
         return self._tables.kinds()

@@ -1,5 +1,6 @@
 """Owns `convert`: the finished parts of a job folder, also while a run is at work, written in other forms."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,6 +16,7 @@ from batchcap.inputs.reader import Reader
 from batchcap.inputs.registry import READERS, open_readers
 from batchcap.outputs.form import FinishedPart, Form, Job, Origin, Written
 from batchcap.outputs.ledger import Ledger
+from batchcap.outputs.places import require_places
 from batchcap.outputs.registry import make_form
 from batchcap.outputs.uploads import Uploads
 from batchcap.store.folder import JobFolder
@@ -23,6 +25,8 @@ from batchcap.store.journal import Journal
 from batchcap.store.parts import prompt_names
 from batchcap.store.plan_tables import PlanTables
 from batchcap.store.shard_state import look_at_shards
+
+log = logging.getLogger(__name__)
 
 
 def convert(output: Path, forms: Sequence[str], config: OutputsConfig, *, allow_remote: bool = False) -> list[Written]:
@@ -56,7 +60,14 @@ def convert(output: Path, forms: Sequence[str], config: OutputsConfig, *, allow_
                     f"{form.name} is written once all rows are done, and {finished.rows_left} of {folder.path} are "
                     "left: run the job to its end"
                 )
-        return [form.write(finished) for form in made]
+        written = [form.write(finished) for form in made]
+    if finished.rows_left:
+        log.warning(
+            "%d rows of %s are left, and not in what was written: run the job to its end, then this command again",
+            finished.rows_left,
+            folder.path,
+        )
+    return written
 
 
 class FinishedParts:
@@ -95,8 +106,10 @@ class FinishedParts:
         """
 
         def look(journal: Journal) -> None:
+            tables = PlanTables(journal)
             for form in forms:
                 form.check(lambda: _image_ids(journal))
+            require_places(forms, self._folder, lambda: tables.named_sources(sorted(tables.kinds())))
 
         Journal.look_into(self._folder.journal_path, look)
 

@@ -83,6 +83,11 @@ class Folder(Form):
         return json.dumps([self.name, os.fsencode(self.where).hex()])
 
     @property
+    def place(self) -> Path | None:
+        """The folder."""
+        return self.where
+
+    @property
     def reads_inputs(self) -> bool:
         """For the images, or the tables."""
         return True
@@ -110,9 +115,9 @@ class Folder(Form):
         is_empty = not self._names_here() if self.staged is None else self.staged.is_empty()
         if not is_empty and self.config.existing is not Existing.REPLACE and not self._is_marked():
             raise UsageError(
-                f"the folder {shown(self.where)} is not empty, and this job did not write it: move it away, "
-                f"{self._other}, or choose --existing replace, which replaces files of the same names and leaves all "
-                "others"
+                f"the folder {shown(self.where)} is not empty, and this job did not write it as {self.name}: move it "
+                f"away, {self._other}, or choose --existing replace, which replaces files of the same names and leaves "
+                "all others"
             )
 
     @property
@@ -135,15 +140,22 @@ class Folder(Form):
             raise storage_error(self.path, error) from error
 
     def _is_marked(self) -> bool:
+        content = self._own_mark()
+        # In another form the job's own folder is another dataset, and one would hold the files of both.
+        return content is not None and json.loads(content)["form"] == self.name
+
+    def _own_mark(self) -> bytes | None:
+        """The mark of the folder, if this job has made it and it is as it was."""
         if self.staged is not None:
-            return self.staged.found(DATASET_MARK) is not None and not self.staged.is_foreign(DATASET_MARK)
+            return self.staged.own_content(DATASET_MARK)
         mark = self.path / DATASET_MARK
         key = os.fsencode(mark)
         entry = self.job.ledger.entries([key]).get(key)
         try:
-            return entry is not None and digest_of(mark.read_bytes()) == entry.digest
+            content = mark.read_bytes()
         except OSError:
-            return False
+            return None
+        return content if entry is not None and digest_of(content) == entry.digest else None
 
     def begin(self) -> None:
         """Make the folder batchcap's own, where it is not yet."""
@@ -298,9 +310,10 @@ class PartFolder(Folder):
         stamp = f"{part.stamp} {json.dumps(self.settings())}"
         known = ledger.part(self.target, seq)
         before = None if known is None else Made.of_json(known[1])
-        # Where images were gone, they may be back.
-        if before is not None and known is not None and known[0] == stamp and not before.written.changed:  # noqa: SIM102
-            if all(map(self.is_there, before.files)):
+        if before is not None and known is not None and known[0] == stamp:
+            # Where images were gone, they may be back.
+            is_whole = not before.written.changed and not before.written.unreachable
+            if is_whole and all(map(self.is_there, before.files)):
                 return before.written
         made = self.make(part, Written(self.name, "", left_out=self.left_out(part.counts)))
         self.publish(made.files)

@@ -19,9 +19,10 @@ from batchcap.core.sources import Piece
 from batchcap.outputs.ledger import Ledger
 from batchcap.outputs.uploads import Uploads
 from batchcap.store.folder import JobFolder
-from batchcap.store.parts import part_metadata, read_part
+from batchcap.store.parts import part_metadata, read_part, readable_part
 
 FAILED = "failed"
+BESIDE_IMAGES = "beside the images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,13 @@ class FinishedPart:
         return part_metadata(self.path)
 
     def table(self) -> pa.Table:
-        """All its columns, those of the input among them."""
-        return pq.read_table(self.path)
+        """All its columns, those of the input among them.
+
+        Raises:
+            StorageError: the file can't be read, or is damaged.
+        """
+        with readable_part(self.path):
+            return pq.read_table(self.path)
 
     def images(self) -> Iterator[ImageRow]:
         """Where the images of its rows are, in order; it ends early where an input is gone.
@@ -101,6 +107,8 @@ class Written:
         changed: captions of images that are gone or others than those that were captioned.
         kept_texts: texts of others that were left as they are, inside of files.
         uncaptioned: images of pages that have no caption.
+        unreachable: captions of images whose servers did not answer.
+        too_long: captions whose file would have a longer name than file systems have.
     """
 
     form: str
@@ -114,6 +122,8 @@ class Written:
     changed: int = 0
     kept_texts: int = 0
     uncaptioned: int = 0
+    unreachable: int = 0
+    too_long: int = 0
 
     def add(self, other: "Written") -> None:
         """Count what was written besides."""
@@ -126,6 +136,8 @@ class Written:
         self.changed += other.changed
         self.kept_texts += other.kept_texts
         self.uncaptioned += other.uncaptioned
+        self.unreachable += other.unreachable
+        self.too_long += other.too_long
 
     def to_json(self) -> str:
         """For `of_json`."""
@@ -143,13 +155,16 @@ class Written:
         parts[0] += f" {self.where}"
         if self.left_out:
             parts.append(f"left out: {', '.join(f'{count} {name}' for name, count in sorted(self.left_out.items()))}")
+        hint = f": name a folder ({self.form}:FOLDER)" if self.where == BESIDE_IMAGES else ""
         for count, text in (
             (self.kept, "files kept that were there already or were changed since"),
             (self.collisions, "not written, since another row has a file of the same name"),
-            (self.unplaced, "not written, since their images are no files of their own"),
+            (self.unplaced, f"not written, since their images are no files of their own{hint}"),
             (self.changed, "not written, since their images are gone or have changed"),
             (self.kept_texts, "texts kept that somebody else wrote"),
             (self.uncaptioned, "images of pages without a caption"),
+            (self.unreachable, "not written, since the servers of their images do not answer: run it again later"),
+            (self.too_long, f"not written, since file names would be too long: {self.form}:FOLDER cuts them"),
         ):
             if count:
                 parts.append(f"{count} {text}")
@@ -212,6 +227,11 @@ class Form(ABC):
         Raises:
             UsageError: something does.
         """
+
+    @property
+    def place(self) -> Path | None:
+        """The file or folder that belongs to this form alone; None where others may be written there, too."""
+        return None
 
     @abstractmethod
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:

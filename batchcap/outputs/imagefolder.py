@@ -128,6 +128,11 @@ class InputFolder(ImageFolder):
         self._suffixes = set[str]()
         self._odd_name = ""
 
+    @property
+    def place(self) -> Path | None:
+        """None: the images of the input are there."""
+        return None
+
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse images that are not all below one folder, and metadata of somebody else."""
         roots, folders = set[str](), set[str]()

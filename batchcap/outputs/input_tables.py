@@ -27,7 +27,7 @@ from batchcap.outputs.form import FinishedPart, Written
 from batchcap.outputs.names import in_tree
 from batchcap.store.job_file import begun_configuration
 from batchcap.store.journal import Journal
-from batchcap.store.parts import column_name
+from batchcap.store.parts import column_name, readable_part
 from batchcap.store.plan_tables import PlanTables
 
 _PREFIX = "batchcap_"
@@ -70,7 +70,8 @@ class InputTables(Folder):
     def check(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
         """Refuse also inputs that are no tables."""
         super().check(image_ids)
-        if begun_configuration(self.job.folder)["input"].get("images") == ImagesOf.EACH:
+        asked = begun_configuration(self.job.folder)["input"]
+        if asked.get("images") == ImagesOf.EACH:
             raise UsageError(
                 f"{self.name} writes one caption beside each row of the input, and this job has one for each image of "
                 "a row (--images each): choose jsonl or hf-parquet"
@@ -191,7 +192,8 @@ class InputTables(Folder):
         wanted_verdicts = pa.array(self.config.verdicts, pa.string())
         for part, piece in source.pieces:
             kinds = [(column_name("caption", name), column_name("verdict", name)) for name in self.job.prompts]
-            whole = pq.read_table(part.path, columns=[name for pair in kinds for name in pair])
+            with readable_part(part.path):
+                whole = pq.read_table(part.path, columns=[name for pair in kinds for name in pair])
             rows = whole.slice(piece.first_row - part.shard.first_row, piece.rows)
             columns = []
             for caption, verdict in kinds:

@@ -17,6 +17,7 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS files (
     path BLOB PRIMARY KEY, row_index INTEGER NOT NULL, digest TEXT NOT NULL, before BLOB,
     texts TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS files_of_rows ON files (row_index);
 CREATE TABLE IF NOT EXISTS parts (
     target TEXT NOT NULL, seq INTEGER NOT NULL, stamp TEXT NOT NULL, written TEXT NOT NULL,
     PRIMARY KEY (target, seq)) WITHOUT ROWID;
@@ -110,6 +111,16 @@ class Ledger:
                 for values in connection.execute("SELECT * FROM files WHERE path = ?", (path,)):
                     found[path] = Entry(*values)
         return found
+
+    def paths_of(self, low: int, high: int) -> list[bytes]:
+        """The files that are noted for the rows from `low` to below `high`, whatever form they are of.
+
+        Raises:
+            StorageError: the file can't be opened, or is damaged.
+        """
+        query = "SELECT path FROM files WHERE row_index >= ? AND row_index < ?"
+        with self._connection() as connection:
+            return [path for (path,) in connection.execute(query, (low, high))]
 
     def note(self, entries: Iterable[Entry]) -> None:
         """Keep entries, all or none; durable when it returns.

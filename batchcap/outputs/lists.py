@@ -56,6 +56,11 @@ class OneFile(Form):
     def _target(self) -> str:
         return json.dumps([self.name, os.fsencode(self.path).hex()])
 
+    @property
+    def place(self) -> Path | None:
+        """The file."""
+        return self.path
+
     @abstractmethod
     def opened(self, path: Path, schema: pa.Schema) -> AbstractContextManager[Append]:
         """Gives what appends the rows of a table to a new file; all tables have the schema."""

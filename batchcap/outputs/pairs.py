@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from batchcap.core.errors import RowError, UsageError
+from batchcap.core.errors import ErrorKind, RowError, UsageError
 from batchcap.core.records import ImageRow
 from batchcap.inputs.columns import RENAMED_PREFIX
 from batchcap.inputs.encoded import read_image
@@ -14,6 +14,7 @@ from batchcap.inputs.raw_files import raw_suffix
 from batchcap.inputs.suffix import suffix_of
 from batchcap.outputs.form import FinishedPart, Written
 from batchcap.outputs.lists import wanted_rows
+from batchcap.remote.attempts import NetworkError
 from batchcap.store.parts import column_name, output_schema
 
 # First bytes of the formats that are captioned, and what files of them are called.
@@ -83,8 +84,15 @@ class CaptionedRows:
         with suppress(UsageError):  # an input is gone, and so are the rows that are left
             for row in self._part.images() if places else ():
                 place = places.get(row.index)
-                image = None if place is None else _image_of(row, digests[place])
-                if place is not None and image is not None:
+                if place is None:
+                    continue
+                try:
+                    image = _image_of(row, digests[place])
+                except NetworkError:
+                    del places[row.index]
+                    done.unreachable += self.captions[place]
+                    continue
+                if image is not None:
                     del places[row.index]
                     done.captions += self.captions[place]
                     yield Pair(place, row, image, image_suffix(image) or suffix_of(row.id) or ".img")
@@ -92,10 +100,16 @@ class CaptionedRows:
 
 
 def _image_of(row: ImageRow, digest: str | None) -> bytes | None:
-    """A row's image; None where it is gone or another one than was captioned."""
+    """A row's image; None where it is gone or another one than was captioned.
+
+    Raises:
+        NetworkError: its server does not answer, so nobody knows.
+    """
     try:
         image = read_image(row)
-    except RowError:
+    except RowError as error:
+        if error.kind is ErrorKind.NETWORK:
+            raise NetworkError(error.message) from error
         return None
     return image.encoded if digest in (None, image.sha256) else None
 

@@ -19,7 +19,7 @@ from batchcap.core.sources import ImageRef
 from batchcap.inputs.columns import shown
 from batchcap.inputs.storage import shown_path
 from batchcap.outputs.files import MAX_BYTES, FileNow, Files
-from batchcap.outputs.form import FinishedPart, Form, Job, Written, wanted_answers
+from batchcap.outputs.form import BESIDE_IMAGES, FinishedPart, Form, Job, Written, wanted_answers
 from batchcap.outputs.ledger import Entry, digest_of
 from batchcap.outputs.names import can_be_beside, in_tree, require_no_collisions, target_of, without_suffix
 from batchcap.outputs.texts import joined
@@ -27,6 +27,7 @@ from batchcap.outputs.texts import joined
 log = logging.getLogger(__name__)
 
 _SHOWN_EXISTING = 3
+_MAX_NAME_BYTES = 255  # of Linux's file systems
 _LOOKED_AT_ONCE = 1000
 _READ_AT_ONCE = 64
 
@@ -162,16 +163,19 @@ class Sidecars(Form):
                 yield from self.paths(places, suffix)
 
     def _require_places(self, image_ids: Callable[[], Iterable[tuple[str, Path]]]) -> None:
-        """Refuse addresses that can't be written to: the one that was named, or those of the images."""
+        """Refuse places that can't be written to: the address that was named, or folders of images here and there."""
         if self.given_where is not None:
             address = address_of(self.given_where)
             if address is not None:
                 self.job.uploads.require_place(address)
             return
-        hosts = set[str]()
+        hosts, folder = set[str](), Path()
         for _name, image in image_ids():
             address = address_of(image)
             if address is None:
+                if image.parent != folder:  # those of a folder follow each other
+                    folder = image.parent
+                    self._require_writable(folder)
                 continue
             if not can_be_beside(image):
                 raise UsageError(
@@ -181,6 +185,13 @@ class Sidecars(Form):
             if (host := host_of(address)) not in hosts:
                 hosts.add(host)
                 self.job.uploads.require_place(address.rpartition("/")[0])
+
+    def _require_writable(self, folder: Path) -> None:
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(
+                f"no files can be written beside the images in {shown(folder)} (read-only, or no permission): name a "
+                f"folder for them ({self.name}:FOLDER)"
+            )
 
     def _is_foreign(self, path: Path) -> bool:
         return self.files.is_there(path) and not self.job.ledger.entries([os.fsencode(path)])
@@ -204,19 +215,28 @@ class Sidecars(Form):
 
     def write(self, parts: Iterable[FinishedPart], *, skips_known: bool = False) -> Written:
         """Write the files of parts."""
-        total = Written(
-            self.name, "beside the images" if self.given_where is None else f"in {shown_path(self.given_where)}"
-        )
+        total = Written(self.name, BESIDE_IMAGES if self.given_where is None else f"in {shown_path(self.given_where)}")
         for part in parts:
             known = self.job.ledger.part(self._target, part.shard.seq) if skips_known else None
             stamp = part.stamp
-            if known is not None and known[0] == stamp:
-                done = Written.of_json(known[1])
+            before = Written.of_json(known[1]) if known is not None and known[0] == stamp else None
+            # A file that somebody has removed is written again, and so is one in the place of somebody's that is gone.
+            if before is not None and not before.kept and self._are_there(part):
+                done = before
             else:
                 done = self._write_part(part)
                 self.job.ledger.note_part(self._target, part.shard.seq, stamp, done.to_json())
             total.add(done)
         return total
+
+    def _are_there(self, part: FinishedPart) -> bool:
+        """Whether what was written of a part is still there."""
+        paths = [Path(os.fsdecode(path)) for path in self.job.ledger.paths_of(*part.shard.span)]
+        ours = [path for path in paths if path.name.endswith(self.suffix)]
+        if self.given_where is not None:
+            ours = [path for path in ours if path.is_relative_to(self.given_where)]
+        self.files.prepare(ours)
+        return all(map(self.files.is_there, ours))
 
     def _write_part(self, part: FinishedPart) -> Written:
         done = Written(self.name, "", left_out=self.left_out(part.counts))
@@ -236,6 +256,9 @@ class Sidecars(Form):
                 continue
             for suffix, content, captions in self.contents(part, row, answers):
                 for number, path in enumerate(self.paths(targets, suffix)):
+                    if len(os.fsencode(path.name)) > _MAX_NAME_BYTES:
+                        done.too_long += 0 if number else captions
+                        continue
                     sidecar = Sidecar(path, index, content, 0 if number else captions)
                     if wanted.setdefault(os.fsencode(path), sidecar) is not sidecar:
                         done.collisions += sidecar.captions

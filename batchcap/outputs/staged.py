@@ -21,6 +21,7 @@ from batchcap.outputs.uploads import Found
 
 _LOCK_TIMEOUT_S = 10.0
 _STAGED = "staged"
+_MARK_BYTES = 1 << 16
 
 
 def _short(target: str) -> str:
@@ -106,6 +107,11 @@ class Staged:
     def found(self, name: str) -> Found | None:
         """What is there of that name; raises as `Uploads.found`."""
         return self._uploads.found(self._at(name))
+
+    def own_content(self, name: str) -> bytes | None:
+        """What is in a small object that batchcap has put there and nobody has changed; raises as `Uploads.found`."""
+        found = self.found(name)
+        return self._uploads.read(self._at(name), _MARK_BYTES) if found is not None and found.own_digest else None
 
     def is_foreign(self, name: str) -> bool:
         """Whether somebody else's object has that name; raises as `Uploads.found`."""

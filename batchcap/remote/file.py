@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO, cast
 
-from batchcap.core.address import without_query
+from batchcap.core.address import is_web, without_query
 from batchcap.core.errors import UsageError
-from batchcap.remote.objects import Look, look, read_range
+from batchcap.remote.objects import Look, look, read_range, require_ranges
 
 # A reader that goes on asks for twice as much each time; one that jumps gets little more than it wants.
 _FIRST_BYTES, _MOST_BYTES = 64 << 10, 4 << 20
@@ -87,6 +87,8 @@ class RemoteFile(io.RawIOBase):
             raise UsageError(
                 f"the server of {without_query(address)} does not tell how large it is: download it, and give the file"
             )
+        if is_web(address) and seen.size_bytes > 1:
+            require_ranges(address)
         # Without a version nobody knows whether what is held is of the same one.
         make = _ranges_of if seen.version else _Ranges
         self._ranges = make(address, seen.version, seen.size_bytes)

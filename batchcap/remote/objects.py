@@ -3,10 +3,12 @@
 import errno
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from batchcap.core.address import is_web
+from batchcap.core.address import is_web, without_query
+from batchcap.core.errors import UsageError
 from batchcap.remote.attempts import NOTHING_THERE, ChangedError, attempt, is_past_the_end
 from batchcap.remote.protocols import filesystem, protocol_of
 
@@ -59,6 +61,7 @@ def read_range(address: str, start: int, size: int, version: str) -> bytes:
         version: of the file, as `Look` has it; empty: any.
 
     Raises:
+        UsageError: the server has no ranges: asking again would not help.
         ChangedError: it has another version now. Servers that can't be asked for one version give what they have.
         OSError, NetworkError: as `attempts.attempt`.
     """
@@ -73,10 +76,23 @@ def read_range(address: str, start: int, size: int, version: str) -> bytes:
                 return b""
             raise
         if len(data) > size:
-            raise OSError("the server does not give parts of files")
+            raise UsageError(
+                f"the server of {without_query(address)} does not give parts of files, in which tables and archives "
+                "are read: download it, and give the file"
+            )
         return data
 
     return attempt(address, request)
+
+
+@lru_cache(1024)
+def require_ranges(address: str) -> None:
+    """Find out whether a web server gives parts of a file that has more than a byte.
+
+    Raises:
+        UsageError, OSError, NetworkError: as `read_range`.
+    """
+    read_range(address, 0, 1, "")
 
 
 def _read_any(address: str, start: int, end: int, version: str) -> bytes:  # noqa: ARG001
@@ -96,7 +112,8 @@ def _read_s3(address: str, start: int, end: int, version: str) -> bytes:
 def _read_web(address: str, start: int, end: int, version: str) -> bytes:
     # A weak mark of a version can't be asked for.
     headers = {"If-Match": version} if version.startswith('"') else {}
-    return bytes(filesystem(address).cat_file(address, start=start, end=end, headers=headers))
+    headers["Range"] = f"bytes={start}-{end - 1}"
+    return _stream(address, end - start, headers)  # a server without ranges sends all of it
 
 
 def _read_gs(address: str, start: int, end: int, version: str) -> bytes:
@@ -119,24 +136,16 @@ def read_whole(address: str, most_bytes: int) -> bytes:
     return attempt(address, lambda: _stream(address, most_bytes))
 
 
-def _stream(address: str, most_bytes: int) -> bytes:
-    """What a web server sends, whatever it says of its size."""
+def _stream(address: str, most_bytes: int, headers: dict[str, str] | None = None) -> bytes:
+    """What a web server sends, whatever it says of its size; up to one byte more than `most_bytes`."""
     pieces = []
     left = most_bytes + 1
-    with filesystem(address).open(address, block_size=0, size=1) as file:  # a size, or it would ask for that first
+    # With a size, or it would ask for that first.
+    with filesystem(address).open(address, block_size=0, size=1, headers=headers or {}) as file:
         while left and (piece := file.read(min(left, _PIECE_BYTES))):
             pieces.append(piece)
             left -= len(piece)
     return b"".join(pieces)
-
-
-def exists(address: str) -> bool:
-    """Whether there is a file; raises as `attempts.attempt`, but not where there is none."""
-    try:
-        look(address)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def write(address: str, file: Path) -> None:

@@ -277,11 +277,11 @@ def part_is_complete(path: Path, shard: Shard) -> bool:
     except (OSError, pa.ArrowException) as error:
         if is_trouble(error):
             raise trouble(path, error) from error
-        log.warning("%s is damaged (%s): its rows are captioned again", path, _reason(error))
+        log.warning("%s is damaged (%s): a run of the job captions its rows again", path, _reason(error))
         return False
     found = (file.metadata or {}).get(SPAN_KEY.encode(), b"").decode(errors="replace")
     if found != span_text(shard) or file.num_rows != shard.rows:
-        log.warning("%s does not hold the job's rows %s: they are captioned again", path, span_text(shard))
+        log.warning("%s does not hold the job's rows %s: a run of the job captions them again", path, span_text(shard))
         return False
     return True
 

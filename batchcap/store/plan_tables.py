@@ -213,11 +213,11 @@ class PlanTables:
         return frozenset(kind for (kind,) in self._journal.query(statement))
 
     def source_in_part(self) -> tuple[Path, int, int] | None:
-        """The first source of which the job has some rows only: its path, its rows and those of the job."""
+        """The first source of which the job has some rows only, or none: its path, its rows and those of the job."""
         statement = """
-            SELECT path, rows, planned FROM sources JOIN
+            SELECT path, rows, coalesce(planned, 0) FROM sources LEFT JOIN
               (SELECT source, sum(rows) AS planned FROM spans GROUP BY source) ON source = seq
-            WHERE planned < rows ORDER BY seq LIMIT 1
+            WHERE coalesce(planned, 0) < rows ORDER BY seq LIMIT 1
         """
         found = next(iter(self._journal.query(statement)), None)
         return None if found is None else (Path(os.fsdecode(found[0])), int(found[1]), int(found[2]))

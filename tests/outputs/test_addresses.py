@@ -184,6 +184,15 @@ def test_places_of_somebody_else_are_refused(config: JobConfig, run: Run, bucket
     assert (objects[key] == b"mine") == (form != "jsonl")
 
 
+def test_a_folder_of_another_form_is_refused(config: JobConfig, run: Run, bucket: Bucket) -> None:
+    run(config)
+    converted(config, f"imagefolder:{bucket.address}/x")
+    before = bucket.objects()
+    with pytest.raises(UsageError, match="is not empty, and this job did not write it as webdataset"):
+        converted(config, f"webdataset:{bucket.address}/x")
+    assert bucket.objects() == before
+
+
 def test_a_card_of_somebody_else_stays(config: JobConfig, run: Run, bucket: Bucket) -> None:
     run(config)
     form = f"hf-parquet:{bucket.address}/x"
@@ -439,3 +448,17 @@ def test_without_addresses_no_client_is_loaded(config: JobConfig, run: Run) -> N
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_images_that_can_not_be_fetched_now(config: JobConfig, run: Run, faulty: FaultyBucket, tmp_path: Path) -> None:
+    """They are not taken for images that are gone, and come when their server is back."""
+    job = remote_job(config, faulty.bucket, tmp_path)
+    run(job)
+    faulty.way.happens("slow_down", 0, "GET", "b.jpg")
+    written = converted(job, f"imagefolder:{tmp_path / 'birds'}")
+    assert (written.captions, written.unreachable, written.changed) == (2, 1, 0)
+    with pytest.raises(NetworkError, match="1 not written, since the servers of their images do not answer"):
+        run(replace(job, outputs=OutputsConfig(also=("webdataset",))))
+    faulty.way.heals()
+    assert converted(job, f"imagefolder:{tmp_path / 'birds'}").captions == 3
+    assert run(replace(job, outputs=OutputsConfig(also=("webdataset",)))).exit_code == ExitCode.COMPLETE

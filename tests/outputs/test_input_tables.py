@@ -123,6 +123,22 @@ def test_of_a_job_with_a_limit(tables: JobConfig, run: Run) -> None:
         converted(config)
 
 
+@pytest.mark.parametrize(
+    "choice", [{"sample": 5}, {"shard": "1/2"}, {"where": "number < 3"}, {"where": "name LIKE 'a%'"}]
+)
+def test_of_some_rows(tables: JobConfig, run: Run, tmp_path: Path, choice: dict[str, Any]) -> None:
+    """Refused before any work."""
+    asked = with_outputs(replace(tables, input=replace(tables.input, **choice)), also=("dataset",))
+    with pytest.raises(UsageError, match=r"rows, and this job has only \d of them"):
+        run(asked)
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_a_condition_that_all_rows_match(tables: JobConfig, run: Run) -> None:
+    config = replace(tables, input=replace(tables.input, where="number >= 0"))
+    assert "dataset: 7 captions in 2 files" in run(with_outputs(config, also=("dataset",))).message
+
+
 def test_a_run_with_a_limit_is_refused_before_any_work(tables: JobConfig, run: Run) -> None:
     config = replace(with_outputs(tables, also=("dataset",)), limits=LimitConfig(limit=5))
     with pytest.raises(UsageError, match=r"a\.parquet has 7 rows, and this job has only 5 of them"):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from batchcap.config import Existing, InputConfig, JobConfig, OutputsConfig
+from batchcap.config import Existing, InputConfig, JobConfig, OutputsConfig, PlacementConfig
 from batchcap.core.errors import StorageError, UsageError, WorkerError
 from batchcap.outputs import files
 from batchcap.outputs.convert import convert
 from batchcap.outputs.form import Written
+from batchcap.store.folder import JobFolder
 from tests.images.samples import encode, noise
 from tests.inputs.parquets import write_table
 from tests.outputs.conftest import Run, parquet_job, with_outputs
@@ -128,6 +129,16 @@ def test_a_file_that_was_edited_since_is_kept(config: JobConfig, run: Run, tmp_p
     written = converted(config, existing=policy)
     assert texts(tmp_path / "in")["a.txt"] == (TEXTS["a.txt"] if policy is Existing.REPLACE else "edited")
     assert written.kept == (policy is not Existing.REPLACE)
+
+
+def test_a_folder_that_can_not_be_written_to_is_told_before_any_work(
+    config: JobConfig, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchcap.outputs.sidecars.os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UsageError, match=r"beside the images in .*in \(read-only, or no permission\).*txt:FOLDER"):
+        run(with_outputs(config, also=("txt",)))
+    assert not JobFolder(Path(config.output)).part_paths()
+    run(with_outputs(config, also=(f"txt:{tmp_path / 'texts'}",)))
 
 
 @pytest.mark.parametrize("policy", [Existing.SKIP, Existing.APPEND])
@@ -257,3 +268,30 @@ def test_long_names_that_begin_alike(config: JobConfig, run: Run, tmp_path: Path
     assert converted(config).captions == 7
     for name in names:
         assert (tmp_path / f"in/{name}.txt").read_text() == f"Caption of {name}.png."
+
+
+@pytest.mark.parametrize("place", ["", ":{}/texts"])
+def test_a_file_that_was_removed_is_written_again(config: JobConfig, run: Run, tmp_path: Path, place: str) -> None:
+    """Also one of somebody else, which was kept until then."""
+    folder = tmp_path / ("texts" if place else "in")
+    folder.mkdir(exist_ok=True)
+    (folder / "a.txt").write_text("mine")
+    asked = with_outputs(config, also=["txt" + place.format(tmp_path)])
+    run(asked)
+    (folder / "sub/b.txt").unlink()
+    assert "txt: 2 captions in 2 files" in run(asked).message
+    assert (folder / "sub/b.txt").read_text() == "Caption of sub/b.jpg."
+    (folder / "a.txt").unlink()
+    assert "txt: 3 captions in 3 files" in run(asked).message
+    assert (folder / "a.txt").read_text() == "Caption of a.png."
+
+
+def test_an_image_by_two_ways(config: JobConfig, run: Run, tmp_path: Path) -> None:
+    """A linked folder: both rows have one file."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/way").symlink_to(tmp_path / "in/sub")
+    inputs = (str(tmp_path / "in"), str(tmp_path / "other"))
+    run(replace(config, input=InputConfig(inputs), placement=PlacementConfig(rows_per_part=100)))
+    (written,) = convert(Path(config.output), ["txt"], OutputsConfig())
+    assert written.captions == 5
+    assert (tmp_path / "in/sub/b.txt").read_text() in ("Caption of sub/b.jpg.", "Caption of way/b.jpg.")

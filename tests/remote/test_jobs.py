@@ -214,6 +214,23 @@ def test_an_image_root_at_an_address(tmp_path: Path, bucket: Bucket, cell: str, 
     assert [row["error_kind"] for row in rows_of(config)] == [kind]
 
 
+@pytest.mark.parametrize("cell", ["/etc/hostname", "file:///etc/hostname"])
+def test_a_manifest_at_an_address_names_no_file_of_this_machine(tmp_path: Path, bucket: Bucket, cell: str) -> None:
+    """Its owner is not the owner of this machine."""
+    bucket.put("m.jsonl", json.dumps({"image": cell}).encode())
+    config = job_of(tmp_path, f"{bucket.address}/m.jsonl")
+    caption(config)
+    (row,) = rows_of(config)
+    assert row["error_kind"] == "refused"
+    assert "is a path of this machine, and the manifest is not on it" in row["error_message"]
+
+
+def test_web_servers_have_no_patterns(tmp_path: Path, web: Web) -> None:
+    with pytest.raises(UsageError, match="web servers have no lists of their files"):
+        caption(job_of(tmp_path, f"{web.url}/*.png"))
+    assert not web.requests
+
+
 def test_what_changed_between_runs(tmp_path: Path, data: Path, bucket: Bucket) -> None:
     put_folder(bucket, data)
     config = job_of(tmp_path, f"{bucket.address}/described", f"{bucket.address}/a.tar", f"{bucket.address}/paths.jsonl")

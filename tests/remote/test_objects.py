@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from batchcap.core.address import address_of, canonical, is_remote, path_of, wit
 from batchcap.core.errors import ExitCode, UsageError
 from batchcap.inputs.remote_walk import RemoteWalk
 from batchcap.inputs.walk import Walk
-from batchcap.remote import attempts, objects, protocols
+from batchcap.remote import attempts, protocols
 from batchcap.remote.attempts import ChangedError, NetworkError
 from batchcap.remote.file import open_remote
 from batchcap.remote.listing import listing
@@ -154,19 +155,24 @@ def test_nobody_there(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
             look(f"{bucket.address}/a")
 
 
-def test_a_file_object_reads_as_a_file_does(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the ranges that files ask for, which are small here."""
     monkeypatch.setattr("batchcap.remote.file._FIRST_BYTES", 1000)
     monkeypatch.setattr("batchcap.remote.file._MOST_BYTES", 8000)
-    bucket.put("a", NOISE)
-    (tmp_path / "a").write_bytes(NOISE)
-    sizes: list[int] = []
-    real = objects.read_range
+    asked: list[int] = []
 
     def counted(address: str, start: int, size: int, version: str) -> bytes:
-        sizes.append(size)
-        return real(address, start, size, version)
+        asked.append(size)
+        return read_range(address, start, size, version)
 
     monkeypatch.setattr("batchcap.remote.file.read_range", counted)
+    return asked
+
+
+def test_a_file_object_reads_as_a_file_does(bucket: Bucket, tmp_path: Path, sizes: list[int]) -> None:
+    bucket.put("a", NOISE)
+    (tmp_path / "a").write_bytes(NOISE)
     with open_remote(f"{bucket.address}/a") as remote, (tmp_path / "a").open("rb") as local:
         for offset, whence, size in [
             (0, 0, 10),
@@ -194,19 +200,9 @@ def test_a_file_object_reads_as_a_file_does(bucket: Bucket, tmp_path: Path, monk
         assert sum(sizes) <= len(NOISE) + 20_000, "who jumps far does not read what is between"
 
 
-def test_readers_of_one_file_share_what_was_read(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_of_one_file_share_what_was_read(bucket: Bucket, sizes: list[int]) -> None:
     """Rows are read ahead of their columns, and an index looks at what was read a moment ago."""
-    monkeypatch.setattr("batchcap.remote.file._FIRST_BYTES", 1000)
-    monkeypatch.setattr("batchcap.remote.file._MOST_BYTES", 8000)
     bucket.put("a", NOISE)
-    sizes: list[int] = []
-    real = objects.read_range
-
-    def counted(address: str, start: int, size: int, version: str) -> bytes:
-        sizes.append(size)
-        return real(address, start, size, version)
-
-    monkeypatch.setattr("batchcap.remote.file.read_range", counted)
     seen = look(f"{bucket.address}/a")
     for place in range(0, 200_000, 100):
         for behind in (0, 300, 90_000):
@@ -267,8 +263,17 @@ def test_versions_that_can_not_be_asked_for(web: Web, marks: str | None) -> None
 def test_a_server_without_ranges(web: Web) -> None:
     web.ranges = False
     web.files["/a"] = NOISE
-    with pytest.raises(NetworkError, match="does not give parts of files"):
+    with pytest.raises(UsageError, match="does not give parts of files"):
         read_range(f"{web.url}/a", 5, 10, "")
+    assert web.requests["GET", "/a"] == 1  # asking again would not help
+    with pytest.raises(UsageError, match="download it, and give the file"):
+        open_remote(f"{web.url}/a")
+    web.files["/endless"] = b"x" * (64 << 20)
+    tracemalloc.start()
+    with pytest.raises(UsageError, match="does not give parts of files"):
+        read_range(f"{web.url}/endless", 5, 10, "")
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20, "all of it is not read to find out"
+    tracemalloc.stop()
 
 
 def test_a_query_is_not_told(web: Web) -> None:

@@ -118,7 +118,7 @@ def test_only_the_whole_part_of_this_shard_is_complete(part: Path, caplog: pytes
         with caplog.at_level(logging.WARNING):
             caplog.clear()
             assert not part_is_complete(part, SHARD)
-            assert "captioned again" in caplog.text
+            assert "captions its rows again" in caplog.text
 
 
 def test_a_part_wants_all_its_rows(tmp_path: Path) -> None:
