@@ -10,7 +10,7 @@ import pytest
 from batchcap.core.errors import ExitCode
 from batchcap.store.folder import JobFolder
 from tests.e2e.conftest import Job
-from tests.e2e.process import Process, assert_clean, assert_whole, read_summary
+from tests.e2e.process import Process, assert_clean, assert_whole, read_summary, run
 from tests.prometheus import parsed
 
 pytestmark = pytest.mark.slow
@@ -19,13 +19,18 @@ pytestmark = pytest.mark.slow
 HANG_S = 3
 
 
+def has_part(events: Path) -> bool:
+    """Whether a part is written; the job folder itself comes and goes while its place is tried."""
+    return events.exists() and "part_written" in events.read_text()
+
+
 @pytest.mark.parametrize("worker", ["vision", "decoder"])
 def test_a_worker_killed_at_work(small_job: Job, tmp_path: Path, worker: str) -> None:
     output = tmp_path / "out"
     metrics, events = tmp_path / "x.prom", tmp_path / "events.jsonl"
     told = ("--metrics", str(metrics), "--events", str(events))
     process = Process(*small_job.arguments(output, "--slots", "1", "--rows-per-part", "16", *told))
-    assert process.wait_until(lambda: JobFolder(output).part_paths())
+    assert process.wait_until(lambda: has_part(events))
     os.kill(process.workers()[worker], signal.SIGKILL)
     assert process.wait() == ExitCode.COMPLETE
     assert_clean(process)
@@ -64,3 +69,27 @@ def test_a_worker_killed_while_it_loads(small_job: Job, tmp_path: Path) -> None:
     assert_clean(process)
     assert "the decoder 0 process was killed by signal 9" in process.stderr
     assert read_summary(output)["state"] == "failed"
+
+
+def test_a_run_that_is_killed_leaves_whole_events_and_metrics(small_job: Job, tmp_path: Path) -> None:
+    """Nothing runs at its end; the next run goes on in the same files."""
+    output, metrics, events, mark = (tmp_path / name for name in ("out", "x.prom", "events.jsonl", "mark"))
+    told = ("--metrics", str(metrics), "--events", str(events), "--on-end", f"touch {mark}")
+    arguments = small_job.arguments(output, "--slots", "1", "--rows-per-part", "16", *told)
+    process = Process(*arguments)
+    assert process.wait_until(lambda: has_part(events))
+    process.signal_group(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    killed = [json.loads(line)["event"] for line in events.read_text().splitlines()]
+    assert killed[:2] == ["run_started", "rows_planned"]
+    assert "run_ended" not in killed
+    assert parsed(metrics.read_text())["batchcap_running"].only == 1
+    assert not mark.exists()
+    run(*arguments)
+    assert mark.exists()
+    after = [json.loads(line)["event"] for line in events.read_text().splitlines()]
+    assert after[: len(killed)] == killed
+    assert (after[len(killed)], after[-1]) == ("run_started", "run_ended")
+    assert parsed(metrics.read_text())["batchcap_running"].only == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert_whole(output, small_job.expected)
