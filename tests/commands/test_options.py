@@ -88,7 +88,7 @@ def test_a_new_field_is_in_the_help_in_the_panel_of_its_table_or_its_own() -> No
     assert re.search(r"--patience +-p +<int> +Tries\. +\[default: 3\]", panels["Limits"])
     assert help_text.count("--patience") == 1
     rest = ["Input", "Prompt and decoding", "Image and vision", "Speed and memory", "Limits", "Resume"]
-    rest.append("Other forms of the captions")
+    rest += ["Other forms of the captions", "Operations"]
     assert list(panels) == ["Arguments", "Options", *rest], "the panels stand as the tables do"
 
 
