@@ -94,7 +94,7 @@ def test_killed_at_twenty_moments_the_job_ends_as_if_nothing_had_happened(long_j
         assert read_holder(JobFolder(output)) is None
         advances += durable > before
     assert len(killer.phases) == 20
-    assert advances >= 6, "too few of the kills came after work had been done"
+    assert advances >= 4, "too few of the kills came after work had been done"
     last = run(*arguments)
     assert last.done_before == (durable if durable < ROWS else None)
     assert_whole(output, long_job.expected)
