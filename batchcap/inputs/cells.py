@@ -12,8 +12,8 @@ from batchcap.core.address import PROTOCOLS, address_of, canonical, is_remote, p
 from batchcap.core.errors import ErrorKind, UsageError
 from batchcap.core.sources import Address, Bytes, FileAt, ImageRef
 from batchcap.core.text import is_address, one_line, shown_name
+from batchcap.inputs.columns import shown
 from batchcap.inputs.content import base64_image
-from batchcap.inputs.storage import shown_path
 
 # No path is longer on Linux; what a column of something else holds may be.
 MAX_PATH = 4096
@@ -96,7 +96,7 @@ def _file_at(cell: str, base: PathBase) -> FileAt | tuple[ErrorKind, str]:
     if allowed_root is not None and "\0" not in cell:  # with a NUL it is no path at all, as the image stage says
         real = os.path.realpath(file)
         if os.path.commonpath([real, allowed_root]) != allowed_root:
-            reason = f"{shown_cell(cell)}: leads out of --image-root {shown_name(shown_path(folder))}"
+            reason = f"{shown_cell(cell)}: leads out of --image-root {shown(folder)}"
             return ErrorKind.REFUSED, f"{reason}; {hint}" if hint else reason
     return FileAt(file, if_missing=hint)
 

@@ -1,7 +1,7 @@
 """Owns the columns of inputs by their names: those that were asked for, their names in the output and in messages."""
 
 from collections.abc import Collection, Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from batchcap.config import InputConfig
 from batchcap.core.errors import UsageError
@@ -46,7 +46,7 @@ def require_columns(config: InputConfig, found: Collection[str], *, has_tables: 
             )
 
 
-def shown(path: Path) -> str:
+def shown(path: str | PurePath) -> str:
     """A file's name in a message."""
     return shown_name(shown_path(path))
 

@@ -115,8 +115,9 @@ def _require_inputs(config: InputConfig) -> None:
 def _names_of(given: str) -> Iterator[str]:
     """The inputs that one stands for: itself, unless it has a range of numbers and nothing is there with that name."""
     path = as_path(given)
-    is_itself = address_of(path) is None and (os.path.lexists(path) or _matches_any(path))
-    yield from expanded(given) if has_range(given) and not is_itself else (given,)
+    is_here = address_of(path) is None
+    stands_for_several = has_range(given) and not (is_here and (os.path.lexists(path) or _matches_any(path)))
+    yield from expanded(given) if stands_for_several else (given,)
 
 
 def _matches_any(pattern: str) -> bool:

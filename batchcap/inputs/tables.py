@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchcap.core.text import shown_name
-from batchcap.inputs.storage import matches_in, shown_path
+from batchcap.inputs.columns import shown
+from batchcap.inputs.storage import matches_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class FormatTable:
     @property
     def refusal(self) -> str:
         """What to say where its folder is searched."""
-        path = shown_name(shown_path(self.path))
+        path = shown(self.path)
         return (
             f"{self._beginning}. Export the current version of the table to Parquet and caption that: "
             f"{self.format.export.format(path=path)}. To caption all rows of its files, deleted ones too, name the "
@@ -75,7 +75,7 @@ class FormatTable:
     @property
     def _beginning(self) -> str:
         return (
-            f"{shown_name(shown_path(self.path))} is {self.format.name} table: its folder also holds the files of "
+            f"{shown(self.path)} is {self.format.name} table: its folder also holds the files of "
             "deleted rows and old versions"
         )
 

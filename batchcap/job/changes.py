@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from batchcap.config import OnChanged
 from batchcap.core.errors import ChangedInputError, UsageError
 from batchcap.core.records import Status
-from batchcap.core.text import shown_name
-from batchcap.inputs.storage import shown_path
+from batchcap.inputs.columns import shown
 from batchcap.job.comparison import Comparison, Difference, EndedRow, is_table
 from batchcap.job.plan import Plan
 from batchcap.job.stop import ShouldStop
@@ -165,7 +164,7 @@ def _require_rows(source: ChangedSource, difference: Difference) -> None:
 
 
 def _name(source: ChangedSource) -> str:
-    return shown_name(shown_path(os.fsdecode(source.path)))
+    return shown(os.fsdecode(source.path))
 
 
 def _names(sources: Sequence[ChangedSource]) -> str:

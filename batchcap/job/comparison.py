@@ -12,9 +12,9 @@ from batchcap.core.errors import ErrorKind, RowError
 from batchcap.core.records import CaptionRow, ImageRow, Shard, Status
 from batchcap.core.sources import FileAt, Piece
 from batchcap.core.text import shown_name
+from batchcap.inputs.columns import shown
 from batchcap.inputs.encoded import digest, read_encoded
 from batchcap.inputs.registry import READERS
-from batchcap.inputs.storage import shown_path
 from batchcap.job.plan import Plan
 from batchcap.job.stop import ShouldStop, StoppedError
 from batchcap.store.folder import JobFolder
@@ -186,7 +186,7 @@ class _Progress:
     """How far the comparison of one source is."""
 
     def __init__(self, source: ChangedSource) -> None:
-        self.name = shown_name(shown_path(os.fsdecode(source.path)))
+        self.name = shown(os.fsdecode(source.path))
         self._rows = sum(piece.rows for piece in source.pieces)
         self._done = 0
         self._next_s = time.monotonic() + _QUIET_S

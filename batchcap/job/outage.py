@@ -5,7 +5,7 @@ One server that is gone is another matter: its images fail, and the job goes on.
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from batchcap.core.address import address_of, host_of
+from batchcap.core.address import address_of, host_of, is_remote
 from batchcap.core.errors import ErrorKind
 from batchcap.core.records import Failure, Outcome, Request
 from batchcap.core.sources import FileAt
@@ -25,7 +25,7 @@ class Outage:
     """
 
     def __init__(self, inputs: Sequence[str]) -> None:
-        self._of_inputs = {host_of(given) for given in inputs if address_of(given) is not None}
+        self._of_inputs = {host_of(given) for given in inputs if is_remote(given)}
         self._held: list[tuple[Outcome, Failure]] = []
         self._fetched: set[int] = set()  # rows under way whose images are at addresses
         self._last_read = -1

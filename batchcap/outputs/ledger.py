@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from batchcap.core.errors import StorageError
 from batchcap.store.folder import JobFolder
@@ -99,18 +100,19 @@ class Ledger:
             self._opened.close()
             self._opened = None
 
+    def _noted(self, statement: str, keys: Iterable[object]) -> Iterator[tuple[Any, ...]]:
+        """What a statement finds for each of several keys."""
+        with self._connection() as connection:
+            for key in keys:
+                yield from connection.execute(statement, (key,))
+
     def entries(self, paths: Iterable[bytes]) -> dict[bytes, Entry]:
         """Those of the paths that are noted.
 
         Raises:
             StorageError: the file can't be opened, or is damaged.
         """
-        found = {}
-        with self._connection() as connection:
-            for path in paths:
-                for values in connection.execute("SELECT * FROM files WHERE path = ?", (path,)):
-                    found[path] = Entry(*values)
-        return found
+        return {values[0]: Entry(*values) for values in self._noted("SELECT * FROM files WHERE path = ?", paths)}
 
     def paths_of(self, low: int, high: int) -> list[bytes]:
         """The files that are noted for the rows from `low` to below `high`, whatever form they are of.
@@ -175,12 +177,8 @@ class Ledger:
         Raises:
             StorageError: the file can't be opened, or is damaged.
         """
-        found = {}
-        with self._connection() as connection:
-            for address in addresses:
-                for values in connection.execute("SELECT * FROM objects WHERE address = ?", (address,)):
-                    found[address] = PutObject(*values)
-        return found
+        noted = self._noted("SELECT * FROM objects WHERE address = ?", addresses)
+        return {values[0]: PutObject(*values) for values in noted}
 
     def note_objects(self, objects: Iterable[PutObject]) -> None:
         """Keep what is known of objects, all or nothing; durable when it returns.

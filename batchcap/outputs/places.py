@@ -1,13 +1,15 @@
-"""Owns which places no form may be written to: that of another form, of an input, and the job folder."""
+"""Owns which places no form may be written to: another form's, an input, the job folder, and what takes no files."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from batchcap.core.address import address_of
+from batchcap.core.address import address_of, host_of
 from batchcap.core.errors import UsageError
 from batchcap.inputs.columns import shown
 from batchcap.outputs.form import Form
+from batchcap.outputs.names import can_be_beside
+from batchcap.outputs.uploads import Uploads
 from batchcap.store.folder import JobFolder
 
 
@@ -42,6 +44,44 @@ def require_places(forms: Sequence[Form], folder: JobFolder, sources: Callable[[
                     f"{shown(path)} is an input of this job, so {form.name} can't be written to {shown(Path(name))}: "
                     f"name another place ({form.name}:WHERE)"
                 )
+
+
+def require_beside(form: str, images: Iterable[Path], uploads: Uploads) -> None:
+    """Refuse images beside which no file can be written: in folders of this machine, or at addresses.
+
+    Args:
+        form: its name, for messages.
+        images: of the job; those of a folder follow each other.
+        uploads: of the job.
+
+    Raises:
+        UsageError: there is one.
+        NetworkError: a store can't be asked now.
+    """
+    hosts, folder = set[str](), Path()
+    for image in images:
+        address = address_of(image)
+        if address is None:
+            if image.parent != folder:
+                folder = image.parent
+                _require_writable(form, folder)
+            continue
+        if not can_be_beside(image):
+            raise UsageError(
+                f"{shown(image)} is on a web server, which takes no files, so there can't be one beside it: name a "
+                f"folder, or an address of a bucket ({form}:WHERE)"
+            )
+        if (host := host_of(address)) not in hosts:
+            hosts.add(host)
+            uploads.require_place(address.rpartition("/")[0])
+
+
+def _require_writable(form: str, folder: Path) -> None:
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"no files can be written beside the images in {shown(folder)} (read-only, or no permission): name a "
+            f"folder for them ({form}:FOLDER)"
+        )
 
 
 def _require_outside(form: Form, where: Path, folder: JobFolder) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from batchcap.config import Existing, OutputsConfig
-from batchcap.core.address import address_of, host_of
+from batchcap.core.address import address_of
 from batchcap.core.errors import UsageError
 from batchcap.core.records import CaptionRow
 from batchcap.core.sources import ImageRef
@@ -21,7 +21,8 @@ from batchcap.inputs.storage import shown_path
 from batchcap.outputs.files import MAX_BYTES, FileNow, Files
 from batchcap.outputs.form import BESIDE_IMAGES, FinishedPart, Form, Job, Written, wanted_answers
 from batchcap.outputs.ledger import Entry, digest_of
-from batchcap.outputs.names import can_be_beside, in_tree, require_no_collisions, target_of, without_suffix
+from batchcap.outputs.names import in_tree, require_no_collisions, target_of, without_suffix
+from batchcap.outputs.places import require_beside
 from batchcap.outputs.texts import joined
 
 log = logging.getLogger(__name__)
@@ -169,29 +170,7 @@ class Sidecars(Form):
             if address is not None:
                 self.job.uploads.require_place(address)
             return
-        hosts, folder = set[str](), Path()
-        for _name, image in image_ids():
-            address = address_of(image)
-            if address is None:
-                if image.parent != folder:  # those of a folder follow each other
-                    folder = image.parent
-                    self._require_writable(folder)
-                continue
-            if not can_be_beside(image):
-                raise UsageError(
-                    f"{shown(image)} is on a web server, which takes no files, so there can't be one beside it: name a "
-                    f"folder, or an address of a bucket ({self.name}:WHERE)"
-                )
-            if (host := host_of(address)) not in hosts:
-                hosts.add(host)
-                self.job.uploads.require_place(address.rpartition("/")[0])
-
-    def _require_writable(self, folder: Path) -> None:
-        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(
-                f"no files can be written beside the images in {shown(folder)} (read-only, or no permission): name a "
-                f"folder for them ({self.name}:FOLDER)"
-            )
+        require_beside(self.name, (image for _name, image in image_ids()), self.job.uploads)
 
     def _is_foreign(self, path: Path) -> bool:
         return self.files.is_there(path) and not self.job.ledger.entries([os.fsencode(path)])

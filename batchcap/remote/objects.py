@@ -4,7 +4,6 @@ import errno
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from batchcap.core.address import is_web, without_query
@@ -146,12 +145,3 @@ def _stream(address: str, most_bytes: int, headers: dict[str, str] | None = None
             pieces.append(piece)
             left -= len(piece)
     return b"".join(pieces)
-
-
-def write(address: str, file: Path) -> None:
-    """Put a file of this machine at an address; it appears there as a whole or not at all.
-
-    Raises:
-        OSError, NetworkError: as `attempts.attempt`.
-    """
-    attempt(address, lambda: filesystem(address).put_file(str(file), address))
